@@ -1,0 +1,57 @@
+# `make run` and `make test` need python3 with venv and make, nothing else; `make check` needs git too.
+
+.PHONY: run test check bench protos lock
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := $(PIP) install --require-hashes --only-binary :all: -r
+INSTALL_SELF := $(PIP) install --no-deps --no-build-isolation -e .
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" --quiet
+
+run: .venv/.run  ## Start everything; Ctrl-C stops it.
+	@$(BIN)/parlor up
+
+test: .venv/.dev  ## PG_BIN=FOLDER runs it on another PostgreSQL.
+	$(BIN)/pytest tests --ignore tests/benchmarks
+
+bench: .venv/.dev
+	$(BIN)/pytest tests/benchmarks
+
+check: .venv/.dev  ## Everything that needs no server.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	mkdir -p .build
+	$(BIN)/python -m ops.protos .build/protos.binpb
+	git diff --exit-code -- protos
+	$(BIN)/buf lint .build/protos.binpb --path parlor
+	$(BIN)/buf format --diff --exit-code protos
+
+protos: .venv/.dev  ## Write the stubs anew.
+	$(BIN)/python -m ops.protos
+
+lock: .venv/.dev  ## After a change of the dependencies; UPGRADE=--upgrade takes newer versions.
+	$(COMPILE) $(UPGRADE) -o requirements.lock
+	$(COMPILE) $(UPGRADE) --extra dev -o requirements-dev.lock
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+
+# A stamp for each set of packages; what dev installs contains what run needs.
+.venv/.run: requirements.lock pyproject.toml | .venv/bin/python
+	@echo "installing $<"
+	@$(INSTALL) $<
+	@$(INSTALL_SELF)
+	@touch $@
+
+.venv/.dev: requirements-dev.lock requirements.lock pyproject.toml | .venv/bin/python
+	@echo "installing $<"
+	@$(INSTALL) $<
+	@$(INSTALL_SELF)
+	@touch .venv/.run $@

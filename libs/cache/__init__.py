@@ -1,0 +1,36 @@
+"""A cache in front of Postgres that is never stale, on Redis or Valkey.
+
+It knows no table but its own (`cache_pending`) and no kind of value: whoever has rows in Postgres can use it.
+
+    cache = Cache(CacheSettings(), pool.connection, encode=str.encode)
+    await cache.open()
+    booking = cache.namespace("booking").group("salon-123", "salon:")
+
+    reply = await cache.read(booking.key("today"), load)       # load(conn) returns a value with its stamp
+    async with cache.transaction(booking) as write:            # commits at the end; no read after it is older
+        await write.conn.execute("UPDATE ...")
+"""
+
+from libs.cache.cache import MAX_AGE, Cache, CacheUnavailable, CommitUnknown, Reply, Stamped, Transaction
+from libs.cache.keys import Group, Key, Namespace, digest
+from libs.cache.settings import NAMESPACES, CacheSettings, WithoutRedis
+from libs.cache.statistics import server_figures, sizes
+
+__all__ = [
+    "MAX_AGE",
+    "NAMESPACES",
+    "Cache",
+    "CacheSettings",
+    "CacheUnavailable",
+    "CommitUnknown",
+    "Group",
+    "Key",
+    "Namespace",
+    "Reply",
+    "Stamped",
+    "Transaction",
+    "WithoutRedis",
+    "digest",
+    "server_figures",
+    "sizes",
+]

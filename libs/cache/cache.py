@@ -1,0 +1,340 @@
+"""Reads that may come from the cache, and transactions that invalidate it: never stale, whatever dies when.
+
+The rule, in short. A transaction registers its id with every group it writes to before it commits, which gives the group
+a new generation. An entry counts only under the generation it was stored under, and is stored only if the snapshot that
+it was read by shows that every registered transaction had ended by then. Nothing follows the commit, so there is nothing
+that a killed process could leave undone. docs/decisions/0003 says why each step is needed.
+"""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import psycopg
+from redis.exceptions import RedisError
+
+from libs.cache.gather import Gather
+from libs.cache.keys import META, Group, Key, Namespace
+from libs.cache.settings import CacheSettings, WithoutRedis
+from libs.cache.statistics import Counters
+from libs.cache.store import Entry, Fill, Meta, Store, StoreAway
+from libs.cache.watch import Watch
+
+Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
+Ask = Callable[[], "asyncio.Future[Stamped[Any]]"]
+V = TypeVar("V", covariant=True)
+
+# How old an answer the caller takes, in s: 0 asks past the cache, None takes any.
+MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
+
+
+class CacheUnavailable(Exception):
+    """An invalidation can't reach Redis, and the settings say to refuse then."""
+
+
+class CommitUnknown(Exception):
+    """The connection was lost while COMMIT was under way: the transaction may have been committed or not."""
+
+
+class Stamped(Protocol, Generic[V]):
+    """What a load returns: the value, None if there is none, and the stamp of the statement that read it."""
+
+    @property
+    def stamp(self) -> int:
+        """`pg_snapshot_xmin(pg_current_snapshot())` of the load's own statement, or of one before it."""
+
+    @property
+    def value(self) -> V:
+        """The value."""
+
+
+class Reply(NamedTuple):
+    """The bytes of a cached reply, None if there is nothing; whether they came by `hit`, `miss` or `bypass`; how old."""
+
+    body: bytes | None
+    source: str
+    age_ms: int
+
+
+class _Flight(NamedTuple):
+    """What a load found, and whether every transaction registered with its generation had ended before it looked."""
+
+    entry: Entry
+    may_be_stored: bool
+
+
+class Cache:
+    """Cached reads and guarded transactions of one process.
+
+    `connect` lends connections in autocommit to the primary; `encode` makes the bytes of a loaded value. A process that
+    may only read (`read_only`) registers pending groups but leaves their rows to others.
+    """
+
+    def __init__(
+        self, settings: CacheSettings, connect: Connect, encode: Callable[[Any], bytes], *, read_only: bool = False
+    ) -> None:
+        """Prepare the cache; nothing connects before `open`."""
+        self.settings = settings
+        self.counters = Counters()
+        self._gather = Gather()
+        self.store = Store(settings, self._gather)
+        self._connect = connect
+        self._encode = encode
+        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only)
+        self._flights: dict[tuple[str, bytes], asyncio.Future[_Flight]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Connect if the server is there; from now on keep watch over it."""
+        await self._watch.open()
+
+    async def close(self) -> None:
+        """Stop the watch, let fills end, and disconnect."""
+        await self._watch.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.store.close()
+
+    def namespace(self, name: str) -> Namespace:
+        """Return a namespace with the TTL in force."""
+        return self.settings.namespace(name)
+
+    # Reads
+
+    async def read(
+        self, key: Key, load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]]
+    ) -> Reply:
+        """Return the reply of `key`; on a miss `load` reads it by one statement, once for all who ask meanwhile."""
+
+        async def run(keys: Sequence[Key]) -> list[Stamped[Any]]:
+            async with self._connect() as conn:
+                return [await load(conn)]
+
+        return await self._read(key, lambda: self._gather.ask(key.entry, key, run))
+
+    async def look_up(
+        self,
+        key: Key,
+        argument: Hashable,
+        load: Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]],
+    ) -> Reply:
+        """Return the reply of `key`; on a miss `load` reads it together with all that is looked up in the same tick.
+
+        `load` gets the arguments and returns as many results, in their order, of one statement. It must be the same
+        function at each call: a bound method or a module's function, no lambda.
+        """
+
+        async def run(arguments: Sequence[Any]) -> Sequence[Stamped[Any]]:
+            async with self._connect() as conn:
+                return await load(conn, arguments)
+
+        return await self._read(key, lambda: self._gather.ask(load, argument, run))
+
+    async def _read(self, key: Key, ask: Ask) -> Reply:
+        max_age = MAX_AGE.get()
+        if max_age == 0 or not self.store.ready:
+            return await self._bypass(ask)
+        try:
+            meta, entry = await self.store.look(key)
+            if entry is not None:
+                age_ms = max(0, _now_ms() - entry.loaded_ms)
+                if max_age is None or age_ms <= max_age * 1000:
+                    self.counters.hits += 1
+                    return Reply(entry.body, "hit", age_ms)
+            if meta is None:
+                meta = await self.store.open(key.group.meta)
+        except StoreAway:
+            return await self._bypass(ask)
+        self.counters.misses += 1
+        return Reply(await self._load(key, meta, ask), "miss", 0)
+
+    async def _bypass(self, ask: Ask) -> Reply:
+        self.counters.bypasses += 1
+        return Reply(self._entry(await ask()).body, "bypass", 0)
+
+    async def _load(self, key: Key, meta: Meta, ask: Ask) -> bytes | None:
+        """Load, or join a load under way that cannot be older than any write the caller must see.
+
+        A load under way under the caller's own generation is such a one if it may be stored: all that was registered
+        had then ended before it looked.
+        """
+        running = self._flights.get((key.entry, meta.generation))
+        if running is not None:
+            joined = await asyncio.shield(running)
+            if joined.may_be_stored:
+                return joined.entry.body
+        flight = self._flights[key.entry, meta.generation] = asyncio.get_running_loop().create_future()
+        self._spawn(self._fly(key, meta, ask, flight))
+        return (await asyncio.shield(flight)).entry.body
+
+    async def _fly(self, key: Key, meta: Meta, ask: Ask, flight: "asyncio.Future[_Flight]") -> None:
+        """Load, hand the entry to all who wait, and store it behind their replies."""
+        try:
+            barrier = await self._gather.ask("barrier", None, self._barrier) if meta.cold else 0
+            loaded_ms = _now_ms()
+            loaded = await ask()
+            entry = Entry(None if loaded.value is None else self._encode(loaded.value), loaded_ms)
+            may_be_stored = loaded.stamp > max(meta.highest, barrier)
+            flight.set_result(_Flight(entry, may_be_stored))
+            fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
+            with suppress(StoreAway):
+                if may_be_stored and await self.store.fill(fill):
+                    self.counters.sets += 1
+                else:
+                    self.counters.refused_fills += 1
+        except Exception as error:
+            flight.set_exception(error)
+            flight.exception()  # seen, even if no caller waits any more
+        finally:
+            if self._flights.get((key.entry, meta.generation)) is flight:
+                del self._flights[key.entry, meta.generation]
+
+    async def _barrier(self, keys: Sequence[None]) -> list[int]:
+        """Return an id above that of every transaction whose registration may have been lost."""
+        async with self._connect() as conn:
+            cursor = await conn.execute("SELECT pg_current_xact_id()::text::bigint")
+            return [row[0] for row in await cursor.fetchall()]
+
+    def _ttl_ms(self, key: Key, entry: Entry) -> int:
+        """Return the lifetime of an entry: up to a tenth shorter, so that what was stored together ends apart."""
+        ttl = key.group.namespace.ttl
+        if entry.body is None:
+            ttl = min(ttl, self.settings.ttl_negative)
+        return int(ttl * 1000 * random.uniform(0.9, 1))  # noqa: S311
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Writes
+
+    @asynccontextmanager
+    async def transaction(self, *groups: Group, locks: Sequence[int] = ()) -> AsyncIterator["Transaction"]:
+        """Run the block as one transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
+
+        The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
+        before anything else and held until the end.
+        Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error.
+        """
+        if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
+            raise CacheUnavailable
+        async with self._connect() as conn:
+            write = Transaction(conn, await _begin(conn, locks), self.store)
+            try:
+                write.invalidate(*groups)
+                yield write
+                await self._register(write)
+            finally:
+                write.forget()
+            await _commit(conn)
+        self.counters.invalidations += len(write.metas)
+        if write.pending:
+            self.store.wake.set()
+
+    async def _register(self, write: "Transaction") -> None:
+        """Wait until the transaction is registered, or leave its groups to be registered by whoever reaches Redis."""
+        try:
+            await write.registered()
+        except StoreAway as error:
+            if self.settings.without is WithoutRedis.REFUSE:
+                raise CacheUnavailable from error
+            write.pending = True
+            await write.conn.execute(
+                "INSERT INTO cache_pending (group_key, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
+                [list(write.metas), write.xact_id],
+            )
+
+    # By hand
+
+    async def invalidate(self, *groups: Group) -> int:
+        """Invalidate groups whose rows were changed outside of `transaction`, after it was committed.
+
+        Raises: CacheUnavailable.
+        """
+        try:
+            await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
+        except StoreAway as error:
+            raise CacheUnavailable from error
+        self.counters.invalidations += len(groups)
+        return len(groups)
+
+    async def invalidate_pattern(self, pattern: str) -> int:
+        """Invalidate every group that a key matching the glob pattern could be in; return how many there were.
+
+        A load under way may be about to store a key that is not there yet, so the groups are told from the pattern's
+        text before its first wildcard: more than needed, never less.
+        Raises: CacheUnavailable.
+        """
+        literal = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
+        try:
+            metas = [
+                meta
+                for meta in await self.store.metas()
+                if meta.startswith(literal) or literal.startswith(meta.removesuffix(META))
+            ]
+            await self.store.unlink(metas)
+        except (StoreAway, RedisError, OSError) as error:
+            raise CacheUnavailable from error
+        self.counters.invalidations += len(metas)
+        return len(metas)
+
+    async def invalidate_namespace(self, namespace: Namespace) -> int:
+        """Invalidate every group of a namespace; return how many there were. Raises: CacheUnavailable."""
+        return await self.invalidate_pattern(namespace.prefix + "*")
+
+
+class Transaction:
+    """A transaction under way: its connection, its id, and what it invalidates."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store) -> None:
+        """Begin to collect what the transaction invalidates."""
+        self.conn = conn
+        self.xact_id = xact_id
+        self.pending = False
+        self.metas: dict[str, asyncio.Future[None]] = {}
+        self._store = store
+
+    def invalidate(self, *groups: Group) -> None:
+        """Register the transaction with more groups, beside its statements."""
+        for group in groups:
+            if group.meta not in self.metas:
+                self.metas[group.meta] = self._store.register(group.meta, self.xact_id)
+
+    async def registered(self) -> None:
+        """Return when every registration has been answered. Raises: StoreAway."""
+        for answer in self.metas.values():
+            await answer
+
+    def forget(self) -> None:
+        """Leave the answers that nobody waits for any more."""
+        for answer in self.metas.values():
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()
+
+
+async def _begin(conn: psycopg.AsyncConnection[Any], locks: Sequence[int]) -> int:
+    """Begin a transaction and return its id, in one round trip."""
+    taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in locks)
+    cursor = await conn.execute(f"BEGIN; {taken}SELECT pg_current_xact_id()::text::bigint".encode(), prepare=False)
+    while cursor.nextset():
+        pass
+    row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+async def _commit(conn: psycopg.AsyncConnection[Any]) -> None:
+    try:
+        await conn.commit()
+    except psycopg.OperationalError as error:
+        if error.sqlstate is None or error.sqlstate[:2] in ("08", "57"):
+            raise CommitUnknown from error
+        raise
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,56 @@
+"""One call for all that is asked for in a tick of the event loop.
+
+In Python a call costs more than its round trip, so concurrent reads share calls: what is asked for in one tick is
+gathered, one call of a lane is under way at a time, and what comes meanwhile gathers for the next. A caller joins only a
+call that has not started, so it never gets an answer that is older than its question.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any
+
+LARGEST_CALL = 256
+
+Run = Callable[[list[Any]], Awaitable[Sequence[Any]]]
+
+
+class Gather:
+    """Lanes of calls; a lane is what can be answered by one call."""
+
+    def __init__(self) -> None:
+        """Start with no lane."""
+        self._lanes: dict[Hashable, dict[Any, list[asyncio.Future[Any]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, lane: Hashable, key: Hashable, run: Run) -> asyncio.Future[Any]:
+        """Return the future answer for `key` out of the lane's next call of `run`.
+
+        `run` gets the different keys asked for and returns as many answers, in their order. What it raises, all get.
+        """
+        waiting = self._lanes.get(lane)
+        if waiting is None:
+            waiting = self._lanes[lane] = {}
+            task = asyncio.create_task(self._drain(lane, run))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        waiting.setdefault(key, []).append(future)
+        return future
+
+    async def _drain(self, lane: Hashable, run: Run) -> None:
+        while waiting := self._lanes[lane]:
+            keys = list(waiting)[:LARGEST_CALL]
+            batch = [waiting.pop(key) for key in keys]
+            try:
+                answers = await run(keys)
+            except Exception as error:
+                for futures in batch:
+                    for future in futures:
+                        if not future.done():
+                            future.set_exception(error)
+            else:
+                for futures, answer in zip(batch, answers, strict=True):
+                    for future in futures:
+                        if not future.done():
+                            future.set_result(answer)
+        del self._lanes[lane]

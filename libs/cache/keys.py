@@ -1,0 +1,53 @@
+"""Namespaces, groups and keys.
+
+A group is what a write invalidates together: `query:booking:salon:{salon-123}`, literal braces included, so that its
+keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+PREFIX = "query:"
+META = ":meta"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Namespace:
+    """A kind of cached reply: its name, the first part of its keys, and how long an entry lives at most, in s."""
+
+    name: str
+    prefix: str
+    ttl: int
+
+    def group(self, identifier: str, middle: str = "") -> "Group":
+        """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""
+        return Group(self, f"{self.prefix}{middle}{{{identifier}}}")
+
+
+class Group(NamedTuple):
+    """What one write invalidates together."""
+
+    namespace: Namespace
+    name: str
+
+    @property
+    def meta(self) -> str:
+        """The key that holds the group's generation."""
+        return self.name + META
+
+    def key(self, *parts: object) -> "Key":
+        """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
+        return Key(self, ":".join((self.name, *map(str, parts))))
+
+
+class Key(NamedTuple):
+    """Names one cached reply."""
+
+    group: Group
+    entry: str
+
+
+def digest(*values: object) -> str:
+    """Return a short name for what varies a reply, such as filters and page."""
+    return blake2b(repr(values).encode(), digest_size=12).hexdigest()

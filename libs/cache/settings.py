@@ -1,0 +1,57 @@
+"""Settings of the cache, under the names that the predecessor's operators know."""
+
+from enum import StrEnum
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from libs.cache.keys import PREFIX, Namespace
+
+# The namespaces: TTL in s, and the word in the key where it differs from the name.
+NAMESPACES = {
+    "salon": 1800,
+    "booking": 300,
+    "stats": 120,
+    "conversation": 300,
+    "messages": 180,
+    "aiAnalytics": 600,
+    "health": 30,
+}
+WORDS = {"aiAnalytics": "ai"}
+
+
+class WithoutRedis(StrEnum):
+    """What a write does when its invalidation can't reach Redis."""
+
+    BOUNDED = "bounded"
+    REFUSE = "refuse"
+
+
+class CacheSettings(BaseSettings):
+    """How a process uses Redis or Valkey. It must keep nothing on disk, and have this database to itself."""
+
+    model_config = SettingsConfigDict(env_prefix="REDIS_")
+
+    url: str = Field("redis://localhost:6379", description="The server.")
+    ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
+    ttl: dict[str, int] = Field({}, description='TTL by namespace, in s, as JSON: {"stats": 60}.')
+    ttl_negative: int = Field(30, ge=1, le=86_400, description="Longest TTL of an answer that there is nothing, in s.")
+    timeout: int = Field(90, ge=1, le=100, description="Longest time of a call to the server, in ms.")
+    without: WithoutRedis = Field(
+        WithoutRedis.BOUNDED,
+        description="When a write can't reach the server: `bounded` commits, and readers that still reach it may be "
+        "behind for one `poll`; `refuse` fails the write with UNAVAILABLE.",
+    )
+    poll: int = Field(1000, ge=10, le=60_000, description="How often writes without the server are looked for, in ms.")
+
+    @field_validator("ttl")
+    @classmethod
+    def _positive(cls, ttl: dict[str, int]) -> dict[str, int]:
+        if any(not 1 <= seconds <= 86_400 for seconds in ttl.values()):
+            raise ValueError("a TTL is 1 to 86400 s")
+        return ttl
+
+    def namespace(self, name: str) -> Namespace:
+        """Return a namespace with its TTL in force."""
+        seconds = self.ttl.get(name, NAMESPACES.get(name, self.ttl_default))
+        return Namespace(name, f"{PREFIX}{WORDS.get(name, name)}:", seconds)

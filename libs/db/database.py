@@ -1,0 +1,178 @@
+"""A pool of connections that knows whether its database is there.
+
+While Postgres is away a caller fails at once instead of waiting for the pool; a probe on a connection of its own notices
+within half a second that it is gone or back, and has the pool replace its dead connections before it is used again.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from libs.db.queries import Queries, TimedCursor
+from libs.db.rows import TimestampLoader
+from libs.db.settings import DatabaseSettings
+
+PROBE_SECONDS = 0.5
+PROBE_TIMEOUT_SECONDS = 2.0
+
+OnChange = Callable[[bool], Awaitable[None]]
+
+log = structlog.get_logger()
+
+
+async def _ignore(_: bool) -> None:
+    pass
+
+
+class DatabaseUnavailable(Exception):
+    """Postgres is away."""
+
+
+class PoolExhausted(Exception):
+    """No connection came free within the acquisition timeout, or too many wait already."""
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A connection in autocommit whose statements are counted."""
+
+    queries: Queries
+
+
+class Database:
+    """The pool of one process."""
+
+    def __init__(self, settings: DatabaseSettings, application_name: str) -> None:
+        """Prepare the pool; nothing connects before `open`."""
+        self.settings = settings
+        self.queries = Queries(settings.slow_query_threshold / 1000)
+        self.available = False
+        self.exhaustions = 0
+        self.acquisitions = 0
+        self.acquisition_seconds = 0.0
+        self._on_change: OnChange = _ignore
+        self._conninfo = psycopg.conninfo.make_conninfo(
+            settings.url.get_secret_value(),
+            application_name=application_name,
+            connect_timeout=2,
+            keepalives_idle=10,
+            tcp_user_timeout=10_000,
+        )
+        self._waiting: set[asyncio.Timeout] = set()
+        self._suspect = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
+        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            self._conninfo,
+            connection_class=Connection,
+            kwargs={"autocommit": True},
+            configure=self._configure,
+            min_size=min(4, settings.connection_limit),
+            max_size=settings.connection_limit,
+            max_waiting=settings.connection_limit * 50,
+            timeout=settings.pool_timeout,
+            reconnect_timeout=1.0,
+            open=False,
+        )
+
+    async def _configure(self, conn: Connection) -> None:
+        conn.queries = self.queries
+        conn.cursor_factory = TimedCursor
+        conn.adapters.register_loader("timestamptz", TimestampLoader)
+        conn.prepared_max = self.settings.statement_cache_size
+        conn.prepare_threshold = 2 if self.settings.statement_cache_size else None
+        await conn.execute(
+            f"SET statement_timeout = {self.settings.query_timeout}; SET timezone = 'UTC'".encode(), prepare=False
+        )
+
+    async def open(self, on_change: OnChange = _ignore) -> None:
+        """Start the pool and the probe; return when it is known whether the database is there.
+
+        `on_change` is told at once, and again whenever the database goes away or comes back.
+        """
+        self._on_change = on_change
+        await self.pool.open(wait=False)
+        await self._set_available(await self._probe() is not None)
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """End the probe and the pool."""
+        if self._watcher:
+            self._watcher.cancel()
+        await self.pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection in autocommit; a transaction left open is committed, or rolled back on an error.
+
+        Raises: DatabaseUnavailable at once while Postgres is away; PoolExhausted after the acquisition timeout.
+        """
+        async with AsyncExitStack() as stack:
+            conn = await self._acquire(stack)
+            try:
+                yield conn
+            except psycopg.OperationalError:
+                if conn.broken:
+                    self._suspect.set()
+                raise
+
+    async def _acquire(self, stack: AsyncExitStack) -> Connection:
+        if not self.available:
+            raise DatabaseUnavailable
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._waiting.add(wait)
+                conn = await stack.enter_async_context(self.pool.connection())
+        except PoolClosed as error:
+            raise DatabaseUnavailable from error
+        except (PoolTimeout, TooManyRequests) as error:
+            self.exhaustions += 1
+            raise PoolExhausted from error
+        except TimeoutError as error:  # the probe ended the wait
+            raise DatabaseUnavailable from error
+        finally:
+            self._waiting.discard(wait)
+        self.acquisitions += 1
+        self.acquisition_seconds += time.perf_counter() - started
+        return conn
+
+    async def _watch(self) -> None:
+        """Probe for ever: every half second, and at once when a connection broke."""
+        conn: psycopg.AsyncConnection[Any] | None = None
+        while True:
+            try:
+                await asyncio.wait_for(self._suspect.wait(), PROBE_SECONDS)
+            except TimeoutError:
+                pass
+            self._suspect.clear()
+            conn = await self._probe(conn)
+            if (conn is not None) != self.available:
+                await self._set_available(conn is not None)
+
+    async def _probe(self, conn: psycopg.AsyncConnection[Any] | None = None) -> psycopg.AsyncConnection[Any] | None:
+        """Return a connection that has just answered, or None."""
+        for attempt in (conn, None):
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+                    attempt = attempt or await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                    await attempt.execute("SELECT 1")
+                    return attempt
+            except (psycopg.Error, OSError, TimeoutError):
+                if attempt:
+                    await attempt.close()
+        return None
+
+    async def _set_available(self, available: bool) -> None:
+        if available:
+            await self.pool.check()
+        else:
+            for wait in self._waiting:
+                wait.reschedule(0)
+        self.available = available
+        log.info("database", available=available)
+        await self._on_change(available)

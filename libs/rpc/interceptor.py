@@ -1,0 +1,170 @@
+"""The one interceptor: everything that happens to an RPC besides its work.
+
+It parses and validates the request, limits how many are under way and how long one takes, reads `cache-control`, calls
+the handler, answers its reply or the error that it raised, and counts.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+import protovalidate
+import psycopg
+import structlog
+from google.protobuf.message import DecodeError, Message
+from prometheus_client import CollectorRegistry, Histogram
+
+from libs.cache import MAX_AGE, Reply
+from libs.rpc import errors
+from libs.rpc.mutations import Replayed
+from libs.rpc.settings import ServerSettings
+
+Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
+Constraints: TypeAlias = Mapping[str, Callable[[Any], errors.RpcError]]
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
+
+# Worth one more try: the transactions were in each other's way, or a code made at random was taken.
+RETRIED = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.UniqueViolation,
+)
+
+log = structlog.get_logger()
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps every unary method of our own packages."""
+
+    def __init__(self, settings: ServerSettings, constraints: Constraints, registry: CollectorRegistry) -> None:
+        """Prepare; `constraints` says what the violation of a named constraint means to a request."""
+        self.limit = settings.max_concurrent_rpcs
+        self.timeout = settings.request_timeout / 1000
+        self.constraints = constraints
+        self.under_way = 0
+        self.latency = Histogram(
+            "parlor_rpc_latency_seconds",
+            "Time of an RPC, from its parsing to its reply",
+            ["method", "code"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._handlers: dict[str, Any] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """Return the wrapped handler of a method."""
+        method: str = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith("/parlor."):
+            return handler
+        call = _Call(self, method, handler)
+        wrapped = self._handlers[method] = grpc.unary_unary_rpc_method_handler(call.answer)  # bytes in, bytes out
+        return wrapped
+
+
+class _Call:
+    """One method, wrapped."""
+
+    def __init__(self, owner: Interceptor, method: str, handler: Any) -> None:
+        self._owner = owner
+        self._method = method.removeprefix("/")
+        self._parse: Callable[[bytes], Message] = handler.request_deserializer
+        self._handler: Handler = handler.unary_unary
+        self._latencies: dict[str, Any] = {}
+
+    async def answer(self, data: bytes, context: Any) -> bytes:
+        """Answer one RPC."""
+        owner, started, code = self._owner, time.perf_counter(), "OK"
+        owner.under_way += 1
+        request: Message | None = None
+        try:
+            if owner.under_way > owner.limit:
+                raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
+            request = self._read(data)
+            _read_cache_control(context)
+            async with asyncio.timeout(owner.timeout):
+                return _reply(await self._handle(request, context), context)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as raised:
+            error = errors.of_exception(raised, owner.constraints, request)
+            code = error.code.name
+            self._log(raised, error)
+        finally:
+            owner.under_way -= 1
+            self._count(code, time.perf_counter() - started)
+        await context.abort(error.code, error.message, error.trailing_metadata())
+        raise AssertionError  # abort raises
+
+    def _read(self, data: bytes) -> Message:
+        try:
+            request = self._parse(data)
+        except (DecodeError, RecursionError) as error:
+            message = "the bytes are no valid message of this method"
+            raise errors.RpcError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", message) from error
+        if violations := protovalidate.collect_violations(request):
+            raise errors.invalid_fields([_violation(violation.proto) for violation in violations])
+        return request
+
+    async def _handle(self, request: Message, context: Any) -> Any:
+        try:
+            return await self._handler(request, context)
+        except Replayed as replayed:
+            return replayed.body
+        except RETRIED as error:
+            if error.diag.constraint_name in self._owner.constraints:
+                raise
+            await asyncio.sleep(random.uniform(0.001, 0.01))  # noqa: S311
+            return await self._handler(request, context)
+
+    def _log(self, raised: Exception, error: errors.RpcError) -> None:
+        event: dict[str, Any] = {"method": self._method, "code": error.code.name, "reason": error.reason}
+        if error.reason == "INTERNAL":
+            log.error("rpc", **event, exc_info=raised)
+        elif error.retry_ms is not None:
+            log.warning("rpc", **event, error=repr(raised))
+        else:
+            log.debug("rpc", **event)
+
+    def _count(self, code: str, seconds: float) -> None:
+        latency = self._latencies.get(code)
+        if latency is None:
+            latency = self._latencies[code] = self._owner.latency.labels(self._method, code)
+        latency.observe(seconds)
+
+
+def _violation(violation: Any) -> tuple[str, str]:
+    """Return the field's path and what is wrong; a rule of a whole message names its field before the dot of its id."""
+    elements = violation.field.elements if violation.field else ()
+    path = ".".join(
+        element.field_name + (f"[{element.subscript.value}]" if element.subscript else "") for element in elements
+    )
+    return path or violation.rule_id.split(".")[0], violation.message or violation.rule_id
+
+
+def _read_cache_control(context: Any) -> None:
+    for name, value in context.invocation_metadata() or ():
+        if name == "cache-control":
+            if value == "no-cache":
+                MAX_AGE.set(0)
+            elif value.startswith("max-age=") and value[8:].isdecimal():
+                MAX_AGE.set(int(value[8:]))
+
+
+_FRESHNESS = {source: ("x-cache", source) for source in ("hit", "miss", "bypass", "near")}
+
+
+def _reply(reply: Any, context: Any) -> bytes:
+    if isinstance(reply, Reply):
+        context.set_trailing_metadata((_FRESHNESS[reply.source], ("x-cache-age-ms", str(reply.age_ms))))
+        return reply.body or b""
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()

@@ -1,0 +1,54 @@
+"""Prometheus metrics of one server, read from the counters that are kept anyway."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from libs.cache import Cache
+from libs.db import Database
+
+
+class Figures(Collector):
+    """Collects the figures of a cache and a database when they are asked for."""
+
+    def __init__(self, cache: Cache, database: Database) -> None:
+        """Remember whose figures to read."""
+        self._cache = cache
+        self._database = database
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        cache, database = self._cache, self._database
+        reads = CounterMetricFamily("parlor_cache_reads", "Cached reads, by where the reply came from", labels=["source"])
+        for source, count in (
+            ("hit", cache.counters.hits),
+            ("miss", cache.counters.misses),
+            ("bypass", cache.counters.bypasses),
+        ):
+            reads.add_metric([source], count)
+        yield reads
+        pool = database.pool.get_stats()
+        for name, text, value in (
+            ("parlor_cache_sets", "Entries stored", cache.counters.sets),
+            ("parlor_cache_refused_fills", "Loads that might lack a write, not stored", cache.counters.refused_fills),
+            ("parlor_cache_invalidations", "Groups invalidated", cache.counters.invalidations),
+            ("parlor_cache_errors", "Calls to Redis that failed", cache.store.errors),
+            ("parlor_db_queries", "Statements sent", database.queries.executed),
+            ("parlor_db_query_errors", "Statements that failed", database.queries.errors),
+            ("parlor_db_slow_queries", "Statements over the threshold", database.queries.slow_total),
+            ("parlor_db_query_seconds", "Time of all statements", database.queries.seconds),
+            ("parlor_db_acquisitions", "Connections lent", database.acquisitions),
+            ("parlor_db_acquisition_seconds", "Time of all waits for a connection", database.acquisition_seconds),
+            ("parlor_db_exhaustions", "Waits for a connection in vain", database.exhaustions),
+            ("parlor_db_connection_errors", "Connections not opened", pool.get("connections_errors", 0)),
+            ("parlor_db_connections_lost", "Connections lost", pool.get("connections_lost", 0)),
+        ):
+            yield CounterMetricFamily(name, text, value=value)
+        for name, text, value in (
+            ("parlor_cache_connected", "Whether Redis is in use", cache.store.ready),
+            ("parlor_db_available", "Whether Postgres answers", database.available),
+            ("parlor_db_connections", "Connections open", pool["pool_size"]),
+            ("parlor_db_connections_idle", "Connections open and not in use", pool["pool_available"]),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)

@@ -1,0 +1,76 @@
+"""Pages (AIP-158): sizes, and tokens that hold where a page ended.
+
+A token names the sort columns and the id of the last row, and a hash of the filters it was made for.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.cache import digest
+from libs.rpc.errors import RpcError, invalid_fields
+
+DEFAULT_SIZE = 50
+LARGEST_SIZE = 200
+_LAST_MICROS = 253_402_300_799_999_999
+_IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
+
+
+class Page(NamedTuple):
+    """How many rows to return, and after which."""
+
+    size: int
+    after_micros: int | None
+    after_id: str | None
+    filters: str
+
+    def fill(self, response: Any, rows: Sequence[Any], time: str, identifier: str) -> Any:
+        """Put the page's rows into a response, and its next_page_token if there was one row more.
+
+        The rows go into the response's first field; `time` and `identifier` name the columns that sort them.
+        """
+        field: str = response.DESCRIPTOR.fields[0].name
+        getattr(response, field).extend(rows[: self.size])
+        if len(rows) > self.size:
+            last = rows[self.size - 1]
+            response.next_page_token = self._token(getattr(last, time), getattr(last, identifier))
+        return response
+
+    def _token(self, time: Timestamp, identifier: str) -> str:
+        micros = time.seconds * 1_000_000 + time.nanos // 1000
+        token = json.dumps([self.filters, micros, identifier], separators=(",", ":"))
+        return base64.urlsafe_b64encode(token.encode()).decode()
+
+
+def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
+    """Return the size in force: 0 is the default, above 200 is 200."""
+    return min(page_size or default, LARGEST_SIZE)
+
+
+def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -> Page:
+    """Read a request's page; `filters` are all that the token must have been made for.
+
+    Raises: INVALID_FIELD for a token that is none of ours or was made for other filters.
+    """
+    made_for = digest(*filters)
+    if not page_token:
+        return Page(size(page_size), None, None, made_for)
+    try:
+        token_for, micros, identifier = json.loads(base64.b64decode(page_token, altchars=b"-_", validate=True))
+        valid = type(micros) is int and 0 <= micros <= _LAST_MICROS and _IDENTIFIER.fullmatch(identifier)
+        if not valid or (uuid and str(UUID(identifier)) != identifier):
+            raise _bad_token("is not a token of this service")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _bad_token("is not a token of this service") from error
+    if token_for != made_for:
+        raise _bad_token("was made for other filters")
+    return Page(size(page_size), micros, identifier, made_for)
+
+
+def _bad_token(description: str) -> RpcError:
+    return invalid_fields([("page_token", description)])

@@ -1,0 +1,138 @@
+"""Serves one service: start, health, metrics, graceful end."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from operator import methodcaller
+from typing import Any
+
+import grpc
+import structlog
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
+from prometheus_client import CollectorRegistry, start_http_server
+
+from libs.cache import Cache, CacheSettings, Group
+from libs.db import Database, DatabaseSettings
+from libs.rpc import log
+from libs.rpc.errors import RpcError
+from libs.rpc.interceptor import Interceptor
+from libs.rpc.metrics import Figures
+from libs.rpc.ops import OpsService
+from libs.rpc.settings import ServerSettings
+
+LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
+OPTIONS = [
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a port in use is an error
+]
+OPS = ops_pb2.DESCRIPTOR.services_by_name["OpsService"].full_name
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a server needs to know of the service it serves.
+
+    `salon_groups` returns all cache groups of a salon that the service can name; `constraints` says what the violation
+    of a named constraint means to a request; `background` runs while the server does; `close` ends what it opened.
+    """
+
+    descriptor: ServiceDescriptor
+    servicer: Any
+    add: Callable[[Any, grpc.aio.Server], None]
+    salon_groups: Callable[[str], Awaitable[list[Group]]]
+    constraints: Mapping[str, Callable[[Any], RpcError]] = field(default_factory=dict)
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+    close: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: its port, and what it stands on. `drain` lets the RPCs under way end and takes no more."""
+
+    port: int
+    cache: Cache
+    database: Database
+    drain: Callable[[], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serve(
+    settings: ServerSettings,
+    database: Database,
+    cache: Cache,
+    service: Service,
+) -> AsyncIterator[Server]:
+    """Serve until the block ends; then drain, and close everything.
+
+    Health: the service's own name is NOT_SERVING while draining or without a database; the empty name is the process,
+    which answers cached reads even then.
+    """
+    name = service.descriptor.full_name
+    registry = CollectorRegistry()
+    registry.register(Figures(cache, database))
+    healths = health.aio.HealthServicer()
+    server = grpc.aio.server(
+        options=OPTIONS, interceptors=[Interceptor(settings, service.constraints, registry)]
+    )
+    service.add(service.servicer, server)
+    ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), server)
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    reflection.enable_server_reflection([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+
+    async def drain() -> None:
+        await healths.enter_graceful_shutdown()
+        await server.stop(settings.drain_timeout / 1000)
+
+    async with AsyncExitStack() as stack:
+        if service.close:
+            stack.push_async_callback(service.close)
+        stack.push_async_callback(database.close)
+        await database.open(lambda available: healths.set(name, SERVING if available else NOT_SERVING))
+        stack.push_async_callback(cache.close)
+        await cache.open()
+        await healths.set(OPS, SERVING)
+        for work in service.background:
+            stack.callback(asyncio.create_task(work()).cancel)
+        if settings.metrics_port is not None:
+            http, _ = start_http_server(settings.metrics_port, registry=registry)
+            stack.callback(http.shutdown)
+        await server.start()
+        stack.push_async_callback(drain)
+        yield Server(port, cache, database, drain)
+
+
+def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, read_only: bool = False) -> None:
+    """Run a service as a process until SIGTERM or SIGINT; a bad setting ends it with code 2 and says which.
+
+    Reads <NAME>_DATABASE_URL, else DATABASE_URL. A `read_only` service's login may only read.
+    """
+    try:
+        server_settings = ServerSettings.read(port)
+        database_settings = DatabaseSettings.read(f"{name.upper()}_DATABASE_URL", "DATABASE_URL")
+        cache_settings = CacheSettings()
+    except ValueError as error:
+        sys.exit(f"{name}: {error}")
+    log.configure(server_settings.log_level, service=name)
+
+    async def run() -> None:
+        database = Database(database_settings, f"parlor-{name}")
+        cache = Cache(cache_settings, database.connection, methodcaller("SerializeToString"), read_only=read_only)
+        over = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, over.set)
+        async with serve(server_settings, database, cache, build(cache, database)) as server:
+            structlog.get_logger().info("serving", port=server.port)
+            await over.wait()
+            structlog.get_logger().info("draining")
+
+    uvloop.run(run())

@@ -1,0 +1,1 @@
+"""The `parlor` command: start, migrate, seed and verify the system."""

@@ -1,0 +1,89 @@
+"""The `parlor` command."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ops.process import StartError
+from ops.servers import postgres_url, running_port
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, fill and check Parlor.")
+console = Console()
+DATA = Path(".parlor")
+
+
+def running_database() -> str:
+    """Return the URL of the database of the `parlor up` that runs in this folder."""
+    if port := running_port(DATA / "postgres"):
+        return postgres_url(port)
+    raise typer.BadParameter("is not given, DATABASE_URL is not set, and no `parlor up` runs in this folder")
+
+
+DatabaseUrl = Annotated[
+    str,
+    typer.Option(
+        "--database-url",
+        envvar="DATABASE_URL",
+        default_factory=running_database,
+        help="The owner's URL of the database.",
+        show_default="that of the `parlor up` in this folder",
+    ),
+]
+Scale = Annotated[int, typer.Option(min=1, help="Size of the data set: 1 is 10,000 bookings and 50,000 messages.")]
+
+
+@app.command()
+def up(
+    data: Annotated[Path, typer.Option(help="Folder for the servers' data and logs.")] = DATA,
+    pg_bin: Annotated[
+        Path | None, typer.Option(envvar="PG_BIN", help="Folder of another PostgreSQL's programs.", show_default=False)
+    ] = None,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Use a temporary folder, removed at the end.")] = False,
+    scale: Scale = 1,
+    seed: Annotated[bool, typer.Option(help="Write the seed's data set if there are no salons yet.")] = True,
+    booking_port: Annotated[int, typer.Option(help="Port of booking.")] = 50051,
+    messaging_port: Annotated[int, typer.Option(help="Port of messaging.")] = 50052,
+    stats_port: Annotated[int, typer.Option(help="Port of stats.")] = 50053,
+    metrics_port: Annotated[int, typer.Option(help="Port of booking's metrics; the others' are the next two.")] = 9051,
+) -> None:
+    """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
+
+    DATABASE_URL and REDIS_URL, where set, name servers of your own to use instead.
+    """
+    from ops.up import Plan, run
+
+    ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
+    plan = Plan(data, pg_bin, ephemeral, scale if seed else None, ports, metrics_port)
+    try:
+        run(plan, console)
+    except StartError as error:
+        console.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def migrate(database_url: DatabaseUrl) -> None:
+    """Bring the schema up to date; create the services' logins.
+
+    A login gets the password of its service's own URL (BOOKING_DATABASE_URL and so on), where that is set.
+    """
+    from ops.migrate import migrate, passwords
+
+    applied = migrate(database_url, passwords(os.environ))
+    console.print("\n".join(applied) or "up to date", highlight=False)
+
+
+@app.command()
+def health(
+    address: Annotated[str, typer.Argument(help="Host and port, for example localhost:50051.")],
+    service: Annotated[str, typer.Argument(help="Full name of a service; all of the server's if not given.")] = "",
+) -> None:
+    """Exit with 0 if a server says SERVING, else with 1."""
+    from ops.health import is_serving
+
+    serving = is_serving(address, service)
+    console.print("SERVING" if serving else "NOT SERVING")
+    raise typer.Exit(0 if serving else 1)

@@ -1,0 +1,157 @@
+"""Child processes that are ready when `start` returns and never outlive this process."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+LAUNCH = Path(__file__).with_name("launch.py")
+READY_SECONDS = 60.0
+STOP_SECONDS = 40.0  # a service drains for 30 at most
+
+
+class StartError(Exception):
+    """A server could not be started; the message is for people and ends with the server's own words."""
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on 127.0.0.1:port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """Return a free port below the ephemeral range.
+
+    Within that range a client that keeps trying to reach a stopped server may connect to itself and so take its port.
+    """
+    return next(port for port in random.sample(range(20_000, 32_000), 1_000) if is_free(port))
+
+
+def spawn(
+    command: list[str],
+    log: Path,
+    stop_signal: int,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program that gets `stop_signal` when this thread dies; its output is added to `log`.
+
+    With a folder it runs as nobody if this process is root (launch.py). It has a session of its own: Ctrl-C reaches
+    this process only, which then decides in what order to stop its children.
+    """
+    launcher = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(stop_signal)), str(folder or "")]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - the program is ours
+            [*launcher, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+
+
+class Server(ABC):
+    """A child process on 127.0.0.1.
+
+    Start it on a thread that lives as long as the server should: the kernel ends the child with the thread.
+    """
+
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, name: str, port: int | None, log: Path) -> None:
+        """Choose the port, a free one if none is given: a restart uses it again."""
+        self.name = name
+        self.port = port or free_port()
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    @abstractmethod
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the process."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Return whether the server answers; never raises, never waits long."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Launch the server and wait until it answers. Raises StartError."""
+        self.launch()
+        self.wait()
+        return self
+
+    def launch(self) -> None:
+        """Start the process without waiting for it. Raises StartError where the port is taken."""
+        if not is_free(self.port):
+            raise StartError(f"{self.name}: port {self.port} is in use")
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        self._process = self.spawn()
+
+    def wait(self) -> None:
+        """Return when the server answers. Raises StartError if it ends first, or takes more than a minute."""
+        deadline = time.monotonic() + READY_SECONDS
+        while not (ready := self.is_ready()) and self.is_running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not (ready and self.is_running):
+            self.kill()
+            raise StartError(f"{self.name} did not start; {self.log} ends:\n{self.last_words()}")
+
+    def terminate(self) -> None:
+        """Ask the server to stop, and return at once."""
+        if self._process and self.is_running:
+            self._process.send_signal(self.stop_signal)
+
+    def stop(self) -> None:
+        """Stop the server and wait for its end; kill it after 40 s. Harmless if it does not run."""
+        self.terminate()
+        if self._process:
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """End the server at once, as a crash would. Harmless if it does not run."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def last_words(self, lines: int = 15) -> str:
+        """Return the end of what the server has logged since it was last launched."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+    def __enter__(self) -> Self:
+        """Start; whatever interrupts the start, nothing is left running."""
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Stop."""
+        self.stop()

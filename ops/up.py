@@ -1,0 +1,230 @@
+"""`parlor up`: the whole system as children of one process, which end when it does."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psycopg
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from libs.db.settings import split_pool_parameters
+from ops.health import is_serving
+from ops.migrate import migrate, passwords, service_url
+from ops.process import Server, StartError, is_free, spawn
+from ops.seed import seed
+from ops.servers import Postgres, Valkey
+
+SERVICES = {
+    "booking": "parlor.booking.v1.BookingService",
+    "messaging": "parlor.messaging.v1.MessagingService",
+    "stats": "parlor.stats.v1.StatsService",
+}
+CALLS = (
+    ("booking", "ListSalons", '{"page_size": 2}'),
+    ("messaging", "ListConversations", '{"salon_id": "salon-123", "page_size": 2}'),
+    (
+        "stats",
+        "GetSalonStats",
+        '{"salon_id": "salon-123", "start_time": "2025-01-01T00:00:00Z", "end_time": "2025-02-01T00:00:00Z"}',
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `parlor up` was asked for; a scale of None writes no data."""
+
+    data: Path
+    pg_bin: Path | None
+    ephemeral: bool
+    scale: int | None
+    ports: dict[str, int]
+    metrics_port: int
+
+
+class Service(Server):
+    """One of the three services, in a process of its own."""
+
+    def __init__(self, name: str, port: int, log: Path, environment: dict[str, str]) -> None:
+        """Start nothing yet."""
+        super().__init__(name, port, log)
+        self.environment = environment
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the service with this Python."""
+        command = [sys.executable, "-m", f"services.{self.name}"]
+        return spawn(command, self.log, self.stop_signal, environment=self.environment)
+
+    def is_ready(self) -> bool:
+        """Return whether it says SERVING."""
+        return is_serving(f"127.0.0.1:{self.port}", SERVICES[self.name], timeout=1.0)
+
+
+class Stopped(Exception):
+    """Somebody wants everything to end."""
+
+
+def run(plan: Plan, console: Console) -> None:
+    """Start everything, show how to call it, and wait; returns when a signal has stopped it.
+
+    Raises: StartError where something cannot start, or a server ends by itself. Nothing is left running then.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(quiet_end(console))
+        data = stack.enter_context(data_folder(plan))
+        check_ports(plan)
+        began = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            servers = start(plan, data, stack, progress)
+        show(plan, servers, data, console, time.monotonic() - began)
+        watch(servers)
+
+
+@contextmanager
+def quiet_end(console: Console) -> Iterator[None]:
+    """Let the first SIGINT, SIGTERM or SIGHUP end the block in order; later ones do not disturb its end."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        console.print("\nstopping", highlight=False)
+        raise Stopped
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signals.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    except Stopped:
+        console.print("stopped", highlight=False)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def data_folder(plan: Plan) -> Iterator[Path]:
+    """Hold the data folder for this process alone; a temporary one is removed in the end."""
+    with ExitStack() as stack:
+        folder = plan.data.absolute()
+        if plan.ephemeral:
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="parlor-", ignore_cleanup_errors=True))
+            )
+            folder.chmod(0o711)  # PostgreSQL may have to run as nobody
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((folder / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another `parlor up` uses {folder}; give this one a folder with --data") from None
+        yield folder
+
+
+def check_ports(plan: Plan) -> None:
+    """Raise StartError, naming each port in use, before anything is started."""
+    metrics = {f"{name}'s metrics": plan.metrics_port + offset for offset, name in enumerate(SERVICES)}
+    taken = [f"port {port} ({name}) is in use" for name, port in (plan.ports | metrics).items() if not is_free(port)]
+    if taken:
+        raise StartError("\n".join([*taken, "`parlor up --help` shows how to choose others"]))
+
+
+def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[Server]:
+    """Start the servers, migrate, seed and start the services, in this order; the stack stops them."""
+    steps = progress.add_task("PostgreSQL and Valkey", total=4)
+    database_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
+    servers: list[Server] = []
+    if not database_url:
+        postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, log=data / "log/postgres.log")
+        servers.append(stack.enter_context(postgres))
+        database_url = postgres.dsn
+    if not redis_url:
+        valkey = Valkey(data=data / "valkey", log=data / "log/valkey.log")
+        servers.append(stack.enter_context(valkey))
+        redis_url = valkey.url
+    progress.update(steps, advance=1, description="schema")
+    migrate(database_url, passwords(os.environ))
+    progress.update(steps, advance=1, description="data")
+    if plan.scale and is_empty(database_url):
+        seed(database_url, plan.scale, replace=False, progress=progress)
+    progress.update(steps, advance=1, description="services")
+    services = start_services(environments(plan, database_url, redis_url), plan, data, stack)
+    progress.update(steps, advance=1, description="started")
+    return [*servers, *services]
+
+
+def is_empty(database_url: str) -> bool:
+    """Return whether there is no salon yet."""
+    with psycopg.connect(split_pool_parameters(database_url)[0]) as connection:
+        return connection.execute("SELECT FROM salons LIMIT 1").rowcount == 0
+
+
+def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dict[str, str]]:
+    """Return what each service finds in its environment over what this process has."""
+    shared = {
+        "HOST": "127.0.0.1",
+        "REDIS_URL": redis_url,
+        "BOOKING_ADDRESS": f"127.0.0.1:{plan.ports['booking']}",
+        "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET", "parlor-dev"),
+    }
+    for name in SERVICES:
+        variable = f"{name.upper()}_DATABASE_URL"
+        shared[variable] = os.environ.get(variable) or service_url(database_url, f"parlor_{name}")
+    return {
+        name: shared | {"PORT": str(plan.ports[name]), "METRICS_PORT": str(plan.metrics_port + offset)}
+        for offset, name in enumerate(SERVICES)
+    }
+
+
+def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Path, stack: ExitStack) -> list[Service]:
+    """Start the services side by side; the stack stops them side by side."""
+    services = [Service(name, plan.ports[name], data / f"log/{name}.log", own) for name, own in environments.items()]
+    for service in services:
+        stack.callback(service.stop)
+    for service in services:
+        stack.callback(service.terminate)
+    for service in services:
+        service.launch()
+    for service in services:
+        service.wait()
+    return services
+
+
+def show(plan: Plan, servers: list[Server], data: Path, console: Console, seconds: float) -> None:
+    """Print where everything is, and calls to try."""
+    table = Table("service", "health", "gRPC", "metrics", title=f"Parlor, after {seconds:.1f} s")
+    for offset, name in enumerate(SERVICES):
+        metrics = f"127.0.0.1:{plan.metrics_port + offset}/metrics"
+        table.add_row(name, "[green]SERVING[/green]", f"127.0.0.1:{plan.ports[name]}", metrics)
+    console.print(table)
+    lines = [f"{server.name}: {server.dsn}" for server in servers if isinstance(server, Postgres)]
+    lines += [f"{server.name}: {server.url}" for server in servers if isinstance(server, Valkey)]
+    lines += [f"logs: {data / 'log'}", "", "Try, with grpcurl or with buf:"]
+    for name, method, request in CALLS:
+        path = f"{SERVICES[name]}/{method}"
+        lines.append(f"grpcurl -plaintext -d '{request}' 127.0.0.1:{plan.ports[name]} {path}")
+        lines.append(
+            f"buf curl --http2-prior-knowledge --protocol grpc -d '{request}' http://127.0.0.1:{plan.ports[name]}/{path}"
+        )
+    console.print("\n".join(lines), "", "Ctrl-C stops it all.", sep="\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def watch(servers: list[Server]) -> None:
+    """Return never: raise StartError when a server ends by itself, or what a signal raises."""
+    while all(server.is_running for server in servers):
+        time.sleep(0.2)
+    ended = next(server for server in servers if not server.is_running)
+    raise StartError(f"{ended.name} ended by itself; {ended.log} ends:\n{ended.last_words()}")

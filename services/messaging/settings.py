@@ -1,0 +1,12 @@
+"""Settings of the messaging service."""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+
+class MessagingSettings(BaseSettings):
+    """What the messaging service needs besides its database and cache."""
+
+    booking_address: str = Field("localhost:50051", description="HOST:PORT of the booking service.")
+    booking_timeout: int = Field(2_000, ge=1, description="Longest time to wait for the booking service, in ms.")
+    whatsapp_app_secret: SecretStr = Field(description="Secret of the WhatsApp app: webhook bodies are signed with it.")

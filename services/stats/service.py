@@ -1,0 +1,84 @@
+"""The RPCs of the stats service."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from parlor.stats.v1 import stats_pb2 as pb
+from parlor.stats.v1 import stats_pb2_grpc
+
+from libs.cache import Cache, Group, Reply
+from libs.db import Database, Loaded
+from libs.rpc import Service, errors, period
+from services.groups import Groups
+from services.stats import queries
+
+
+class StatsService(stats_pb2_grpc.StatsServiceServicer):
+    """What happened in a salon, counted."""
+
+    def __init__(self, cache: Cache) -> None:
+        """Take what the RPCs stand on."""
+        self.cache = cache
+        self.groups = Groups(cache)
+
+    async def GetSalonStats(self, request: pb.GetSalonStatsRequest, context: Any) -> Reply:
+        """Count a period."""
+        return await self._read(self.groups.stats(request.salon_id), "salon", request, queries.salon_stats)
+
+    async def ListBookingStats(self, request: pb.ListBookingStatsRequest, context: Any) -> Reply:
+        """Count the bookings created in each bucket of a period."""
+        bucket = _bucket(request.bucket)
+        return await self._read(
+            self.groups.stats(request.salon_id), "bookings", request, queries.booking_stats, bucket
+        )
+
+    async def ListConversationStats(self, request: pb.ListConversationStatsRequest, context: Any) -> Reply:
+        """Count the conversations started in each bucket of a period."""
+        bucket = _bucket(request.bucket)
+        return await self._read(
+            self.groups.stats(request.salon_id), "conversations", request, queries.conversation_stats, bucket
+        )
+
+    async def GetMessageDirectionStats(self, request: pb.GetMessageDirectionStatsRequest, context: Any) -> Reply:
+        """Count the messages of a period by direction."""
+        group = self.groups.stats(request.salon_id)
+        return await self._read(group, "directions", request, queries.message_direction_stats)
+
+    async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
+        """Count the AI messages of a period by model."""
+        return await self._read(self.groups.ai(request.salon_id), "models", request, queries.ai_analytics)
+
+    async def _read(
+        self, group: Group, name: str, request: Any, query: Callable[..., Awaitable[Loaded[Any]]], *bucket: str
+    ) -> Reply:
+        """Return a period's figures, cached under their name and the period."""
+        start, end = period(request)
+
+        async def load(conn: Any) -> Loaded[Any]:
+            try:
+                return await query(conn, request.salon_id, start, end, *bucket)
+            except LookupError as error:
+                raise errors.not_found("salon", request.salon_id) from error
+
+        return await self.cache.read(group.key(name, *bucket, _compact(start), _compact(end)), load)
+
+
+def build(cache: Cache, database: Database) -> Service:
+    """Return the service as a server takes it."""
+    stats = StatsService(cache)
+    return Service(
+        descriptor=pb.DESCRIPTOR.services_by_name["StatsService"],
+        servicer=stats,
+        add=stats_pb2_grpc.add_StatsServiceServicer_to_server,
+        salon_groups=stats.groups.of_salon,
+    )
+
+
+def _bucket(bucket: pb.TimeBucket.ValueType) -> str:
+    return pb.TimeBucket.Name(bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
+
+
+def _compact(time: datetime) -> str:
+    """Return a moment without colons, which part a key."""
+    return time.strftime("%Y%m%dT%H%M%S.%f")
