@@ -1,11 +1,13 @@
 """The `parlor` command."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
 from ops.process import StartError
 from ops.servers import postgres_url, running_port
@@ -32,7 +34,9 @@ DatabaseUrl = Annotated[
         show_default="that of the `parlor up` in this folder",
     ),
 ]
-Scale = Annotated[int, typer.Option(min=1, help="Size of the data set: 1 is 10,000 bookings and 50,000 messages.")]
+Scale = Annotated[
+    int, typer.Option(min=1, max=100, help="Size of the data set: 1 is 10,000 bookings and 50,000 messages.")
+]
 
 
 @app.command()
@@ -87,3 +91,40 @@ def health(
     serving = is_serving(address, service)
     console.print("SERVING" if serving else "NOT SERVING")
     raise typer.Exit(0 if serving else 1)
+
+
+@app.command()
+def seed(
+    database_url: DatabaseUrl,
+    scale: Scale = 1,
+    replace: Annotated[bool, typer.Option("--replace", help="Delete every row of every salon first.")] = False,
+) -> None:
+    """Write the seed's data set: 20 salons, the same rows every time."""
+    from ops.seed import DataExistsError, seed
+
+    try:
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+            written = seed(database_url, scale, replace=replace, progress=progress)
+    except DataExistsError as error:
+        console.print(f"[red]{error}; --replace deletes everything first[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    console.print(", ".join(f"{rows:,} {table}" for table, rows in written.items()), highlight=False)
+
+
+@app.command()
+def verify_indexes(
+    database_url: DatabaseUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the section of docs/performance.md.")] = False,
+) -> None:
+    """Exit with 1 unless the 15 indexes are there and, on the seed's data set, the statements they are for use them."""
+    from ops.indexes import markdown, tables, verify
+
+    report = verify(database_url)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    elif as_markdown:
+        typer.echo(markdown(report), nl=False)
+    else:
+        console.print(tables(report), highlight=False)
+    raise typer.Exit(0 if report.ok else 1)

@@ -1,7 +1,7 @@
 """Regenerate the stubs beside the protos, and the image that `buf lint` reads: `python -m ops.protos [IMAGE]`.
 
-protovalidate's wheel ships validate.proto only as a descriptor: it is handed to protoc as a descriptor set, and its stub
-is generated from it like ours.
+protovalidate's wheel ships validate.proto only as a descriptor: it is handed to protoc as a descriptor set, and its
+stub is generated from it like ours.
 """
 
 import os

@@ -1,95 +1,24 @@
-"""The seed's data set: the same rows every time, written by COPY.
+"""`parlor seed`: write the seed's data set by COPY."""
 
-At scale 1: 10,000 bookings, 50,000 messages, 1,000 conversations and 20,000 AI messages of 20 salons, the biggest of
-which, `salon-123`, has about a third. Times are those before and after 2025-01-18, the day of the seed's report.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import accumulate, count, pairwise, product
-from math import ceil
-from operator import itemgetter
-from random import Random
-from typing import NamedTuple, TypeAlias, TypeVar
-from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 from rich.progress import Progress
 
-from ops.vocabulary import AI_MODELS, REGIONS, SALON_NAMES, SERVICES, SURNAMES, Region
+from libs.db import split_pool_parameters
+from ops.data_set import COLUMNS, ROWS, Row, data_set
 
-FIRST_DAY = datetime(2024, 10, 20, tzinfo=UTC)
-ANCHOR = FIRST_DAY + timedelta(days=90)  # 2025-01-18: messages end here, bookings 30 days later
 MAX_SCALE = 100  # the plan of the messages is held in memory, about 150 MB at scale 20
 
-_ROWS = {"salons": 20, "bookings": 10_000, "conversations": 1_000, "messages": 50_000, "ai_messages": 20_000}
-_COLUMNS = {
-    "salons": "salon_id phone_number_id name time_zone region_code opening_hours created_at updated_at",
-    "bookings": "salon_id booking_id booking_code customer_phone customer_name resource_id service_name start_ts end_ts"
-    " status revision created_at updated_at",
-    "conversations": "salon_id conversation_id phone_number status started_at last_message_at",
-    "messages": "salon_id message_id conversation_id phone_number direction whatsapp_id type content status cost_micros"
-    " currency_code created_at",
-    "ai_messages": "salon_id ai_message_id conversation_id model role content prompt_tokens completion_tokens"
-    " cost_micros currency_code latency_ms created_at",
-}
 # Everything that a service writes about a salon's rows goes with them.
-_TABLES = (*_COLUMNS, "message_status_events", "booking_requests", "messaging_requests")
+_TABLES = (*COLUMNS, "message_status_events", "booking_requests", "messaging_requests")
 _TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
-
-_SLOTS_A_DAY = 6  # of 90 minutes, from 09:00 to 18:00
-_BOOKED_DAYS = [day for day in range(120) if (FIRST_DAY + timedelta(days=day)).weekday() < 6]
-_PAST_STATUSES = ("COMPLETED",) * 14 + ("CANCELLED",) * 3 + ("NO_SHOW",) * 2 + ("CONFIRMED",)
-_FUTURE_STATUSES = ("CONFIRMED",) * 13 + ("PENDING",) * 4 + ("CANCELLED",) * 3
-_SENT_STATUSES = ("READ",) * 14 + ("DELIVERED",) * 4 + ("SENT", "FAILED")
-_REVISIONS = {"PENDING": 1, "CONFIRMED": 2, "CANCELLED": 2, "COMPLETED": 3, "NO_SHOW": 3}
-_HALF_CODES = ["".join(letters) for letters in product("23456789ABCDEFGHJKMNPQRSTVWXYZ", repeat=3)]
-
-Row: TypeAlias = tuple[object, ...]
-_T = TypeVar("_T")
 
 
 class DataExistsError(Exception):
     """The database has rows already, and nobody said that they may be replaced."""
-
-
-@dataclass(frozen=True)
-class Salon:
-    """A salon and how much of the data set is its own; rank 0 is the biggest."""
-
-    salon_id: str
-    rank: int
-    region: Region
-    bookings: int
-    conversations: int
-    messages: int
-
-    def phone(self, customer: int) -> str:
-        """Return a customer's number; every tenth customer goes to all salons of the region."""
-        number = customer if customer % 10 == 9 else self.rank * 4_000_000 + customer
-        return f"{self.region.mobile_prefix}{_scatter(number, 10**8):08d}"
-
-
-class Conversation(NamedTuple):
-    """A conversation, and how many messages it has."""
-
-    salon: Salon
-    conversation_id: UUID
-    phone_number: str
-    messages: int
-
-
-class Sent(NamedTuple):
-    """A message: `ms` milliseconds after FIRST_DAY, in the conversation at this place of the list."""
-
-    ms: int
-    conversation: int
-    outbound: bool
 
 
 def seed(
@@ -103,12 +32,13 @@ def seed(
     if not 1 <= scale <= MAX_SCALE:
         raise ValueError(f"scale must be from 1 to {MAX_SCALE}, not {scale}")
     progress = progress or Progress(disable=True)
-    task = progress.add_task("seed data", total=_ROWS["salons"] + scale * (sum(_ROWS.values()) - _ROWS["salons"]))
+    task = progress.add_task("seed data", total=ROWS["salons"] + scale * (sum(ROWS.values()) - ROWS["salons"]))
     advance = partial(progress.advance, task)
-    with psycopg.connect(database_url) as conn:
+    url, _ = split_pool_parameters(database_url)
+    with psycopg.connect(url) as conn:
         _claim_tables(conn, replace)
-        written = {table: _copy(conn, table, rows, advance) for table, rows in _data_set(scale)}
-    with psycopg.connect(database_url, autocommit=True) as conn:
+        written = {table: _copy(conn, table, rows, advance) for table, rows in data_set(scale)}
+    with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(_TABLE_LIST))
     return written
 
@@ -124,7 +54,10 @@ def _claim_tables(conn: psycopg.Connection, replace: bool) -> None:
 
 def _copy(conn: psycopg.Connection, table: str, rows: Iterable[Row], advance: Callable[[float], None]) -> int:
     # Binary: 200,000 messages took 0.7 s, as text 1.2 s.
-    names = {"columns": sql.SQL(", ").join(map(sql.Identifier, _COLUMNS[table].split())), "table": sql.Identifier(table)}
+    names = {
+        "columns": sql.SQL(", ").join(map(sql.Identifier, COLUMNS[table].split())),
+        "table": sql.Identifier(table),
+    }
     with conn.cursor() as cursor:
         cursor.execute(sql.SQL("SELECT {columns} FROM {table} LIMIT 0").format(**names))
         types = [column.type_code for column in cursor.description or ()]
@@ -138,172 +71,3 @@ def _copy(conn: psycopg.Connection, table: str, rows: Iterable[Row], advance: Ca
                     advance(1000)
     advance(written % 1000)
     return written
-
-
-def _data_set(scale: int) -> Iterator[tuple[str, Iterable[Row]]]:
-    # One generator of random numbers a table: a change of one leaves the others' rows as they are.
-    salons = _salons(scale)
-    yield "salons", map(_salon_row, salons)
-    yield "bookings", _booking_rows(salons)
-    conversations = list(_conversations(salons))
-    plan = _plan(conversations)
-    yield "conversations", _conversation_rows(conversations, plan)
-    yield "messages", _message_rows(conversations, plan)
-    yield "ai_messages", _ai_message_rows(conversations, plan)
-
-
-def _salons(scale: int) -> list[Salon]:
-    weights = [rank**-1.15 for rank in range(1, _ROWS["salons"] + 1)]  # the first has a third
-    parts = zip(*(_split(_ROWS[table] * scale, weights) for table in ("bookings", "conversations", "messages")))
-    return [
-        Salon(f"salon-{123 + rank}", rank, REGIONS[rank % len(REGIONS)], *sizes) for rank, sizes in enumerate(parts)
-    ]
-
-
-def _salon_row(salon: Salon) -> Row:
-    city = salon.region.time_zone.split("/")[1].replace("_", " ")
-    name = f"{SALON_NAMES[salon.rank % len(SALON_NAMES)]} {city}"
-    hours = [
-        {"day_of_week": day, "open_time": {"hours": 9, "minutes": 0}, "close_time": {"hours": 18, "minutes": 0}}
-        for day in ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY")
-    ]
-    phone_number_id = f"{_scatter(salon.rank, 10**15):015d}"
-    opened = FIRST_DAY - timedelta(days=60 - salon.rank)
-    zone, region = salon.region.time_zone, salon.region.region_code
-    return salon.salon_id, phone_number_id, name, zone, region, Jsonb(hours), opened, opened
-
-
-def _booking_rows(salons: Sequence[Salon]) -> list[Row]:
-    random = Random("bookings")
-    rows = [row for salon in salons for row in _salon_bookings(random, salon)]
-    return sorted(rows, key=itemgetter(11, 1))  # as they were created
-
-
-def _salon_bookings(random: Random, salon: Salon) -> Iterator[Row]:
-    zone = ZoneInfo(salon.region.time_zone)
-    slots = len(_BOOKED_DAYS) * _SLOTS_A_DAY
-    resources = ceil(salon.bookings / slots / 0.7)  # every resource is taken 70 % of the time
-    for number, place in enumerate(random.sample(range(slots * resources), salon.bookings)):
-        resource, slot = divmod(place, slots)
-        day, time = divmod(slot, _SLOTS_A_DAY)
-        opens = (FIRST_DAY + timedelta(days=_BOOKED_DAYS[day])).replace(hour=9, tzinfo=zone)
-        start = (opens + timedelta(minutes=90 * time)).astimezone(UTC)
-        yield _booking_row(random, salon, number, resource, start)
-
-
-def _booking_row(random: Random, salon: Salon, number: int, resource: int, start: datetime) -> Row:
-    customer = int(min(random.random(), random.random()) * salon.conversations * 3)
-    given = salon.region.given_names
-    name = f"{given[customer % len(given)]} {SURNAMES[customer % len(SURNAMES)]}"
-    service, minutes = _pick(random, SERVICES)
-    end = start + timedelta(minutes=minutes)
-    status = _pick(random, _PAST_STATUSES if end <= ANCHOR else _FUTURE_STATUSES)
-    ahead = timedelta(hours=1 + int(random.random() ** 2 * 480), seconds=int(random.random() * 3600))
-    created = min(start, ANCHOR) - ahead
-    changed = {"PENDING": created, "CONFIRMED": created + ahead / 2, "CANCELLED": created + ahead / 2}.get(status, end)
-    resource_id = None if random.random() < 0.05 else f"{('chair', 'stylist')[resource % 2]}-{resource // 2 + 1}"
-    code = _scatter(number, len(_HALF_CODES) ** 2)
-    booking_code = _HALF_CODES[code // len(_HALF_CODES)] + _HALF_CODES[code % len(_HALF_CODES)]
-    what = _uuid(random), booking_code, salon.phone(customer), name, resource_id, service, start, end
-    return salon.salon_id, *what, status, _REVISIONS[status], created, changed
-
-
-def _conversations(salons: Sequence[Salon]) -> Iterator[Conversation]:
-    random, sizes = Random("conversations"), Random("conversation sizes")
-    for salon in salons:
-        # Two messages each at least, and some have many.
-        weights = [sizes.paretovariate(2) for _ in range(salon.conversations)]
-        for number, extra in enumerate(_split(salon.messages - 2 * salon.conversations, weights)):
-            yield Conversation(salon, _uuid(random), salon.phone(number), 2 + extra)
-
-
-def _plan(conversations: Sequence[Conversation]) -> list[Sent]:
-    """Return every message in the order of time, as a service would have written them."""
-    random = Random("plan")
-    return sorted(
-        Sent(ms, place, outbound)
-        for place, conversation in enumerate(conversations)
-        for ms, outbound in _chats(random, conversation.messages)
-    )
-
-
-def _chats(random: Random, messages: int) -> Iterator[tuple[int, bool]]:
-    """Yield times and directions: chats of up to 8 messages, on days between a first and a last, from 07:00 to 21:00."""
-    first = int(random.random() * 90)
-    days = 1 + int(random.random() * (90 - first))
-    ms = 0
-    for number in range(messages):
-        if number % 8 == 0:
-            hours = (first + int(random.random() * days)) * 24 + 7 + random.random() * 13
-            ms = int(hours * 3_600_000)
-        ms += 20_000 + int(random.random() * 280_000)
-        yield ms, bool(number % 2)
-
-
-def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:
-    last = {sent.conversation: _time(sent.ms) for sent in plan}
-    first = {sent.conversation: _time(sent.ms) for sent in reversed(plan)}
-    for place, (salon, conversation_id, phone, _) in enumerate(conversations):
-        idle = (ANCHOR - last[place]).days
-        status = "ACTIVE" if idle < 21 else "CLOSED" if idle < 50 else "ARCHIVED"
-        yield salon.salon_id, conversation_id, phone, status, first[place], last[place]
-
-
-def _message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:
-    random = Random("messages")
-    numbers = [count(rank, _ROWS["salons"]) for rank in range(_ROWS["salons"])]
-    for ms, place, outbound in plan:
-        salon, conversation_id, phone, _ = conversations[place]
-        kind = "TEMPLATE" if outbound and ms % 5 == 3 else "TEXT"
-        status = _pick(random, _SENT_STATUSES) if outbound else "RECEIVED"
-        cost = (salon.region.message_cost_micros, salon.region.currency_code) if outbound else (0, None)
-        whatsapp_id = f"wamid.{_scatter(next(numbers[salon.rank]), 16**24):024X}"
-        what = "OUTBOUND" if outbound else "INBOUND", whatsapp_id, kind, _content(salon, ms, outbound), status
-        yield salon.salon_id, _uuid(random), conversation_id, phone, *what, *cost, _time(ms)
-
-
-def _ai_message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:
-    """Yield what a model was asked and answered: two in five of the messages."""
-    random = Random("ai_messages")
-    for number, (ms, place, outbound) in enumerate(plan):
-        if number % 5 > 1:
-            continue
-        salon, conversation_id, *_ = conversations[place]
-        model, prompt_price, completion_price = AI_MODELS[place % len(AI_MODELS)]
-        prompt, completion, latency = (
-            (200 + int(random.random() * 1000), 20 + int(random.random() * 160), 400 + int(random.expovariate(1 / 900)))
-            if outbound
-            else (0, 0, 0)
-        )
-        cost = round(prompt * prompt_price + completion * completion_price)
-        said = model, "ASSISTANT" if outbound else "USER", _content(salon, ms, outbound)
-        used = prompt, completion, cost, "USD" if cost else None, latency
-        yield salon.salon_id, _uuid(random), conversation_id, *said, *used, _time(ms)
-
-
-def _content(salon: Salon, ms: int, outbound: bool) -> str:
-    return (salon.region.salon_says if outbound else salon.region.customer_says)[ms % 5]
-
-
-def _split(total: int, weights: Sequence[float]) -> list[int]:
-    """Cut `total` in proportion to the weights; the parts add up to it."""
-    sums = list(accumulate(weights, initial=0.0))
-    bounds = [round(total * part / sums[-1]) for part in sums]
-    return [end - begin for begin, end in pairwise(bounds)]
-
-
-def _scatter(number: int, modulus: int) -> int:
-    """Return a number that looks random; different ones for different numbers below modulus whose factors are 2, 3 and 5."""
-    return (number * 314_159_265_358_979_323_846_264_338_329 + 271_828_182_845_904_523_536_028_747_135) % modulus
-
-
-def _pick(random: Random, choices: Sequence[_T]) -> _T:
-    return choices[int(random.random() * len(choices))]
-
-
-def _uuid(random: Random) -> UUID:
-    return UUID(int=random.getrandbits(128), version=4)
-
-
-def _time(ms: int) -> datetime:
-    return FIRST_DAY + timedelta(milliseconds=ms)

@@ -1,9 +1,9 @@
 """Reads that may come from the cache, and transactions that invalidate it: never stale, whatever dies when.
 
-The rule, in short. A transaction registers its id with every group it writes to before it commits, which gives the group
-a new generation. An entry counts only under the generation it was stored under, and is stored only if the snapshot that
-it was read by shows that every registered transaction had ended by then. Nothing follows the commit, so there is nothing
-that a killed process could leave undone. docs/decisions/0003 says why each step is needed.
+The rule, in short. A transaction registers its id with every group it writes to before it commits, which gives the
+group a new generation. An entry counts only under the generation it was stored under, and is stored only if the
+snapshot that it was read by shows that every registered transaction had ended by then. Nothing follows the commit, so
+there is nothing that a killed process could leave undone. docs/decisions/0003 says why each step is needed.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Stamped(Protocol, Generic[V]):
 
 
 class Reply(NamedTuple):
-    """The bytes of a cached reply, None if there is nothing; whether they came by `hit`, `miss` or `bypass`; how old."""
+    """The bytes of a reply, None if there is nothing; whether they came by `hit`, `miss` or `bypass`; how old."""
 
     body: bytes | None
     source: str
@@ -105,9 +105,7 @@ class Cache:
 
     # Reads
 
-    async def read(
-        self, key: Key, load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]]
-    ) -> Reply:
+    async def read(self, key: Key, load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]]) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it by one statement, once for all who ask meanwhile."""
 
         async def run(keys: Sequence[Key]) -> list[Stamped[Any]]:
@@ -154,7 +152,10 @@ class Cache:
 
     async def _bypass(self, ask: Ask) -> Reply:
         self.counters.bypasses += 1
-        return Reply(self._entry(await ask()).body, "bypass", 0)
+        return Reply(self._entry(await ask(), 0).body, "bypass", 0)
+
+    def _entry(self, loaded: Stamped[Any], loaded_ms: int) -> Entry:
+        return Entry(None if loaded.value is None else self._encode(loaded.value), loaded_ms)
 
     async def _load(self, key: Key, meta: Meta, ask: Ask) -> bytes | None:
         """Load, or join a load under way that cannot be older than any write the caller must see.
@@ -164,12 +165,13 @@ class Cache:
         """
         running = self._flights.get((key.entry, meta.generation))
         if running is not None:
-            joined = await asyncio.shield(running)
+            joined: _Flight = await asyncio.shield(running)
             if joined.may_be_stored:
                 return joined.entry.body
         flight = self._flights[key.entry, meta.generation] = asyncio.get_running_loop().create_future()
         self._spawn(self._fly(key, meta, ask, flight))
-        return (await asyncio.shield(flight)).entry.body
+        found: _Flight = await asyncio.shield(flight)
+        return found.entry.body
 
     async def _fly(self, key: Key, meta: Meta, ask: Ask, flight: "asyncio.Future[_Flight]") -> None:
         """Load, hand the entry to all who wait, and store it behind their replies."""
@@ -177,7 +179,7 @@ class Cache:
             barrier = await self._gather.ask("barrier", None, self._barrier) if meta.cold else 0
             loaded_ms = _now_ms()
             loaded = await ask()
-            entry = Entry(None if loaded.value is None else self._encode(loaded.value), loaded_ms)
+            entry = self._entry(loaded, loaded_ms)
             may_be_stored = loaded.stamp > max(meta.highest, barrier)
             flight.set_result(_Flight(entry, may_be_stored))
             fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
@@ -215,7 +217,7 @@ class Cache:
 
     @asynccontextmanager
     async def transaction(self, *groups: Group, locks: Sequence[int] = ()) -> AsyncIterator["Transaction"]:
-        """Run the block as one transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
+        """Run the block as a transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
 
         The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
         before anything else and held until the end.

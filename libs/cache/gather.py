@@ -1,8 +1,8 @@
 """One call for all that is asked for in a tick of the event loop.
 
 In Python a call costs more than its round trip, so concurrent reads share calls: what is asked for in one tick is
-gathered, one call of a lane is under way at a time, and what comes meanwhile gathers for the next. A caller joins only a
-call that has not started, so it never gets an answer that is older than its question.
+gathered, one call of a lane is under way at a time, and what comes meanwhile gathers for the next. A caller joins only
+a call that has not started, so it never gets an answer that is older than its question.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
 """What the cache does on Redis or Valkey: four commands, each for all that is asked for in a tick.
 
-A meta is `generation | cold | highest`: 29 characters made by the server, `1` while the group's past is unknown, and the
-highest transaction id registered, in decimal digits (below 2^53, since Lua counts in doubles). An entry is
+A meta is `generation | cold | highest`: 29 characters made by the server, `1` while the group's past is unknown, and
+the highest transaction id registered, in decimal digits (below 2^53, since Lua counts in doubles). An entry is
 `generation | check of its key | loaded at, in ms | found | bytes`.
 
-Any call that fails or takes too long marks the server as lost: from then on nothing is tried until `recover` has succeeded
-(`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
+Any call that fails or takes too long marks the server as lost: from then on nothing is tried until `recover` has
+succeeded (`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
 """
 
 import asyncio
@@ -203,11 +203,11 @@ class Store:
 
     async def _look_all(self, keys: Sequence[Key]) -> list[Found]:
         names = [name for key in keys for name in (key.group.meta, key.entry)]
-        values = await self._call(lambda: self._redis.mget(names))
+        values: list[Any] = await self._call(lambda: self._redis.mget(names))
         return [_decode(key.entry, values[2 * i], values[2 * i + 1]) for i, key in enumerate(keys)]
 
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
-        args = [secrets.token_hex(8), META_LIFETIME_SECONDS]
+        args: list[Any] = [secrets.token_hex(8), META_LIFETIME_SECONDS]
         return [Meta.parse(meta) for meta in await self._call(lambda: self._open(keys=metas, args=args))]
 
     async def _register_all(self, writes: Sequence[tuple[str, int]]) -> list[None]:
@@ -215,7 +215,7 @@ class Store:
         for meta, xact_id in writes:
             highest[meta] = max(xact_id, highest.get(meta, 0))
         nonce = secrets.token_hex(8)
-        args = [nonce, META_LIFETIME_SECONDS, *highest.values()]
+        args: list[Any] = [nonce, META_LIFETIME_SECONDS, *highest.values()]
         answer = await self._call(lambda: self._register(keys=list(highest), args=args))
         if answer != nonce.encode():
             raise StoreAway("the reply is another call's")
@@ -286,7 +286,7 @@ class Store:
         for first in range(0, len(names), SCAN_COUNT):
             await self._admin.unlink(*names[first : first + SCAN_COUNT])
 
-    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
+    async def scan(self, pattern: str) -> AsyncIterator[list[Any]]:
         """Yield the names of all keys that match, by the thousand. Raises: RedisError."""
         cursor = 0
         while True:

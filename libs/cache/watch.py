@@ -1,8 +1,8 @@
 """Keeps watch over Redis, and over the writes that could not reach it.
 
-A write without Redis leaves its groups in `cache_pending`, in its own transaction. Every process registers what it finds
-there, and only then deletes the rows. A process that lost Redis serves no hit until it has registered all that was there
-after Redis came back.
+A write without Redis leaves its groups in `cache_pending`, in its own transaction. Every process registers what it
+finds there, and only then deletes the rows. A process that lost Redis serves no hit until it has registered all that
+was there after Redis came back.
 """
 
 import asyncio
@@ -79,7 +79,10 @@ class Watch:
             log.debug("redis away", error=repr(error))
 
     async def drain(self) -> None:
-        """Register all pending groups, then delete their rows. Raises: StoreAway; what `connect` raises; psycopg.Error."""
+        """Register all pending groups, then delete their rows.
+
+        Raises: StoreAway; what `connect` raises; psycopg.Error.
+        """
         async with self._connect() as conn:
             cursor = await conn.execute("SELECT group_key, xact_id FROM cache_pending")
             if not (rows := await cursor.fetchall()):

@@ -2,7 +2,7 @@
 
 from libs.db.database import Connection, Database, DatabaseUnavailable, PoolExhausted
 from libs.db.queries import Queries, SlowQuery
-from libs.db.rows import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_stamped
+from libs.db.rows import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_stamped
 from libs.db.settings import DatabaseSettings, split_pool_parameters
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fetch_all",
     "fetch_one",
     "fetch_page",
+    "fetch_returned",
     "fetch_stamped",
     "split_pool_parameters",
 ]

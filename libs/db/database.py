@@ -1,13 +1,13 @@
 """A pool of connections that knows whether its database is there.
 
-While Postgres is away a caller fails at once instead of waiting for the pool; a probe on a connection of its own notices
-within half a second that it is gone or back, and has the pool replace its dead connections before it is used again.
+While Postgres is away a caller fails at once instead of waiting for the pool; a probe on a connection of its own
+notices within half a second that it is gone or back, and has the pool replace its dead connections before it is used.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -66,6 +66,7 @@ class Database:
         self._waiting: set[asyncio.Timeout] = set()
         self._suspect = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
+        self._probe: psycopg.AsyncConnection[Any] | None = None
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self._conninfo,
             connection_class=Connection,
@@ -96,13 +97,17 @@ class Database:
         """
         self._on_change = on_change
         await self.pool.open(wait=False)
-        await self._set_available(await self._probe() is not None)
+        await self._set_available(await self._answers())
         self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """End the probe and the pool."""
         if self._watcher:
             self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+        if self._probe:
+            await self._probe.close()
         await self.pool.close()
 
     @asynccontextmanager
@@ -143,29 +148,29 @@ class Database:
 
     async def _watch(self) -> None:
         """Probe for ever: every half second, and at once when a connection broke."""
-        conn: psycopg.AsyncConnection[Any] | None = None
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._suspect.wait(), PROBE_SECONDS)
-            except TimeoutError:
-                pass
             self._suspect.clear()
-            conn = await self._probe(conn)
-            if (conn is not None) != self.available:
-                await self._set_available(conn is not None)
+            available = await self._answers()
+            if available != self.available:
+                await self._set_available(available)
 
-    async def _probe(self, conn: psycopg.AsyncConnection[Any] | None = None) -> psycopg.AsyncConnection[Any] | None:
-        """Return a connection that has just answered, or None."""
-        for attempt in (conn, None):
+    async def _answers(self) -> bool:
+        """Say whether the database answers: on the probe's connection, or on a new one if that is dead."""
+        for _ in range(2):
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                    attempt = attempt or await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-                    await attempt.execute("SELECT 1")
-                    return attempt
+                    if self._probe is None:
+                        self._probe = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                    await self._probe.execute("SELECT 1")
+                    return True
             except (psycopg.Error, OSError, TimeoutError):
-                if attempt:
-                    await attempt.close()
-        return None
+                if self._probe is None:
+                    return False
+                await self._probe.close()
+                self._probe = None
+        return False
 
     async def _set_available(self, available: bool) -> None:
         if available:

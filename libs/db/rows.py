@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.abc import Buffer, Params, Query
+from psycopg.abc import Buffer, Params
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 
@@ -69,17 +69,15 @@ def plain(kind: type[M]) -> Callable[[AsyncCursor[Any]], Callable[[Sequence[Any]
 
 
 async def fetch_stamped(
-    conn: AsyncConnection[Any], kind: type[M], query: Query, params: Params
+    conn: AsyncConnection[Any], kind: type[M], query: str, params: Params
 ) -> list[Loaded[M | None]]:
     """Return every row of a cached statement."""
     async with conn.cursor(binary=True, row_factory=stamped(kind)) as cursor:
-        await cursor.execute(query, params)
+        await cursor.execute(query.encode(), params)
         return await cursor.fetchall()
 
 
-async def fetch_page(
-    conn: AsyncConnection[Any], kind: type[M], query: Query, params: Params
-) -> Loaded[list[M]]:
+async def fetch_page(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> Loaded[list[M]]:
     """Return the rows of a cached list. Raises: LookupError if what the list belongs to is not there."""
     rows = await fetch_stamped(conn, kind, query, params)
     if not rows:
@@ -87,15 +85,22 @@ async def fetch_page(
     return Loaded(rows[0].stamp, [row.value for row in rows if row.value is not None])
 
 
-async def fetch_one(conn: AsyncConnection[Any], kind: type[M], query: Query, params: Params) -> M | None:
+async def fetch_one(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> M | None:
     """Return the one row of a statement that is not cached, None if there is none."""
     async with conn.cursor(binary=True, row_factory=plain(kind)) as cursor:
-        await cursor.execute(query, params)
+        await cursor.execute(query.encode(), params)
         return await cursor.fetchone()
 
 
-async def fetch_all(conn: AsyncConnection[Any], kind: type[M], query: Query, params: Params) -> list[M]:
+async def fetch_returned(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> M:
+    """Return the row of a statement that always has one. Raises: LookupError."""
+    if (row := await fetch_one(conn, kind, query, params)) is None:
+        raise LookupError
+    return row
+
+
+async def fetch_all(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> list[M]:
     """Return every row of a statement that is not cached."""
     async with conn.cursor(binary=True, row_factory=plain(kind)) as cursor:
-        await cursor.execute(query, params)
+        await cursor.execute(query.encode(), params)
         return await cursor.fetchall()

@@ -1,7 +1,7 @@
 """Channels to our own services: what is safe to repeat is retried.
 
-What is safe stands in the protos: reads are NO_SIDE_EFFECTS, some mutations IDEMPOTENT; any other is retried only if its
-request has a request_id, which is filled in where the caller left it empty.
+What is safe stands in the protos: reads are NO_SIDE_EFFECTS, some mutations IDEMPOTENT; any other is retried only if
+its request has a request_id, which is filled in where the caller left it empty.
 """
 
 import json

@@ -15,7 +15,9 @@ def mask(text: str) -> str:
 
 
 def _mask_all(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return {name: mask(value) if isinstance(value, str) and name != "timestamp" else value for name, value in event.items()}
+    return {
+        name: mask(value) if isinstance(value, str) and name != "timestamp" else value for name, value in event.items()
+    }
 
 
 def configure(level: str, **fields: str) -> None:

@@ -20,7 +20,9 @@ class Figures(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
         cache, database = self._cache, self._database
-        reads = CounterMetricFamily("parlor_cache_reads", "Cached reads, by where the reply came from", labels=["source"])
+        reads = CounterMetricFamily(
+            "parlor_cache_reads", "Cached reads, by where the reply came from", labels=["source"]
+        )
         for source, count in (
             ("hit", cache.counters.hits),
             ("miss", cache.counters.misses),

@@ -41,7 +41,7 @@ class Write:
         """Wrap a transaction."""
         self.conn = transaction.conn
         self.invalidate = transaction.invalidate
-        self.reply: Message | None = None
+        self.reply: Any = None
 
 
 class Mutations:

@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 from libs.cache import NAMESPACES, Cache, Group, server_figures, sizes
 from libs.db import Database
 from libs.rpc.errors import invalid_fields
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 
 def percent(part: float, whole: float) -> float:
@@ -19,9 +19,7 @@ def percent(part: float, whole: float) -> float:
 class OpsService(ops_pb2_grpc.OpsServiceServicer):
     """Figures of one service's cache and database, and invalidation by hand."""
 
-    def __init__(
-        self, cache: Cache, database: Database, salon_groups: Callable[[str], Awaitable[list[Group]]]
-    ) -> None:
+    def __init__(self, cache: Cache, database: Database, salon_groups: Callable[[str], Awaitable[list[Group]]]) -> None:
         """`salon_groups` returns all groups of a salon that the service can name."""
         self._cache = cache
         self._database = database

@@ -15,7 +15,6 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
 from libs.cache import Cache, CacheSettings, Group
@@ -26,6 +25,7 @@ from libs.rpc.interceptor import Interceptor
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
 from libs.rpc.settings import ServerSettings
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
 OPTIONS = [
@@ -80,9 +80,7 @@ async def serve(
     registry = CollectorRegistry()
     registry.register(Figures(cache, database))
     healths = health.aio.HealthServicer()
-    server = grpc.aio.server(
-        options=OPTIONS, interceptors=[Interceptor(settings, service.constraints, registry)]
-    )
+    server = grpc.aio.server(options=OPTIONS, interceptors=[Interceptor(settings, service.constraints, registry)])
     service.add(service.servicer, server)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), server)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)

@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, Salon
 from psycopg import AsyncConnection, errors
 from psycopg.types.json import Jsonb
 
-from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_stamped
+from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_stamped
 from libs.rpc import Page
 from libs.rpc.errors import invalid_fields
+from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, Salon
 
 SALON = (
     "salon_id, phone_number_id, name, time_zone, region_code, opening_hours,"
@@ -66,7 +66,7 @@ async def lock_salon(conn: AsyncConnection[Any], salon_id: str) -> Salon | None:
     return await fetch_one(conn, Salon, f"SELECT {SALON} FROM salons WHERE salon_id = %s FOR UPDATE", [salon_id])
 
 
-async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon | None:
+async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
     """Insert or replace a salon; return it as it is now.
 
     Raises: UniqueViolation of salons_phone_number_id_key; INVALID_FIELD for a zone that Postgres does not know.
@@ -82,7 +82,7 @@ async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon | None
     hours = Jsonb([MessageToDict(hours, preserving_proto_field_name=True) for hours in salon.opening_hours])
     row = (salon.salon_id, salon.phone_number_id, salon.name, salon.time_zone, salon.region_code, hours)
     try:
-        return await fetch_one(conn, Salon, query, row)
+        return await fetch_returned(conn, Salon, query, row)
     except errors.InvalidParameterValue as error:
         raise invalid_fields([("salon.time_zone", "is not known to the database")]) from error
 
@@ -120,9 +120,7 @@ async def insert_booking(
     return await fetch_one(conn, Booking, query, row)
 
 
-async def bookings_by_code(
-    conn: AsyncConnection[Any], keys: Sequence[tuple[str, str]]
-) -> list[Loaded[Booking | None]]:
+async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str, str]]) -> list[Loaded[Booking | None]]:
     """Return the booking of each (salon_id, booking_code), in the order of the keys.
 
     Source: report, "Unique Constraints"; index booking_code_salon_id.
@@ -155,7 +153,10 @@ async def list_bookings(
         (" AND customer_phone = %(customer_phone)s", customer_phone),
         (" AND start_ts >= %(start)s", start),
         (" AND start_ts < %(end)s", end),
-        (" AND (start_ts, booking_id) > (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)", page.after_id),
+        (
+            " AND (start_ts, booking_id) > (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)",
+            page.after_id,
+        ),
     )
     where = "".join(condition for condition, value in conditions if value)
     query = f"""
@@ -176,10 +177,10 @@ async def lock_booking(conn: AsyncConnection[Any], salon_id: str, booking_code: 
     return await fetch_one(conn, Booking, query, (booking_code, salon_id))
 
 
-async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, status: str) -> Booking | None:
+async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, status: str) -> Booking:
     """Set a booking's status; return it as it is now."""
     query = f"""
         UPDATE bookings SET status = %s, revision = revision + 1, updated_at = now()
         WHERE salon_id = %s AND booking_id = %s
         RETURNING {BOOKING}"""
-    return await fetch_one(conn, Booking, query, (status, booking.salon_id, booking.booking_id))
+    return await fetch_returned(conn, Booking, query, (status, booking.salon_id, booking.booking_id))

@@ -5,12 +5,11 @@ from functools import cache as once
 from typing import Any
 from zoneinfo import available_timezones
 
-from parlor.booking.v1 import booking_pb2 as pb
-from parlor.booking.v1 import booking_pb2_grpc
-
 from libs.cache import Cache, Group, Reply, digest
 from libs.db import Database, Loaded
 from libs.rpc import Mutations, Service, errors, moment, page
+from parlor.booking.v1 import booking_pb2 as pb
+from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import queries, transitions
 from services.groups import Groups
 
@@ -46,8 +45,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
                 raise errors.etag_mismatch("salon", salon.salon_id)
             if before is not None:
                 write.invalidate(groups.phone_number_id(before.phone_number_id))
-            write.reply = await queries.upsert_salon(write.conn, salon)
-        return write.reply
+            after = write.reply = await queries.upsert_salon(write.conn, salon)
+        return after
 
     async def GetSalon(self, request: pb.GetSalonRequest, context: Any) -> Reply:
         """Return a salon by its id."""
@@ -76,14 +75,12 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             raise errors.invalid_fields([("end_time", "end_time must be at least a microsecond after start_time")])
         salon_id = request.salon_id
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(6))
-        async with self.write(
-            request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)
-        ) as write:
-            write.reply = await queries.insert_booking(write.conn, request, code, start, end)
-            if write.reply is None:
+        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+            booking = write.reply = await queries.insert_booking(write.conn, request, code, start, end)
+            if booking is None:
                 message = f"{request.resource_id} is taken at that time"
                 raise errors.failed_precondition("SLOT_UNAVAILABLE", f"resource/{request.resource_id}", message)
-        return write.reply
+        return booking
 
     async def GetBookingByCode(self, request: pb.GetBookingByCodeRequest, context: Any) -> Reply:
         """Return a booking by its code."""
@@ -114,17 +111,15 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         """Move a booking to another status."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_")
-        async with self.write(
-            request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)
-        ) as write:
+        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
             booking = await queries.lock_booking(write.conn, salon_id, code)
             if booking is None:
                 raise errors.not_found("booking", f"{salon_id}/{code}")
             if request.etag and request.etag != booking.etag:
                 raise errors.etag_mismatch("booking", f"{salon_id}/{code}")
             transitions.check(code, booking.status, request.status)
-            write.reply = await queries.update_booking_status(write.conn, booking, status)
-        return write.reply
+            after = write.reply = await queries.update_booking_status(write.conn, booking, status)
+        return after
 
     async def salon_groups(self, salon_id: str) -> list[Group]:
         """Return all cache groups of a salon, the look-up by its phone_number_id included."""

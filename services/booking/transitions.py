@@ -1,8 +1,7 @@
 """Where a booking may go from where it stands."""
 
-from parlor.booking.v1.booking_pb2 import BookingStatus
-
 from libs.rpc import errors
+from parlor.booking.v1.booking_pb2 import BookingStatus
 
 _NEXT: dict[BookingStatus.ValueType, tuple[BookingStatus.ValueType, ...]] = {
     BookingStatus.BOOKING_STATUS_PENDING: (

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from psycopg import AsyncConnection
+
+from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned
+from libs.rpc import Page
 from parlor.messaging.v1.messaging_pb2 import (
     AiMessage,
     AiRole,
@@ -12,10 +16,6 @@ from parlor.messaging.v1.messaging_pb2 import (
     Message,
     RecordAiMessageRequest,
 )
-from psycopg import AsyncConnection
-
-from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page
-from libs.rpc import Page
 
 CONVERSATION = (
     "conversation_id::text, salon_id, phone_number, 'CONVERSATION_STATUS_' || status AS status,"
@@ -61,7 +61,7 @@ async def insert_messages(
 ) -> list[Message]:
     """Insert the messages whose whatsapp_id the salon does not have yet, and create or revive their conversations.
 
-    Returns the inserted ones. Conversations are created only where `salon_known`; else their messages are left out.
+    Return the inserted ones. Conversations are created only where `salon_known`; else their messages are left out.
     The caller holds the locks of the whatsapp_ids, so that no message and no status of them comes in between.
     Source: indexes whatsapp_id, salon_id_phone_number.
     """
@@ -69,9 +69,10 @@ async def insert_messages(
         WITH item AS (
             SELECT DISTINCT ON (coalesce('w' || whatsapp_id, place::text)) *
             FROM unnest(%(phone_number)s::text[], %(direction)s::text[], %(whatsapp_id)s::text[], %(type)s::text[],
-                %(content)s::text[], %(cost_micros)s::bigint[], %(currency_code)s::text[], %(created_at)s::timestamptz[])
-                WITH ORDINALITY AS given (phone_number, direction, whatsapp_id, type, content, cost_micros,
-                    currency_code, created_at, place)
+                %(content)s::text[], %(cost_micros)s::bigint[], %(currency_code)s::text[],
+                %(created_at)s::timestamptz[]
+            ) WITH ORDINALITY AS given (phone_number, direction, whatsapp_id, type, content, cost_micros,
+                currency_code, created_at, place)
             ORDER BY coalesce('w' || whatsapp_id, place::text), place
         ), fresh AS (
             SELECT * FROM item WHERE NOT EXISTS (
@@ -144,7 +145,7 @@ async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, what
     return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
 
 
-async def status_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whatsapp_id: str) -> Message | None:
+async def status_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whatsapp_id: str) -> Message:
     """Return as much of a message as its statuses tell: its furthest status.
 
     Source: index message_status_events_pkey.
@@ -152,7 +153,7 @@ async def status_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whats
     query = f"""
         SELECT salon_id, whatsapp_id, 'MESSAGE_STATUS_' || status AS status FROM message_status_events
         WHERE salon_id = %s AND whatsapp_id = %s ORDER BY {RANK.format("status")} DESC LIMIT 1"""
-    return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
+    return await fetch_returned(conn, Message, query, (salon_id, whatsapp_id))
 
 
 async def conversation_by_phone_number(
@@ -196,12 +197,13 @@ async def list_conversations(
     Source: report, "Conversation Indexes" 9; index idx_conversations_salon_status_last.
     """
     after = (
-        " AND (last_message_at, conversation_id)"
-        " < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
+        " AND (last_message_at, conversation_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
         if page.after_id
         else ""
     )
-    names = [status] if status else [name.removeprefix("CONVERSATION_STATUS_") for name in ConversationStatus.keys()[1:]]
+    names = (
+        [status] if status else [name.removeprefix("CONVERSATION_STATUS_") for name in ConversationStatus.keys()[1:]]
+    )
     branches = " UNION ALL ".join(
         "(SELECT conversation_id, salon_id, phone_number, status, started_at, last_message_at, revision"
         f" FROM conversations WHERE salon_id = %(salon_id)s AND status = '{name}'{after}"
@@ -233,12 +235,14 @@ async def lock_conversation(
 
 async def update_conversation_status(
     conn: AsyncConnection[Any], conversation: Conversation, status: str
-) -> Conversation | None:
+) -> Conversation:
     """Set a conversation's status; return it as it is now."""
     query = f"""
         UPDATE conversations SET status = %s, revision = revision + 1 WHERE salon_id = %s AND conversation_id = %s
         RETURNING {CONVERSATION}"""
-    return await fetch_one(conn, Conversation, query, (status, conversation.salon_id, conversation.conversation_id))
+    return await fetch_returned(
+        conn, Conversation, query, (status, conversation.salon_id, conversation.conversation_id)
+    )
 
 
 async def list_messages(
@@ -253,7 +257,10 @@ async def list_messages(
         (" AND conversation_id = %(conversation_id)s", conversation_id),
         (" AND phone_number = %(phone_number)s", phone_number),
         (" AND direction = %(direction)s", direction),
-        (" AND (created_at, message_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)", page.after_id),
+        (
+            " AND (created_at, message_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)",
+            page.after_id,
+        ),
     )
     where = "".join(condition for condition, value in conditions if value)
     query = f"""
@@ -274,7 +281,7 @@ async def list_messages(
     return await fetch_page(conn, Message, query, params)
 
 
-async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage | None:
+async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage:
     """Insert an AI message.
 
     Raises: ForeignKeyViolation of ai_messages_conversation_id_fkey.
@@ -296,7 +303,7 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
         request.currency_code or None,
         request.latency_ms,
     )
-    return await fetch_one(conn, AiMessage, query, row)
+    return await fetch_returned(conn, AiMessage, query, row)
 
 
 async def list_ai_messages(

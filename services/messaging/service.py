@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
-from parlor.messaging.v1 import messaging_pb2 as pb
-from parlor.messaging.v1 import messaging_pb2_grpc
 
 from libs.cache import Cache, Reply, digest
 from libs.db import Database, Loaded
 from libs.rpc import Mutations, Page, Service, channel, errors, moment, page, size
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.messaging.v1 import messaging_pb2 as pb
+from parlor.messaging.v1 import messaging_pb2_grpc
 from services.groups import Groups
 from services.messaging import queries, webhook
 from services.messaging.queries import NewMessage, NewStatus
@@ -50,13 +50,13 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         known = salon_id in self.known_salons
         async with self.write(request, salon_id, *self._touched(salon_id), locks=locks) as write:
             inserted = await queries.insert_messages(write.conn, salon_id, [message], salon_known=known)
-            if inserted:
-                write.reply = inserted[0]
-            elif request.whatsapp_id:
-                write.reply = await queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
-            if write.reply is None:
+            recorded = inserted[0] if inserted else None
+            if recorded is None and request.whatsapp_id:
+                recorded = await queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
+            if recorded is None:
                 raise SalonUnknown
-        return write.reply
+            write.reply = recorded
+        return recorded
 
     async def RecordMessageStatus(self, request: pb.RecordMessageStatusRequest, context: Any) -> pb.Message:
         """Record what became of a message."""
@@ -66,14 +66,16 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             request, salon_id, *self._touched(salon_id), locks=(_lock(salon_id, whatsapp_id),)
         ) as write:
             await queries.insert_statuses(write.conn, salon_id, [status])
-            write.reply = await queries.message_by_whatsapp_id(
+            message = write.reply = await queries.message_by_whatsapp_id(
                 write.conn, salon_id, whatsapp_id
             ) or await queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
-        return write.reply
+        return message
 
     async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
         """Record every message and status of a webhook body, in one transaction."""
-        webhook.check_signature(request.payload, request.signature, self.settings.whatsapp_app_secret.get_secret_value())
+        webhook.check_signature(
+            request.payload, request.signature, self.settings.whatsapp_app_secret.get_secret_value()
+        )
         reply = pb.IngestWebhookResponse()
         changes: dict[str, webhook.Change] = {}
         for phone_number_id, change in webhook.read(request.payload).items():
@@ -134,8 +136,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             if request.etag and request.etag != conversation.etag:
                 raise errors.etag_mismatch("conversation", name)
             status = _word(pb.ConversationStatus, request.status)
-            write.reply = await queries.update_conversation_status(write.conn, conversation, status)
-        return write.reply
+            after = write.reply = await queries.update_conversation_status(write.conn, conversation, status)
+        return after
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
@@ -155,8 +157,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
         """Record what an AI model was asked or answered."""
         async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
-            write.reply = await queries.insert_ai_message(write.conn, request)
-        return write.reply
+            message = write.reply = await queries.insert_ai_message(write.conn, request)
+        return message
 
     async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:
         """List the AI messages of a conversation."""
@@ -224,7 +226,16 @@ async def _ingest(conn: Any, salon_id: str, change: webhook.Change, reply: pb.In
     """Record what one salon received, and count it."""
     if change.messages:
         messages = [
-            NewMessage(item.phone_number, "INBOUND", item.whatsapp_id, _TYPES[item.type], item.content, 0, None, item.created_at)
+            NewMessage(
+                item.phone_number,
+                "INBOUND",
+                item.whatsapp_id,
+                _TYPES[item.type],
+                item.content,
+                0,
+                None,
+                item.created_at,
+            )
             for item in change.messages
         ]
         inserted = len(await queries.insert_messages(conn, salon_id, messages, salon_known=True))
@@ -267,4 +278,3 @@ def _word(kind: Any, value: int) -> str:
 
 def _lock(salon_id: str, whatsapp_id: str) -> str:
     return f"message {salon_id} {whatsapp_id}"
-

@@ -84,7 +84,9 @@ def check_signature(payload: bytes, signature: str, secret: str) -> None:
     """Raise INVALID_SIGNATURE unless the signature is WhatsApp's over these very bytes."""
     expected = "sha256=" + hmac.new(secret.encode(), payload, hashlib.sha256).hexdigest()
     if not hmac.compare_digest(expected.encode(), signature.encode()):
-        raise RpcError(grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE", "the signature is not that of this payload")
+        raise RpcError(
+            grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE", "the signature is not that of this payload"
+        )
 
 
 def read(payload: bytes) -> dict[str, Change]:

@@ -5,6 +5,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from psycopg import AsyncConnection
+
+from libs.db import STAMP, Loaded, fetch_stamped
 from parlor.stats.v1.stats_pb2 import (
     AiAnalytics,
     BookingStats,
@@ -14,9 +17,6 @@ from parlor.stats.v1.stats_pb2 import (
     MessageDirectionStats,
     SalonStats,
 )
-from psycopg import AsyncConnection
-
-from libs.db import STAMP, Loaded, fetch_stamped
 
 M = TypeVar("M", bound=Message)
 
@@ -170,7 +170,7 @@ def _bucketed(table: str, time: str, counted: str, columns: Sequence[str]) -> st
 
 
 async def _one(conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]) -> Loaded[M]:
-    rows = await fetch_stamped(conn, kind, query.encode(), params)
+    rows = await fetch_stamped(conn, kind, query, params)
     if not rows or rows[0].value is None:
         raise LookupError
     return Loaded(rows[0].stamp, rows[0].value)

