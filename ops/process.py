@@ -96,6 +96,13 @@ class Server(ABC):
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The id of the process. Raises: ValueError if there is none."""
+        if self._process is None:
+            raise ValueError(f"{self.name} does not run")
+        return self._process.pid
+
     def start(self) -> Self:
         """Launch the server and wait until it answers. Raises StartError."""
         self.launch()

@@ -1,0 +1,105 @@
+"""The read RPCs, each with as many different requests as a round has calls, over the seed's data set."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psycopg
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from parlor.booking.v1 import booking_pb2 as booking
+from parlor.messaging.v1 import messaging_pb2 as messaging
+from parlor.stats.v1 import stats_pb2 as stats
+
+SALON = "salon-123"
+CALLS = 1000
+
+
+class Case(NamedTuple):
+    """A read RPC: its service, its method, and a thousand different requests."""
+
+    service: str
+    method: str
+    requests: list[bytes]
+
+    @property
+    def path(self) -> str:
+        """The method as gRPC names it."""
+        return f"/parlor.{self.service}.v1.{self.service.capitalize()}Service/{self.method}"
+
+    @property
+    def reply(self) -> str:
+        """The full name of the reply's message."""
+        module = {"booking": booking, "messaging": messaging, "stats": stats}[self.service]
+        services = module.DESCRIPTOR.services_by_name
+        return str(services[f"{self.service.capitalize()}Service"].methods_by_name[self.method].output_type.full_name)
+
+
+def add_salons(database_url: str) -> None:
+    """Add as many small salons as a round has calls, so that each call can be a miss of its own."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO salons (salon_id, phone_number_id, name, time_zone)"
+            " SELECT 'bench-' || n, '99' || n, 'Salon ' || n, 'Europe/Berlin' FROM generate_series(1, %s) AS n",
+            [CALLS],
+        )
+
+
+def _rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(database_url) as conn:
+        return conn.execute(query.encode()).fetchall()
+
+
+def _periods(kind: Callable[..., Message], **fields: Any) -> Iterator[Message]:
+    """Yield requests for 31 days of the biggest salon, each from a second later."""
+    for second in range(CALLS):
+        start = 1_734_220_800 + second
+        times = {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 31 * 86_400)}
+        yield kind(salon_id=SALON, **times, **fields)
+
+
+def cases(database_url: str) -> Iterator[Case]:
+    """Yield every cached read RPC."""
+    codes = _rows(database_url, f"SELECT booking_code FROM bookings WHERE salon_id = '{SALON}' LIMIT {CALLS}")
+    phones = _rows(database_url, f"SELECT phone_number FROM conversations WHERE salon_id = '{SALON}'")
+    ids = _rows(database_url, f"SELECT conversation_id::text FROM conversations WHERE salon_id = '{SALON}'")
+    numbers = range(1, CALLS + 1)
+    requests: dict[tuple[str, str], Iterator[Message]] = {
+        ("booking", "GetSalon"): (booking.GetSalonRequest(salon_id=f"bench-{n}") for n in numbers),
+        ("booking", "GetSalonByPhoneNumberId"): (
+            booking.GetSalonByPhoneNumberIdRequest(phone_number_id=f"99{n}") for n in numbers
+        ),
+        ("booking", "GetBookingByCode"): (
+            booking.GetBookingByCodeRequest(salon_id=SALON, booking_code=code) for (code,) in codes
+        ),
+        ("booking", "ListBookings"): (
+            booking.ListBookingsRequest(salon_id=SALON, start_time=Timestamp(seconds=1_734_220_800 + n))
+            for n in numbers
+        ),
+        ("messaging", "GetConversation"): (
+            messaging.GetConversationRequest(salon_id=SALON, phone_number=phone, message_limit=limit)
+            for limit in (10, 11, 12, 13)
+            for (phone,) in phones
+        ),
+        ("messaging", "ListConversations"): (
+            messaging.ListConversationsRequest(salon_id=SALON, page_size=size, status=status)
+            for size in range(40, 61)
+            for status in messaging.ConversationStatus.values()
+        ),
+        ("messaging", "ListMessages"): (
+            messaging.ListMessagesRequest(salon_id=SALON, conversation_id=conversation_id, page_size=50 + size)
+            for size in range(4)
+            for (conversation_id,) in ids
+        ),
+        ("messaging", "ListAiMessages"): (
+            messaging.ListAiMessagesRequest(salon_id=SALON, conversation_id=conversation_id, page_size=50 + size)
+            for size in range(4)
+            for (conversation_id,) in ids
+        ),
+        ("stats", "GetSalonStats"): _periods(stats.GetSalonStatsRequest),
+        ("stats", "ListBookingStats"): _periods(stats.ListBookingStatsRequest),
+        ("stats", "ListConversationStats"): _periods(stats.ListConversationStatsRequest),
+        ("stats", "GetMessageDirectionStats"): _periods(stats.GetMessageDirectionStatsRequest),
+        ("stats", "GetAiAnalytics"): _periods(stats.GetAiAnalyticsRequest),
+    }
+    for (service, method), made in requests.items():
+        yield Case(service, method, [request.SerializeToString() for request in made][:CALLS])
