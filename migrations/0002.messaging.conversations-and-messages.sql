@@ -56,6 +56,10 @@ COMMENT ON INDEX idx_messages_conversation_created IS 'Serves GetConversation, a
 CREATE INDEX idx_messages_direction_salon ON messages (direction, salon_id);
 COMMENT ON INDEX idx_messages_direction_salon IS 'Counts all messages of a salon in one direction.';
 
+-- A conversation belongs to one salon: without knowing so the planner takes the rows of both for very few, and fetches
+-- all of them by two indexes where the newest ten by one would do.
+CREATE STATISTICS messages_conversation_salon (dependencies) ON conversation_id, salon_id FROM messages;
+
 CREATE TABLE message_status_events (
     salon_id text NOT NULL,
     whatsapp_id text NOT NULL,
@@ -91,6 +95,8 @@ COMMENT ON INDEX idx_ai_messages_conversation_created IS 'Serves ListAiMessages.
 
 CREATE INDEX idx_ai_messages_salon_created ON ai_messages (salon_id, created_at);
 COMMENT ON INDEX idx_ai_messages_salon_created IS 'Serves GetAiAnalytics.';
+
+CREATE STATISTICS ai_messages_conversation_salon (dependencies) ON conversation_id, salon_id FROM ai_messages;
 
 CREATE TABLE messaging_requests (
     salon_id text NOT NULL,

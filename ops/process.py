@@ -103,6 +103,11 @@ class Server(ABC):
             raise ValueError(f"{self.name} does not run")
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """The code that the process ended with, negative for a signal; None if it runs, or never did."""
+        return self._process.poll() if self._process else None
+
     def start(self) -> Self:
         """Launch the server and wait until it answers. Raises StartError."""
         self.launch()

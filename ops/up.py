@@ -227,4 +227,6 @@ def watch(servers: list[Server]) -> None:
     while all(server.is_running for server in servers):
         time.sleep(0.2)
     ended = next(server for server in servers if not server.is_running)
-    raise StartError(f"{ended.name} ended by itself; {ended.log} ends:\n{ended.last_words()}")
+    raise StartError(
+        f"{ended.name} ended by itself, with code {ended.exit_code}; {ended.log} ends:\n{ended.last_words()}"
+    )

@@ -63,7 +63,8 @@ async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
 @pytest.fixture
 def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
     """A Postgres with the schema, for a test that kills it."""
-    with Postgres(tmp_path / "postgres", settings=FAST) as server:
+    # An acknowledged commit must outlive the kill.
+    with Postgres(tmp_path / "postgres", settings={**FAST, "synchronous_commit": "on"}) as server:
         migrate(server.dsn)
         yield server
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
+import psycopg
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
@@ -23,6 +25,7 @@ from ops.migrate import service_url
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
 from parlor.ops.v1 import ops_pb2_grpc
+from parlor.ops.v1.ops_pb2 import GetDatabaseMetricsRequest
 from parlor.stats.v1 import stats_pb2_grpc
 from services.booking.service import build as build_booking
 from services.messaging.service import build as build_messaging
@@ -30,9 +33,13 @@ from services.messaging.settings import MessagingSettings
 from services.stats.service import build as build_stats
 
 M = TypeVar("M", bound=Message)
+Fields: TypeAlias = dict[str, Any]
 SECRET = "parlor-test"  # noqa: S105
 SALON = "salon-1"
 PHONE = "+4915112345678"
+
+# Settings of a stack whose services send no statement unasked: one connection, and no look at cache_pending meanwhile.
+QUIET: dict[str, dict[str, Any]] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
 
 
 @dataclass
@@ -152,10 +159,58 @@ def read_failure(error: grpc.aio.AioRpcError) -> Failure:
     return Failure(error.code(), message, info.reason, info.domain, metadata, details, trailing)
 
 
+def unary(channel: grpc.aio.Channel, method: str) -> Callable[[bytes], Any]:
+    """Return a method of a channel as it takes and returns bytes."""
+    call: Any = channel.unary_unary(method)
+    return lambda data: call(data)
+
+
 async def cached(call: Any) -> tuple[Any, str]:
     """Return a call's reply and its `x-cache`."""
     reply = await call
     return reply, str(dict(await call.trailing_metadata())["x-cache"])
+
+
+async def warm(rpc: Callable[[Any], Any], request: Any) -> Any:
+    """Return the reply as soon as it comes from the cache: a reply is stored behind the caller's back."""
+    async with asyncio.timeout(10):
+        while True:
+            reply, source = await cached(rpc(request))
+            if source == "hit":
+                return reply
+
+
+async def fresh(rpc: Callable[[Any], Any], request: Any) -> Any:
+    """Return the reply, which must not come from the cache."""
+    reply, source = await cached(rpc(request))
+    assert source != "hit"
+    return reply
+
+
+async def walk(rpc: Callable[[Any], Any], request: Any, page_size: int) -> list[Any]:
+    """Return what all pages of a list hold; only the last may be short."""
+    found: list[Any] = []
+    asked = type(request)()
+    asked.CopyFrom(request)
+    asked.page_size = page_size
+    while True:
+        reply = await rpc(asked)
+        found += getattr(reply, reply.DESCRIPTOR.fields[0].name)
+        if not reply.next_page_token:
+            return found
+        assert len(found) % page_size == 0
+        asked.page_token = reply.next_page_token
+
+
+async def executed(stack: Stack, name: str) -> int:
+    """Return how many statements a service has sent; see QUIET."""
+    return (await stack.ops[name].GetDatabaseMetrics(GetDatabaseMetricsRequest())).queries.queries_executed
+
+
+def rows(database_url: str, query: str) -> list[Any]:
+    """Return what a query by the database's owner returns."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        return conn.execute(query.encode()).fetchall()
 
 
 async def salon(stack: Stack, salon_id: str = SALON, **fields: Any) -> booking_pb2.Salon:

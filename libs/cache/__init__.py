@@ -11,10 +11,11 @@ It knows no table but its own (`cache_pending`) and no kind of value: whoever ha
         await write.conn.execute("UPDATE ...")
 """
 
-from libs.cache.cache import MAX_AGE, Cache, CacheUnavailable, CommitUnknown, Reply, Stamped, Transaction
+from libs.cache.cache import MAX_AGE, Cache, CacheUnavailable, Reply, Stamped
 from libs.cache.keys import Group, Key, Namespace, digest
 from libs.cache.settings import NAMESPACES, CacheSettings, WithoutRedis
 from libs.cache.statistics import server_figures, sizes
+from libs.cache.transaction import CommitUnknown, Transaction
 
 __all__ = [
     "MAX_AGE",

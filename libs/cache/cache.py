@@ -18,11 +18,13 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import psycopg
 from redis.exceptions import RedisError
 
+from libs.cache.entries import Entry, Fill, Meta
 from libs.cache.gather import Gather
 from libs.cache.keys import META, Group, Key, Namespace
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
-from libs.cache.store import Entry, Fill, Meta, Store, StoreAway
+from libs.cache.store import Store, StoreAway
+from libs.cache.transaction import Transaction
 from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
@@ -35,10 +37,6 @@ MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
 
 class CacheUnavailable(Exception):
     """An invalidation can't reach Redis, and the settings say to refuse then."""
-
-
-class CommitUnknown(Exception):
-    """The connection was lost while COMMIT was under way: the transaction may have been committed or not."""
 
 
 class Stamped(Protocol, Generic[V]):
@@ -94,10 +92,15 @@ class Cache:
         await self._watch.open()
 
     async def close(self) -> None:
-        """Stop the watch, let fills end, and disconnect."""
+        """Stop the watch, let loads and fills end, and disconnect."""
         await self._watch.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.settle()
+        await self._gather.close()
         await self.store.close()
+
+    async def settle(self) -> None:
+        """Wait for the loads and fills that are under way now."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def namespace(self, name: str) -> Namespace:
         """Return a namespace with the TTL in force."""
@@ -108,11 +111,11 @@ class Cache:
     async def read(self, key: Key, load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]]) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it by one statement, once for all who ask meanwhile."""
 
-        async def run(keys: Sequence[Key]) -> list[Stamped[Any]]:
+        async def run(_: Sequence[None]) -> list[Stamped[Any]]:
             async with self._connect() as conn:
                 return [await load(conn)]
 
-        return await self._read(key, lambda: self._gather.ask(key.entry, key, run))
+        return await self._read(key, lambda: self._gather.ask(key.entry, None, run))
 
     async def look_up(
         self,
@@ -176,24 +179,30 @@ class Cache:
     async def _fly(self, key: Key, meta: Meta, ask: Ask, flight: "asyncio.Future[_Flight]") -> None:
         """Load, hand the entry to all who wait, and store it behind their replies."""
         try:
-            barrier = await self._gather.ask("barrier", None, self._barrier) if meta.cold else 0
-            loaded_ms = _now_ms()
-            loaded = await ask()
-            entry = self._entry(loaded, loaded_ms)
-            may_be_stored = loaded.stamp > max(meta.highest, barrier)
-            flight.set_result(_Flight(entry, may_be_stored))
-            fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
+            fill, may_be_stored = await self._found(key, meta, ask)
+            flight.set_result(_Flight(fill.entry, may_be_stored))
+        except Exception as error:
+            flight.set_exception(error)
+            flight.exception()  # seen, even if no caller waits any more
+        else:
             with suppress(StoreAway):
                 if may_be_stored and await self.store.fill(fill):
                     self.counters.sets += 1
                 else:
                     self.counters.refused_fills += 1
-        except Exception as error:
-            flight.set_exception(error)
-            flight.exception()  # seen, even if no caller waits any more
         finally:
+            flight.cancel()  # only if this task was cancelled
             if self._flights.get((key.entry, meta.generation)) is flight:
                 del self._flights[key.entry, meta.generation]
+
+    async def _found(self, key: Key, meta: Meta, ask: Ask) -> tuple[Fill, bool]:
+        """Load; return what a FILL needs, and whether all that was registered had ended before the load looked."""
+        barrier = await self._gather.ask("barrier", None, self._barrier) if meta.cold else 0
+        loaded_ms = _now_ms()
+        loaded = await ask()
+        entry = self._entry(loaded, loaded_ms)
+        fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
+        return fill, loaded.stamp > max(meta.highest, barrier)
 
     async def _barrier(self, keys: Sequence[None]) -> list[int]:
         """Return an id above that of every transaction whose registration may have been lost."""
@@ -216,48 +225,43 @@ class Cache:
     # Writes
 
     @asynccontextmanager
-    async def transaction(self, *groups: Group, locks: Sequence[int] = ()) -> AsyncIterator["Transaction"]:
+    async def transaction(self, *groups: Group, locks: Sequence[int] = ()) -> AsyncIterator[Transaction]:
         """Run the block as a transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
 
         The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
         before anything else and held until the end.
-        Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error.
+        Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
+        also if the block left the transaction failed or ended it.
         """
         if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
             raise CacheUnavailable
         async with self._connect() as conn:
-            write = Transaction(conn, await _begin(conn, locks), self.store)
+            write = await Transaction.begin(conn, self.store, locks)
             try:
                 write.invalidate(*groups)
                 yield write
                 await self._register(write)
             finally:
                 write.forget()
-            await _commit(conn)
+            await write.commit()
         self.counters.invalidations += len(write.metas)
-        if write.pending:
-            self.store.wake.set()
+        if write.pending:  # Redis may be back, and this process serving hits, since before the rows could be seen
+            with suppress(StoreAway):
+                await write.register_again()
 
-    async def _register(self, write: "Transaction") -> None:
-        """Wait until the transaction is registered, or leave its groups to be registered by whoever reaches Redis."""
+    async def _register(self, write: Transaction) -> None:
+        """Wait until the transaction is registered; else leave it pending, or refuse it, as the settings say."""
         try:
             await write.registered()
         except StoreAway as error:
             if self.settings.without is WithoutRedis.REFUSE:
                 raise CacheUnavailable from error
-            write.pending = True
-            await write.conn.execute(
-                "INSERT INTO cache_pending (group_key, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
-                [list(write.metas), write.xact_id],
-            )
+            await write.leave_pending()
 
     # By hand
 
     async def invalidate(self, *groups: Group) -> int:
-        """Invalidate groups whose rows were changed outside of `transaction`, after it was committed.
-
-        Raises: CacheUnavailable.
-        """
+        """Invalidate groups whose rows were changed by other means, after the commit. Raises: CacheUnavailable."""
         try:
             await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
         except StoreAway as error:
@@ -288,54 +292,6 @@ class Cache:
     async def invalidate_namespace(self, namespace: Namespace) -> int:
         """Invalidate every group of a namespace; return how many there were. Raises: CacheUnavailable."""
         return await self.invalidate_pattern(namespace.prefix + "*")
-
-
-class Transaction:
-    """A transaction under way: its connection, its id, and what it invalidates."""
-
-    def __init__(self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store) -> None:
-        """Begin to collect what the transaction invalidates."""
-        self.conn = conn
-        self.xact_id = xact_id
-        self.pending = False
-        self.metas: dict[str, asyncio.Future[None]] = {}
-        self._store = store
-
-    def invalidate(self, *groups: Group) -> None:
-        """Register the transaction with more groups, beside its statements."""
-        for group in groups:
-            if group.meta not in self.metas:
-                self.metas[group.meta] = self._store.register(group.meta, self.xact_id)
-
-    async def registered(self) -> None:
-        """Return when every registration has been answered. Raises: StoreAway."""
-        for answer in self.metas.values():
-            await answer
-
-    def forget(self) -> None:
-        """Leave the answers that nobody waits for any more."""
-        for answer in self.metas.values():
-            if not answer.cancel() and not answer.cancelled():
-                answer.exception()
-
-
-async def _begin(conn: psycopg.AsyncConnection[Any], locks: Sequence[int]) -> int:
-    """Begin a transaction and return its id, in one round trip."""
-    taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in locks)
-    cursor = await conn.execute(f"BEGIN; {taken}SELECT pg_current_xact_id()::text::bigint".encode(), prepare=False)
-    while cursor.nextset():
-        pass
-    row = await cursor.fetchone()
-    return int(row[0]) if row else 0
-
-
-async def _commit(conn: psycopg.AsyncConnection[Any]) -> None:
-    try:
-        await conn.commit()
-    except psycopg.OperationalError as error:
-        if error.sqlstate is None or error.sqlstate[:2] in ("08", "57"):
-            raise CommitUnknown from error
-        raise
 
 
 def _now_ms() -> int:

@@ -1,7 +1,8 @@
 """Namespaces, groups and keys.
 
 A group is what a write invalidates together: `query:booking:salon:{salon-123}`, literal braces included, so that its
-keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name.
+keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name. What the caller gives
+is quoted, so that whatever it holds, no two replies share a key and no entry can take the place of a meta.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 PREFIX = "query:"
-META = ":meta"
+META = "#meta"
+_QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -22,7 +24,7 @@ class Namespace:
 
     def group(self, identifier: str, middle: str = "") -> "Group":
         """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""
-        return Group(self, f"{self.prefix}{middle}{{{identifier}}}")
+        return Group(self, f"{self.prefix}{middle}{{{identifier.translate(_QUOTED)}}}")
 
 
 class Group(NamedTuple):
@@ -38,7 +40,7 @@ class Group(NamedTuple):
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
-        return Key(self, ":".join((self.name, *map(str, parts))))
+        return Key(self, ":".join((self.name, *(str(part).translate(_QUOTED) for part in parts))))
 
 
 class Key(NamedTuple):

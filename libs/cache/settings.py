@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 
 from libs.cache.keys import PREFIX, Namespace
 
@@ -30,7 +31,7 @@ class WithoutRedis(StrEnum):
 class CacheSettings(BaseSettings):
     """How a process uses Redis or Valkey. It must keep nothing on disk, and have this database to itself."""
 
-    model_config = SettingsConfigDict(env_prefix="REDIS_")
+    model_config = SettingsConfigDict(env_prefix="REDIS_", hide_input_in_errors=True)
 
     url: str = Field("redis://localhost:6379", description="The server.")
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
@@ -43,6 +44,12 @@ class CacheSettings(BaseSettings):
         "behind for one `poll`; `refuse` fails the write with UNAVAILABLE.",
     )
     poll: int = Field(1000, ge=10, le=60_000, description="How often writes without the server are looked for, in ms.")
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, url: str) -> str:
+        parse_url(url)
+        return url
 
     @field_validator("ttl")
     @classmethod

@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from libs.cache.keys import META, PREFIX
 from libs.cache.settings import NAMESPACES, CacheSettings
-from libs.cache.store import Store, StoreAway
+from libs.cache.store import Store
 
 
 @dataclass(slots=True)
@@ -26,21 +26,22 @@ async def server_figures(store: Store) -> dict[str, Any]:
     """Return `connected`, `uptime` in s and `memory` for people, as the predecessor named them."""
     try:
         info = await store.info()
-    except (StoreAway, RedisError, OSError):
+    except (RedisError, OSError):
         return {"connected": False}
     return {"connected": store.ready, "uptime": info["uptime_in_seconds"], "memory": info["used_memory_human"] + "B"}
 
 
 async def sizes(store: Store, settings: CacheSettings) -> dict[str, int]:
     """Return the number of entries of each namespace, of all services; a walk over all keys. Nothing if it is away."""
-    prefixes = {settings.namespace(name).prefix.encode(): name for name in NAMESPACES}
+    names = {settings.namespace(name).prefix: name for name in NAMESPACES}
     counted = dict.fromkeys(NAMESPACES, 0)
     try:
-        async for names in store.scan(PREFIX + "*"):
-            for key in names:
-                name = prefixes.get(key[: key.index(b":", len(PREFIX)) + 1]) if key.count(b":") > 1 else None
-                if name and not key.endswith(META.encode()):
-                    counted[name] += 1
+        async for keys in store.scan(PREFIX + "*"):
+            for key in keys:
+                word, colon, _ = key.decode().removeprefix(PREFIX).partition(":")
+                if colon and not key.endswith(META.encode()):
+                    name = names.get(PREFIX + word + colon, word)
+                    counted[name] = counted.get(name, 0) + 1
     except (RedisError, OSError):
         return {}
     return counted

@@ -1,164 +1,38 @@
 """What the cache does on Redis or Valkey: four commands, each for all that is asked for in a tick.
 
-A meta is `generation | cold | highest`: 29 characters made by the server, `1` while the group's past is unknown, and
-the highest transaction id registered, in decimal digits (below 2^53, since Lua counts in doubles). An entry is
-`generation | check of its key | loaded at, in ms | found | bytes`.
-
 Any call that fails or takes too long marks the server as lost: from then on nothing is tried until `recover` has
 succeeded (`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
 """
 
 import asyncio
+import hashlib
 import secrets
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from functools import cache, partial
+from typing import Any
 
+import hiredis
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
+from libs.cache import scripts
+from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
 from libs.cache.keys import META, PREFIX, Key
 from libs.cache.settings import CacheSettings
-
-T = TypeVar("T")
+from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
-GENERATION = 29
 SCAN_COUNT = 1000
 RUN_ID = PREFIX + "run-id"
-
-_HEADER = struct.Struct(">8sQ?")
-
-_GENERATION_LUA = """
-local time = redis.call('TIME')
-local generation = string.format('%08x%05x', time[1], time[2]) .. ARGV[1]
-"""
-
-_OPEN_LUA = (
-    _GENERATION_LUA
-    + """
-local metas = {}
-for i, key in ipairs(KEYS) do
-  metas[i] = redis.call('GET', key)
-  if not metas[i] then
-    metas[i] = generation .. '10'
-    redis.call('SET', key, metas[i], 'EX', ARGV[2])
-  end
-end
-return metas
-"""
-)
-
-_REGISTER_LUA = (
-    _GENERATION_LUA
-    + """
-for i, key in ipairs(KEYS) do
-  local meta, cold, highest = redis.call('GET', key), '1', ARGV[i + 2]
-  if meta then
-    cold = string.sub(meta, 30, 30)
-    if tonumber(string.sub(meta, 31)) > tonumber(highest) then highest = string.sub(meta, 31) end
-  end
-  redis.call('SET', key, generation .. cold .. highest, 'EX', ARGV[2])
-end
-return ARGV[1]
-"""
-)
-
-_FILL_LUA = """
-local stored = {}
-for i = 1, #KEYS, 2 do
-  local first = (i - 1) / 2 * 5 + 2
-  local generation, stamp, barrier = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
-  local meta = redis.call('GET', KEYS[i])
-  stored[#stored + 1] = 0
-  if meta and string.sub(meta, 1, 29) == generation and stamp > tonumber(string.sub(meta, 31)) then
-    local warm = string.sub(meta, 30, 30) == '0'
-    if not warm and barrier > 0 and stamp > barrier then
-      local highest = string.sub(meta, 31)
-      if barrier > tonumber(highest) then highest = ARGV[first + 2] end
-      redis.call('SET', KEYS[i], generation .. '0' .. highest, 'EX', ARGV[1])
-      warm = true
-    end
-    if warm then
-      redis.call('SET', KEYS[i + 1], generation .. ARGV[first + 4], 'PX', ARGV[first + 3])
-      stored[#stored] = 1
-    end
-  end
-end
-return stored
-"""
 
 
 class StoreAway(Exception):
     """The server can't be reached, or not in time."""
-
-
-class Meta(NamedTuple):
-    """What a group's meta says."""
-
-    generation: bytes
-    cold: bool
-    highest: int
-
-    @classmethod
-    def parse(cls, meta: bytes) -> "Meta":
-        """Read a meta as the scripts write it."""
-        return cls(meta[:GENERATION], meta[GENERATION] == ord("1"), int(meta[GENERATION + 1 :]))
-
-
-class Entry(NamedTuple):
-    """One cached reply: None where there is nothing, and when it was loaded, in ms since 1970."""
-
-    body: bytes | None
-    loaded_ms: int
-
-
-@dataclass(eq=False, slots=True)
-class Fill:
-    """What a FILL needs to know of a load."""
-
-    key: Key
-    generation: bytes
-    stamp: int
-    barrier: int
-    ttl_ms: int
-    entry: Entry
-
-
-class Found(NamedTuple):
-    """What a look found: the group's meta, and the entry if it is of the meta's generation."""
-
-    meta: Meta | None
-    entry: Entry | None
-
-
-def check(key: str) -> bytes:
-    """Return what an entry says of its key, so that a reply meant for another is never taken for it."""
-    return blake2b(key.encode(), digest_size=8).digest()
-
-
-def _decode(key: str, meta: bytes | None, entry: bytes | None) -> Found:
-    if meta is None:
-        return Found(None, None)
-    parsed = Meta.parse(meta)
-    if entry is None or entry[:GENERATION] != parsed.generation:
-        return Found(parsed, None)
-    named, loaded_ms, found = _HEADER.unpack_from(entry, GENERATION)
-    if named != check(key):
-        return Found(parsed, None)
-    return Found(parsed, Entry(entry[GENERATION + _HEADER.size :] if found else None, loaded_ms))
-
-
-def _encode(key: str, entry: Entry) -> bytes:
-    return _HEADER.pack(check(key), entry.loaded_ms, entry.body is not None) + (entry.body or b"")
 
 
 class Store:
@@ -172,22 +46,35 @@ class Store:
         self.wake = asyncio.Event()
         self._timeout = settings.timeout / 1000
         self._gather = gather
-        options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_connect_timeout": self._timeout}
-        self._redis: Redis = Redis.from_url(settings.url, redis_connect_func=self._on_connect, **options)
-        self._admin: Redis = Redis.from_url(settings.url, **options)
-        self._open = self._redis.register_script(_OPEN_LUA)
-        self._register = self._redis.register_script(_REGISTER_LUA)
-        self._fill = self._redis.register_script(_FILL_LUA)
+        self._looks: list[tuple[Key, asyncio.Future[Found]]] = []
+        self._wire: Wire | None = None
+        self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
+        # For what is rare: connecting, and walks over all keys.
+        self._admin: Redis = Redis.from_url(
+            settings.url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=self._timeout,
+            socket_connect_timeout=self._timeout,
+            protocol=2,
+            driver_info=None,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._wire:
+            self._wire.close()
         self.connected = self.ready = False
-        await self._redis.aclose()
         await self._admin.aclose()
 
     def look(self, key: Key) -> "asyncio.Future[Found]":
-        """Look for a meta and its entry."""
-        return self._gather.ask("look", key, self._look_all)
+        """Look for a meta and its entry, together with all that is looked for in this tick."""
+        loop = asyncio.get_running_loop()
+        if not self._looks:
+            loop.call_soon(self._look)
+        future: asyncio.Future[Found] = loop.create_future()
+        self._looks.append((key, future))
+        return future
 
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
@@ -201,44 +88,59 @@ class Store:
         """Store an entry if no write may be missing in it; say whether it was stored."""
         return self._gather.ask("fill", fill, self._fill_all)
 
-    async def _look_all(self, keys: Sequence[Key]) -> list[Found]:
-        names = [name for key in keys for name in (key.group.meta, key.entry)]
-        values: list[Any] = await self._call(lambda: self._redis.mget(names))
-        return [_decode(key.entry, values[2 * i], values[2 * i + 1]) for i, key in enumerate(keys)]
+    def _look(self) -> None:
+        looks, self._looks = self._looks, []
+        if not self.ready or self._wire is None:  # it was when they asked
+            self._looked(looks, StoreAway("not ready"))
+            return
+        command = ["MGET"]
+        for key, _ in looks:
+            command += (key.group.meta, key.entry)
+        self._wire.send(partial(self._looked, looks), *command)
+
+    def _looked(self, looks: Sequence[tuple[Key, "asyncio.Future[Found]"]], reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            self.mark_lost(reply)
+        for place, (key, future) in enumerate(looks):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(StoreAway(str(reply)))
+            else:
+                future.set_result(decode(key.entry, reply[2 * place], reply[2 * place + 1]))
 
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
-        args: list[Any] = [secrets.token_hex(8), META_LIFETIME_SECONDS]
-        return [Meta.parse(meta) for meta in await self._call(lambda: self._open(keys=metas, args=args))]
+        reply = await self._run(self.open_script, metas, secrets.token_hex(8), META_LIFETIME_SECONDS)
+        return [Meta.parse(meta) for meta in reply]
 
     async def _register_all(self, writes: Sequence[tuple[str, int]]) -> list[None]:
         highest: dict[str, int] = {}
         for meta, xact_id in writes:
             highest[meta] = max(xact_id, highest.get(meta, 0))
-        nonce = secrets.token_hex(8)
-        args: list[Any] = [nonce, META_LIFETIME_SECONDS, *highest.values()]
-        answer = await self._call(lambda: self._register(keys=list(highest), args=args))
-        if answer != nonce.encode():
-            raise StoreAway("the reply is another call's")
+        args: tuple[str | int, ...] = (secrets.token_hex(8), META_LIFETIME_SECONDS, *highest.values())
+        await self._run(self.register_script, list(highest), *args)
         return [None] * len(writes)
 
     async def _fill_all(self, fills: Sequence[Fill]) -> list[bool]:
         names = [name for fill in fills for name in (fill.key.group.meta, fill.key.entry)]
         args: list[Any] = [META_LIFETIME_SECONDS]
         for fill in fills:
-            value = _encode(fill.key.entry, fill.entry)
-            args += [fill.generation, fill.stamp, fill.barrier, fill.ttl_ms, value]
-        return [bool(stored) for stored in await self._call(lambda: self._fill(keys=names, args=args))]
+            value = encode(fill.key.entry, fill.entry)
+            args += (fill.generation, fill.stamp, fill.barrier, fill.ttl_ms, value)
+        return [bool(stored) for stored in await self._run(self.fill_script, names, *args)]
 
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make one call, in time; else the server is lost."""
-        if not self.connected:
-            raise StoreAway
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await call()
-        except (RedisError, OSError, TimeoutError) as error:
-            self.mark_lost(error)
-            raise StoreAway from error
+    async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
+        """Run a script, by its hash where the server knows it. Raises: StoreAway, and the server is lost."""
+        if not self.connected or self._wire is None:
+            raise StoreAway("not connected")
+        reply = await self._wire.call("EVALSHA", _sha(script), len(keys), *keys, *args)
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            reply = await self._wire.call("EVAL", script, len(keys), *keys, *args)
+        if isinstance(reply, Exception):
+            if isinstance(reply, hiredis.ReplyError):  # such as a server without memory
+                self.mark_lost(reply)
+            raise StoreAway(str(reply))
+        return reply
 
     def mark_lost(self, error: Exception) -> None:
         """Stop using the server until it has been recovered."""
@@ -248,40 +150,43 @@ class Store:
         self.connected = self.ready = False
         self.wake.set()
 
-    async def _on_connect(self, connection: AbstractConnection) -> None:
-        """Refuse a connection to a server that is not the one whose metas were last known to be good.
-
-        The client reconnects by itself when a connection was closed between two commands: without this a server that
-        came back with older data would go unnoticed.
-        """
-        await connection.on_connect()
-        await connection.send_command("INFO", "server")
-        info = await connection.read_response()
-        await connection.send_command("GET", RUN_ID)
-        if await connection.read_response() != _run_id(info):
-            raise RedisConnectionError("the server has another run id")
-
     async def recover(self) -> None:
-        """Make sure that the server's data are of its own run: drop the cache if not. Raises: StoreAway."""
+        """Connect, and make sure that the server's data are of its own run: drop the cache if not. Raises: StoreAway.
+
+        What happened while there was no connection, to the server and to writes that could not reach it, is for this
+        and for the watch to find out: the wire never reconnects by itself.
+        Several processes may do so at once: what one has stored after its own drop another may drop again, which does
+        no harm, and none is connected before a whole drop of its own or another's.
+        """
         try:
-            async with asyncio.timeout(self._timeout):
-                run_id = (await self._admin.info("server"))["run_id"].encode()
-                known = await self._admin.get(RUN_ID)
-            if known != run_id:
-                await self.drop(PREFIX + "*")
-                await self._admin.set(RUN_ID, run_id)
-            await self._redis.connection_pool.disconnect()
+            if self._wire:
+                self._wire.close()
+            pool: Any = self._admin.connection_pool
+            connection = pool.make_connection()
+            await connection.connect()
+            self._wire = Wire(connection, self._timeout, self.mark_lost)
+            await self._check_run(self._wire)
             self.connected = True
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, hiredis.HiredisError, OSError, StoreAway) as error:
             self.errors += 1
             raise StoreAway from error
 
-    async def drop(self, pattern: str) -> None:
-        """Unlink all keys that match. Raises: RedisError."""
-        async for names in self.scan(pattern):
-            await self._admin.unlink(*names)
+    async def _check_run(self, wire: Wire) -> None:
+        """Drop the cache unless it was made by the server's own run."""
+        info, known = await asyncio.gather(wire.call("INFO", "server"), wire.call("GET", RUN_ID))
+        for reply in (info, known):
+            if isinstance(reply, Exception):
+                raise reply
+        if known != (run_id := _run_id(info)):
+            await self._drop()
+            await self._admin.set(RUN_ID, run_id)
 
-    async def unlink(self, names: Sequence[str]) -> None:
+    async def _drop(self) -> None:
+        """Unlink the whole cache; the server may hold other people's keys."""
+        async for names in self.scan(PREFIX + "*"):
+            await self.unlink([name for name in names if name != RUN_ID.encode()])
+
+    async def unlink(self, names: Sequence[str | bytes]) -> None:
         """Unlink keys. Raises: RedisError."""
         for first in range(0, len(names), SCAN_COUNT):
             await self._admin.unlink(*names[first : first + SCAN_COUNT])
@@ -305,6 +210,10 @@ class Store:
         return dict(await self._admin.info())
 
 
-def _run_id(info: Any) -> bytes:
-    lines = info if isinstance(info, bytes) else info.encode()
-    return next(line[7:].strip() for line in lines.splitlines() if line.startswith(b"run_id:"))
+def _run_id(info: bytes) -> bytes:
+    return next(line[7:].strip() for line in info.splitlines() if line.startswith(b"run_id:"))
+
+
+@cache
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

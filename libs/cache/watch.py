@@ -37,6 +37,8 @@ class Watch:
         self._poll_seconds = poll_seconds
         self._deletes = deletes
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self._told = ""
 
     async def open(self) -> None:
         """Try once to make the store ready, then watch it."""
@@ -45,21 +47,17 @@ class Watch:
 
     async def close(self) -> None:
         """Stop watching."""
+        self._closed = True  # what the task awaits may swallow its cancellation
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def wake(self) -> None:
-        """Look at once: the store was lost, or rows were left."""
-        self._store.wake.set()
-
     async def _run(self) -> None:
-        while True:
+        while not self._closed:
             with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._store.wake.wait(), self._poll_seconds if self._store.ready else RETRY_SECONDS
-                )
+                async with asyncio.timeout(self._poll_seconds if self._store.ready else RETRY_SECONDS):
+                    await self._store.wake.wait()
             self._store.wake.clear()
             if self._store.ready:
                 with suppress(Exception):  # the next poll tries again; what failed was counted where it failed
@@ -72,11 +70,14 @@ class Watch:
         try:
             await self._store.recover()
             await self.drain()
-            self._store.ready = True
-            log.info("redis", connected=True)
+            self._store.ready = self._store.connected  # it may have been lost again meanwhile
+            self._told = ""
+            log.info("redis", connected=self._store.ready)
         except Exception as error:  # whatever it was: the store stays unused, and this is tried again
             self._store.connected = False
-            log.debug("redis away", error=repr(error))
+            if repr(error) != self._told:
+                self._told = repr(error)
+                log.warning("redis away", error=self._told, cause=repr(error.__cause__))
 
     async def drain(self) -> None:
         """Register all pending groups, then delete their rows.
@@ -84,13 +85,25 @@ class Watch:
         Raises: StoreAway; what `connect` raises; psycopg.Error.
         """
         async with self._connect() as conn:
-            cursor = await conn.execute("SELECT group_key, xact_id FROM cache_pending")
-            if not (rows := await cursor.fetchall()):
-                return
-            await asyncio.gather(*(self._store.register(meta, xact_id) for meta, xact_id in rows))
-            if self._deletes:
-                await conn.execute(
-                    "DELETE FROM cache_pending WHERE (group_key, xact_id) IN"
-                    " (SELECT * FROM unnest(%s::text[], %s::bigint[]))",
-                    [list(column) for column in zip(*rows, strict=True)],
-                )
+            if pending := await self._pending(conn):
+                await self._register(pending)
+                if self._deletes:
+                    await self._delete(conn, pending)
+
+    async def _pending(self, conn: psycopg.AsyncConnection[Any]) -> list[tuple[str, int]]:
+        cursor = await conn.execute("SELECT group_key, max(xact_id) FROM cache_pending GROUP BY group_key")
+        return await cursor.fetchall()
+
+    async def _register(self, pending: list[tuple[str, int]]) -> None:
+        await asyncio.gather(*(self._store.register(meta, xact_id) for meta, xact_id in pending))
+
+    async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[tuple[str, int]]) -> None:
+        """Delete what the registered ids cover.
+
+        That is also a lower id whose row was committed since: no load is stored that might lack its transaction.
+        """
+        await conn.execute(
+            "DELETE FROM cache_pending AS p USING unnest(%s::text[], %s::bigint[]) AS registered (group_key, xact_id)"
+            " WHERE p.group_key = registered.group_key AND p.xact_id <= registered.xact_id",
+            [list(column) for column in zip(*pending, strict=True)],
+        )

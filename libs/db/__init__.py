@@ -2,7 +2,7 @@
 
 from libs.db.database import Connection, Database, DatabaseUnavailable, PoolExhausted
 from libs.db.queries import Queries, SlowQuery
-from libs.db.rows import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_stamped
+from libs.db.rows import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_rows, fetch_stamped
 from libs.db.settings import DatabaseSettings, split_pool_parameters
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "fetch_one",
     "fetch_page",
     "fetch_returned",
+    "fetch_rows",
     "fetch_stamped",
     "split_pool_parameters",
 ]

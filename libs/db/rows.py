@@ -4,7 +4,6 @@ A cached statement has its stamp (see libs/cache) as its first column. It starts
 carries one too: `FROM (SELECT ... AS stamp) LEFT JOIN LATERAL (...) ON true`; its second column, an id, is NULL then.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
@@ -42,39 +41,34 @@ class TimestampLoader(Loader):
         return {"seconds": seconds, "nanos": micros * 1000}
 
 
-def stamped(kind: type[M]) -> Callable[[AsyncCursor[Any]], Callable[[Sequence[Any]], Loaded[M | None]]]:
-    """Return a row factory: first column the stamp, the others fields of `kind`; None where the second is NULL."""
-
-    def factory(cursor: AsyncCursor[Any]) -> Callable[[Sequence[Any]], Loaded[M | None]]:
-        names = [column.name for column in cursor.description or ()][1:]
-
-        def row(values: Sequence[Any]) -> Loaded[M | None]:
-            if values[1] is None:
-                return Loaded(values[0], None)
-            return Loaded(values[0], kind(**dict(zip(names, values[1:], strict=True))))
-
-        return row
-
-    return factory
+# The names of a statement's columns, by its text: asking the driver anew costs more than making the messages. The texts
+# are composed of constants, so they are few.
+_columns: dict[str, list[str]] = {}
 
 
-def plain(kind: type[M]) -> Callable[[AsyncCursor[Any]], Callable[[Sequence[Any]], M]]:
-    """Return a row factory for statements without a stamp: the columns are fields of `kind`."""
+def columns(cursor: AsyncCursor[Any], query: str) -> list[str]:
+    """Return the names of a statement's columns."""
+    names = _columns.get(query)
+    if names is None:
+        names = _columns[query] = [column.name for column in cursor.description or ()]
+    return names
 
-    def factory(cursor: AsyncCursor[Any]) -> Callable[[Sequence[Any]], M]:
-        names = [column.name for column in cursor.description or ()]
-        return lambda values: kind(**dict(zip(names, values, strict=True)))
 
-    return factory
+async def fetch_rows(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
+    """Return the names of the columns, and the rows."""
+    cursor = conn.cursor(binary=True)
+    await cursor.execute(query.encode(), params)
+    return columns(cursor, query), await cursor.fetchall()
 
 
 async def fetch_stamped(
     conn: AsyncConnection[Any], kind: type[M], query: str, params: Params
 ) -> list[Loaded[M | None]]:
-    """Return every row of a cached statement."""
-    async with conn.cursor(binary=True, row_factory=stamped(kind)) as cursor:
-        await cursor.execute(query.encode(), params)
-        return await cursor.fetchall()
+    """Return every row of a cached statement: None where the column after the stamp is NULL."""
+    names, rows = await fetch_rows(conn, query, params)
+    return [
+        Loaded(row[0], None if row[1] is None else kind(**dict(zip(names[1:], row[1:], strict=True)))) for row in rows
+    ]
 
 
 async def fetch_page(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> Loaded[list[M]]:
@@ -85,11 +79,16 @@ async def fetch_page(conn: AsyncConnection[Any], kind: type[M], query: str, para
     return Loaded(rows[0].stamp, [row.value for row in rows if row.value is not None])
 
 
+async def fetch_all(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> list[M]:
+    """Return every row of a statement that is not cached."""
+    names, rows = await fetch_rows(conn, query, params)
+    return [kind(**dict(zip(names, row, strict=True))) for row in rows]
+
+
 async def fetch_one(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> M | None:
     """Return the one row of a statement that is not cached, None if there is none."""
-    async with conn.cursor(binary=True, row_factory=plain(kind)) as cursor:
-        await cursor.execute(query.encode(), params)
-        return await cursor.fetchone()
+    rows = await fetch_all(conn, kind, query, params)
+    return rows[0] if rows else None
 
 
 async def fetch_returned(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> M:
@@ -97,10 +96,3 @@ async def fetch_returned(conn: AsyncConnection[Any], kind: type[M], query: str, 
     if (row := await fetch_one(conn, kind, query, params)) is None:
         raise LookupError
     return row
-
-
-async def fetch_all(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> list[M]:
-    """Return every row of a statement that is not cached."""
-    async with conn.cursor(binary=True, row_factory=plain(kind)) as cursor:
-        await cursor.execute(query.encode(), params)
-        return await cursor.fetchall()

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 POOL_PARAMETERS = ("connection_limit", "pool_timeout", "statement_cache_size")
@@ -57,4 +57,12 @@ class DatabaseSettings(BaseSettings):
         of_url: dict[str, Any] = {
             parameter: value for parameter, value in parameters.items() if f"DB_{parameter.upper()}" not in environ
         }
-        return cls(url=SecretStr(url), **of_url)
+        try:
+            return cls(url=SecretStr(url), **of_url)
+        except ValidationError as error:
+            bad = [
+                f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors() if problem["loc"][0] in of_url
+            ]
+            if bad:
+                raise ValueError(f"{name}: {'; '.join(bad)}") from None
+            raise

@@ -4,7 +4,7 @@ from libs.rpc import errors
 from libs.rpc.channel import channel, service_config
 from libs.rpc.errors import RpcError
 from libs.rpc.mutations import Mutations, Write
-from libs.rpc.pages import Page, page, size
+from libs.rpc.pages import Page, fitting, page, size
 from libs.rpc.server import Server, Service, main, serve
 from libs.rpc.settings import ServerSettings
 from libs.rpc.times import moment, period
@@ -19,6 +19,7 @@ __all__ = [
     "Write",
     "channel",
     "errors",
+    "fitting",
     "main",
     "moment",
     "page",

@@ -20,6 +20,7 @@ from libs.db import DatabaseUnavailable, PoolExhausted
 
 DOMAIN = "parlor"
 RETRY_MS = 250
+MOST_VIOLATIONS = 16  # a client takes 8 KB of metadata, in which an error travels
 
 
 class RpcError(Exception):
@@ -60,7 +61,8 @@ class RpcError(Exception):
 
 
 def invalid_fields(violations: Sequence[tuple[str, str]], reason: str = "INVALID_FIELD") -> RpcError:
-    """Return the error of bad fields: pairs of the field's path and what is wrong with it."""
+    """Return the error of bad fields: pairs of the field's path and what is wrong with it; the first of them."""
+    violations = violations[:MOST_VIOLATIONS]
     listed = [BadRequest.FieldViolation(field=field, description=description) for field, description in violations]
     message = "; ".join(f"{field}: {description}" if field else description for field, description in violations)
     return RpcError(grpc.StatusCode.INVALID_ARGUMENT, reason, message, BadRequest(field_violations=listed))

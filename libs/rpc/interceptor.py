@@ -27,6 +27,10 @@ Constraints: TypeAlias = Mapping[str, Callable[[Any], errors.RpcError]]
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 
+# A client that is told to come back in errors.RETRY_MS is silent for longer than this.
+QUIET_SECONDS = 0.02
+LONGEST_REFUSAL_SECONDS = 1.0
+
 # Worth one more try: the transactions were in each other's way, or a code made at random was taken.
 RETRIED = (
     psycopg.errors.DeadlockDetected,
@@ -46,6 +50,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self.timeout = settings.request_timeout / 1000
         self.constraints = constraints
         self.under_way = 0
+        self.draining = False
+        self.refused = 0
         self.latency = Histogram(
             "parlor_rpc_latency_seconds",
             "Time of an RPC, from its parsing to its reply",
@@ -69,6 +75,19 @@ class Interceptor(grpc.aio.ServerInterceptor):
         wrapped = self._handlers[method] = grpc.unary_unary_rpc_method_handler(call.answer)  # bytes in, bytes out
         return wrapped
 
+    async def drain(self) -> None:
+        """Refuse RPCs from now on; return once none comes any more, or after a second.
+
+        A server that stops at once tells the RPCs that it has received and not yet begun CANCELLED, which no client
+        retries: under load most of those that were on their way.
+        """
+        self.draining = True
+        for _ in range(round(LONGEST_REFUSAL_SECONDS / QUIET_SECONDS)):
+            before = self.refused
+            await asyncio.sleep(QUIET_SECONDS)
+            if self.refused == before:
+                return
+
 
 class _Call:
     """One method, wrapped."""
@@ -86,6 +105,9 @@ class _Call:
         owner.under_way += 1
         request: Message | None = None
         try:
+            if owner.draining:
+                owner.refused += 1
+                raise errors.unavailable("DRAINING", "the service is about to end")
             if owner.under_way > owner.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
             request = self._read(data)
@@ -117,14 +139,15 @@ class _Call:
 
     async def _handle(self, request: Message, context: Any) -> Any:
         try:
-            return await self._handler(request, context)
+            try:
+                return await self._handler(request, context)
+            except RETRIED as error:
+                if error.diag.constraint_name in self._owner.constraints:
+                    raise
+                await asyncio.sleep(random.uniform(0.001, 0.01))  # noqa: S311
+                return await self._handler(request, context)
         except Replayed as replayed:
             return replayed.body
-        except RETRIED as error:
-            if error.diag.constraint_name in self._owner.constraints:
-                raise
-            await asyncio.sleep(random.uniform(0.001, 0.01))  # noqa: S311
-            return await self._handler(request, context)
 
     def _log(self, raised: Exception, error: errors.RpcError) -> None:
         event: dict[str, Any] = {"method": self._method, "code": error.code.name, "reason": error.reason}
@@ -143,12 +166,14 @@ class _Call:
 
 
 def _violation(violation: Any) -> tuple[str, str]:
-    """Return the field's path and what is wrong; a rule of a whole message names its field before the dot of its id."""
-    elements = violation.field.elements if violation.field else ()
-    path = ".".join(
-        element.field_name + (f"[{element.subscript.value}]" if element.subscript else "") for element in elements
-    )
-    return path or violation.rule_id.split(".")[0], violation.message or violation.rule_id
+    """Return the field's path and what is wrong; the id of a rule of a whole message begins with its field's name."""
+    path = [
+        element.field_name + (f"[{element.subscript.value}]" if element.subscript else "")
+        for element in (violation.field.elements if violation.field else ())
+    ]
+    if not violation.rule:
+        path.append(violation.rule_id.split(".")[0])
+    return ".".join(path), violation.message or violation.rule_id
 
 
 def _read_cache_control(context: Any) -> None:

@@ -17,6 +17,7 @@ from libs.rpc.errors import RpcError, invalid_fields
 
 DEFAULT_SIZE = 50
 LARGEST_SIZE = 200
+LARGEST_BYTES = 3 * 1024 * 1024  # a client takes 4 MB unless it is told otherwise
 _LAST_MICROS = 253_402_300_799_999_999
 _IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
 
@@ -32,12 +33,14 @@ class Page(NamedTuple):
     def fill(self, response: Any, rows: Sequence[Any], time: str, identifier: str) -> Any:
         """Put the page's rows into a response, and its next_page_token if there was one row more.
 
-        The rows go into the response's first field; `time` and `identifier` name the columns that sort them.
+        The rows go into the response's first field; `time` and `identifier` name the columns that sort them. A page
+        of large rows ends sooner, see `fitting`.
         """
         field: str = response.DESCRIPTOR.fields[0].name
-        getattr(response, field).extend(rows[: self.size])
-        if len(rows) > self.size:
-            last = rows[self.size - 1]
+        shown = fitting(rows[: self.size])
+        getattr(response, field).extend(shown)
+        if len(rows) > len(shown):
+            last = shown[-1]
             response.next_page_token = self._token(getattr(last, time), getattr(last, identifier))
         return response
 
@@ -45,6 +48,16 @@ class Page(NamedTuple):
         micros = time.seconds * 1_000_000 + time.nanos // 1000
         token = json.dumps([self.filters, micros, identifier], separators=(",", ":"))
         return base64.urlsafe_b64encode(token.encode()).decode()
+
+
+def fitting(rows: Sequence[Any]) -> Sequence[Any]:
+    """Return the first rows, as many as a reply may carry by LARGEST_BYTES; at least one if there is one."""
+    total = 0
+    for count, row in enumerate(rows):
+        total += row.ByteSize()
+        if count and total > LARGEST_BYTES:
+            return rows[:count]
+    return rows
 
 
 def size(page_size: int, default: int = DEFAULT_SIZE) -> int:

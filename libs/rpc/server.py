@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from operator import methodcaller
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import structlog
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -21,10 +21,11 @@ from libs.cache import Cache, CacheSettings, Group
 from libs.db import Database, DatabaseSettings
 from libs.rpc import log
 from libs.rpc.errors import RpcError
+from libs.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from libs.rpc.interceptor import Interceptor
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
-from libs.rpc.settings import ServerSettings
+from libs.rpc.settings import ServerSettings, explain
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -34,7 +35,10 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port in use is an error
 ]
 OPS = ops_pb2.DESCRIPTOR.services_by_name["OpsService"].full_name
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class CannotListen(Exception):
+    """A port is in use, or the address is not this machine's."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +78,23 @@ async def serve(
     """Serve until the block ends; then drain, and close everything.
 
     Health: the service's own name is NOT_SERVING while draining or without a database; the empty name is the process,
-    which answers cached reads even then.
+    which answers cached reads even then. Raises: CannotListen.
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
     registry.register(Figures(cache, database))
-    healths = health.aio.HealthServicer()
-    server = grpc.aio.server(options=OPTIONS, interceptors=[Interceptor(settings, service.constraints, registry)])
+    healths = HealthServicer()
+    interceptor = Interceptor(settings, service.constraints, registry)
+    server = grpc.aio.server(options=OPTIONS, interceptors=[interceptor])
     service.add(service.servicer, server)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), server)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     reflection.enable_server_reflection([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = _listen(server, settings)
 
     async def drain() -> None:
-        await healths.enter_graceful_shutdown()
+        await healths.drain()
+        await interceptor.drain()
         await server.stop(settings.drain_timeout / 1000)
 
     async with AsyncExitStack() as stack:
@@ -102,15 +108,35 @@ async def serve(
         for work in service.background:
             stack.callback(asyncio.create_task(work()).cancel)
         if settings.metrics_port is not None:
-            http, _ = start_http_server(settings.metrics_port, registry=registry)
-            stack.callback(http.shutdown)
+            stack.push_async_callback(_serve_metrics(settings.host, settings.metrics_port, registry))
         await server.start()
         stack.push_async_callback(drain)
         yield Server(port, cache, database, drain)
 
 
+def _listen(server: grpc.aio.Server, settings: ServerSettings) -> int:
+    try:
+        return server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:  # grpc says no more than that
+        raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: is the port in use?") from error
+
+
+def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callable[[], Awaitable[None]]:
+    """Serve metrics on a thread; return what ends it."""
+    try:
+        http, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+
+    async def end() -> None:
+        await asyncio.to_thread(http.shutdown)  # takes up to half a second
+        http.server_close()
+
+    return end
+
+
 def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, read_only: bool = False) -> None:
-    """Run a service as a process until SIGTERM or SIGINT; a bad setting ends it with code 2 and says which.
+    """Run a service as a process until SIGTERM or SIGINT; what keeps it from starting is said in one line.
 
     Reads <NAME>_DATABASE_URL, else DATABASE_URL. A `read_only` service's login may only read.
     """
@@ -119,18 +145,31 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
         database_settings = DatabaseSettings.read(f"{name.upper()}_DATABASE_URL", "DATABASE_URL")
         cache_settings = CacheSettings()
     except ValueError as error:
-        sys.exit(f"{name}: {error}")
+        _fail(name, explain(error))
     log.configure(server_settings.log_level, service=name)
 
     async def run() -> None:
         database = Database(database_settings, f"parlor-{name}")
-        cache = Cache(cache_settings, database.connection, methodcaller("SerializeToString"), read_only=read_only)
+        try:
+            cache = Cache(cache_settings, database.connection, methodcaller("SerializeToString"), read_only=read_only)
+            service = build(cache, database)
+        except ValueError as error:  # of settings of the service's own
+            _fail(name, explain(error))
         over = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, over.set)
-        async with serve(server_settings, database, cache, build(cache, database)) as server:
+        async with serve(server_settings, database, cache, service) as server:
             structlog.get_logger().info("serving", port=server.port)
             await over.wait()
             structlog.get_logger().info("draining")
 
-    uvloop.run(run())
+    try:
+        uvloop.run(run())
+    except CannotListen as error:
+        _fail(name, str(error))
+
+
+def _fail(name: str, message: str) -> NoReturn:
+    """End the process with code 2 and a message for people."""
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -2,8 +2,14 @@
 
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings
+
+from libs.cache import CacheSettings
+from libs.db import DatabaseSettings
+
+# What the variables of a group of settings start with, where that is anything.
+PREFIXES = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in (CacheSettings, DatabaseSettings)}
 
 
 class ServerSettings(BaseSettings):
@@ -24,3 +30,18 @@ class ServerSettings(BaseSettings):
         """Return the settings of the environment. Raises: ValueError, which names the variable."""
         settings = cls()
         return settings if "port" in settings.model_fields_set else settings.model_copy(update={"port": default_port})
+
+
+def explain(error: ValueError) -> str:
+    """Return what is wrong with settings, by the names of their variables; never their values."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    prefix = PREFIXES.get(error.title, "")
+    return "; ".join(
+        _explain_one(prefix, problem["type"], problem["loc"], problem["msg"]) for problem in error.errors()
+    )
+
+
+def _explain_one(prefix: str, kind: str, path: tuple[int | str, ...], message: str) -> str:
+    variable = f"{prefix}{path[0]}".upper() if path else "settings"
+    return f"{variable} is not set" if kind == "missing" else f"{variable}: {message}"

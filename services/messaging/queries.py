@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned
-from libs.rpc import Page
+from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_rows
+from libs.rpc import Page, fitting
 from parlor.messaging.v1.messaging_pb2 import (
     AiMessage,
     AiRole,
@@ -170,21 +170,17 @@ async def conversation_by_phone_number(
             SELECT {CONVERSATION} FROM conversations WHERE salon_id = %(salon_id)s AND phone_number = %(phone_number)s
         ) AS conversation ON true
         LEFT JOIN LATERAL (
-            SELECT {MESSAGE} FROM messages
-            WHERE salon_id = %(salon_id)s AND conversation_id = conversation.conversation_id::uuid
+            SELECT {MESSAGE} FROM messages WHERE conversation_id = conversation.conversation_id::uuid
             ORDER BY created_at DESC, messages.message_id DESC LIMIT %(limit)s
-        ) AS message ON true"""
-    cursor = conn.cursor(binary=True)
-    await cursor.execute(query, {"salon_id": salon_id, "phone_number": phone_number, "limit": message_limit})
-    rows = await cursor.fetchall()
+        ) AS message ON message.salon_id = conversation.salon_id"""
+    params = {"salon_id": salon_id, "phone_number": phone_number, "limit": message_limit}
+    names, rows = await fetch_rows(conn, query, params)
     if rows[0][1] is None:
         return Loaded(rows[0][0], None)
-    names = [column.name for column in cursor.description or ()]
     first = names.index("message_id")
     conversation = Conversation(**dict(zip(names[1:first], rows[0][1:first], strict=True)))
-    conversation.messages.extend(
-        Message(**dict(zip(names[first:], row[first:], strict=True))) for row in rows if row[first] is not None
-    )
+    messages = [Message(**dict(zip(names[first:], row[first:], strict=True))) for row in rows if row[first] is not None]
+    conversation.messages.extend(fitting(messages))
     return Loaded(rows[0][0], conversation)
 
 

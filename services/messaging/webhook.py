@@ -7,7 +7,9 @@ statuses of one phone_number_id. An item that can't be read does not lose its ne
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ TYPES = frozenset(
     " unsupported".split()
 )
 STATUSES = frozenset(("sent", "delivered", "read", "failed"))
+_PHONE_NUMBER_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 def _e164(value: Any) -> Any:
@@ -31,6 +34,8 @@ def _e164(value: Any) -> Any:
 
 def _moment(value: Any) -> datetime:
     """Read WhatsApp's timestamp: seconds since 1970, as a string."""
+    if not isinstance(value, str | int):
+        raise ValueError("neither a string nor an integer")
     seconds = int(value)
     if not 0 <= seconds < 253_370_764_800:
         raise ValueError("not from 1970 to 9998")
@@ -90,31 +95,41 @@ def check_signature(payload: bytes, signature: str, secret: str) -> None:
 
 
 def read(payload: bytes) -> dict[str, Change]:
-    """Return what is in a body, by phone_number_id. Raises: INVALID_FIELD for what is no webhook body."""
+    """Return what is in a body, by phone_number_id, "" where there is none.
+
+    Raises: INVALID_FIELD for what is no webhook body.
+    """
     try:
         body = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise invalid_fields([("payload", "is no JSON")]) from error
     if not isinstance(body, dict) or not isinstance(body.get("entry"), list):
         raise invalid_fields([("payload", "is no webhook body: it has no list of entries")])
-    changes: dict[str, Change] = {}
-    for value in _values(body):
-        metadata = value.get("metadata")
-        phone_number_id = metadata.get("phone_number_id") if isinstance(metadata, Mapping) else None
-        change = changes.setdefault(phone_number_id if isinstance(phone_number_id, str) else "", Change())
-        for item in _list(value.get("messages")):
-            _read_message(item, change)
-        for item in _list(value.get("statuses")):
-            _read_status(item, change)
+    changes: defaultdict[str, Change] = defaultdict(Change)
+    nowhere = changes[""]
+    for entry in body["entry"]:
+        for item in _list(entry, "changes", nowhere):
+            value = item.get("value") if isinstance(item, Mapping) else None
+            if not isinstance(value, Mapping):
+                nowhere.rejected += 1
+            elif "messages" in value or "statuses" in value:
+                _read_value(value, changes[_phone_number_id(value)])
+            else:
+                nowhere.unknown += 1
     return changes
 
 
-def _values(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for entry in body["entry"]:
-        for change in _list(entry.get("changes") if isinstance(entry, Mapping) else None):
-            value = change.get("value") if isinstance(change, Mapping) else None
-            if isinstance(value, Mapping):
-                yield value
+def _phone_number_id(value: Mapping[str, Any]) -> str:
+    metadata = value.get("metadata")
+    found = metadata.get("phone_number_id") if isinstance(metadata, Mapping) else None
+    return found if isinstance(found, str) and _PHONE_NUMBER_ID.fullmatch(found) else ""
+
+
+def _read_value(value: Mapping[str, Any], change: Change) -> None:
+    for item in _list(value, "messages", change):
+        _read_message(item, change)
+    for item in _list(value, "statuses", change):
+        _read_status(item, change)
 
 
 def _read_message(item: Any, change: Change) -> None:
@@ -144,5 +159,10 @@ def _read_status(item: Any, change: Change) -> None:
         change.unknown += 1
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _list(holder: Any, name: str, change: Change) -> list[Any]:
+    """Return a list of a JSON object, empty if it has none; what is no list counts as one rejected item."""
+    found = holder.get(name, []) if isinstance(holder, Mapping) else None
+    if isinstance(found, list):
+        return found
+    change.rejected += 1
+    return []

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_stamped
+from libs.db import STAMP, Loaded, fetch_rows, fetch_stamped
 from parlor.stats.v1.stats_pb2 import (
     AiAnalytics,
     BookingStats,
@@ -159,14 +159,21 @@ def _bucketed(table: str, time: str, counted: str, columns: Sequence[str]) -> st
             GROUP BY 1
         )
         SELECT stamp, now() AS as_of,
-            greatest(bucket AT TIME ZONE time_zone, %(start)s) AS start_time,
-            least((bucket + ('1 ' || %(bucket)s)::interval) AT TIME ZONE time_zone, %(end)s) AS end_time, {filled}
+            greatest({_first_moment("bucket")}, %(start)s) AS start_time,
+            least({_first_moment("(bucket + ('1 ' || %(bucket)s)::interval)")}, %(end)s) AS end_time, {filled}
         FROM salon CROSS JOIN generate_series(
             date_trunc(%(bucket)s, %(start)s AT TIME ZONE time_zone),
             (%(end)s - interval '1 us') AT TIME ZONE time_zone,
             ('1 ' || %(bucket)s)::interval
         ) AS bucket LEFT JOIN counted USING (bucket)
         ORDER BY bucket"""
+
+
+def _first_moment(wall_time: str) -> str:
+    """Return the first moment of a wall time: AT TIME ZONE alone gives the second where clocks go back across it."""
+    moment = f"({wall_time} AT TIME ZONE time_zone)"
+    earlier = f"({moment} - interval '1 hour')"
+    return f"CASE WHEN {earlier} AT TIME ZONE time_zone = {wall_time} THEN {earlier} ELSE {moment} END"
 
 
 async def _one(conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]) -> Loaded[M]:
@@ -180,10 +187,7 @@ async def _rows(
     conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]
 ) -> tuple[int, Any, list[M]]:
     """Return the stamp, the moment, and the other columns as messages."""
-    cursor = conn.cursor(binary=True)
-    await cursor.execute(query.encode(), params)
-    rows = await cursor.fetchall()
+    names, rows = await fetch_rows(conn, query, params)
     if not rows:
         raise LookupError
-    names = [column.name for column in cursor.description or ()][2:]
-    return rows[0][0], rows[0][1], [kind(**dict(zip(names, row[2:], strict=True))) for row in rows]
+    return rows[0][0], rows[0][1], [kind(**dict(zip(names[2:], row[2:], strict=True))) for row in rows]

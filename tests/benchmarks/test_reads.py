@@ -33,7 +33,7 @@ NO_CACHE = (("cache-control", "no-cache"),)
 def drop_entries(redis_url: str) -> None:
     """Unlink every entry and leave the metas: the next reads are misses of warm groups."""
     with redis.Redis.from_url(redis_url) as client:
-        keys = [key for key in client.scan_iter("query:*", count=10_000) if not key.endswith((b":meta", b"run-id"))]
+        keys = [key for key in client.scan_iter("query:*", count=10_000) if not key.endswith((b"#meta", b"run-id"))]
         if keys:
             client.unlink(*keys)
 

@@ -562,7 +562,7 @@ class IngestWebhookResponse(_message.Message):
     duplicates: _builtins.int
     """Messages and statuses that were there already."""
     unknown: _builtins.int
-    """Items of a kind that is not known."""
+    """Items of a kind that is not known, and changes without messages and statuses."""
     rejected: _builtins.int
     """Items that could not be recorded: their salon is unknown, or they lack what they need."""
     def __init__(
@@ -596,7 +596,7 @@ class GetConversationRequest(_message.Message):
     phone_number: _builtins.str
     """The customer's phone number, E.164 with `+`."""
     message_limit: _builtins.int
-    """Most messages to return: 0 is 10, above 200 is 200."""
+    """Most messages to return: 0 is 10, above 200 is 200; fewer where they are over 3 MB together."""
     def __init__(
         self,
         *,
@@ -737,7 +737,7 @@ class ListMessagesRequest(_message.Message):
     direction: Global___MessageDirection.ValueType
     """Only messages of this direction. Default: of both."""
     page_size: _builtins.int
-    """Messages on a page: 0 is 50, above 200 is 200."""
+    """Messages on a page: 0 is 50, above 200 is 200; fewer where they are over 3 MB together."""
     page_token: _builtins.str
     """The next_page_token of the page before, asked for with the same filters; empty for the first."""
     def __init__(
@@ -863,7 +863,7 @@ class ListAiMessagesRequest(_message.Message):
     conversation_id: _builtins.str
     """The conversation: a UUID."""
     page_size: _builtins.int
-    """AI messages on a page: 0 is 50, above 200 is 200."""
+    """AI messages on a page: 0 is 50, above 200 is 200; fewer where they are over 3 MB together."""
     page_token: _builtins.str
     """The next_page_token of the page before, asked for with the same filters; empty for the first."""
     def __init__(

@@ -1,0 +1,79 @@
+"""A transaction that invalidates: its steps, in the order in which the cache takes them."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from libs.cache.keys import Group
+from libs.cache.store import Store
+
+
+class CommitUnknown(Exception):
+    """The connection was lost while COMMIT was under way: the transaction may have been committed or not."""
+
+
+class Transaction:
+    """A transaction under way: its connection, its id, and what it invalidates."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store) -> None:
+        """Begin to collect what the transaction invalidates."""
+        self.conn = conn
+        self.xact_id = xact_id
+        self.pending = False
+        self.metas: dict[str, asyncio.Future[None]] = {}
+        self._store = store
+
+    @classmethod
+    async def begin(cls, conn: psycopg.AsyncConnection[Any], store: Store, locks: Sequence[int]) -> "Transaction":
+        """Begin a transaction that has an id, in one round trip."""
+        taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in locks)
+        cursor = await conn.execute(f"BEGIN; {taken}SELECT pg_current_xact_id()::text::bigint".encode(), prepare=False)
+        while cursor.nextset():
+            pass
+        [(xact_id,)] = await cursor.fetchall()
+        return cls(conn, xact_id, store)
+
+    def invalidate(self, *groups: Group) -> None:
+        """Register the transaction with more groups, beside its statements."""
+        for group in groups:
+            if group.meta not in self.metas:
+                self.metas[group.meta] = self._store.register(group.meta, self.xact_id)
+
+    async def registered(self) -> None:
+        """Return when every registration has been answered. Raises: StoreAway."""
+        for answer in self.metas.values():
+            await answer
+
+    def forget(self) -> None:
+        """Leave the answers that nobody waits for any more."""
+        for answer in self.metas.values():
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()
+
+    async def leave_pending(self) -> None:
+        """Leave the groups to be registered by whoever reaches Redis once the transaction is committed."""
+        self.pending = True
+        await self.conn.execute(
+            "INSERT INTO cache_pending (group_key, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
+            [list(self.metas), self.xact_id],
+        )
+
+    async def register_again(self) -> None:
+        """Register with every group anew. Raises: StoreAway."""
+        await asyncio.gather(*(self._store.register(meta, self.xact_id) for meta in self.metas))
+
+    async def commit(self) -> None:
+        """Commit. Raises: CommitUnknown; psycopg.Error, also if the block ended or broke the transaction itself."""
+        status = self.conn.info.transaction_status
+        if status in (TransactionStatus.IDLE, TransactionStatus.INERROR):
+            # COMMIT would be answered without an error, although nothing is committed.
+            raise psycopg.errors.InFailedSqlTransaction(f"the transaction can't be committed: it is {status.name}")
+        try:
+            await self.conn.commit()
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
+                raise CommitUnknown from error
+            raise

@@ -1,0 +1,184 @@
+"""A service that is not Parlor's: items on shelves, each reply the text of an item, a shelf's replies one group."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import psycopg
+import redis
+from psycopg_pool import AsyncConnectionPool
+
+from libs.cache import Cache, CacheSettings, Group, Key, Reply, Transaction
+from libs.cache.store import RUN_ID
+
+SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
+RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
+STAMP = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+
+
+class Loaded(NamedTuple):
+    """What a load returns."""
+
+    stamp: int
+    value: str | None
+
+
+class Pause:
+    """A place where a task waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        """Nobody waits yet."""
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self) -> None:
+        """Wait here."""
+        self.reached.set()
+        await self.go_on.wait()
+
+
+async def at_once() -> None:
+    """Do not pause."""
+
+
+@dataclass
+class Shop:
+    """One process of the service. `loads` counts its statements; `stamp` is the column that stamps them."""
+
+    cache: Cache
+    pool: AsyncConnectionPool
+    stamp: str = STAMP
+    loads: list[str] = field(default_factory=list)
+
+    def shelf(self, name: str = "a") -> Group:
+        """Return the group of a shelf."""
+        return self.cache.namespace("shop").group(name, "shelf:")
+
+    def key(self, name: str = "tea", shelf: str = "a") -> Key:
+        """Return the key of an item."""
+        return self.shelf(shelf).key(name)
+
+    async def read(
+        self,
+        name: str = "tea",
+        *,
+        shelf: str = "a",
+        before: Callable[[], Awaitable[None]] = at_once,
+        after: Callable[[], Awaitable[None]] = at_once,
+    ) -> Reply:
+        """Read an item; its load waits `before` and `after` its statement."""
+
+        async def load(conn: psycopg.AsyncConnection[Any]) -> Loaded:
+            await before()
+            self.loads.append(name)
+            loaded = await self.select(conn, shelf, name)
+            await after()
+            return loaded
+
+        return await self.cache.read(self.key(name, shelf), load)
+
+    async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
+        """Read the row and its stamp by one statement."""
+        query = f"SELECT {self.stamp}, (SELECT label FROM items WHERE shelf = %s AND name = %s)"
+        [row] = await (await conn.execute(query.encode(), (shelf, name))).fetchall()
+        return Loaded(*row)
+
+    async def read_together(self, name: str, *, shelf: str = "a") -> Reply:
+        """Read an item by the statement that answers all who ask in the same tick."""
+        return await self.cache.look_up(self.key(name, shelf), (shelf, name), self.select_many)
+
+    async def select_many(
+        self, conn: psycopg.AsyncConnection[Any], wanted: Sequence[tuple[str, str]]
+    ) -> Sequence[Loaded]:
+        """Read many rows by one statement."""
+        self.loads.append("many")
+        query = (
+            f"SELECT {self.stamp}, label FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w (shelf, name, n)"
+            " LEFT JOIN items USING (shelf, name) ORDER BY n"
+        )
+        columns = [list(column) for column in zip(*wanted, strict=True)]
+        return [Loaded(*row) for row in await (await conn.execute(query.encode(), columns)).fetchall()]
+
+    async def text(self, name: str = "tea", *, shelf: str = "a") -> str | None:
+        """Return what a read that begins now shows, once all fills under way have ended."""
+        await self.cache.settle()
+        body = (await self.read(name, shelf=shelf)).body
+        await self.cache.settle()
+        return None if body is None else body.decode()
+
+    async def write(self, label: str = "new", name: str = "tea", *, shelf: str = "a") -> None:
+        """Write an item, and answer."""
+        async with self.cache.transaction(self.shelf(shelf)) as write:
+            await put(write.conn, label, name, shelf)
+
+    @asynccontextmanager
+    async def writing(self, label: str = "new") -> AsyncIterator[Transaction]:
+        """Write the item and be registered; the end of the block commits."""
+        async with self.cache.transaction(self.shelf()) as write:
+            await put(write.conn, label)
+            await write.registered()
+            yield write
+
+
+class Start:
+    """Starts processes; they end with the test.
+
+    `timeout` is that of a call to Valkey, in ms: by default so long that a busy machine is not taken for an outage.
+    """
+
+    def __init__(self, exits: AsyncExitStack, pool: AsyncConnectionPool, redis_url: str, timeout: int = 10_000) -> None:
+        """`exits` ends them."""
+        self._timeout = timeout
+        self._exits = exits
+        self._pool = pool
+        self.redis_url = redis_url
+
+    async def __call__(
+        self,
+        kind: type[Cache] = Cache,
+        *,
+        redis_url: str = "",
+        stamp: str = STAMP,
+        read_only: bool = False,
+        wait: bool = True,
+        prepare: Callable[[Cache], None] = lambda cache: None,
+        **settings: Any,
+    ) -> Shop:
+        """Return a process that uses Valkey, unless it is told of another place or not to `wait` for that.
+
+        It looks for pending rows once a minute, so that a test decides when.
+        """
+        values = CacheSettings(**{"poll": 60_000, "url": redis_url or self.redis_url, **settings})
+        values = values.model_copy(update={"timeout": self._timeout})
+        cache = kind(values, self._pool.connection, str.encode, read_only=read_only)
+        prepare(cache)
+        self._exits.push_async_callback(cache.close)
+        await cache.open()
+        if wait and not redis_url:
+            await until(lambda: cache.store.ready)
+        return Shop(cache, self._pool, stamp)
+
+
+async def put(conn: psycopg.AsyncConnection[Any], label: str, name: str = "tea", shelf: str = "a") -> None:
+    """Write an item's row."""
+    await conn.execute(
+        "INSERT INTO items VALUES (%s, %s, %s) ON CONFLICT (shelf, name) DO UPDATE SET label = excluded.label",
+        (shelf, name, label),
+    )
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what another task does, for 10 s at most."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.001)
+
+
+def lose(redis_url: str, pattern: str = "query:*") -> None:
+    """Take keys out of Valkey, as an eviction or a flush would; the run id stays."""
+    with redis.Redis.from_url(redis_url) as client:
+        for key in client.scan_iter(pattern):
+            if key != RUN_ID.encode():
+                client.delete(key)

@@ -1,0 +1,239 @@
+"""What reads and writes cost and promise while nothing fails."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from libs.cache import CommitUnknown
+from tests.cache.shop import Loaded, Pause, Shop, Start, put, until
+from tests.cache.wire import Wire, traced
+
+Wired = tuple[Shop, Wire]
+
+
+@pytest.fixture
+async def wired(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Wired]:
+    """A process whose traffic is counted, and which has called every script before."""
+    async with traced(database_url, redis_url, tmp_path / "trace") as (pool, wire), AsyncExitStack() as exits:
+        shop = await Start(exits, pool, redis_url)()
+        await shop.text("milk")
+        await shop.write("new", "milk")
+        await shop.text("milk")
+        yield shop, wire
+
+
+async def test_a_hit_is_one_call_to_valkey_and_none_to_postgres(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    assert (await shop.read("milk"))[:2] == (b"new", "hit")
+    assert (wire.valkey, wire.postgres) == ({"mget": 1}, 0)
+
+
+async def test_a_warm_miss_is_one_look_one_statement_and_one_fill(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    assert (await shop.read())[:2] == (b"old", "miss")
+    await shop.cache.settle()
+    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 1)
+
+
+async def test_a_cold_group_costs_one_open_and_one_barrier_once(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    await shop.text("tea", shelf="b")
+    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 2}, 2)
+    wire.reset()
+    await shop.text("milk", shelf="b")
+    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 1)
+
+
+async def test_a_write_is_one_call_to_valkey_for_all_its_groups_and_no_statement_more(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    async with shop.cache.transaction(shop.shelf("a"), shop.shelf("b")) as write:
+        write.invalidate(shop.shelf("c"), shop.shelf("a"))
+        await put(write.conn, "new")
+    assert (wire.valkey, wire.postgres) == ({"evalsha": 1}, 3)  # BEGIN with the id; the INSERT; COMMIT
+    assert await shop.text() == "new"
+
+
+async def test_locks_are_taken_in_the_same_round_trip_as_begin(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    async with shop.cache.transaction(locks=(3, -5)) as write:
+        assert wire.postgres == 1
+        cursor = await write.conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+        assert await cursor.fetchone() == (2,)
+        assert await (await write.conn.execute("SELECT pg_current_xact_id()::text")).fetchone() == (str(write.xact_id),)
+
+
+async def test_reads_of_one_tick_share_one_look(wired: Wired) -> None:
+    shop, wire = wired
+    await shop.text()
+    wire.reset()
+    replies = await asyncio.gather(*(shop.read(name) for name in ["tea", "milk"] * 10))
+    assert {reply.source for reply in replies} == {"hit"}
+    assert (wire.valkey, wire.postgres) == ({"mget": 1}, 0)
+
+
+async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    replies = await asyncio.gather(*(shop.read_together(name) for name in ["tea", "milk", "none", "tea"]))
+    await shop.cache.settle()
+    assert [(reply.body, reply.source) for reply in replies] == [
+        (b"old", "miss"), (b"new", "hit"), (None, "miss"), (b"old", "miss")
+    ]  # fmt: skip
+    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 1)
+    assert (await shop.read("none"))[:2] == (None, "hit")
+
+
+async def test_a_hundred_misses_at_once_run_one_statement(shop: Shop) -> None:
+    replies = await asyncio.gather(*(shop.read() for _ in range(100)))
+    assert {reply.body for reply in replies} == {b"old"}
+    assert shop.loads == ["tea"]
+
+
+async def test_a_hundred_misses_spread_over_a_slow_load_run_one_statement(shop: Shop) -> None:
+    await shop.text("milk")
+    shop.loads.clear()
+    pause = Pause()
+    reads = [asyncio.create_task(shop.read(after=pause))]
+    await pause.reached.wait()
+    for number in range(1, 100):
+        reads.append(asyncio.create_task(shop.read(after=pause)))
+        await until(lambda wanted=number + 2: shop.cache.counters.misses == wanted)  # type: ignore[misc]
+    pause.go_on.set()
+    assert {reply.body for reply in await asyncio.gather(*reads)} == {b"old"}
+    assert shop.loads == ["tea"]
+
+
+async def test_misses_of_many_keys_run_one_statement_a_key(shop: Shop) -> None:
+    names = [f"item {number}" for number in range(30)]
+    await asyncio.gather(*(shop.read(name) for name in names * 10))
+    assert sorted(shop.loads) == sorted(names)
+
+
+async def test_a_namespace_made_anew_for_each_call_shares_the_load_too(start: Start) -> None:
+    shop = await start(ttl={"shop": 60})
+    assert shop.key() != shop.key()  # each names its own Namespace
+    assert [reply.body for reply in await asyncio.gather(shop.read(), shop.read())] == [b"old", b"old"]
+    assert shop.loads == ["tea"]
+
+
+async def test_a_second_read_hits_after_every_write(start: Start) -> None:
+    writer, reader = await start(), await start()
+    for label in ("one", "two", "three"):
+        await writer.write(label)
+        assert (await reader.read())[:2] == (label.encode(), "miss")
+        await reader.cache.settle()
+        assert (await reader.read())[:2] == (label.encode(), "hit")
+
+
+async def test_a_transaction_is_registered_while_its_statements_run(start: Start) -> None:
+    writer, reader = await start(), await start()
+    await reader.text()
+    async with writer.cache.transaction(writer.shelf()) as write:
+        await put(write.conn, "new")
+        await until(lambda: all(answer.done() for answer in write.metas.values()))
+        assert (await reader.read())[:2] == (b"old", "miss")  # the group has another generation already
+    assert await reader.text() == "new"
+
+
+async def test_a_body_that_fails_writes_nothing_and_gives_its_connection_back(shop: Shop) -> None:
+    for _ in range(20):  # more than the pool has
+        with pytest.raises(ZeroDivisionError):
+            async with shop.cache.transaction(shop.shelf()) as write:
+                await put(write.conn, "new")
+                raise ZeroDivisionError
+    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
+
+
+async def test_a_cancelled_writer_writes_nothing_wherever_it_stands(shop: Shop) -> None:
+    async def write(pause: Pause) -> None:
+        async with shop.cache.transaction(shop.shelf()) as write:
+            await put(write.conn, "new")
+            await pause()
+
+    for ticks in range(20):
+        writing = asyncio.create_task(write(Pause()))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
+
+
+async def test_a_cancelled_reader_leaves_the_load_to_those_who_wait_with_it(shop: Shop) -> None:
+    pause = Pause()
+    first, second = (asyncio.create_task(shop.read(after=pause)) for _ in range(2))
+    await pause.reached.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    pause.go_on.set()
+    assert (await second).body == b"old"
+    assert (shop.loads, (await shop.read()).source) == (["tea"], "hit")
+
+
+async def test_readers_cancelled_at_any_await_break_nothing(shop: Shop) -> None:
+    for ticks in range(30):
+        reading = asyncio.create_task(shop.read(f"item {ticks}", shelf=f"{ticks}"))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+    assert await shop.text() == "old"
+    assert shop.cache.store.errors == 0
+
+
+async def test_a_load_that_fails_is_told_to_all_and_kept_for_none(shop: Shop) -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    reads = [asyncio.create_task(shop.read(before=fail)) for _ in range(10)]
+    assert all([isinstance(error, LookupError) for error in await asyncio.gather(*reads, return_exceptions=True)])
+    assert await shop.text() == "old"
+
+
+async def test_a_load_that_answers_too_little_fails_and_the_next_does_not_wait_for_ever(shop: Shop) -> None:
+    async def none(conn: object, wanted: object) -> list[Loaded]:
+        return []
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="0 answers to 1 questions"):
+            await shop.cache.look_up(shop.key(), "tea", none)
+
+
+async def test_a_transaction_whose_failure_was_swallowed_is_not_acknowledged(shop: Shop) -> None:
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        async with shop.cache.transaction(shop.shelf()) as write:
+            await put(write.conn, "new")
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await write.conn.execute("SELECT 1 / 0")
+    assert await shop.text() == "old"
+
+
+async def test_a_commit_without_an_answer_is_unknown_and_readers_see_what_the_database_says(shop: Shop) -> None:
+    await shop.text()
+    with pytest.raises(CommitUnknown):
+        async with shop.cache.transaction(shop.shelf()) as write, shop.pool.connection() as other:
+            await put(write.conn, "new")
+            await other.execute("SELECT pg_terminate_backend(%s, 5000)", (write.conn.info.backend_pid,))
+    assert await shop.text() == "old"
+
+
+async def test_counters_tell_hits_misses_sets_refusals_bypasses_and_invalidations(start: Start) -> None:
+    writer, reader = await start(), await start()
+    async with writer.writing("new"):
+        await reader.text()  # refused: the writer's transaction runs
+    await reader.text()
+    await reader.text()
+    counters = reader.cache.counters
+    assert (counters.hits, counters.misses, counters.sets, counters.refused_fills) == (1, 2, 1, 1)
+    assert (counters.bypasses, writer.cache.counters.invalidations, reader.cache.store.errors) == (0, 1, 0)

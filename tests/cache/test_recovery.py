@@ -1,0 +1,172 @@
+"""Valkey comes back: forgetful, with older data, unnoticed, or while others recover it; or it answers nonsense."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import redis
+from psycopg_pool import AsyncConnectionPool
+
+from libs.cache.store import RUN_ID, Store
+from libs.cache.transaction import Transaction
+from libs.cache.watch import Watch
+from libs.cache.wire import Wire
+from ops.servers import Valkey
+from tests.cache.away import (
+    disconnect_all,
+    hanging,
+    ready,
+    restart_with_its_old_data,
+    rows,
+    take_snapshot,
+)
+from tests.cache.shop import Start, put, until
+
+FOREIGN = {"session:1": "a", "queryless": "b", "query": "c"}
+
+twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
+
+
+@pytest.fixture
+async def start(pool: AsyncConnectionPool, own_valkey: Valkey) -> AsyncIterator[Start]:
+    """Starts processes on a Valkey that the test may kill."""
+    async with AsyncExitStack() as exits:
+        yield Start(exits, pool, own_valkey.url, timeout=500)
+
+
+def trust_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Believe whatever a server that came back holds."""
+
+    async def check_run(self: Store, wire: Wire) -> None:
+        pass
+
+    monkeypatch.setattr(Store, "_check_run", check_run)
+
+
+def keys(valkey: Valkey) -> dict[str, str]:
+    """Return the keys that are not the cache's."""
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        return {key: str(client.get(key)) for key in client.scan_iter("*") if not key.startswith("query:")}
+
+
+@twice
+async def test_a_server_that_came_back_with_older_data_is_dropped_but_for_other_peoples_keys(
+    own_valkey: Valkey, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        trust_any_run(monkeypatch)
+    shop = await start()
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.mset({**FOREIGN})
+    await shop.text()
+    snapshot = take_snapshot(own_valkey)
+    await shop.write("new")
+    restart_with_its_old_data(own_valkey, snapshot)
+    await until(lambda: not shop.cache.store.connected)
+    await ready(shop)
+    assert (await shop.text()) == ("old" if variant else "new")
+    if not variant:
+        assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
+    assert keys(own_valkey) == FOREIGN
+
+
+@twice
+async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_it_is_answered(
+    own_valkey: Valkey, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Transaction, "register_again", Transaction.registered)
+    writer, reader = await start(), await start()
+    await reader.text()
+    async with writer.cache.transaction() as write:
+        await put(write.conn, "new")
+        with hanging(own_valkey):
+            write.invalidate(writer.shelf())
+            await until(lambda: not writer.cache.store.connected)
+        await ready(writer)  # it has seen no row: this transaction's is not committed
+    shown = "old" if variant else "new"
+    assert (await writer.text(), await reader.text()) == (shown, shown)
+    assert await rows(writer.pool) == 1
+    await reader.cache._watch.drain()
+    assert (await writer.text(), await rows(writer.pool)) == ("new", 0)
+
+
+async def test_processes_that_recover_at_once_end_with_one_run_and_true_entries(
+    own_valkey: Valkey, start: Start
+) -> None:
+    shops = [await start() for _ in range(4)]
+    for shop in shops:
+        await shop.text()
+    snapshot = take_snapshot(own_valkey)
+    await shops[0].write("new")
+    restart_with_its_old_data(own_valkey, snapshot)
+    assert {reply.body for reply in await asyncio.gather(*(shop.read() for shop in shops))} == {b"new"}
+    await ready(*shops)
+    assert [await shop.text() for shop in shops] == ["new"] * 4
+    with redis.Redis.from_url(own_valkey.url) as client:
+        assert client.get(RUN_ID) == client.info("server")["run_id"].encode()
+
+
+async def test_a_run_id_that_was_evicted_is_found_out_by_the_next_connection(own_valkey: Valkey, start: Start) -> None:
+    shop = await start()
+    await shop.text()
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.delete(RUN_ID)
+    later = await start()
+    assert (await later.text(), await shop.text()) == ("old", "old")
+    assert (await later.read()).source == (await shop.read()).source == "hit"
+
+
+async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, pending, times = await start(), Watch._pending, 0
+
+    async def lost_meanwhile(self: Watch, conn: Any) -> Any:
+        nonlocal times
+        if (times := times + 1) <= 3:
+            shop.cache.store.mark_lost(TimeoutError())  # as a writer beside would
+        return await pending(self, conn)
+
+    monkeypatch.setattr(Watch, "_pending", lost_meanwhile)
+    shop.cache.store.mark_lost(TimeoutError())
+    await until(lambda: times > 3)
+    await ready(shop)
+    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
+
+
+async def test_a_registration_refused_for_memory_counts_as_valkey_away(own_valkey: Valkey, start: Start) -> None:
+    shop = await start()
+    await shop.text()
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.config_set("maxmemory", 1)
+        await shop.write("new")
+        assert (await rows(shop.pool), (await shop.read())[:2]) == (1, (b"new", "bypass"))
+        client.config_set("maxmemory", 0)
+    await ready(shop)
+    assert (await shop.text(), (await shop.read()).source, await rows(shop.pool)) == ("new", "hit", 0)
+
+
+async def test_a_call_that_timed_out_leaves_no_answer_for_the_next(own_valkey: Valkey, start: Start) -> None:
+    shop = await start()
+    await shop.write("milky", "milk")
+    assert (await shop.text("tea"), await shop.text("milk")) == ("old", "milky")
+    for name, label in [("milk", b"milky"), ("tea", b"old")] * 2:
+        with hanging(own_valkey):
+            assert (await shop.read("tea"))[:2] == (b"old", "bypass")
+        await ready(shop)
+        assert (await shop.read(name))[:2] == (label, "hit")
+
+
+async def test_a_connection_that_broke_is_one_error_and_one_read_past_the_cache(
+    own_valkey: Valkey, start: Start
+) -> None:
+    shop = await start()
+    await shop.text()
+    disconnect_all(own_valkey)
+    assert (await shop.read()).source == "bypass"
+    await ready(shop)
+    assert (await shop.read()).source == "hit"
+    assert (shop.cache.store.errors, shop.cache.counters.bypasses) == (1, 1)

@@ -1,0 +1,137 @@
+"""Commands that arrive twice or late, and keys that vanish: what a reader is shown stays true."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from libs.cache import scripts
+from libs.cache.entries import GENERATION
+from tests.cache.shop import Pause, Shop, Start, lose
+
+Call = Callable[[], Awaitable[Any]]
+
+
+@pytest.fixture
+async def calls(shop: Shop) -> list[tuple[str, Call]]:
+    """Every call of a script that the process makes, to be made again."""
+    captured: list[tuple[str, Call]] = []
+    store, run = shop.cache.store, shop.cache.store._run
+
+    async def call(script: str, keys: Sequence[str], *args: Any) -> Any:
+        captured.append((script, lambda: run(script, keys, *args)))
+        return await run(script, keys, *args)
+
+    store._run = call  # type: ignore[method-assign]
+    return captured
+
+
+def generation(redis_url: str, shop: Shop) -> bytes | None:
+    with redis.Redis.from_url(redis_url, decode_responses=False) as client:
+        meta = client.get(shop.shelf().meta)
+    return bytes(meta[:GENERATION]) if isinstance(meta, bytes) else None
+
+
+async def history(shop: Shop) -> None:
+    """Two writes, each with reads before and after, and a rolled-back one."""
+    await shop.text()
+    await shop.write("one")
+    await shop.text()
+    with pytest.raises(ZeroDivisionError):
+        async with shop.writing("never"):
+            raise ZeroDivisionError
+    await shop.text()
+    await shop.write("two")
+
+
+async def test_any_script_replayed_at_any_later_time_keeps_entries_true(
+    shop: Shop, calls: list[tuple[str, Call]]
+) -> None:
+    await history(shop)
+    assert {script for script, _ in calls} == {scripts.OPEN, scripts.REGISTER, scripts.FILL}
+    for _, call in list(calls):
+        await call()
+        assert await shop.text() == "two"
+        await call()
+        assert (await shop.read()).body == b"two"
+
+
+async def test_any_two_scripts_replayed_while_a_writer_runs_keep_entries_true(
+    shop: Shop, start: Start, calls: list[tuple[str, Call]]
+) -> None:
+    writer = await start()
+    await history(shop)
+    now = "two"
+    for number, ((_, first), (_, second)) in enumerate(itertools.permutations(calls[:], 2)):
+        async with writer.writing(f"write {number}"):
+            await first()
+            assert await shop.text() == now
+            await second()
+            assert await shop.text() == now
+        now = f"write {number}"
+        await first()
+        assert await shop.text() == now
+
+
+@pytest.mark.parametrize("pattern", ["query:*", "query:*#meta", "query:*tea"])
+@pytest.mark.parametrize("moment", range(5))
+async def test_keys_lost_at_any_moment_of_a_read_and_a_write_keep_entries_true(
+    start: Start, redis_url: str, pattern: str, moment: int
+) -> None:
+    writer, reader = await start(), await start()
+    moments = iter(range(5))
+
+    def perhaps_lose() -> None:
+        if next(moments) == moment:
+            lose(redis_url, pattern)
+
+    await reader.text()
+    perhaps_lose()
+    before, after = Pause(), Pause()
+    slow = asyncio.create_task(reader.read("milk", before=before, after=after))
+    await before.reached.wait()
+    async with writer.writing("new"):
+        perhaps_lose()
+        before.go_on.set()
+        await after.reached.wait()
+        assert await asyncio.wait_for(writer.read(), 10) is not None
+        perhaps_lose()
+    perhaps_lose()
+    after.go_on.set()
+    await slow
+    perhaps_lose()
+    assert (await reader.text(), await writer.text()) == ("new", "new")
+    assert (await reader.read()).source == "hit"
+
+
+async def test_no_generation_ever_comes_again(
+    shop: Shop, start: Start, redis_url: str, calls: list[tuple[str, Call]]
+) -> None:
+    seen = []
+
+    async def step(change: Awaitable[Any]) -> None:
+        await change
+        seen.append(generation(redis_url, shop))
+
+    for number in range(5):
+        await step(shop.text())
+        await step(shop.write(f"{number}"))
+        await step(shop.cache.invalidate(shop.shelf()))
+        for _, call in calls[:10]:
+            await step(call())
+        lose(redis_url)
+    runs = [made for made, _ in itertools.groupby(seen)]
+    assert None not in runs
+    assert len(set(runs)) == len(runs)
+
+
+async def test_a_reader_that_opened_a_group_twice_finds_one_generation(shop: Shop, redis_url: str) -> None:
+    store, meta = shop.cache.store, shop.shelf().meta
+    first, second = await asyncio.gather(store.open(meta), store.open(meta))
+    third = await store.open(meta)
+    assert first == second == third
+    assert first.cold
+    assert first.generation == generation(redis_url, shop)

@@ -1,0 +1,202 @@
+"""The tempting variants of the protocol, each without one of its steps. Every one of them is wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+
+from libs.cache import Cache, Reply, Transaction, scripts
+from libs.cache.entries import Meta
+from libs.cache.watch import Watch
+from tests.cache.shop import Loaded, Shop, at_once, put
+
+
+class CacheAside(Shop):
+    """Delete the entry after the commit, store on a miss."""
+
+    async def read(
+        self,
+        name: str = "tea",
+        *,
+        shelf: str = "a",
+        before: Callable[[], Awaitable[None]] = at_once,
+        after: Callable[[], Awaitable[None]] = at_once,
+    ) -> Reply:
+        """Return the entry; else load and store it."""
+        client: Any = self.cache.store._admin
+        key = self.key(name, shelf).entry
+        body: bytes | None = await client.get(key)
+        if body is not None:
+            return Reply(body, "hit", 0)
+        await before()
+        async with self.pool.connection() as conn:
+            loaded = await self.select(conn, shelf, name)
+        await after()
+        body = str(loaded.value).encode()
+        if await self.may_store(shelf):
+            await client.set(key, body)
+        return Reply(body, "miss", 0)
+
+    async def may_store(self, shelf: str) -> bool:
+        """Nothing speaks against it."""
+        return True
+
+    async def write(self, label: str = "new", name: str = "tea", *, shelf: str = "a") -> None:
+        """Write, commit, delete."""
+        async with self.pool.connection() as conn:
+            await put(conn, label, name, shelf)
+        await self.cache.store._admin.delete(self.key(name, shelf).entry)
+
+
+class Fenced(CacheAside):
+    """Before the write, delete the entry and set a key that keeps readers from storing, for a minute."""
+
+    async def may_store(self, shelf: str) -> bool:
+        """Only where there is no fence."""
+        return not await self.cache.store._admin.exists(f"query:fence:{shelf}")
+
+    @asynccontextmanager
+    async def writing(self, label: str = "new") -> AsyncIterator[Transaction]:
+        """Set the fence, then write."""
+        await self.cache.store._admin.set("query:fence:a", 1, ex=60)
+        await self.cache.store._admin.delete(self.key().entry)
+        async with self.cache.transaction() as write:
+            await put(write.conn, label)
+            yield write
+
+
+class RegistersAfterCommit(Shop):
+    """The same steps in another order."""
+
+    async def write(self, label: str = "new", name: str = "tea", *, shelf: str = "a") -> None:
+        """Commit, then register."""
+        async with self.pool.connection() as conn:
+            write = await Transaction.begin(conn, self.cache.store, ())
+            await put(conn, label, name, shelf)
+            await write.commit()
+        write.invalidate(self.shelf(shelf))
+        await write.registered()
+
+
+class StampsAfterLoad(Shop):
+    """The stamp comes by a statement of its own."""
+
+    async def read(
+        self,
+        name: str = "tea",
+        *,
+        shelf: str = "a",
+        before: Callable[[], Awaitable[None]] = at_once,
+        after: Callable[[], Awaitable[None]] = at_once,
+    ) -> Reply:
+        """Load the row, then take the stamp."""
+
+        async def load(conn: psycopg.AsyncConnection[Any]) -> Loaded:
+            await before()
+            row = await self.select(conn, shelf, name)
+            await after()
+            return Loaded((await self.select(conn, shelf, name)).stamp, row.value)
+
+        return await self.cache.read(self.key(name, shelf), load)
+
+
+class TracksPushOnly(Shop):
+    """A near cache that is dropped by `pushed`, and by nothing else."""
+
+    async def read(
+        self,
+        name: str = "tea",
+        *,
+        shelf: str = "a",
+        before: Callable[[], Awaitable[None]] = at_once,
+        after: Callable[[], Awaitable[None]] = at_once,
+    ) -> Reply:
+        """Return what this process has read before."""
+        near: dict[str, Reply] = self.__dict__.setdefault("near", {})
+        if name not in near:
+            near[name] = await super().read(name, shelf=shelf, before=before, after=after)
+        return near[name]
+
+    def pushed(self, name: str) -> None:
+        """The server says that an entry has changed; in this test the message is lost."""
+        del self.__dict__["near"][name]
+
+
+class BarrierFromSnapshot(Cache):
+    """A barrier that takes no transaction id."""
+
+    async def _barrier(self, keys: Sequence[None]) -> list[int]:
+        async with self._connect() as conn:
+            cursor = await conn.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+            return [row[0] for row in await cursor.fetchall()]
+
+
+class JoinsAnyLoad(Cache):
+    """Single flight by key."""
+
+    async def _load(self, key: Any, meta: Meta, ask: Any) -> bytes | None:
+        for (entry, _), flight in self._flights.items():
+            if entry == key.entry:
+                return (await asyncio.shield(flight)).entry.body
+        return await super()._load(key, meta, ask)
+
+
+class JoinsByGeneration(Cache):
+    """Single flight by key and generation, whether or not the load may be stored."""
+
+    async def _load(self, key: Any, meta: Meta, ask: Any) -> bytes | None:
+        if flight := self._flights.get((key.entry, meta.generation)):
+            return (await asyncio.shield(flight)).entry.body
+        return await super()._load(key, meta, ask)
+
+
+class DeletesFirst(Watch):
+    """Drains by DELETE ... RETURNING, then registers."""
+
+    async def drain(self) -> None:
+        """Delete the rows, then register them."""
+        async with self._connect() as conn:
+            if pending := await self._pending(conn):
+                await self._delete(conn, pending)
+                await self._register(pending)
+
+
+def without_stamp(shop: Shop) -> Shop:
+    """No look at the snapshot: a stamp above all ids."""
+    shop.stamp = "2::bigint ^ 52"
+    return shop
+
+
+def lends(cache: Cache, conn: psycopg.AsyncConnection[Any]) -> None:
+    """Load by the connection of a transaction that has written."""
+
+    @asynccontextmanager
+    async def lend() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        yield conn
+
+    cache._connect = lend
+
+
+def opens_warm(cache: Cache) -> None:
+    """A group that is not there has no past."""
+    _swap(cache, "open_script", scripts.OPEN.replace("'10'", "'00'"))
+
+
+def counts_generations(cache: Cache) -> None:
+    """Generation = INCR."""
+    counted = "local generation = string.format('%029d', redis.call('INCR', 'query:count'))\n"
+    for name, script in (("open_script", scripts.OPEN), ("register_script", scripts.REGISTER)):
+        _swap(cache, name, script.replace(scripts.GENERATION, counted))
+
+
+def makes_generations(cache: Cache) -> None:
+    """The generation comes from the client, with the command."""
+    made = "local generation = '0000000000000' .. ARGV[1]\n"
+    _swap(cache, "register_script", scripts.REGISTER.replace(scripts.GENERATION, made))
+
+
+def _swap(cache: Cache, name: str, script: str) -> None:
+    assert script not in (scripts.OPEN, scripts.REGISTER)
+    setattr(cache.store, name, script)

@@ -1,0 +1,57 @@
+"""Counts what goes over the wire."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import redis
+from psycopg_pool import AsyncConnectionPool
+
+# What a script does inside the server, what a new connection says, and the counting itself.
+NOT_CALLS = {"get", "set", "time", "info", "select", "auth", "client|setinfo", "hello"}
+
+
+def valkey_calls(redis_url: str) -> Counter[str]:
+    """Return the calls that clients have made so far, by command."""
+    with redis.Redis.from_url(redis_url) as client:
+        stats = client.info("commandstats")
+    commands = {name.removeprefix("cmdstat_"): int(figures["calls"]) for name, figures in stats.items()}
+    return Counter({name: calls for name, calls in commands.items() if name not in NOT_CALLS})
+
+
+class Wire:
+    """The traffic since `reset`: round trips to Postgres, calls to Valkey."""
+
+    def __init__(self, trace: Path, redis_url: str) -> None:
+        """`trace` is what libpq writes."""
+        self._trace = trace
+        self._redis_url = redis_url
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from here."""
+        self._length = len(self._trace.read_text())
+        self._calls = valkey_calls(self._redis_url)
+
+    @property
+    def postgres(self) -> int:
+        """Round trips to Postgres."""
+        return self._trace.read_text()[self._length :].count("\tReadyForQuery\t")
+
+    @property
+    def valkey(self) -> dict[str, int]:
+        """Calls to Valkey by command."""
+        return dict(valkey_calls(self._redis_url) - self._calls)
+
+
+@asynccontextmanager
+async def traced(database_url: str, redis_url: str, trace: Path) -> AsyncIterator[tuple[AsyncConnectionPool, Wire]]:
+    """Return a pool of one connection, and the count of what goes over it and to Valkey."""
+    async with AsyncConnectionPool(
+        database_url, kwargs={"autocommit": True}, min_size=1, max_size=1, open=False
+    ) as pool:
+        with trace.open("w") as file:
+            async with pool.connection() as conn:
+                conn.pgconn.trace(file.fileno())
+            yield pool, Wire(trace, redis_url)

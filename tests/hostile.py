@@ -1,0 +1,164 @@
+"""A valid request of every RPC, and what nobody should put into its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parlor.booking.v1 import booking_pb2
+from parlor.messaging.v1 import messaging_pb2
+from parlor.ops.v1 import ops_pb2
+from parlor.stats.v1 import stats_pb2
+from tests.stack import PHONE, SALON, Stack, booking_request, message_request, salon, unary
+
+OWN = {"booking": booking_pb2, "messaging": messaging_pb2, "stats": stats_pb2}
+TIMES = {"start_time": {"seconds": 1_700_000_000}, "end_time": {"seconds": 1_700_086_400}}
+DAYS = [{"day_of_week": 1, "open_time": {"hours": 9}, "close_time": {"hours": 18}}]
+
+WORDS = [
+    *("", " ", "\0", "a\0b", "+", "0151234567", "+0151234567", "4915112345678", "\u202e\ufeff", "💇" * 100),
+    *("'", "'; DROP TABLE bookings; --", "%s", "%(id)s", "{salon-1}", "*", "query:", "query:[", "../..", "\n"),
+    *("00000000-0000-0000-0000-00000000000g", "6E6E3A60-43BA-4AB9-8D2A-7B1A3D6F2C11", "x" * 257, "x" * 1_000_000),
+    *("bnVsbA==", "W10=", "WyJhIiwxLCJiIl0=", "nobody", "Europe/Atlantis", "EURO"),
+]
+MOMENTS = [
+    *((seconds, 0) for seconds in (-1, 253_370_764_800, 253_402_300_800, 2**63 - 1, -(2**63), 1_699_999_999)),
+    *((1_700_000_000, nanos) for nanos in (-1, 2_000_000_000, 2**31 - 1, -(2**31))),
+    *((0, -1), (253_402_300_799, 999_999_999), (1_700_086_400, 0), (1_700_086_401, 0)),
+]
+HOSTILE: dict[int, list[Any]] = {
+    FieldDescriptor.TYPE_STRING: WORDS,
+    FieldDescriptor.TYPE_BYTES: [b"", b"\0", b"\xff", b"{}", b"x" * 1_000_000, b"x" * (8 * 1024 * 1024 + 1)],
+    FieldDescriptor.TYPE_INT32: [-1, -(2**31), 201, 2**31 - 1],
+    FieldDescriptor.TYPE_INT64: [-1, -(2**63), 2**63 - 1],
+    FieldDescriptor.TYPE_ENUM: [0, -1, 6, 99, 2**31 - 1],
+}
+
+
+@dataclass
+class Rpc:
+    """One RPC: how to call it with bytes, and the bytes' kind."""
+
+    method: MethodDescriptor
+    call: Any
+
+    @property
+    def kind(self) -> type[Message]:
+        """The class of its requests."""
+        return GetMessageClass(self.method.input_type)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing."""
+        return bool(self.method.GetOptions().idempotency_level == self.method.GetOptions().NO_SIDE_EFFECTS)
+
+
+def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
+    """Return every RPC of a service, its OpsService too."""
+    services = [*OWN[name].DESCRIPTOR.services_by_name.values(), *ops_pb2.DESCRIPTOR.services_by_name.values()]
+    return [
+        Rpc(method, unary(channel, f"/{service.full_name}/{method.name}"))
+        for service in services
+        for method in service.methods
+    ]
+
+
+def mine(**fields: Any) -> dict[str, Any]:
+    """Return the fields of a request of the salon."""
+    return {"salon_id": SALON, **fields}
+
+
+async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
+    """Fill the database, and return the fields of a request of each RPC that succeeds; of IngestWebhook almost."""
+    await salon(stack)
+    code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
+    conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
+    other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
+    outputs = {"create_time": TIMES["start_time"], "update_time": TIMES["start_time"]}
+    cost = {"cost_micros": 7, "currency_code": "EUR"}
+    tokens = {"prompt_tokens": 1, "completion_tokens": 1, "latency_ms": 1}
+    texts = {"customer_name": "Zoë", "service_name": "Cut", "notes": "-"}
+    to_customer = {"phone_number": PHONE, "direction": 2, "type": 1, "content": "hi"}
+    of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
+    said = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
+    return {
+        "UpsertSalon": {"salon": {**other, **outputs, "region_code": "JP", "opening_hours": DAYS}},
+        "GetSalon": mine(),
+        "GetSalonByPhoneNumberId": {"phone_number_id": f"10{SALON}"},
+        "ListSalons": {"page_size": 10},
+        "CreateBooking": mine(**TIMES, **texts, customer_phone=PHONE, resource_id="ben", status=2),
+        "GetBookingByCode": mine(booking_code=code),
+        "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE),
+        "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
+        "RecordMessage": mine(**to_customer, **cost, send_time=TIMES["start_time"]),
+        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"]),
+        "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
+        "GetConversation": mine(phone_number=PHONE, message_limit=5),
+        "ListConversations": mine(page_size=10, status=1),
+        "UpdateConversationStatus": mine(**of_customer, status=2),
+        "ListMessages": mine(**of_customer, page_size=10, direction=1),
+        "RecordAiMessage": mine(**said, **cost, **tokens),
+        "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),
+        "GetSalonStats": mine(**TIMES),
+        "ListBookingStats": mine(**TIMES, bucket=1),
+        "ListConversationStats": mine(**TIMES, bucket=2),
+        "GetMessageDirectionStats": mine(**TIMES),
+        "GetAiAnalytics": mine(**TIMES),
+        "GetCacheStatistics": {},
+        "GetDatabaseMetrics": {},
+        "InvalidateSalon": mine(),
+        "InvalidateNamespace": {"namespace": "booking"},
+        "InvalidatePattern": {"pattern": "query:booking:*"},
+    }
+
+
+def hostile(valid: Message) -> Iterator[tuple[str, bytes]]:
+    """Yield what a request becomes when one of its fields is hostile: the path of the field, and the bytes."""
+    for path, value in _spoilt(valid, ""):
+        yield path, value.SerializeToString()
+    for field in valid.DESCRIPTOR.fields:
+        if field.type == FieldDescriptor.TYPE_STRING:
+            for text in (b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80"):  # the field again: the last one counts
+                tag = bytes([field.number << 3 | 2, len(text)])
+                yield "", valid.SerializeToString() + tag + text
+
+
+def _spoilt(message: Message, path: str) -> Iterator[tuple[str, Message]]:
+    for field in message.DESCRIPTOR.fields:
+        name = f"{path}{field.name}"
+        for spoil in _ways(message, field):
+            copy = type(message)()
+            copy.CopyFrom(message)
+            spoil(copy)
+            yield name, copy
+        if field.message_type and field.message_type.full_name != Timestamp.DESCRIPTOR.full_name:
+            inner = getattr(message, field.name)
+            for deeper, part in _spoilt(inner[0] if field.is_repeated else inner, f"{name}."):
+                copy = type(message)()
+                copy.CopyFrom(message)
+                target = getattr(copy, field.name)
+                (target[0] if field.is_repeated else target).CopyFrom(part)
+                yield deeper, copy
+
+
+def _ways(message: Message, field: Any) -> Iterator[Any]:
+    """Yield what spoils a field of a copy of a message."""
+    yield lambda copy: copy.ClearField(field.name)
+    if field.is_repeated:
+        first = getattr(message, field.name)[0]
+        yield lambda copy: getattr(copy, field.name).extend([first] * 1000)
+        yield lambda copy: getattr(copy, field.name).extend([type(first)()] * 60)
+    elif field.message_type is None:
+        for value in HOSTILE[field.type]:
+            yield lambda copy, value=value: setattr(copy, field.name, value)
+    elif field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
+        for seconds, nanos in MOMENTS:
+            moment = Timestamp(seconds=seconds, nanos=nanos)
+            yield lambda copy, moment=moment: getattr(copy, field.name).CopyFrom(moment)

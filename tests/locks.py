@@ -1,0 +1,27 @@
+"""Locks that a test holds against the services."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import psycopg
+
+Session: TypeAlias = psycopg.AsyncConnection[Any]
+
+SALONS = "SELECT FROM salons FOR UPDATE"
+
+
+@asynccontextmanager
+async def holding(database_url: str, statement: str) -> AsyncIterator[Session]:
+    """Hold what a statement locks, in a transaction that is rolled back at the end."""
+    async with await psycopg.AsyncConnection.connect(database_url) as conn:
+        await conn.execute(statement.encode())
+        yield conn
+        await conn.rollback()
+
+
+async def waiting(conn: Session, sessions: int = 1) -> None:
+    """Return as soon as this many sessions wait for a lock."""
+    query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
+    while (await (await conn.execute(query)).fetchone() or [0])[0] != sessions:
+        pass

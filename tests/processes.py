@@ -1,0 +1,62 @@
+"""The three services as processes of their own, as `parlor up` starts them."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from ops.process import free_port, is_free
+from ops.up import SERVICES, Plan, Service, environments, start_services
+from parlor.booking.v1 import booking_pb2_grpc
+from parlor.messaging.v1 import messaging_pb2_grpc
+from parlor.ops.v1 import ops_pb2_grpc
+from parlor.stats.v1 import stats_pb2_grpc
+from tests.stack import Stack
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The services that run, their database, and the ports of their metrics."""
+
+    services: dict[str, Service]
+    database_url: str
+    metrics_ports: dict[str, int]
+
+
+def free_ports(count: int) -> range:
+    """Return free ports in a row."""
+    while True:
+        ports = range(first := free_port(), first + count)
+        if all(map(is_free, ports)):
+            return ports
+
+
+@contextmanager
+def processes(database_url: str, redis_url: str, folder: Path) -> Iterator[Processes]:
+    """Run the three services until the block ends; each is SERVING when it begins."""
+    free = free_ports(2 * len(SERVICES))
+    ports, metrics_ports = dict(zip(SERVICES, free, strict=False)), dict(zip(SERVICES, free[3:], strict=True))
+    plan = Plan(folder, None, False, None, ports, metrics_ports["booking"])
+    with ExitStack() as stack:
+        services = start_services(environments(plan, database_url, redis_url), plan, folder, stack)
+        yield Processes({service.name: service for service in services}, database_url, metrics_ports)
+
+
+@asynccontextmanager
+async def stubs(running: Processes) -> AsyncIterator[Stack]:
+    """Connect to the services; the stack has no servers."""
+    async with AsyncExitStack() as exits:
+        channels = {
+            name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{service.port}"))
+            for name, service in running.services.items()
+        }
+        yield Stack(
+            booking_pb2_grpc.BookingServiceStub(channels["booking"]),
+            messaging_pb2_grpc.MessagingServiceStub(channels["messaging"]),
+            stats_pb2_grpc.StatsServiceStub(channels["stats"]),
+            {name: ops_pb2_grpc.OpsServiceStub(channel) for name, channel in channels.items()},
+            {},
+            running.database_url,
+        )

@@ -1,0 +1,212 @@
+"""What the services answer while Valkey, Postgres, a connection or another service is away, and after its return."""
+
+import asyncio
+import hmac
+import time
+from itertools import pairwise
+from typing import Any
+
+import grpc
+import psycopg
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ops.servers import Postgres, Valkey, postgres_url
+from ops.up import SERVICES
+from parlor.booking.v1 import booking_pb2
+from parlor.messaging.v1 import messaging_pb2
+from parlor.ops.v1 import ops_pb2
+from parlor.stats.v1 import stats_pb2
+from tests.load import DAY, FIRST, Load, Writer, running_load, tells_when_to_retry, until, waiting_for_a_lock
+from tests.stack import PHONE, SALON, SECRET, Stack, failure, message_request, running, salon, warm, webhook_body
+
+AT_ONCE_SECONDS = 3  # the pool alone would wait for 20
+
+
+async def test_valkey_killed_and_back_under_load_fails_no_call_and_hides_no_write(
+    database_url: str, own_valkey: Valkey
+) -> None:
+    async with running(database_url, own_valkey.url) as stack:
+        writers = await prepared(stack, 6)
+        async with running_load(writers) as load:
+            await load.until_answered(500)
+            assert load.hits()
+            await asyncio.to_thread(own_valkey.kill)
+            await load.until_answered(500)
+            own_valkey.launch()
+            await until(lambda: all_connected(stack))
+            returned = len(load.calls)
+            await load.until_answered(500)
+        assert load.failed == []
+        assert load.hits(returned)
+        assert sum(call.source == "bypass" for call in load.calls)
+
+
+async def test_postgres_killed_and_back_under_load_is_told_at_once_and_ends_within_two_seconds(
+    own_postgres: Postgres, redis_url: str
+) -> None:
+    async with running(own_postgres.dsn, redis_url) as stack:
+        writers = await prepared(stack, 6)
+        await salon(stack, "quiet")
+        quiet = booking_pb2.GetSalonRequest(salon_id="quiet")
+        await warm(stack.booking.GetSalon, quiet)
+        async with running_load(writers) as load:
+            await load.until_answered(300)
+            await asyncio.to_thread(own_postgres.kill)  # a loop that stood still would lose Valkey, too
+            await load.until_failed(200)
+            await until(lambda: is_all(stack, health_pb2.HealthCheckResponse.NOT_SERVING))
+            assert set((await health(stack, "")).values()) == {health_pb2.HealthCheckResponse.SERVING}
+            for _ in range(50):
+                assert (await stack.booking.GetSalon(quiet, timeout=AT_ONCE_SECONDS)).salon_id == "quiet"
+            own_postgres.launch()
+            await until(lambda: accepts_connections(own_postgres))
+            returned = time.monotonic()
+            await until(lambda: is_all(stack, health_pb2.HealthCheckResponse.SERVING), 2)
+            await stack.booking.ListSalons(booking_pb2.ListSalonsRequest(), timeout=2)
+            assert time.monotonic() - returned < 2
+            failed = len(load.failed)
+            await load.until_answered(300)
+        assert len(load.failed) == failed
+        assert_told_at_once(load)
+
+
+def assert_told_at_once(load: Load) -> None:
+    """Check every call that failed while Postgres was away."""
+    told = [(call, call.failure) for call in load.calls if call.failure]
+    assert {found.code for _, found in told} == {grpc.StatusCode.UNAVAILABLE}
+    assert {found.reason for _, found in told} <= {"DATABASE_UNAVAILABLE", "COMMIT_UNKNOWN", "BOOKING_UNAVAILABLE"}
+    assert all(tells_when_to_retry(found) for _, found in told)
+    assert max(call.seconds for call, _ in told) < AT_ONCE_SECONDS
+
+
+async def test_a_service_started_without_postgres_serves_as_soon_as_it_is_there(
+    own_postgres: Postgres, redis_url: str
+) -> None:
+    await asyncio.to_thread(own_postgres.kill)  # a loop that stood still would lose Valkey, too
+    async with running(own_postgres.dsn, redis_url) as stack:
+        assert await is_all(stack, health_pb2.HealthCheckResponse.NOT_SERVING)
+        found = await failure(stack.booking.ListSalons(booking_pb2.ListSalonsRequest(), timeout=AT_ONCE_SECONDS))
+        assert found.reason == "DATABASE_UNAVAILABLE"
+        own_postgres.launch()
+        await until(lambda: accepts_connections(own_postgres))
+        await until(lambda: is_all(stack, health_pb2.HealthCheckResponse.SERVING), 2)
+        await stack.booking.ListSalons(booking_pb2.ListSalonsRequest(), timeout=2)
+
+
+async def test_128_cold_calls_at_once_share_a_pool_of_20(stack: Stack) -> None:
+    await salon(stack)
+    days = [Timestamp(seconds=FIRST + number * DAY) for number in range(129)]
+    numbers = [f"+49151{number:08d}" for number in range(128)]
+    rpcs: dict[str, tuple[Any, list[Any]]] = {
+        "booking": (
+            stack.booking.ListBookings,
+            [booking_pb2.ListBookingsRequest(salon_id=SALON, start_time=start) for start in days[:128]],
+        ),
+        "messaging": (
+            stack.messaging.ListMessages,
+            [messaging_pb2.ListMessagesRequest(salon_id=SALON, phone_number=number) for number in numbers],
+        ),
+        "stats": (
+            stack.stats.GetSalonStats,
+            [
+                stats_pb2.GetSalonStatsRequest(salon_id=SALON, start_time=start, end_time=end)
+                for start, end in pairwise(days)
+            ],
+        ),
+    }
+    for name, (rpc, requests) in rpcs.items():
+        before = await database_metrics(stack, name)
+        await asyncio.gather(*map(rpc, requests))
+        after = await database_metrics(stack, name)
+        assert after.queries.queries_executed >= before.queries.queries_executed + 128
+        assert (after.pool.exhaustions, after.pool.connection_errors, after.pool.limit) == (0, 0, 20)
+        assert 1 <= after.pool.total <= 20
+
+
+async def test_an_exhausted_pool_says_so_and_recovers(database_url: str, redis_url: str) -> None:
+    settings = {"connection_limit": 2, "pool_timeout": 1}
+    async with running(database_url, redis_url, database=settings) as stack:
+        await salon(stack)
+        messages = [message_request(f"wamid.{n}", salon_id=f"salon-{n}") for n in (1, 2)]
+        await salon(stack, "salon-2")
+        async with await psycopg.AsyncConnection.connect(database_url) as holder:
+            await holder.execute("LOCK TABLE messages")
+            blocked = [asyncio.ensure_future(stack.messaging.RecordMessage(message)) for message in messages]
+            await until(lambda: waiting_for_a_lock(database_url, 2))
+            request = messaging_pb2.ListConversationsRequest(salon_id="salon-1")
+            found = await failure(stack.messaging.ListConversations(request, timeout=AT_ONCE_SECONDS))
+            assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "POOL_EXHAUSTED")
+            assert tells_when_to_retry(found)
+            assert (await database_metrics(stack, "messaging")).pool.exhaustions >= 1
+            await holder.rollback()
+        await asyncio.gather(*blocked)
+        await stack.messaging.ListConversations(request, timeout=AT_ONCE_SECONDS)
+
+
+async def test_messages_of_known_salons_need_no_booking_service(stack: Stack) -> None:
+    await salon(stack, "known")
+    await salon(stack, "new")
+    await stack.messaging.RecordMessage(message_request("wamid.1", salon_id="known"))
+    await stack.servers["booking"].drain()
+    found = await failure(stack.messaging.RecordMessage(message_request("wamid.1", salon_id="new"), timeout=10))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE")
+    assert tells_when_to_retry(found)
+    text = {"id": "wamid.3", "from": PHONE[1:], "timestamp": "1800000000", "type": "text", "text": {"body": "hi"}}
+    payload = webhook_body("10new", messages=[text])
+    found = await failure(stack.messaging.IngestWebhook(signed(payload), timeout=10))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE")
+    assert tells_when_to_retry(found)
+    await stack.messaging.RecordMessage(
+        message_request("wamid.2", salon_id="known", phone_number="+4915112345679"), timeout=AT_ONCE_SECONDS
+    )
+
+
+def signed(payload: bytes) -> messaging_pb2.IngestWebhookRequest:
+    """Return the request of a webhook body, as WhatsApp would sign it."""
+    signature = hmac.new(SECRET.encode(), payload, "sha256").hexdigest()
+    return messaging_pb2.IngestWebhookRequest(payload=payload, signature=f"sha256={signature}")
+
+
+async def prepared(stack: Stack, count: int) -> list[Writer]:
+    """Return writers, each with a salon of its own."""
+    writers = [Writer(stack, f"salon-{number}") for number in range(count)]
+    await asyncio.gather(*(writer.prepare() for writer in writers))
+    return writers
+
+
+async def all_connected(stack: Stack) -> bool:
+    """Say whether every service uses Valkey."""
+    request = ops_pb2.GetCacheStatisticsRequest()
+    replies = await asyncio.gather(*(ops.GetCacheStatistics(request) for ops in stack.ops.values()))
+    return all(reply.redis.connected for reply in replies)
+
+
+async def database_metrics(stack: Stack, name: str) -> ops_pb2.DatabaseMetrics:
+    """Return the figures of a service's database."""
+    return await stack.ops[name].GetDatabaseMetrics(ops_pb2.GetDatabaseMetricsRequest())
+
+
+async def health(stack: Stack, *names: str) -> dict[str, int]:
+    """Return the health of each service, under its own name or under the names given."""
+    found = {}
+    for name, full_name in SERVICES.items():
+        async with stack.channel(name) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for asked in names or [full_name]:
+                found[name] = (await stub.Check(health_pb2.HealthCheckRequest(service=asked), timeout=2)).status
+    return found
+
+
+async def is_all(stack: Stack, status: int) -> bool:
+    """Say whether every service has this health under its own name."""
+    return set((await health(stack)).values()) == {status}
+
+
+async def accepts_connections(server: Postgres) -> bool:
+    """Say whether a session can be opened."""
+    try:
+        conn = await psycopg.AsyncConnection.connect(postgres_url(server.port, "postgres"), connect_timeout=2)
+    except psycopg.OperationalError:
+        return False
+    await conn.close()
+    return True

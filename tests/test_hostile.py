@@ -1,0 +1,165 @@
+"""Every field of every RPC, fed with what nobody should send: a clear answer, and nothing half done."""
+
+from typing import Any
+from uuid import UUID
+
+import grpc
+import psycopg
+import pytest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from parlor.messaging.v1.messaging_pb2 import GetConversationRequest, ListMessagesRequest
+from tests.hostile import MOMENTS, OWN, Rpc, hostile, rpcs, valid_requests
+from tests.stack import PHONE, SALON, Stack, failure, message_request, read_failure, salon
+from tests.test_ownership import TABLES
+
+RAW = [
+    b"\xff",
+    b"\x00",
+    b"\x0a",
+    b"\x0a\xff\xff\xff\xff\x0f",
+    b"\x0b" * 200,
+    b"\x80" * 1_000_000,
+]
+
+
+def contents(conn: psycopg.Connection[Any]) -> Any:
+    """Return a number that changes with any row of the database."""
+    sums = (f"(SELECT coalesce(sum(hashtext(t::text)::bigint), 0) FROM {table} AS t)" for table in TABLES)
+    return conn.execute(f"SELECT {', '.join(sums)}".encode()).fetchone()
+
+
+async def outcome(rpc: Rpc, data: bytes, path: str = "") -> bool:
+    """Call an RPC and say whether it succeeded; check what it told if not."""
+    try:
+        await rpc.call(data)
+    except grpc.aio.AioRpcError as error:
+        assert error.code() not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+        told = read_failure(error)
+        assert told.domain == "parlor"
+        assert len(told.message) < 2_000
+        if told.reason == "INVALID_FIELD":
+            assert path == "" or any(names(field, path) for field in told.fields), told.fields
+        return False
+    return True
+
+
+def names(field: str, path: str) -> bool:
+    """Say whether a violation's field is the one at `path`, in it, or the other end of its period."""
+    assert field
+    field = field.replace("[0]", "").replace("[1]", "")
+    pairs = ({"start_time", "end_time"}, {"open_time", "close_time"})
+    ends = {field.split(".")[-1], path.split(".")[-1]}
+    return field.startswith(path) or path.startswith(field) or any(ends <= pair for pair in pairs)
+
+
+@pytest.mark.parametrize("name", OWN)
+async def test_a_hostile_field_is_named_and_changes_nothing(stack: Stack, name: str) -> None:
+    requests = await valid_requests(stack)
+    async with stack.channel(name) as channel:
+        with psycopg.connect(stack.database_url, autocommit=True) as conn:
+            for rpc in rpcs(name, channel):
+                valid = rpc.kind(**requests[rpc.method.name])
+                before = contents(conn)
+                for path, data in hostile(valid):
+                    try:
+                        succeeded = await outcome(rpc, data, path)
+                        if rpc.reads:
+                            continue
+                        after = contents(conn)
+                        assert succeeded or before == after
+                        before = after
+                    except AssertionError as error:
+                        raise AssertionError(f"{rpc.method.name} {path} {data[:200]!r}: {error}") from error
+                assert contents(conn) == before
+
+
+@pytest.mark.parametrize("name", OWN)
+async def test_each_request_without_a_hostile_field_succeeds(stack: Stack, name: str) -> None:
+    requests = await valid_requests(stack)
+    async with stack.channel(name) as channel:
+        for rpc in rpcs(name, channel):
+            valid = rpc.kind(**requests[rpc.method.name])
+            assert await outcome(rpc, valid.SerializeToString()) or rpc.method.name == "IngestWebhook"
+
+
+@pytest.mark.parametrize("name", OWN)
+async def test_bytes_that_are_no_message_are_refused(stack: Stack, name: str) -> None:
+    async with stack.channel(name) as channel:
+        for rpc in rpcs(name, channel):
+            for data in RAW:
+                error = await failure(rpc.call(data))
+                assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+def messages(kind: Any) -> st.SearchStrategy[Message]:
+    """Return a strategy of messages of a kind, whose fields are anything or nearly right."""
+    right = [SALON, PHONE, str(UUID(int=1)), "Europe/Berlin", "EUR", "wamid.1", "ABC234", "query:*", "stats"]
+    words = st.one_of(st.sampled_from(right), st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+    numbers = st.one_of(st.integers(0, 5), st.integers(-(2**31), 2**31 - 1))
+    times = st.one_of(st.sampled_from(MOMENTS), st.tuples(st.integers(0, 4 * 10**9), st.integers(0, 10**9 - 1)))
+    plain: st.SearchStrategy[Any]
+    fields: dict[str, st.SearchStrategy[Any]] = {}
+    for field in kind.DESCRIPTOR.fields:
+        if field.message_type is None:
+            scalars = {field.TYPE_STRING: words, field.TYPE_BYTES: st.binary(max_size=50)}
+            plain = scalars.get(field.type, numbers)
+        elif field.message_type.name == "Timestamp":
+            plain = times.map(lambda pair: {"seconds": pair[0], "nanos": pair[1]})
+        else:
+            plain = messages(GetMessageClass(field.message_type))
+        fields[field.name] = st.lists(plain, max_size=3) if field.is_repeated else plain
+    return st.fixed_dictionaries({}, optional=fields).map(lambda values: kind(**values))
+
+
+@pytest.mark.parametrize("name", OWN)
+@settings(
+    max_examples=50,
+    deadline=None,
+    phases=[Phase.generate],
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+async def test_whatever_the_message_no_server_breaks(stack: Stack, name: str, data: st.DataObject) -> None:
+    async with stack.channel(name) as channel:
+        for rpc in rpcs(name, channel):
+            request = data.draw(messages(rpc.kind), rpc.method.name)
+            await outcome(rpc, request.SerializeToString())
+
+
+async def test_an_error_with_many_violations_still_reaches_its_caller(stack: Stack) -> None:
+    wrong = [{"day_of_week": 9, "open_time": {"hours": 99}, "close_time": {"minutes": 99}}] * 70
+    error = await failure(salon(stack, opening_hours=wrong))
+    assert error.reason == "INVALID_FIELD"
+    assert "salon.opening_hours[0].day_of_week" in error.fields
+
+
+async def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
+    async with stack.channel("messaging") as channel:
+        rpc = rpcs("messaging", channel)[0]
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await rpc.call(b"\x0a" * (16 * 1024 * 1024 + 1))
+        assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_page_of_large_rows_ends_before_it_is_more_than_a_client_takes(stack: Stack) -> None:
+    await salon(stack)
+    recorded = [
+        await stack.messaging.RecordMessage(message_request(f"wamid.{number}", content="💇" * 65_536))
+        for number in range(17)
+    ]
+    listed: list[Any] = []
+    token = ""
+    while len(listed) < len(recorded):
+        reply = await stack.messaging.ListMessages(ListMessagesRequest(salon_id=SALON, page_token=token))
+        listed += reply.messages
+        token = reply.next_page_token
+    assert (listed, token) == (recorded[::-1], "")
+    request = GetConversationRequest(salon_id=SALON, phone_number=PHONE, message_limit=17)
+    conversation = await stack.messaging.GetConversation(request)
+    assert list(conversation.messages) == listed[: len(conversation.messages)]
+    assert len(conversation.messages) >= 10

@@ -1,0 +1,77 @@
+"""A database whose connection is lost, at the worst moment too; see test_faults for one that is killed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+
+from ops.servers import Postgres
+from parlor.booking.v1 import booking_pb2 as pb
+from tests.proxy import Proxy, proxy
+from tests.stack import SALON, Stack, booking_request, failure, rows, running, salon, warm
+from tests.test_errors import GET_SALON, assert_told
+
+
+@pytest.fixture
+async def between(postgres: Postgres) -> AsyncIterator[Proxy]:
+    """A proxy to Postgres."""
+    async with proxy(postgres.port) as between:
+        yield between
+
+
+@pytest.fixture
+async def stack(postgres: Postgres, between: Proxy, database_url: str, redis_url: str) -> AsyncIterator[Stack]:
+    """The three services, behind the proxy."""
+    async with running(database_url.replace(str(postgres.port), str(between.port)), redis_url) as stack:
+        stack.database_url = database_url
+        yield stack
+
+
+@pytest.mark.parametrize("moment", ["cut_at", "cut_after"])
+async def test_after_a_lost_commit_a_retry_with_the_same_request_id_is_safe(
+    stack: Stack, between: Proxy, moment: str
+) -> None:
+    await salon(stack)
+    request = booking_request(resource_id="anna", request_id=str(uuid4()))
+    setattr(between, moment, b"COMMIT\0")
+    error = await failure(stack.booking.CreateBooking(request))
+    assert_told(error, grpc.StatusCode.UNAVAILABLE, "COMMIT_UNKNOWN", RetryInfo)
+    booking = await stack.booking.CreateBooking(request)
+    query = "SELECT booking_id::text FROM bookings"
+    assert rows(stack.database_url, query) == [(booking.booking_id,)]
+    listed = await stack.booking.ListBookings(pb.ListBookingsRequest(salon_id=SALON))
+    assert list(listed.bookings) == [booking]
+
+
+async def test_a_connection_lost_before_the_commit_is_told_and_writes_nothing(stack: Stack, between: Proxy) -> None:
+    await salon(stack)
+    between.cut_at = b"INSERT INTO bookings"
+    error = await failure(stack.booking.CreateBooking(booking_request()))
+    assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
+    await stack.booking.CreateBooking(booking_request())
+    assert rows(stack.database_url, "SELECT count(*) FROM bookings") == [(1,)]
+
+
+async def test_without_a_database_cached_reads_are_answered_and_the_rest_is_told_at_once(
+    stack: Stack, between: Proxy
+) -> None:
+    known = await salon(stack)
+    await warm(stack.booking.GetSalon, GET_SALON)
+    between.refuse = True
+    between.reset()
+    async with asyncio.timeout(2):
+        for _ in range(10):
+            error = await failure(stack.booking.CreateBooking(booking_request()))
+            assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
+            assert await warm(stack.booking.GetSalon, GET_SALON) == known
+    between.refuse = False
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await stack.booking.CreateBooking(booking_request())
+                break
+            except grpc.aio.AioRpcError as lost:
+                assert lost.code() == grpc.StatusCode.UNAVAILABLE

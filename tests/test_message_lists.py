@@ -1,0 +1,174 @@
+"""Lists of conversations, messages and AI messages: filters, order, pages; and what each write invalidates."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parlor.messaging.v1 import messaging_pb2 as pb
+from tests.stack import PHONE, SALON, Fields, Stack, cached, failure, fresh, message_request, salon, walk, warm
+
+ACTIVE, CLOSED, ARCHIVED = pb.ConversationStatus.values()[1:]
+INBOUND, OUTBOUND = pb.MESSAGE_DIRECTION_INBOUND, pb.MESSAGE_DIRECTION_OUTBOUND
+
+
+def phone(number: int) -> str:
+    return f"+4915100000{number:03}"
+
+
+def ai_request(conversation_id: str, **fields: Any) -> pb.RecordAiMessageRequest:
+    """Return a request to record what an AI answered."""
+    values = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m-1", "role": pb.AI_ROLE_ASSISTANT}
+    return pb.RecordAiMessageRequest(**{**values, **fields})
+
+
+def newest(items: list[Any], time: str, identifier: str) -> list[Any]:
+    """Return items as a list must have them."""
+    return sorted(
+        items, key=lambda item: (getattr(item, time).ToNanoseconds(), getattr(item, identifier)), reverse=True
+    )
+
+
+async def filled(stack: Stack) -> list[pb.Message]:
+    """Record messages of three customers, some at equal times, and one of another salon; return the salon's."""
+    await salon(stack)
+    await salon(stack, "salon-2")
+    await stack.messaging.RecordMessage(message_request(salon_id="salon-2", phone_number=phone(0)))
+    recorded = []
+    for number in range(11):
+        way = {"direction": OUTBOUND if number % 2 else INBOUND, "phone_number": phone(number % 3)}
+        request = message_request(f"wamid.{number}", send_time=Timestamp(seconds=1000 + number // 4), **way)
+        recorded.append(await stack.messaging.RecordMessage(request))
+    return newest(recorded, "create_time", "message_id")
+
+
+async def test_messages_are_listed_by_salon_conversation_phone_and_direction(stack: Stack) -> None:
+    messages = await filled(stack)
+    conversation = messages[0].conversation_id
+    filters: list[tuple[dict[str, Any], Callable[[pb.Message], bool]]] = [
+        ({}, lambda _: True),
+        ({"conversation_id": conversation}, lambda message: message.conversation_id == conversation),
+        ({"conversation_id": conversation.upper()}, lambda message: message.conversation_id == conversation),
+        ({"phone_number": phone(1)}, lambda message: message.phone_number == phone(1)),
+        ({"direction": OUTBOUND}, lambda message: message.direction == OUTBOUND),
+        (
+            {"conversation_id": conversation, "phone_number": messages[0].phone_number, "direction": INBOUND},
+            lambda message: message.conversation_id == conversation and message.direction == INBOUND,
+        ),
+        ({"conversation_id": str(uuid4())}, lambda _: False),
+    ]
+    for fields, wanted in filters:
+        request = pb.ListMessagesRequest(salon_id=SALON, **fields)
+        expected = [message for message in messages if wanted(message)]
+        for page_size in (0, 1, 2, 3):
+            assert await walk(stack.messaging.ListMessages, request, page_size or 200) == expected
+
+
+async def test_conversations_are_listed_by_status_newest_activity_first(stack: Stack) -> None:
+    await salon(stack)
+    await salon(stack, "salon-2")
+    await stack.messaging.RecordMessage(message_request(salon_id="salon-2"))
+    conversations = []
+    for number in range(9):
+        sent = {"phone_number": phone(number), "send_time": Timestamp(seconds=1000 + number // 3)}
+        await stack.messaging.RecordMessage(message_request(f"wamid.{number}", **sent))
+        moved: Fields = {
+            "salon_id": SALON,
+            "phone_number": phone(number),
+            "status": (ACTIVE, CLOSED, ARCHIVED)[number % 3],
+        }
+        moved_to = await stack.messaging.UpdateConversationStatus(pb.UpdateConversationStatusRequest(**moved))
+        conversations.append(moved_to)
+    conversations = newest(conversations, "last_message_time", "conversation_id")
+    for status in pb.ConversationStatus.values():
+        expected = [
+            conversation for conversation in conversations if conversation.status == (status or conversation.status)
+        ]
+        request = pb.ListConversationsRequest(salon_id=SALON, status=status)
+        for page_size in (1, 2, 3, 200):
+            assert await walk(stack.messaging.ListConversations, request, page_size) == expected
+
+
+async def test_ai_messages_are_recorded_and_listed_newest_first(stack: Stack) -> None:
+    conversation = (await filled(stack))[0].conversation_id
+    fields = {"content": "';\n💇", "prompt_tokens": 2**31 - 1, "completion_tokens": 5, "latency_ms": 1200}
+    request = ai_request(conversation, cost_micros=10**15, currency_code="USD", **fields)
+    said = [await stack.messaging.RecordAiMessage(request) for _ in range(4)]
+    for field in request.DESCRIPTOR.fields:
+        if field.name != "request_id":
+            assert getattr(said[0], field.name) == getattr(request, field.name)
+    said = newest(said, "create_time", "ai_message_id")
+    wanted = pb.ListAiMessagesRequest(salon_id=SALON, conversation_id=conversation.upper())
+    for page_size in (1, 2, 3, 200):
+        assert await walk(stack.messaging.ListAiMessages, wanted, page_size) == said
+    other = pb.ListAiMessagesRequest(salon_id="salon-2", conversation_id=conversation)
+    assert await walk(stack.messaging.ListAiMessages, other, 200) == []
+
+
+async def test_an_ai_message_needs_a_conversation_of_its_own_salon(stack: Stack) -> None:
+    conversation = (await filled(stack))[0].conversation_id
+    for request in (ai_request(str(uuid4())), ai_request(conversation, salon_id="salon-2")):
+        error = await failure(stack.messaging.RecordAiMessage(request))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND")
+
+
+async def test_lists_of_an_unknown_salon_are_empty_pages(stack: Stack) -> None:
+    unknown: Fields = {"salon_id": "nowhere"}
+    assert await stack.messaging.ListMessages(pb.ListMessagesRequest(**unknown)) == pb.ListMessagesResponse()
+    conversations = await stack.messaging.ListConversations(pb.ListConversationsRequest(**unknown))
+    assert conversations == pb.ListConversationsResponse()
+    said = await stack.messaging.ListAiMessages(pb.ListAiMessagesRequest(**unknown, conversation_id=str(uuid4())))
+    assert said == pb.ListAiMessagesResponse()
+
+
+async def test_a_page_token_holds_for_its_own_list_and_filters_only(stack: Stack) -> None:
+    conversation = (await filled(stack))[0].conversation_id
+    for _ in range(2):
+        await stack.messaging.RecordAiMessage(ai_request(conversation))
+    mine: Fields = {"salon_id": SALON, "page_size": 1}
+    of_messages = (await stack.messaging.ListMessages(pb.ListMessagesRequest(**mine))).next_page_token
+    listed = await stack.messaging.ListConversations(pb.ListConversationsRequest(**mine))
+    wrong: list[Awaitable[Any]] = [
+        stack.messaging.ListMessages(pb.ListMessagesRequest(page_token=listed.next_page_token, **mine)),
+        stack.messaging.ListConversations(pb.ListConversationsRequest(page_token=of_messages, **mine)),
+        stack.messaging.ListMessages(pb.ListMessagesRequest(page_token=of_messages, direction=INBOUND, **mine)),
+        stack.messaging.ListMessages(pb.ListMessagesRequest(page_token=of_messages, salon_id="salon-2")),
+        stack.messaging.ListAiMessages(
+            pb.ListAiMessagesRequest(page_token=of_messages, conversation_id=conversation, **mine)
+        ),
+    ]
+    for call in wrong:
+        assert (await failure(call)).fields == ["page_token"]
+
+
+async def test_each_write_is_in_the_next_reply_of_what_it_touches(stack: Stack) -> None:
+    await salon(stack)
+    first = await stack.messaging.RecordMessage(message_request(direction=OUTBOUND))
+    named: Fields = {"salon_id": SALON, "conversation_id": first.conversation_id}
+    messages = [(stack.messaging.ListMessages, pb.ListMessagesRequest(salon_id=SALON))]
+    conversation: list[tuple[Any, Any]] = [
+        (stack.messaging.GetConversation, pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE)),
+        (stack.messaging.ListConversations, pb.ListConversationsRequest(salon_id=SALON)),
+        (stack.messaging.ListAiMessages, pb.ListAiMessagesRequest(**named)),
+    ]
+    read: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.1", "status": pb.MESSAGE_STATUS_READ}
+    writes: list[tuple[Any, Any, bool]] = [
+        (stack.messaging.RecordMessage, message_request("wamid.2"), True),
+        (stack.messaging.RecordMessageStatus, pb.RecordMessageStatusRequest(**read), True),
+        (stack.messaging.UpdateConversationStatus, pb.UpdateConversationStatusRequest(**named, status=CLOSED), False),
+        (stack.messaging.RecordAiMessage, ai_request(first.conversation_id), False),
+    ]
+    for rpc, request, touches_messages in writes:
+        for reader, wanted in messages + conversation:
+            await warm(reader, wanted)
+        await rpc(request)
+        for reader, wanted in conversation:
+            await fresh(reader, wanted)
+        reply, source = await cached(stack.messaging.ListMessages(messages[0][1]))
+        assert (source != "hit") == touches_messages
+    assert [message.status for message in reply.messages] == [pb.MESSAGE_STATUS_RECEIVED, pb.MESSAGE_STATUS_READ]
+    found, listed, said = [await warm(reader, wanted) for reader, wanted in conversation]
+    assert list(found.messages) == list(reply.messages)
+    assert (listed.conversations[0].status, len(said.ai_messages)) == (CLOSED, 1)

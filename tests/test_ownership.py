@@ -1,0 +1,90 @@
+"""Who may do what to which table, as the database itself decides it."""
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from ops.migrate import service_url
+
+TABLES = [
+    "salons",
+    "bookings",
+    "booking_requests",
+    "conversations",
+    "messages",
+    "message_status_events",
+    "ai_messages",
+    "messaging_requests",
+    "cache_pending",
+]
+RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
+WRITER, KEEPER, QUEUE = "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE", "SELECT INSERT DELETE"
+# All that each service may do; a table that is missing it may not even read.
+ALLOWED = {
+    "booking": {"salons": WRITER, "bookings": WRITER, "booking_requests": KEEPER, "cache_pending": QUEUE},
+    "messaging": {
+        "conversations": WRITER,
+        "messages": WRITER,
+        "ai_messages": WRITER,
+        "message_status_events": "SELECT INSERT",
+        "messaging_requests": KEEPER,
+        "cache_pending": QUEUE,
+    },
+    "stats": dict.fromkeys(
+        ("salons", "bookings", "conversations", "messages", "ai_messages", "cache_pending"), "SELECT"
+    ),
+}
+
+
+def login(database_url: str, service: str) -> psycopg.Connection[tuple[str]]:
+    """Return a connection of a service's login."""
+    return psycopg.connect(service_url(database_url, f"parlor_{service}"), autocommit=True)
+
+
+def test_the_matrix_names_every_table(database_url: str) -> None:
+    with psycopg.connect(database_url) as owner:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename !~ 'yoyo'"
+        assert sorted(name for (name,) in owner.execute(query)) == sorted(TABLES)
+
+
+@pytest.mark.parametrize("service", ALLOWED)
+def test_a_service_may_do_its_own_work_and_no_more(database_url: str, service: str) -> None:
+    with login(database_url, service) as conn:
+        for table in TABLES:
+            query = f"SELECT r FROM unnest(%s::text[]) AS r WHERE has_table_privilege('{table}', r)"
+            allowed = {right for (right,) in conn.execute(query.encode(), [list(RIGHTS)])}
+            assert allowed == set(ALLOWED[service].get(table, "").split()), table
+
+
+@pytest.mark.parametrize(
+    ("service", "statement"),
+    [
+        ("booking", "SELECT * FROM messages"),
+        ("booking", "DELETE FROM salons"),
+        ("booking", "CREATE TABLE mine ()"),
+        ("messaging", "SELECT * FROM salons"),
+        ("messaging", "UPDATE bookings SET notes = ''"),
+        ("messaging", "DELETE FROM messages"),
+        ("stats", "SELECT * FROM booking_requests"),
+    ],
+)
+def test_permission_is_denied_for_the_rest(database_url: str, service: str, statement: str) -> None:
+    with login(database_url, service) as conn, pytest.raises(errors.InsufficientPrivilege, match="permission denied"):
+        conn.execute(statement.encode())
+
+
+def test_stats_can_write_nothing_even_where_it_were_allowed_to(database_url: str) -> None:
+    with psycopg.connect(database_url) as owner:
+        owner.execute("GRANT ALL ON salons TO parlor_stats")
+    with login(database_url, "stats") as conn, pytest.raises(errors.ReadOnlySqlTransaction):
+        conn.execute("DELETE FROM salons")
+
+
+@pytest.mark.parametrize("service", ALLOWED)
+def test_no_login_is_more_than_a_login(database_url: str, service: str) -> None:
+    with psycopg.connect(database_url) as owner:
+        rights = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
+        query = f"SELECT {rights} FROM pg_roles WHERE rolname = 'parlor_{service}'"
+        assert owner.execute(query.encode()).fetchall() == [(False,)]
+        member = f"SELECT FROM pg_auth_members WHERE member = 'parlor_{service}'::regrole"
+        assert owner.execute(member.encode()).fetchall() == []

@@ -1,0 +1,127 @@
+"""Mutations named by a request_id: repeated, they answer the first reply and write nothing."""
+
+import asyncio
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from parlor.booking.v1 import booking_pb2 as pb
+from parlor.messaging.v1 import messaging_pb2
+from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, message_request, rows, salon
+
+Prepared = tuple[Callable[[Any], Any], Any, str]
+
+
+async def prepared(stack: Stack, name: str) -> Prepared:
+    """Return an RPC, a request that succeeds once, and the name of a text field whose change makes it another."""
+    await salon(stack)
+    booking, messaging = stack.booking, stack.messaging
+    if name == "UpsertSalon":
+        wanted = pb.Salon(salon_id="salon-2", phone_number_id="2", name="Two", time_zone="UTC")
+        return booking.UpsertSalon, pb.UpsertSalonRequest(salon=wanted), "salon.name"
+    if name == "CreateBooking":
+        return booking.CreateBooking, booking_request(resource_id="anna"), "notes"
+    if name == "UpdateBookingStatus":
+        code = (await booking.CreateBooking(booking_request())).booking_code
+        confirm: Fields = {"salon_id": SALON, "booking_code": code, "status": "BOOKING_STATUS_CONFIRMED"}
+        return booking.UpdateBookingStatus, pb.UpdateBookingStatusRequest(**confirm), "etag"
+    if name == "RecordMessage":
+        return messaging.RecordMessage, message_request("", direction="MESSAGE_DIRECTION_OUTBOUND"), "content"
+    conversation_id = (await messaging.RecordMessage(message_request())).conversation_id
+    if name == "RecordMessageStatus":
+        read: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.9", "status": "MESSAGE_STATUS_READ"}
+        return messaging.RecordMessageStatus, messaging_pb2.RecordMessageStatusRequest(**read), "whatsapp_id"
+    if name == "UpdateConversationStatus":
+        close: Fields = {"salon_id": SALON, "phone_number": PHONE, "status": "CONVERSATION_STATUS_CLOSED"}
+        return messaging.UpdateConversationStatus, messaging_pb2.UpdateConversationStatusRequest(**close), "etag"
+    said: Fields = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m", "role": "AI_ROLE_USER"}
+    return messaging.RecordAiMessage, messaging_pb2.RecordAiMessageRequest(**said), "content"
+
+
+def contents(stack: Stack) -> Any:
+    """Return all rows of the database, but for the replies themselves."""
+    tables = ("salons", "bookings", "conversations", "messages", "message_status_events", "ai_messages")
+    return [rows(stack.database_url, f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "UpsertSalon",
+        "CreateBooking",
+        "UpdateBookingStatus",
+        "RecordMessage",
+        "RecordMessageStatus",
+        "UpdateConversationStatus",
+        "RecordAiMessage",
+    ],
+)
+async def test_a_repeat_answers_the_same_and_writes_once(stack: Stack, name: str) -> None:
+    rpc, request, field = await prepared(stack, name)
+    request.request_id = str(uuid4())
+    replies = await asyncio.gather(*(rpc(request) for _ in range(3)))
+    written = contents(stack)
+    replies.append(await rpc(request))
+    assert all(reply == replies[0] for reply in replies)
+    assert contents(stack) == written
+
+    *parents, last = field.split(".")
+    setattr(reduce(getattr, parents, request), last, "other")
+    error = await failure(rpc(request))
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    assert error.fields == ["request_id"]
+    assert contents(stack) == written
+
+
+async def test_a_request_id_of_another_rpc_is_refused(stack: Stack) -> None:
+    await salon(stack)
+    used = str(uuid4())
+    await stack.booking.CreateBooking(booking_request(request_id=used))
+    update = pb.UpdateBookingStatusRequest(
+        salon_id=SALON, booking_code="ABC", status=pb.BOOKING_STATUS_CONFIRMED, request_id=used
+    )
+    assert (await failure(stack.booking.UpdateBookingStatus(update))).reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_request_id_is_a_salons_own(stack: Stack) -> None:
+    used = str(uuid4())
+    for name in ("salon-1", "salon-2"):
+        await salon(stack, name)
+        booking = await stack.booking.CreateBooking(booking_request(salon_id=name, request_id=used))
+        assert booking.salon_id == name
+
+
+async def test_a_refusal_is_not_kept(stack: Stack) -> None:
+    await salon(stack)
+    taken = await stack.booking.CreateBooking(booking_request(resource_id="anna"))
+    again = booking_request(resource_id="anna", request_id=str(uuid4()))
+    for _ in range(2):
+        assert (await failure(stack.booking.CreateBooking(again))).reason == "SLOT_UNAVAILABLE"
+    cancel: Fields = {"booking_code": taken.booking_code, "status": "BOOKING_STATUS_CANCELLED"}
+    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(salon_id=SALON, **cancel))
+    booking = await stack.booking.CreateBooking(again)
+    assert await stack.booking.CreateBooking(again) == booking
+
+
+async def test_a_repeat_answers_the_first_reply_even_after_the_booking_moved_on(stack: Stack) -> None:
+    await salon(stack)
+    request = booking_request(resource_id="anna", request_id=str(uuid4()))
+    first = await stack.booking.CreateBooking(request)
+    cancel: Fields = {"booking_code": first.booking_code, "status": "BOOKING_STATUS_CANCELLED"}
+    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(salon_id=SALON, **cancel))
+    await stack.booking.CreateBooking(booking_request(resource_id="anna"))
+    assert await stack.booking.CreateBooking(request) == first
+
+
+async def test_after_24_hours_a_request_id_may_name_another_request(stack: Stack) -> None:
+    await salon(stack)
+    used = str(uuid4())
+    first = await stack.booking.CreateBooking(booking_request(request_id=used))
+    rows(stack.database_url, "UPDATE booking_requests SET created_at = now() - interval '1 day' RETURNING 1")
+    second = await stack.booking.CreateBooking(booking_request(request_id=used, notes="another"))
+    assert second.booking_id != first.booking_id
+    assert await stack.booking.CreateBooking(booking_request(request_id=used, notes="another")) == second

@@ -1,0 +1,114 @@
+"""`parlor up`, as somebody would run it who has just cloned the repository."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ops.health import is_serving
+from ops.up import SERVICES
+from tests.processes import free_ports
+
+BIN = Path(sys.executable).parent
+LONGEST_SECONDS = 90
+END_SECONDS = 20
+
+
+class Up:
+    """A `parlor up` that runs: its process, those that it started, and what it has printed."""
+
+    def __init__(self, process: subprocess.Popen[str], ports: range) -> None:
+        """Read what it prints until it has started or failed."""
+        self.process = process
+        self.ports = dict(zip(SERVICES, ports, strict=False))
+        self.printed = ""
+        for line in process.stdout or ():
+            self.printed += line
+            if "Ctrl-C stops it all" in line:
+                break
+        self.children = psutil.Process(process.pid).children(recursive=True)
+
+    def wait(self) -> int:
+        """Return its exit code, once it and all that it started have ended."""
+        code = self.process.wait(END_SECONDS)
+        _, alive = psutil.wait_procs(self.children, END_SECONDS)
+        assert not alive
+        return code
+
+
+@contextmanager
+def up(folder: Path, *options: str, ports: range | None = None) -> Iterator[Up]:
+    """Run `parlor up` in a folder; whatever happens in the block, it ends with it."""
+    ports = ports or free_ports(6)
+    environment = {key: value for key, value in os.environ.items() if not key.endswith(("DATABASE_URL", "REDIS_URL"))}
+    names = [f"--{name}-port={port}" for name, port in zip((*SERVICES, "metrics"), ports, strict=False)]
+    with subprocess.Popen(  # noqa: S603 - ours
+        [BIN / "parlor", "up", *names, *options], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        watchdog = threading.Timer(LONGEST_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            yield Up(process, ports)
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    with up(tmp_path, "--ephemeral") as running:
+        assert "Ctrl-C stops it all" in running.printed
+        for name, port in running.ports.items():
+            assert is_serving(f"127.0.0.1:{port}", SERVICES[name])
+        salons, conversations, statistics = [
+            call(line) for line in re.findall("^buf .*$", running.printed, re.MULTILINE)
+        ]
+        assert [salon["salonId"] for salon in salons["salons"]]
+        assert len(conversations["conversations"]) == 2
+        assert int(statistics["bookings"]) > 100
+        logs = Path(re.findall("^logs: (.*)$", running.printed, re.MULTILINE)[0])
+        assert (logs / "booking.log").exists()
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0
+        assert not logs.parent.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_up_leaves_no_process_behind_and_starts_again_on_its_data(tmp_path: Path) -> None:
+    with up(tmp_path, "--data=here", "--no-seed") as running:
+        assert running.children
+        running.process.kill()
+        assert running.wait() == -signal.SIGKILL
+    with up(tmp_path, "--data=here", "--no-seed") as running:
+        assert "Ctrl-C stops it all" in running.printed
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+
+
+@pytest.mark.parametrize("place", [0, 5])
+def test_up_names_a_port_in_use_and_starts_nothing(tmp_path: Path, place: int) -> None:
+    ports = free_ports(6)
+    with socket.create_server(("127.0.0.1", ports[place])), up(tmp_path, "--ephemeral", ports=ports) as running:
+        assert running.wait() == 1
+    assert f"port {ports[place]}" in running.printed
+    assert running.children == []
+
+
+def call(line: str) -> Any:
+    """Run a printed `buf curl` with this environment's buf; return its answer."""
+    command = shlex.split(line)
+    answer = subprocess.run(  # noqa: S603 - what is printed is for running
+        [BIN / command[0], *command[1:]], capture_output=True, text=True, timeout=30, check=True
+    )
+    return json.loads(answer.stdout)
