@@ -98,13 +98,16 @@ def seed(
     database_url: DatabaseUrl,
     scale: Scale = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Delete every row of every salon first.")] = False,
+    redis_url: Annotated[
+        str | None, typer.Option(envvar="REDIS_URL", help="Redis of running services: what they cached is dropped.")
+    ] = None,
 ) -> None:
     """Write the seed's data set: 20 salons, the same rows every time."""
     from ops.seed import DataExistsError, seed
 
     try:
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-            written = seed(database_url, scale, replace=replace, progress=progress)
+            written = seed(database_url, scale, replace=replace, progress=progress, redis_url=redis_url)
     except DataExistsError as error:
         console.print(f"[red]{error}; --replace deletes everything first[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None

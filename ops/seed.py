@@ -1,5 +1,6 @@
 """`parlor seed`: write the seed's data set by COPY."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -7,6 +8,7 @@ import psycopg
 from psycopg import sql
 from rich.progress import Progress
 
+from libs.cache import drop
 from libs.db import split_pool_parameters
 from ops.data_set import COLUMNS, ROWS, Row, data_set
 
@@ -22,10 +24,16 @@ class DataExistsError(Exception):
 
 
 def seed(
-    database_url: str, scale: int = 1, *, replace: bool = False, progress: Progress | None = None
+    database_url: str,
+    scale: int = 1,
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+    redis_url: str | None = None,
 ) -> dict[str, int]:
     """Write the data set in one transaction, vacuum and analyze it, and return the rows written by table.
 
+    What services have cached in Redis at `redis_url` is dropped in the end: COPY registers nothing with it.
     Units:  scale multiplies the rows of every table but salons, 1..MAX_SCALE.
     Raises: DataExistsError if a table has rows, unless `replace`, which empties all of them in the same transaction.
     """
@@ -40,6 +48,8 @@ def seed(
         written = {table: _copy(conn, table, rows, advance) for table, rows in data_set(scale)}
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(_TABLE_LIST))
+    if redis_url:
+        asyncio.run(drop(redis_url))
     return written
 
 

@@ -159,7 +159,7 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     migrate(database_url, passwords(os.environ))
     progress.update(steps, advance=1, description="data")
     if plan.scale and is_empty(database_url):
-        seed(database_url, plan.scale, replace=False, progress=progress)
+        seed(database_url, plan.scale, progress=progress, redis_url=redis_url)
     progress.update(steps, advance=1, description="services")
     services = start_services(environments(plan, database_url, redis_url), plan, data, stack)
     progress.update(steps, advance=1, description="started")

@@ -14,7 +14,7 @@ It knows no table but its own (`cache_pending`) and no kind of value: whoever ha
 from libs.cache.cache import MAX_AGE, Cache, CacheUnavailable, Reply, Stamped
 from libs.cache.keys import Group, Key, Namespace, digest
 from libs.cache.settings import NAMESPACES, CacheSettings, WithoutRedis
-from libs.cache.statistics import server_figures, sizes
+from libs.cache.statistics import drop, server_figures, sizes
 from libs.cache.transaction import CommitUnknown, Transaction
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Transaction",
     "WithoutRedis",
     "digest",
+    "drop",
     "server_figures",
     "sizes",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from libs.cache.gather import Gather
 from libs.cache.keys import META, PREFIX
 from libs.cache.settings import NAMESPACES, CacheSettings
 from libs.cache.store import Store
@@ -20,6 +21,15 @@ class Counters:
     sets: int = 0
     invalidations: int = 0
     refused_fills: int = 0
+
+
+async def drop(url: str) -> None:
+    """Drop the whole cache, after rows were written by something that registers nothing. Raises: RedisError."""
+    store = Store(CacheSettings(url=url), Gather())
+    try:
+        await store.unlink(await store.metas())
+    finally:
+        await store.close()
 
 
 async def server_figures(store: Store) -> dict[str, Any]:

@@ -104,10 +104,12 @@ class Store:
         for place, (key, future) in enumerate(looks):
             if future.done():
                 continue
-            if isinstance(reply, Exception):
-                future.set_exception(StoreAway(str(reply)))
-            else:
+            try:
+                if isinstance(reply, Exception):
+                    raise reply
                 future.set_result(decode(key.entry, reply[2 * place], reply[2 * place + 1]))
+            except Exception as error:  # whatever the server holds, no caller may wait for ever
+                future.set_exception(StoreAway(str(error)))
 
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
         reply = await self._run(self.open_script, metas, secrets.token_hex(8), META_LIFETIME_SECONDS)
@@ -166,6 +168,8 @@ class Store:
             await connection.connect()
             self._wire = Wire(connection, self._timeout, self.mark_lost)
             await self._check_run(self._wire)
+            if self._wire.lost:
+                raise self._wire.lost
             self.connected = True
         except (RedisError, hiredis.HiredisError, OSError, StoreAway) as error:
             self.errors += 1

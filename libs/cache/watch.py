@@ -64,6 +64,7 @@ class Watch:
                     await self.drain()
             else:
                 await self._recover()
+                self._store.wake.clear()  # a connection lost at once is not tried again at once
 
     async def _recover(self) -> None:
         """Make the store ready if it is there, is known to hold nothing old, and no write is left pending."""

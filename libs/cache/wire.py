@@ -13,6 +13,7 @@ from typing import Any
 import hiredis
 
 OnReply = Callable[[Any], None]
+GRACE_SECONDS = 0.001
 _INCOMPLETE = object()
 
 
@@ -30,13 +31,14 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._waiting: deque[tuple[float, OnReply]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._lost: Exception | None = None
+        self._overdue = False
+        self.lost: Exception | None = None
         self._transport.set_protocol(self)
 
     def send(self, on_reply: OnReply, *command: str | bytes | int) -> None:
         """Send a command; `on_reply` gets its reply, or the exception that came instead."""
-        if self._lost:
-            on_reply(self._lost)
+        if self.lost:
+            on_reply(self.lost)
             return
         self._waiting.append((self._loop.time(), on_reply))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
@@ -67,22 +69,28 @@ class Wire(asyncio.Protocol):
         self._end(ConnectionError("closed"))
 
     def _check(self) -> None:
-        """Lose the connection if the oldest command has waited too long; else look again when it would have."""
+        """Lose the connection if the oldest command has waited too long; else look again when it would have.
+
+        If this process was busy meanwhile the reply may be here, unread: the loop gets one more chance to read it.
+        """
         self._timer = None
-        if self._waiting:
-            left = self._waiting[0][0] + self._timeout - self._loop.time()
-            if left <= 0:
-                self._lose(TimeoutError("Redis did not answer in time"))
-            else:
-                self._timer = self._loop.call_later(left, self._check)
+        if not self._waiting:
+            self._overdue = False
+            return
+        left = self._waiting[0][0] + self._timeout - self._loop.time()
+        if left <= 0 and self._overdue:
+            self._lose(TimeoutError("Redis did not answer in time"))
+        else:
+            self._overdue = left <= 0
+            self._timer = self._loop.call_later(max(left, GRACE_SECONDS), self._check)
 
     def _lose(self, error: Exception) -> None:
-        if not self._lost:
+        if not self.lost:
             self._end(error)
             self._on_lost(error)
 
     def _end(self, error: Exception) -> None:
-        self._lost = self._lost or error
+        self.lost = self.lost or error
         if self._timer:
             self._timer.cancel()
         self._transport.abort()

@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -19,6 +20,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from libs.cache import MAX_AGE, Reply
 from libs.rpc import errors
+from libs.rpc.deadlines import Deadlines
 from libs.rpc.mutations import Replayed
 from libs.rpc.settings import ServerSettings
 
@@ -47,9 +49,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def __init__(self, settings: ServerSettings, constraints: Constraints, registry: CollectorRegistry) -> None:
         """Prepare; `constraints` says what the violation of a named constraint means to a request."""
         self.limit = settings.max_concurrent_rpcs
-        self.timeout = settings.request_timeout / 1000
+        self.deadlines = Deadlines(settings.request_timeout / 1000)
         self.constraints = constraints
-        self.under_way = 0
         self.draining = False
         self.refused = 0
         self.latency = Histogram(
@@ -59,20 +60,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
             buckets=BUCKETS,
             registry=registry,
         )
-        self._handlers: dict[str, Any] = {}
+        self._calls: dict[str, tuple[_Call, Any]] = {}
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
         """Return the wrapped handler of a method."""
         method: str = handler_call_details.method
-        if method in self._handlers:
-            return self._handlers[method]
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith("/parlor."):
-            return handler
-        call = _Call(self, method, handler)
-        wrapped = self._handlers[method] = grpc.unary_unary_rpc_method_handler(call.answer)  # bytes in, bytes out
+        if method not in self._calls:
+            handler = await continuation(handler_call_details)
+            if handler is None or not method.startswith("/parlor."):
+                return handler
+            call = _Call(self, method, handler)
+            self._calls[method] = call, grpc.unary_unary_rpc_method_handler(call.answer)  # bytes in, bytes out
+        call, wrapped = self._calls[method]
+        for name, value in handler_call_details.invocation_metadata or ():
+            if name == "cache-control":
+                return grpc.unary_unary_rpc_method_handler(partial(call.answer_no_older, _max_age(value)))
         return wrapped
 
     async def drain(self) -> None:
@@ -102,30 +106,37 @@ class _Call:
     async def answer(self, data: bytes, context: Any) -> bytes:
         """Answer one RPC."""
         owner, started, code = self._owner, time.perf_counter(), "OK"
-        owner.under_way += 1
+        task: Any = asyncio.current_task()
         request: Message | None = None
+        owner.deadlines.begin(task)
         try:
             if owner.draining:
                 owner.refused += 1
                 raise errors.unavailable("DRAINING", "the service is about to end")
-            if owner.under_way > owner.limit:
+            if len(owner.deadlines) > owner.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
             request = self._read(data)
-            _read_cache_control(context)
-            async with asyncio.timeout(owner.timeout):
-                return _reply(await self._handle(request, context), context)
+            return _reply(await self._handle(request, context), context)
         except asyncio.CancelledError:
             code = "CANCELLED"
-            raise
+            if not owner.deadlines.expired(task):
+                raise
+            error = errors.query_timeout()
+            code = error.code.name
         except Exception as raised:
             error = errors.of_exception(raised, owner.constraints, request)
             code = error.code.name
             self._log(raised, error)
         finally:
-            owner.under_way -= 1
+            owner.deadlines.end(task)
             self._count(code, time.perf_counter() - started)
         await context.abort(error.code, error.message, error.trailing_metadata())
         raise AssertionError  # abort raises
+
+    async def answer_no_older(self, max_age: int | None, data: bytes, context: Any) -> bytes:
+        """Answer one RPC whose caller says how old a reply may be, in s."""
+        MAX_AGE.set(max_age)
+        return await self.answer(data, context)
 
     def _read(self, data: bytes) -> Message:
         try:
@@ -153,10 +164,10 @@ class _Call:
         event: dict[str, Any] = {"method": self._method, "code": error.code.name, "reason": error.reason}
         if error.reason == "INTERNAL":
             log.error("rpc", **event, exc_info=raised)
-        elif error.retry_ms is not None:
+        elif error.reason == "COMMIT_UNKNOWN":
             log.warning("rpc", **event, error=repr(raised))
-        else:
-            log.debug("rpc", **event)
+        else:  # thousands a second while a part is away, which is told where it is noticed
+            log.debug("rpc", **event, error=repr(raised))
 
     def _count(self, code: str, seconds: float) -> None:
         latency = self._latencies.get(code)
@@ -176,13 +187,11 @@ def _violation(violation: Any) -> tuple[str, str]:
     return ".".join(path), violation.message or violation.rule_id
 
 
-def _read_cache_control(context: Any) -> None:
-    for name, value in context.invocation_metadata() or ():
-        if name == "cache-control":
-            if value == "no-cache":
-                MAX_AGE.set(0)
-            elif value.startswith("max-age=") and value[8:].isdecimal():
-                MAX_AGE.set(int(value[8:]))
+def _max_age(cache_control: str) -> int | None:
+    if cache_control == "no-cache":
+        return 0
+    name, _, seconds = cache_control.partition("=")
+    return int(seconds) if name == "max-age" and seconds.isdecimal() else None
 
 
 _FRESHNESS = {source: ("x-cache", source) for source in ("hit", "miss", "bypass", "near")}

@@ -17,7 +17,8 @@ from google.protobuf.message import Message
 from psycopg.sql import SQL, Identifier
 
 from libs.cache import Cache, Group, Transaction
-from libs.rpc.errors import RpcError, invalid_fields
+from libs.db import DatabaseUnavailable, PoolExhausted
+from libs.rpc.errors import invalid_fields
 
 PURGE_SECONDS = 3600
 PURGE_ROWS = 1000
@@ -104,7 +105,7 @@ class Mutations:
                 while deleted == PURGE_ROWS:
                     async with connect() as conn:
                         deleted = (await conn.execute(self._delete)).rowcount
-            except (RpcError, psycopg.Error) as error:
+            except (DatabaseUnavailable, PoolExhausted, psycopg.Error) as error:
                 log.warning("purge", error=repr(error))
             await asyncio.sleep(PURGE_SECONDS)
 

@@ -9,12 +9,9 @@ from psycopg import AsyncConnection
 from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_rows
 from libs.rpc import Page, fitting
 from parlor.messaging.v1.messaging_pb2 import (
-    AiMessage,
-    AiRole,
     Conversation,
     ConversationStatus,
     Message,
-    RecordAiMessageRequest,
 )
 
 CONVERSATION = (
@@ -25,10 +22,6 @@ MESSAGE = (
     "message_id::text, salon_id, conversation_id::text, phone_number, 'MESSAGE_DIRECTION_' || direction AS direction,"
     " whatsapp_id, 'MESSAGE_TYPE_' || type AS type, content, 'MESSAGE_STATUS_' || status AS status,"
     " cost_micros, currency_code, created_at AS create_time"
-)
-AI_MESSAGE = (
-    "ai_message_id::text, salon_id, conversation_id::text, model, 'AI_ROLE_' || role AS role, content, prompt_tokens,"
-    " completion_tokens, cost_micros, currency_code, latency_ms, created_at AS create_time"
 )
 
 # The order in which statuses win, so that any order of arrival ends the same.
@@ -275,53 +268,3 @@ async def list_messages(
         "limit": page.size + 1,
     }
     return await fetch_page(conn, Message, query, params)
-
-
-async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage:
-    """Insert an AI message.
-
-    Raises: ForeignKeyViolation of ai_messages_conversation_id_fkey.
-    """
-    query = f"""
-        INSERT INTO ai_messages (salon_id, conversation_id, model, role, content, prompt_tokens, completion_tokens,
-            cost_micros, currency_code, latency_ms)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        RETURNING {AI_MESSAGE}"""
-    row = (
-        request.salon_id,
-        request.conversation_id,
-        request.model,
-        AiRole.Name(request.role).removeprefix("AI_ROLE_"),
-        request.content,
-        request.prompt_tokens,
-        request.completion_tokens,
-        request.cost_micros,
-        request.currency_code or None,
-        request.latency_ms,
-    )
-    return await fetch_returned(conn, AiMessage, query, row)
-
-
-async def list_ai_messages(
-    conn: AsyncConnection[Any], salon_id: str, conversation_id: str, page: Page
-) -> Loaded[list[AiMessage]]:
-    """Return up to one AI message more than the page has, newest first.
-
-    Source: report, "AI Message Indexes" 11; index idx_ai_messages_conversation_created.
-    """
-    after = " AND (created_at, ai_message_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} LEFT JOIN LATERAL (
-            SELECT {AI_MESSAGE} FROM ai_messages
-            WHERE salon_id = %(salon_id)s AND conversation_id = %(conversation_id)s{after if page.after_id else ""}
-            ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT %(limit)s
-        ) AS page ON true"""
-    params = {
-        "salon_id": salon_id,
-        "conversation_id": conversation_id,
-        "after": page.after_micros,
-        "id": page.after_id,
-        "limit": page.size + 1,
-    }
-    return await fetch_page(conn, AiMessage, query, params)

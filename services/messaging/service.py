@@ -15,7 +15,7 @@ from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.groups import Groups
-from services.messaging import queries, webhook
+from services.messaging import ai_queries, queries, webhook
 from services.messaging.queries import NewMessage, NewStatus
 from services.messaging.settings import MessagingSettings
 
@@ -160,7 +160,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
         """Record what an AI model was asked or answered."""
         async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
-            message = write.reply = await queries.insert_ai_message(write.conn, request)
+            message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
         return message
 
     async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:
@@ -169,7 +169,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         wanted = page(request.page_size, request.page_token, "ListAiMessages", salon_id, conversation_id)
 
         async def load(conn: Any) -> Loaded[pb.ListAiMessagesResponse]:
-            stamp, rows = await queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
+            stamp, rows = await ai_queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
             return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse(), rows, "create_time", "ai_message_id"))
 
         return await self.cache.read(self._list_key(salon_id, wanted), load)

@@ -9,4 +9,6 @@ class MessagingSettings(BaseSettings):
 
     booking_address: str = Field("localhost:50051", description="HOST:PORT of the booking service.")
     booking_timeout: int = Field(2_000, ge=1, description="Longest time to wait for the booking service, in ms.")
-    whatsapp_app_secret: SecretStr = Field(description="Secret of the WhatsApp app: webhook bodies are signed with it.")
+    whatsapp_app_secret: SecretStr = Field(
+        min_length=1, description="Secret of the WhatsApp app: webhook bodies are signed with it."
+    )

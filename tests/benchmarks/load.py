@@ -32,7 +32,7 @@ class Target:
         self, method: str, requests: Sequence[bytes], calls: int, in_flight: int, metadata: Any = None
     ) -> Round:
         """Send `calls` requests, in turn out of `requests`, `in_flight` at a time."""
-        call = self.channel.unary_unary(method)
+        call: Any = self.channel.unary_unary(method)
         waiting = islice(cycle(requests), calls)
         source = ""
 
@@ -41,7 +41,7 @@ class Target:
             for request in waiting:
                 sent = call(request, metadata=metadata)
                 await sent
-            source = dict(await sent.trailing_metadata() or ()).get("x-cache", "")
+            source = str(dict(await sent.trailing_metadata() or ()).get("x-cache", ""))
 
         before = self._cpu_ns()
         await asyncio.gather(*(caller() for _ in range(in_flight)))
@@ -49,5 +49,6 @@ class Target:
 
     async def reply(self, method: str, request: bytes) -> bytes:
         """Return one reply's bytes."""
-        answer: bytes = await self.channel.unary_unary(method)(request)
+        call: Any = self.channel.unary_unary(method)
+        answer: bytes = await call(request)
         return answer

@@ -1,0 +1,64 @@
+"""The statements on AI messages, one function each."""
+
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from libs.db import STAMP, Loaded, fetch_page, fetch_returned
+from libs.rpc import Page
+from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, RecordAiMessageRequest
+
+AI_MESSAGE = (
+    "ai_message_id::text, salon_id, conversation_id::text, model, 'AI_ROLE_' || role AS role, content, prompt_tokens,"
+    " completion_tokens, cost_micros, currency_code, latency_ms, created_at AS create_time"
+)
+
+
+async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage:
+    """Insert an AI message.
+
+    Raises: ForeignKeyViolation of ai_messages_conversation_id_fkey.
+    """
+    query = f"""
+        INSERT INTO ai_messages (salon_id, conversation_id, model, role, content, prompt_tokens, completion_tokens,
+            cost_micros, currency_code, latency_ms)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        RETURNING {AI_MESSAGE}"""
+    row = (
+        request.salon_id,
+        request.conversation_id,
+        request.model,
+        AiRole.Name(request.role).removeprefix("AI_ROLE_"),
+        request.content,
+        request.prompt_tokens,
+        request.completion_tokens,
+        request.cost_micros,
+        request.currency_code or None,
+        request.latency_ms,
+    )
+    return await fetch_returned(conn, AiMessage, query, row)
+
+
+async def list_ai_messages(
+    conn: AsyncConnection[Any], salon_id: str, conversation_id: str, page: Page
+) -> Loaded[list[AiMessage]]:
+    """Return up to one AI message more than the page has, newest first.
+
+    Source: report, "AI Message Indexes" 11; index idx_ai_messages_conversation_created.
+    """
+    after = " AND (created_at, ai_message_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
+    query = f"""
+        SELECT stamp, page.*
+        FROM {STAMP} LEFT JOIN LATERAL (
+            SELECT {AI_MESSAGE} FROM ai_messages
+            WHERE salon_id = %(salon_id)s AND conversation_id = %(conversation_id)s{after if page.after_id else ""}
+            ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT %(limit)s
+        ) AS page ON true"""
+    params = {
+        "salon_id": salon_id,
+        "conversation_id": conversation_id,
+        "after": page.after_micros,
+        "id": page.after_id,
+        "limit": page.size + 1,
+    }
+    return await fetch_page(conn, AiMessage, query, params)

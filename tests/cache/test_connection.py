@@ -1,0 +1,121 @@
+"""The connection to Valkey: lost at awkward moments, slow for reasons of our own, given nonsense."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+import redis
+import uvloop
+from psycopg_pool import AsyncConnectionPool
+
+from libs.cache.store import Store
+from libs.cache.watch import RETRY_SECONDS
+from libs.cache.wire import Wire
+from ops.servers import Valkey
+from tests.cache.away import disconnect_all, ready
+from tests.cache.shop import Shop, Start, until
+
+
+@pytest.fixture
+async def start(pool: AsyncConnectionPool, own_valkey: Valkey) -> AsyncIterator[Start]:
+    """Starts processes on a Valkey that the test may kill."""
+    async with AsyncExitStack() as exits:
+        yield Start(exits, pool, own_valkey.url)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
+    database_url: str, redis_url: str, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def main() -> None:
+        pool = AsyncConnectionPool(database_url, kwargs={"autocommit": True}, open=False)
+        async with pool, AsyncExitStack() as exits:
+            shop = await Start(exits, pool, redis_url, timeout=100)()
+            await shop.text()
+            for _ in range(20):
+                reading = asyncio.create_task(shop.read())
+                for _ in range(3):  # the question is sent
+                    await asyncio.sleep(0)
+                time.sleep(0.15)  # noqa: ASYNC251 - it is what is tested
+                assert (await reading).source == "hit"
+            assert shop.cache.store.errors == 0
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+async def test_a_connection_lost_while_it_is_made_is_made_anew(
+    own_valkey: Valkey, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, check, times = await start(), Store._check_run, 0
+
+    async def check_and_lose(self: Store, wire: Wire) -> None:
+        nonlocal times
+        await check(self, wire)
+        if (times := times + 1) <= 3:
+            disconnect_all(own_valkey)
+            await until(lambda: wire.lost)
+
+    monkeypatch.setattr(Store, "_check_run", check_and_lose)
+    disconnect_all(own_valkey)
+    await until(lambda: times > 3)
+    await ready(shop)
+    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
+
+
+async def test_a_server_that_hangs_up_at_once_is_not_called_again_at_once(start: Start) -> None:
+    calls: list[float] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(time.monotonic())
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        shop = await start(redis_url=f"redis://127.0.0.1:{port}")
+        await until(lambda: len(calls) >= 6)
+        assert (await shop.read())[:2] == (b"old", "bypass")
+        await shop.cache.close()
+    assert calls[5] - calls[1] > RETRY_SECONDS * 2
+
+
+@pytest.mark.parametrize("garbage", ["", "x", "0" * 40 + "x"])
+async def test_a_meta_that_is_none_of_ours_keeps_nobody_waiting(own_valkey: Valkey, start: Start, garbage: str) -> None:
+    shop = await start()
+    await shop.text()
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.set(shop.shelf().meta, garbage)
+        replies = await asyncio.gather(shop.read(), shop.read("milk"), shop.read(shelf="b"))
+        assert [reply.source for reply in replies] == ["bypass", "bypass", "miss"]
+        client.delete(shop.shelf().meta)
+    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
+
+
+async def test_replies_come_back_in_order_whoever_stopped_waiting(start: Start) -> None:
+    shop = await start()
+    labels = {f"item {number}": f"{number}" for number in range(20)}
+    for name, label in labels.items():
+        await shop.write(label, name)
+    await asyncio.gather(*(shop.text(name) for name in labels))
+    for round_ in range(20):
+        reads = []
+        for number, name in enumerate(labels):
+            reads.append(asyncio.create_task(shop.read(name)))
+            await asyncio.sleep(0)
+            if (number + round_) % 3 == 0:
+                reads[-1].cancel()
+        replies = await asyncio.gather(*reads, return_exceptions=True)
+        for label, reply in zip(labels.values(), replies, strict=True):
+            if not isinstance(reply, BaseException):
+                assert reply[:2] == (label.encode(), "hit")
+
+
+async def test_the_connection_is_closed_with_the_cache(own_valkey: Valkey, start: Start) -> None:
+    shop: Shop = await start()
+    await shop.text()
+    await shop.cache.close()
+    with redis.Redis.from_url(own_valkey.url) as client:
+        await until(lambda: len(client.client_list()) == 1)
