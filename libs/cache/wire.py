@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 
 OnReply = Callable[[Any], None]
-GRACE_SECONDS = 0.001
+GRACE = 0.1  # of the timeout: what is left for a reply that is here, unread, when the rest of it has passed
 _INCOMPLETE = object()
 
 
@@ -31,7 +31,7 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._waiting: deque[tuple[float, OnReply]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._overdue = False
+        self._overdue: tuple[float, OnReply] | None = None
         self.lost: Exception | None = None
         self._transport.set_protocol(self)
 
@@ -43,7 +43,7 @@ class Wire(asyncio.Protocol):
         self._waiting.append((self._loop.time(), on_reply))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout, self._check)
+            self._timer = self._loop.call_later(self._timeout * (1 - GRACE), self._check)
 
     def call(self, *command: str | bytes | int) -> "asyncio.Future[Any]":
         """Send a command; return its future reply, or the exception that came instead, as a value."""
@@ -71,18 +71,20 @@ class Wire(asyncio.Protocol):
     def _check(self) -> None:
         """Lose the connection if the oldest command has waited too long; else look again when it would have.
 
-        If this process was busy meanwhile the reply may be here, unread: the loop gets one more chance to read it.
+        A process that was busy has perhaps not sent the command, or not read the reply: it gets a last chance to.
         """
         self._timer = None
         if not self._waiting:
-            self._overdue = False
             return
-        left = self._waiting[0][0] + self._timeout - self._loop.time()
-        if left <= 0 and self._overdue:
-            self._lose(TimeoutError("Redis did not answer in time"))
+        oldest = self._waiting[0]
+        left = oldest[0] + self._timeout * (1 - GRACE) - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check)
+        elif oldest is not self._overdue:
+            self._overdue = oldest
+            self._timer = self._loop.call_later(self._timeout * GRACE, self._check)
         else:
-            self._overdue = left <= 0
-            self._timer = self._loop.call_later(max(left, GRACE_SECONDS), self._check)
+            self._lose(TimeoutError("Redis did not answer in time"))
 
     def _lose(self, error: Exception) -> None:
         if not self.lost:

@@ -1,6 +1,7 @@
 """The connection to Valkey: lost at awkward moments, slow for reasons of our own, given nonsense."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -34,12 +35,23 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
         async with pool, AsyncExitStack() as exits:
             shop = await Start(exits, pool, redis_url, timeout=100)()
             await shop.text()
-            for _ in range(20):
-                reading = asyncio.create_task(shop.read())
-                for _ in range(3):  # the question is sent
-                    await asyncio.sleep(0)
-                time.sleep(0.15)  # noqa: ASYNC251 - it is what is tested
-                assert (await reading).source == "hit"
+            wire, (here, there) = shop.cache.store._wire, socket.socketpair()
+            assert wire
+            answers: list[asyncio.Future[bytes]] = []
+
+            def work() -> None:
+                here.recv(1)
+                answers.append(wire.call("PING"))
+                time.sleep(0.15)  # longer than the answer may take
+
+            asyncio.get_running_loop().add_reader(here, work)
+            for _ in range(5):
+                there.send(b"x")
+                await until(lambda: answers)
+                assert await answers.pop() == b"PONG"
+            asyncio.get_running_loop().remove_reader(here)
+            here.close()
+            there.close()
             assert shop.cache.store.errors == 0
 
     with asyncio.Runner(loop_factory=loop) as runner:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from libs.cache import scripts
-from libs.cache.entries import GENERATION
+from libs.cache.entries import GENERATION, Entry, Fill
 from tests.cache.shop import Pause, Shop, Start, lose
 
 Call = Callable[[], Awaitable[Any]]
@@ -135,3 +135,34 @@ async def test_a_reader_that_opened_a_group_twice_finds_one_generation(shop: Sho
     assert first == second == third
     assert first.cold
     assert first.generation == generation(redis_url, shop)
+
+
+async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warmed_the_group(
+    start: Start, redis_url: str
+) -> None:
+    writer, reader = await start(), await start()
+    store = reader.cache.store
+    async with writer.writing("new"):
+        lose(redis_url)
+        meta = await store.open(reader.shelf().meta)
+        [barrier] = await reader.cache._barrier([None])
+        async with reader.pool.connection() as conn:
+            early = await reader.select(conn, "a", "tea")
+    assert (early.value, early.stamp < barrier) == ("old", True)
+    await reader.text("milk")
+    fill = Fill(reader.key(), meta.generation, early.stamp, barrier, 60_000, Entry(b"old", 0))
+    assert not await store.fill(fill)
+    assert await reader.text() == "new"
+
+
+async def test_a_write_to_a_cold_group_leaves_it_cold(start: Start, redis_url: str) -> None:
+    first, second, reader = await start(), await start(), await start()
+    async with first.cache.transaction() as lower:
+        async with second.writing("new"):
+            lose(redis_url)
+            assert await reader.text() == "old"
+            lower.invalidate(first.shelf())  # its id is below the one whose registration is lost
+            await lower.registered()
+            await lower.conn.execute("COMMIT; BEGIN")
+            assert await reader.text() == "old"
+        assert await reader.text() == "new"
