@@ -158,7 +158,8 @@ class Database:
         """Probe for ever: every half second, and at once when a connection broke."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._suspect.wait(), PROBE_SECONDS)
+                async with asyncio.timeout(PROBE_SECONDS):  # wait_for may swallow a cancellation on 3.11
+                    await self._suspect.wait()
             self._suspect.clear()
             available = await self._answers()
             if available != self.available:

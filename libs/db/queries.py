@@ -37,7 +37,8 @@ class Queries:
         self.seconds += seconds
         if seconds >= self.threshold:
             self.slow_total += 1
-            text = query.as_string() if isinstance(query, Composable) else str(query)
+            text = query.as_string() if isinstance(query, Composable) else query
+            text = text.decode() if isinstance(text, bytes) else str(text)
             self.slow.append(SlowQuery(" ".join(text.split()), seconds * 1000, datetime.now(UTC)))
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -18,13 +18,13 @@ def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
 
     A DSN that is no URL (`host=... dbname=...`) has none and comes back as it is.
     """
-    parts = urlsplit(url)
-    if not parts.scheme.startswith("postgres"):
+    base, _, parameters = url.partition("?")
+    if not base.startswith("postgres"):
         return url, {}
-    query = parse_qsl(parts.query, keep_blank_values=True)
+    query = parse_qsl(parameters, keep_blank_values=True)
     kept = [(name, value) for name, value in query if name not in POOL_PARAMETERS]
     taken = {name: value for name, value in query if name in POOL_PARAMETERS}
-    return urlunsplit(parts._replace(query=urlencode(kept))), taken
+    return base + ("?" + urlencode(kept) if kept else ""), taken
 
 
 class DatabaseSettings(BaseSettings):
