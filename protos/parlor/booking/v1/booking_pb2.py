@@ -23,12 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.type import date_pb2 as google_dot_type_dot_date__pb2
 from google.type import dayofweek_pb2 as google_dot_type_dot_dayofweek__pb2
 from google.type import timeofday_pb2 as google_dot_type_dot_timeofday__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fparlor/booking/v1/booking.proto\x12\x11parlor.booking.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bgoogle/type/dayofweek.proto\x1a\x1bgoogle/type/timeofday.proto\"\x94\x03\n\x05Salon\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x35\n\x0fphone_number_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x12 \n\ttime_zone\x18\x04 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18@\xba\x01\x01\x00\x12)\n\x0bregion_code\x18\x05 \x01(\tB\x14\xbaH\x11r\x0c\x32\n^[A-Z]{2}$\xd8\x01\x01\x12@\n\ropening_hours\x18\x06 \x03(\x0b\x32\x1f.parlor.booking.v1.OpeningHoursB\x08\xbaH\x05\x92\x01\x02\x10\x46\x12\x15\n\x04\x65tag\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8c\x06\n\x0cOpeningHours\x12\x37\n\x0b\x64\x61y_of_week\x18\x01 \x01(\x0e\x32\x16.google.type.DayOfWeekB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\xed\x01\n\topen_time\x18\x02 \x01(\x0b\x32\x16.google.type.TimeOfDayB\xc1\x01\xbaH\xbd\x01\xba\x01\xb6\x01\n\x10time_of_day.open\x12*must be a whole minute from 00:00 to 23:59\x1avthis.hours >= 0 && this.hours <= 23 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0\xc8\x01\x01\x12\x9d\x02\n\nclose_time\x18\x03 \x01(\x0b\x32\x16.google.type.TimeOfDayB\xf0\x01\xbaH\xec\x01\xba\x01\xe5\x01\n\x11time_of_day.close\x12*must be a whole minute from 00:00 to 24:00\x1a\xa3\x01this.hours >= 0 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0 && (this.hours <= 23 || (this.hours == 24 && this.minutes == 0))\xc8\x01\x01:\xb2\x01\xbaH\xae\x01\x1a\xab\x01\n\x1a\x63lose_time.after_open_time\x12\"close_time must be after open_time\x1aithis.open_time.hours * 60 + this.open_time.minutes < this.close_time.hours * 60 + this.close_time.minutes\"\xc0\x03\n\x07\x42ooking\x12\x12\n\nbooking_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62ooking_code\x18\x02 \x01(\t\x12\x10\n\x08salon_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ustomer_phone\x18\x04 \x01(\t\x12\x15\n\rcustomer_name\x18\x05 \x01(\t\x12\x13\n\x0bresource_id\x18\x06 \x01(\t\x12\x14\n\x0cservice_name\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x06status\x18\n \x01(\x0e\x32 .parlor.booking.v1.BookingStatus\x12\r\n\x05notes\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\x05\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x12UpsertSalonRequest\x12/\n\x05salon\x18\x01 \x01(\x0b\x32\x18.parlor.booking.v1.SalonB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"A\n\x0fGetSalonRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\"W\n\x1eGetSalonByPhoneNumberIdRequest\x12\x35\n\x0fphone_number_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\"M\n\x11ListSalonsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"W\n\x12ListSalonsResponse\x12(\n\x06salons\x18\x01 \x03(\x0b\x32\x18.parlor.booking.v1.Salon\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\x05\n\x14\x43reateBookingRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x33\n\x0e\x63ustomer_phone\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^\\+[1-9][0-9]{6,14}$\x12#\n\rcustomer_name\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00\x12\x34\n\x0bresource_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\xd8\x01\x01\x12\"\n\x0cservice_name\x18\x05 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00\x12\x44\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12\x42\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12>\n\x06status\x18\x08 \x01(\x0e\x32 .parlor.booking.v1.BookingStatusB\x0c\xbaH\t\x82\x01\x06\x18\x00\x18\x01\x18\x02\x12\x1b\n\x05notes\x18\t \x01(\tB\x0c\xbaH\tr\x07\x18\xd0\x0f\xba\x01\x01\x00\x12\x1f\n\nrequest_id\x18\n \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01:\x96\x01\xbaH\x92\x01\x1a\x8f\x01\n\x19\x65nd_time.after_start_time\x12!end_time must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\"{\n\x17GetBookingByCodeRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x30\n\x0c\x62ooking_code\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\"\x90\x04\n\x13ListBookingsRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12:\n\x06status\x18\x02 \x01(\x0e\x32 .parlor.booking.v1.BookingStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x36\n\x0e\x63ustomer_phone\x18\x03 \x01(\tB\x1e\xbaH\x1br\x16\x32\x14^\\+[1-9][0-9]{6,14}$\xd8\x01\x01\x12\x41\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\x12\x1a\n\tpage_size\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04:\x96\x01\xbaH\x92\x01\x1a\x8f\x01\n\x19\x65nd_time.after_start_time\x12!end_time must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\"]\n\x14ListBookingsResponse\x12,\n\x08\x62ookings\x18\x01 \x03(\x0b\x32\x1a.parlor.booking.v1.Booking\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf4\x01\n\x1aUpdateBookingStatusRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x30\n\x0c\x62ooking_code\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\x12<\n\x06status\x18\x03 \x01(\x0e\x32 .parlor.booking.v1.BookingStatusB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x15\n\x04\x65tag\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01*\xc1\x01\n\rBookingStatus\x12\x1e\n\x1a\x42OOKING_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42OOKING_STATUS_PENDING\x10\x01\x12\x1c\n\x18\x42OOKING_STATUS_CONFIRMED\x10\x02\x12\x1c\n\x18\x42OOKING_STATUS_CANCELLED\x10\x03\x12\x1c\n\x18\x42OOKING_STATUS_COMPLETED\x10\x04\x12\x1a\n\x16\x42OOKING_STATUS_NO_SHOW\x10\x05\x32\xfb\x05\n\x0e\x42ookingService\x12N\n\x0bUpsertSalon\x12%.parlor.booking.v1.UpsertSalonRequest\x1a\x18.parlor.booking.v1.Salon\x12M\n\x08GetSalon\x12\".parlor.booking.v1.GetSalonRequest\x1a\x18.parlor.booking.v1.Salon\"\x03\x90\x02\x01\x12k\n\x17GetSalonByPhoneNumberId\x12\x31.parlor.booking.v1.GetSalonByPhoneNumberIdRequest\x1a\x18.parlor.booking.v1.Salon\"\x03\x90\x02\x01\x12^\n\nListSalons\x12$.parlor.booking.v1.ListSalonsRequest\x1a%.parlor.booking.v1.ListSalonsResponse\"\x03\x90\x02\x01\x12T\n\rCreateBooking\x12\'.parlor.booking.v1.CreateBookingRequest\x1a\x1a.parlor.booking.v1.Booking\x12_\n\x10GetBookingByCode\x12*.parlor.booking.v1.GetBookingByCodeRequest\x1a\x1a.parlor.booking.v1.Booking\"\x03\x90\x02\x01\x12\x64\n\x0cListBookings\x12&.parlor.booking.v1.ListBookingsRequest\x1a\'.parlor.booking.v1.ListBookingsResponse\"\x03\x90\x02\x01\x12`\n\x13UpdateBookingStatus\x12-.parlor.booking.v1.UpdateBookingStatusRequest\x1a\x1a.parlor.booking.v1.Bookingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fparlor/booking/v1/booking.proto\x12\x11parlor.booking.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16google/type/date.proto\x1a\x1bgoogle/type/dayofweek.proto\x1a\x1bgoogle/type/timeofday.proto\"\x84\x04\n\x05Salon\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x35\n\x0fphone_number_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x12 \n\ttime_zone\x18\x04 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18@\xba\x01\x01\x00\x12)\n\x0bregion_code\x18\x05 \x01(\tB\x14\xbaH\x11r\x0c\x32\n^[A-Z]{2}$\xd8\x01\x01\x12@\n\ropening_hours\x18\x06 \x03(\x0b\x32\x1f.parlor.booking.v1.OpeningHoursB\x08\xbaH\x05\x92\x01\x02\x10\x46\x12\x15\n\x04\x65tag\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\rspecial_hours\x18\n \x03(\x0b\x32\x1f.parlor.booking.v1.SpecialHoursB\t\xbaH\x06\x92\x01\x03\x10\x90\x03\x12+\n\rlanguage_code\x18\x0b \x01(\tB\x14\xbaH\x11r\x0c\x32\n^[a-z]{2}$\xd8\x01\x01\"\x8c\x06\n\x0cOpeningHours\x12\x37\n\x0b\x64\x61y_of_week\x18\x01 \x01(\x0e\x32\x16.google.type.DayOfWeekB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\xed\x01\n\topen_time\x18\x02 \x01(\x0b\x32\x16.google.type.TimeOfDayB\xc1\x01\xbaH\xbd\x01\xba\x01\xb6\x01\n\x10time_of_day.open\x12*must be a whole minute from 00:00 to 23:59\x1avthis.hours >= 0 && this.hours <= 23 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0\xc8\x01\x01\x12\x9d\x02\n\nclose_time\x18\x03 \x01(\x0b\x32\x16.google.type.TimeOfDayB\xf0\x01\xbaH\xec\x01\xba\x01\xe5\x01\n\x11time_of_day.close\x12*must be a whole minute from 00:00 to 24:00\x1a\xa3\x01this.hours >= 0 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0 && (this.hours <= 23 || (this.hours == 24 && this.minutes == 0))\xc8\x01\x01:\xb2\x01\xbaH\xae\x01\x1a\xab\x01\n\x1a\x63lose_time.after_open_time\x12\"close_time must be after open_time\x1aithis.open_time.hours * 60 + this.open_time.minutes < this.close_time.hours * 60 + this.close_time.minutes\"\xe3\x08\n\x0cSpecialHours\x12\xe2\x01\n\x04\x64\x61te\x18\x01 \x01(\x0b\x32\x11.google.type.DateB\xc0\x01\xbaH\xbc\x01\xba\x01\xb5\x01\n\ndate.whole\x12\x35must have a year from 1970 to 9998, a month and a day\x1apthis.year >= 1970 && this.year <= 9998 && this.month >= 1 && this.month <= 12 && this.day >= 1 && this.day <= 31\xc8\x01\x01\x12\xea\x01\n\topen_time\x18\x02 \x01(\x0b\x32\x16.google.type.TimeOfDayB\xbe\x01\xbaH\xba\x01\xba\x01\xb6\x01\n\x10time_of_day.open\x12*must be a whole minute from 00:00 to 23:59\x1avthis.hours >= 0 && this.hours <= 23 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0\x12\x9a\x02\n\nclose_time\x18\x03 \x01(\x0b\x32\x16.google.type.TimeOfDayB\xed\x01\xbaH\xe9\x01\xba\x01\xe5\x01\n\x11time_of_day.close\x12*must be a whole minute from 00:00 to 24:00\x1a\xa3\x01this.hours >= 0 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0 && (this.hours <= 23 || (this.hours == 24 && this.minutes == 0)):\xe3\x02\xbaH\xdf\x02\x1a}\n\x19\x63lose_time.with_open_time\x12\x33open_time and close_time are both given, or neither\x1a+has(this.open_time) == has(this.close_time)\x1a\xdd\x01\n\x1a\x63lose_time.after_open_time\x12\"close_time must be after open_time\x1a\x9a\x01!has(this.open_time) || !has(this.close_time) || this.open_time.hours * 60 + this.open_time.minutes < this.close_time.hours * 60 + this.close_time.minutes\"\xaf\x02\n\x08Resource\x12\x13\n\x0bresource_id\x18\x01 \x01(\t\x12\x10\n\x08salon_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x36\n\rworking_hours\x18\x05 \x03(\x0b\x32\x1f.parlor.booking.v1.OpeningHours\x12\x36\n\rspecial_hours\x18\x06 \x03(\x0b\x32\x1f.parlor.booking.v1.SpecialHours\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf6\x03\n\x07\x42ooking\x12\x12\n\nbooking_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62ooking_code\x18\x02 \x01(\t\x12\x10\n\x08salon_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ustomer_phone\x18\x04 \x01(\t\x12\x15\n\rcustomer_name\x18\x05 \x01(\t\x12\x13\n\x0bresource_id\x18\x06 \x01(\t\x12\x14\n\x0cservice_name\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x06status\x18\n \x01(\x0e\x32 .parlor.booking.v1.BookingStatus\x12\r\n\x05notes\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\x05\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10hold_expire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa3\x04\n\x0c\x42ookingEvent\x12\x14\n\x0c\x62ooking_code\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x05\x12\x31\n\x04type\x18\x03 \x01(\x0e\x32#.parlor.booking.v1.BookingEventType\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x35\n\x0b\x66rom_status\x18\x06 \x01(\x0e\x32 .parlor.booking.v1.BookingStatus\x12\x33\n\tto_status\x18\x07 \x01(\x0e\x32 .parlor.booking.v1.BookingStatus\x12\x33\n\x0f\x66rom_start_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rfrom_end_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rto_start_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bto_end_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x66rom_resource_id\x18\x0c \x01(\t\x12\x16\n\x0eto_resource_id\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"y\n\x04Slot\x12\x13\n\x0bresource_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x12UpsertSalonRequest\x12/\n\x05salon\x18\x01 \x01(\x0b\x32\x18.parlor.booking.v1.SalonB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"A\n\x0fGetSalonRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\"W\n\x1eGetSalonByPhoneNumberIdRequest\x12\x35\n\x0fphone_number_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\"M\n\x11ListSalonsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"W\n\x12ListSalonsResponse\x12(\n\x06salons\x18\x01 \x03(\x0b\x32\x18.parlor.booking.v1.Salon\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd9\x06\n\x14\x43reateBookingRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12!\n\x0e\x63ustomer_phone\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12#\n\rcustomer_name\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00\x12\x34\n\x0bresource_id\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\xd8\x01\x01\x12\"\n\x0cservice_name\x18\x05 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00\x12\x44\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12\x42\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12>\n\x06status\x18\x08 \x01(\x0e\x32 .parlor.booking.v1.BookingStatusB\x0c\xbaH\t\x82\x01\x06\x18\x00\x18\x01\x18\x02\x12\x1b\n\x05notes\x18\t \x01(\tB\x0c\xbaH\tr\x07\x18\xd0\x0f\xba\x01\x01\x00\x12\x1f\n\nrequest_id\x18\n \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x42\n\rhold_duration\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01\x12\x1a\n\x05\x61\x63tor\x18\x0c \x01(\tB\x0b\xbaH\x08r\x06\x18\x64\xba\x01\x01\x00:\x86\x02\xbaH\x82\x02\x1an\n\x18hold_duration.of_pending\x12$only a PENDING booking can be a hold\x1a,!has(this.hold_duration) || this.status != 2\x1a\x8f\x01\n\x19\x65nd_time.after_start_time\x12!end_time must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\"{\n\x17GetBookingByCodeRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x30\n\x0c\x62ooking_code\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\"\xf9\x03\n\x13ListBookingsRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12:\n\x06status\x18\x02 \x01(\x0e\x32 .parlor.booking.v1.BookingStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0e\x63ustomer_phone\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18(\x12\x41\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\x12\x1a\n\tpage_size\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04:\x96\x01\xbaH\x92\x01\x1a\x8f\x01\n\x19\x65nd_time.after_start_time\x12!end_time must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\"]\n\x14ListBookingsResponse\x12,\n\x08\x62ookings\x18\x01 \x03(\x0b\x32\x1a.parlor.booking.v1.Booking\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xae\x02\n\x1aUpdateBookingStatusRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x30\n\x0c\x62ooking_code\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\x12<\n\x06status\x18\x03 \x01(\x0e\x32 .parlor.booking.v1.BookingStatusB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x15\n\x04\x65tag\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1a\n\x05\x61\x63tor\x18\x06 \x01(\tB\x0b\xbaH\x08r\x06\x18\x64\xba\x01\x01\x00\x12\x1c\n\x06reason\x18\x07 \x01(\tB\x0c\xbaH\tr\x07\x18\xf4\x03\xba\x01\x01\x00\"\x85\x01\n\x17\x42\x61tchGetBookingsRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12:\n\rbooking_codes\x18\x02 \x03(\tB#\xbaH \x92\x01\x1d\x08\x01\x10\x64\"\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\"H\n\x18\x42\x61tchGetBookingsResponse\x12,\n\x08\x62ookings\x18\x01 \x03(\x0b\x32\x1a.parlor.booking.v1.Booking\"\xa1\x06\n\x18RescheduleBookingRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x30\n\x0c\x62ooking_code\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\x12\x41\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\x12\x34\n\x0bresource_id\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\xd8\x01\x01\x12\x15\n\x04\x65tag\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\nrequest_id\x18\x07 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1a\n\x05\x61\x63tor\x18\x08 \x01(\tB\x0b\xbaH\x08r\x06\x18\x64\xba\x01\x01\x00\x12\x1c\n\x06reason\x18\t \x01(\tB\x0c\xbaH\tr\x07\x18\xf4\x03\xba\x01\x01\x00:\xf6\x02\xbaH\xf2\x02\x1au\n\x19start_time.or_resource_id\x12(give a start_time, a resource_id or both\x1a.has(this.start_time) || this.resource_id != \'\'\x1ag\n\x18\x65nd_time.with_start_time\x12\x1e\x61n end_time needs a start_time\x1a+!has(this.end_time) || has(this.start_time)\x1a\x8f\x01\n\x19\x65nd_time.after_start_time\x12!end_time must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\"\xb6\x01\n\x18ListBookingEventsRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x30\n\x0c\x62ooking_code\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[A-Za-z0-9]{1,16}$\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x19ListBookingEventsResponse\x12\x37\n\x0e\x62ooking_events\x18\x01 \x03(\x0b\x32\x1f.parlor.booking.v1.BookingEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf5\x02\n\x15UpsertResourceRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x31\n\x0bresource_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x12\x13\n\x06\x61\x63tive\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12@\n\rworking_hours\x18\x05 \x03(\x0b\x32\x1f.parlor.booking.v1.OpeningHoursB\x08\xbaH\x05\x92\x01\x02\x10\x46\x12\x41\n\rspecial_hours\x18\x06 \x03(\x0b\x32\x1f.parlor.booking.v1.SpecialHoursB\t\xbaH\x06\x92\x01\x03\x10\x90\x03\x12\x15\n\x04\x65tag\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\nrequest_id\x18\x08 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x42\t\n\x07_active\"\x95\x01\n\x14ListResourcesRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x13\n\x0b\x61\x63tive_only\x18\x02 \x01(\x08\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"`\n\x15ListResourcesResponse\x12.\n\tresources\x18\x01 \x03(\x0b\x32\x1b.parlor.booking.v1.Resource\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9f\x08\n\x19SearchAvailabilityRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12:\n\x0cresource_ids\x18\x02 \x03(\tB$\xbaH!\x92\x01\x1e\x10\xc8\x01\"\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x44\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12\x42\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\x9c\xcc\xf0\xaf\x07\x32\x00\xc8\x01\x01\x12@\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08<\xc8\x01\x01\x12\x39\n\x04step\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08<\x12@\n\rbuffer_before\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\x12?\n\x0c\x62uffer_after\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\x12\x42\n\x0eminimum_notice\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x8a\x8a\x0f\x32\x00\x12<\n\x07horizon\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\x86\xb0\x96\x01\x32\x00\x12\x1a\n\tpage_size\x18\x0b \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04:\xcf\x02\xbaH\xcb\x02\x1a\x8f\x01\n\x19\x65nd_time.after_start_time\x12!end_time must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\x1a\xb6\x01\n\x18\x65nd_time.near_start_time\x12\x31\x65nd_time must be at most 62 days after start_time\x1ag!has(this.start_time) || !has(this.end_time) || this.end_time - this.start_time <= duration(\'5356800s\')\"]\n\x1aSearchAvailabilityResponse\x12&\n\x05slots\x18\x01 \x03(\x0b\x32\x17.parlor.booking.v1.Slot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x88\x01\n\x14\x45raseCustomerRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x1f\n\x0cphone_number\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\")\n\x15\x45raseCustomerResponse\x12\x10\n\x08\x62ookings\x18\x01 \x01(\x05*\xa1\x01\n\x10\x42ookingEventType\x12\"\n\x1e\x42OOKING_EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x42OOKING_EVENT_TYPE_CREATED\x10\x01\x12%\n!BOOKING_EVENT_TYPE_STATUS_CHANGED\x10\x02\x12\"\n\x1e\x42OOKING_EVENT_TYPE_RESCHEDULED\x10\x03*\xc1\x01\n\rBookingStatus\x12\x1e\n\x1a\x42OOKING_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42OOKING_STATUS_PENDING\x10\x01\x12\x1c\n\x18\x42OOKING_STATUS_CONFIRMED\x10\x02\x12\x1c\n\x18\x42OOKING_STATUS_CANCELLED\x10\x03\x12\x1c\n\x18\x42OOKING_STATUS_COMPLETED\x10\x04\x12\x1a\n\x16\x42OOKING_STATUS_NO_SHOW\x10\x05\x32\xde\x0b\n\x0e\x42ookingService\x12N\n\x0bUpsertSalon\x12%.parlor.booking.v1.UpsertSalonRequest\x1a\x18.parlor.booking.v1.Salon\x12M\n\x08GetSalon\x12\".parlor.booking.v1.GetSalonRequest\x1a\x18.parlor.booking.v1.Salon\"\x03\x90\x02\x01\x12k\n\x17GetSalonByPhoneNumberId\x12\x31.parlor.booking.v1.GetSalonByPhoneNumberIdRequest\x1a\x18.parlor.booking.v1.Salon\"\x03\x90\x02\x01\x12^\n\nListSalons\x12$.parlor.booking.v1.ListSalonsRequest\x1a%.parlor.booking.v1.ListSalonsResponse\"\x03\x90\x02\x01\x12W\n\x0eUpsertResource\x12(.parlor.booking.v1.UpsertResourceRequest\x1a\x1b.parlor.booking.v1.Resource\x12g\n\rListResources\x12\'.parlor.booking.v1.ListResourcesRequest\x1a(.parlor.booking.v1.ListResourcesResponse\"\x03\x90\x02\x01\x12T\n\rCreateBooking\x12\'.parlor.booking.v1.CreateBookingRequest\x1a\x1a.parlor.booking.v1.Booking\x12_\n\x10GetBookingByCode\x12*.parlor.booking.v1.GetBookingByCodeRequest\x1a\x1a.parlor.booking.v1.Booking\"\x03\x90\x02\x01\x12p\n\x10\x42\x61tchGetBookings\x12*.parlor.booking.v1.BatchGetBookingsRequest\x1a+.parlor.booking.v1.BatchGetBookingsResponse\"\x03\x90\x02\x01\x12\x64\n\x0cListBookings\x12&.parlor.booking.v1.ListBookingsRequest\x1a\'.parlor.booking.v1.ListBookingsResponse\"\x03\x90\x02\x01\x12`\n\x13UpdateBookingStatus\x12-.parlor.booking.v1.UpdateBookingStatusRequest\x1a\x1a.parlor.booking.v1.Booking\x12\\\n\x11RescheduleBooking\x12+.parlor.booking.v1.RescheduleBookingRequest\x1a\x1a.parlor.booking.v1.Booking\x12s\n\x11ListBookingEvents\x12+.parlor.booking.v1.ListBookingEventsRequest\x1a,.parlor.booking.v1.ListBookingEventsResponse\"\x03\x90\x02\x01\x12v\n\x12SearchAvailability\x12,.parlor.booking.v1.SearchAvailabilityRequest\x1a-.parlor.booking.v1.SearchAvailabilityResponse\"\x03\x90\x02\x01\x12\x62\n\rEraseCustomer\x12\'.parlor.booking.v1.EraseCustomerRequest\x1a(.parlor.booking.v1.EraseCustomerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +51,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SALON'].fields_by_name['opening_hours']._serialized_options = b'\272H\005\222\001\002\020F'
   _globals['_SALON'].fields_by_name['etag']._loaded_options = None
   _globals['_SALON'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_SALON'].fields_by_name['special_hours']._loaded_options = None
+  _globals['_SALON'].fields_by_name['special_hours']._serialized_options = b'\272H\006\222\001\003\020\220\003'
+  _globals['_SALON'].fields_by_name['language_code']._loaded_options = None
+  _globals['_SALON'].fields_by_name['language_code']._serialized_options = b'\272H\021r\0142\n^[a-z]{2}$\330\001\001'
   _globals['_OPENINGHOURS'].fields_by_name['day_of_week']._loaded_options = None
   _globals['_OPENINGHOURS'].fields_by_name['day_of_week']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_OPENINGHOURS'].fields_by_name['open_time']._loaded_options = None
@@ -57,6 +63,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENINGHOURS'].fields_by_name['close_time']._serialized_options = b'\272H\354\001\272\001\345\001\n\021time_of_day.close\022*must be a whole minute from 00:00 to 24:00\032\243\001this.hours >= 0 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0 && (this.hours <= 23 || (this.hours == 24 && this.minutes == 0))\310\001\001'
   _globals['_OPENINGHOURS']._loaded_options = None
   _globals['_OPENINGHOURS']._serialized_options = b'\272H\256\001\032\253\001\n\032close_time.after_open_time\022\"close_time must be after open_time\032ithis.open_time.hours * 60 + this.open_time.minutes < this.close_time.hours * 60 + this.close_time.minutes'
+  _globals['_SPECIALHOURS'].fields_by_name['date']._loaded_options = None
+  _globals['_SPECIALHOURS'].fields_by_name['date']._serialized_options = b'\272H\274\001\272\001\265\001\n\ndate.whole\0225must have a year from 1970 to 9998, a month and a day\032pthis.year >= 1970 && this.year <= 9998 && this.month >= 1 && this.month <= 12 && this.day >= 1 && this.day <= 31\310\001\001'
+  _globals['_SPECIALHOURS'].fields_by_name['open_time']._loaded_options = None
+  _globals['_SPECIALHOURS'].fields_by_name['open_time']._serialized_options = b'\272H\272\001\272\001\266\001\n\020time_of_day.open\022*must be a whole minute from 00:00 to 23:59\032vthis.hours >= 0 && this.hours <= 23 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0'
+  _globals['_SPECIALHOURS'].fields_by_name['close_time']._loaded_options = None
+  _globals['_SPECIALHOURS'].fields_by_name['close_time']._serialized_options = b'\272H\351\001\272\001\345\001\n\021time_of_day.close\022*must be a whole minute from 00:00 to 24:00\032\243\001this.hours >= 0 && this.minutes >= 0 && this.minutes <= 59 && this.seconds == 0 && this.nanos == 0 && (this.hours <= 23 || (this.hours == 24 && this.minutes == 0))'
+  _globals['_SPECIALHOURS']._loaded_options = None
+  _globals['_SPECIALHOURS']._serialized_options = b'\272H\337\002\032}\n\031close_time.with_open_time\0223open_time and close_time are both given, or neither\032+has(this.open_time) == has(this.close_time)\032\335\001\n\032close_time.after_open_time\022\"close_time must be after open_time\032\232\001!has(this.open_time) || !has(this.close_time) || this.open_time.hours * 60 + this.open_time.minutes < this.close_time.hours * 60 + this.close_time.minutes'
   _globals['_UPSERTSALONREQUEST'].fields_by_name['salon']._loaded_options = None
   _globals['_UPSERTSALONREQUEST'].fields_by_name['salon']._serialized_options = b'\272H\003\310\001\001'
   _globals['_UPSERTSALONREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -72,7 +86,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['salon_id']._loaded_options = None
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['customer_phone']._loaded_options = None
-  _globals['_CREATEBOOKINGREQUEST'].fields_by_name['customer_phone']._serialized_options = b'\272H\030r\0262\024^\\+[1-9][0-9]{6,14}$'
+  _globals['_CREATEBOOKINGREQUEST'].fields_by_name['customer_phone']._serialized_options = b'\272H\006r\004\020\001\030('
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['customer_name']._loaded_options = None
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['customer_name']._serialized_options = b'\272H\tr\007\030\310\001\272\001\001\000'
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['resource_id']._loaded_options = None
@@ -89,8 +103,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['notes']._serialized_options = b'\272H\tr\007\030\320\017\272\001\001\000'
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEBOOKINGREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_CREATEBOOKINGREQUEST'].fields_by_name['hold_duration']._loaded_options = None
+  _globals['_CREATEBOOKINGREQUEST'].fields_by_name['hold_duration']._serialized_options = b'\272H\r\252\001\n\"\004\010\200\365$2\002\010\001'
+  _globals['_CREATEBOOKINGREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_CREATEBOOKINGREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\010r\006\030d\272\001\001\000'
   _globals['_CREATEBOOKINGREQUEST']._loaded_options = None
-  _globals['_CREATEBOOKINGREQUEST']._serialized_options = b'\272H\222\001\032\217\001\n\031end_time.after_start_time\022!end_time must be after start_time\032O!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time'
+  _globals['_CREATEBOOKINGREQUEST']._serialized_options = b'\272H\202\002\032n\n\030hold_duration.of_pending\022$only a PENDING booking can be a hold\032,!has(this.hold_duration) || this.status != 2\032\217\001\n\031end_time.after_start_time\022!end_time must be after start_time\032O!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time'
   _globals['_GETBOOKINGBYCODEREQUEST'].fields_by_name['salon_id']._loaded_options = None
   _globals['_GETBOOKINGBYCODEREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
   _globals['_GETBOOKINGBYCODEREQUEST'].fields_by_name['booking_code']._loaded_options = None
@@ -100,7 +118,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTBOOKINGSREQUEST'].fields_by_name['status']._loaded_options = None
   _globals['_LISTBOOKINGSREQUEST'].fields_by_name['status']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTBOOKINGSREQUEST'].fields_by_name['customer_phone']._loaded_options = None
-  _globals['_LISTBOOKINGSREQUEST'].fields_by_name['customer_phone']._serialized_options = b'\272H\033r\0262\024^\\+[1-9][0-9]{6,14}$\330\001\001'
+  _globals['_LISTBOOKINGSREQUEST'].fields_by_name['customer_phone']._serialized_options = b'\272H\004r\002\030('
   _globals['_LISTBOOKINGSREQUEST'].fields_by_name['start_time']._loaded_options = None
   _globals['_LISTBOOKINGSREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\032\007\010\200\234\314\360\257\0072\000'
   _globals['_LISTBOOKINGSREQUEST'].fields_by_name['end_time']._loaded_options = None
@@ -121,44 +139,174 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\010r\006\030d\272\001\001\000'
+  _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_UPDATEBOOKINGSTATUSREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\tr\007\030\364\003\272\001\001\000'
+  _globals['_BATCHGETBOOKINGSREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_BATCHGETBOOKINGSREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_BATCHGETBOOKINGSREQUEST'].fields_by_name['booking_codes']._loaded_options = None
+  _globals['_BATCHGETBOOKINGSREQUEST'].fields_by_name['booking_codes']._serialized_options = b'\272H \222\001\035\010\001\020d\"\027r\0252\023^[A-Za-z0-9]{1,16}$'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['booking_code']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['booking_code']._serialized_options = b'\272H\027r\0252\023^[A-Za-z0-9]{1,16}$'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\032\007\010\200\234\314\360\257\0072\000'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\016\262\001\013\032\007\010\200\234\314\360\257\0072\000'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['resource_id']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['resource_id']._serialized_options = b'\272H\034r\0272\025^[A-Za-z0-9_-]{1,64}$\330\001\001'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['actor']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['actor']._serialized_options = b'\272H\010r\006\030d\272\001\001\000'
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\tr\007\030\364\003\272\001\001\000'
+  _globals['_RESCHEDULEBOOKINGREQUEST']._loaded_options = None
+  _globals['_RESCHEDULEBOOKINGREQUEST']._serialized_options = b'\272H\362\002\032u\n\031start_time.or_resource_id\022(give a start_time, a resource_id or both\032.has(this.start_time) || this.resource_id != \'\'\032g\n\030end_time.with_start_time\022\036an end_time needs a start_time\032+!has(this.end_time) || has(this.start_time)\032\217\001\n\031end_time.after_start_time\022!end_time must be after start_time\032O!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time'
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['booking_code']._loaded_options = None
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['booking_code']._serialized_options = b'\272H\027r\0252\023^[A-Za-z0-9]{1,16}$'
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTBOOKINGEVENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['resource_id']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['resource_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\013r\t\020\001\030\310\001\272\001\001\000'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['working_hours']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['working_hours']._serialized_options = b'\272H\005\222\001\002\020F'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['special_hours']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['special_hours']._serialized_options = b'\272H\006\222\001\003\020\220\003'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPSERTRESOURCEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_LISTRESOURCESREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_LISTRESOURCESREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_LISTRESOURCESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTRESOURCESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTRESOURCESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTRESOURCESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['resource_ids']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['resource_ids']._serialized_options = b'\272H!\222\001\036\020\310\001\"\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\021\262\001\013\032\007\010\200\234\314\360\257\0072\000\310\001\001'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\021\262\001\013\032\007\010\200\234\314\360\257\0072\000\310\001\001'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['duration']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['duration']._serialized_options = b'\272H\020\252\001\n\"\004\010\200\243\0052\002\010<\310\001\001'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['step']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['step']._serialized_options = b'\272H\r\252\001\n\"\004\010\200\243\0052\002\010<'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['buffer_before']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['buffer_before']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['buffer_after']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['buffer_after']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['minimum_notice']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['minimum_notice']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\212\212\0172\000'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['horizon']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['horizon']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\206\260\226\0012\000'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_SEARCHAVAILABILITYREQUEST']._loaded_options = None
+  _globals['_SEARCHAVAILABILITYREQUEST']._serialized_options = b'\272H\313\002\032\217\001\n\031end_time.after_start_time\022!end_time must be after start_time\032O!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_time\032\266\001\n\030end_time.near_start_time\0221end_time must be at most 62 days after start_time\032g!has(this.start_time) || !has(this.end_time) || this.end_time - this.start_time <= duration(\'5356800s\')'
+  _globals['_ERASECUSTOMERREQUEST'].fields_by_name['salon_id']._loaded_options = None
+  _globals['_ERASECUSTOMERREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_ERASECUSTOMERREQUEST'].fields_by_name['phone_number']._loaded_options = None
+  _globals['_ERASECUSTOMERREQUEST'].fields_by_name['phone_number']._serialized_options = b'\272H\006r\004\020\001\030('
+  _globals['_ERASECUSTOMERREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_ERASECUSTOMERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_BOOKINGSERVICE'].methods_by_name['GetSalon']._loaded_options = None
   _globals['_BOOKINGSERVICE'].methods_by_name['GetSalon']._serialized_options = b'\220\002\001'
   _globals['_BOOKINGSERVICE'].methods_by_name['GetSalonByPhoneNumberId']._loaded_options = None
   _globals['_BOOKINGSERVICE'].methods_by_name['GetSalonByPhoneNumberId']._serialized_options = b'\220\002\001'
   _globals['_BOOKINGSERVICE'].methods_by_name['ListSalons']._loaded_options = None
   _globals['_BOOKINGSERVICE'].methods_by_name['ListSalons']._serialized_options = b'\220\002\001'
+  _globals['_BOOKINGSERVICE'].methods_by_name['ListResources']._loaded_options = None
+  _globals['_BOOKINGSERVICE'].methods_by_name['ListResources']._serialized_options = b'\220\002\001'
   _globals['_BOOKINGSERVICE'].methods_by_name['GetBookingByCode']._loaded_options = None
   _globals['_BOOKINGSERVICE'].methods_by_name['GetBookingByCode']._serialized_options = b'\220\002\001'
+  _globals['_BOOKINGSERVICE'].methods_by_name['BatchGetBookings']._loaded_options = None
+  _globals['_BOOKINGSERVICE'].methods_by_name['BatchGetBookings']._serialized_options = b'\220\002\001'
   _globals['_BOOKINGSERVICE'].methods_by_name['ListBookings']._loaded_options = None
   _globals['_BOOKINGSERVICE'].methods_by_name['ListBookings']._serialized_options = b'\220\002\001'
-  _globals['_BOOKINGSTATUS']._serialized_start=3912
-  _globals['_BOOKINGSTATUS']._serialized_end=4105
-  _globals['_SALON']._serialized_start=175
-  _globals['_SALON']._serialized_end=579
-  _globals['_OPENINGHOURS']._serialized_start=582
-  _globals['_OPENINGHOURS']._serialized_end=1362
-  _globals['_BOOKING']._serialized_start=1365
-  _globals['_BOOKING']._serialized_end=1813
-  _globals['_UPSERTSALONREQUEST']._serialized_start=1815
-  _globals['_UPSERTSALONREQUEST']._serialized_end=1917
-  _globals['_GETSALONREQUEST']._serialized_start=1919
-  _globals['_GETSALONREQUEST']._serialized_end=1984
-  _globals['_GETSALONBYPHONENUMBERIDREQUEST']._serialized_start=1986
-  _globals['_GETSALONBYPHONENUMBERIDREQUEST']._serialized_end=2073
-  _globals['_LISTSALONSREQUEST']._serialized_start=2075
-  _globals['_LISTSALONSREQUEST']._serialized_end=2152
-  _globals['_LISTSALONSRESPONSE']._serialized_start=2154
-  _globals['_LISTSALONSRESPONSE']._serialized_end=2241
-  _globals['_CREATEBOOKINGREQUEST']._serialized_start=2244
-  _globals['_CREATEBOOKINGREQUEST']._serialized_end=2911
-  _globals['_GETBOOKINGBYCODEREQUEST']._serialized_start=2913
-  _globals['_GETBOOKINGBYCODEREQUEST']._serialized_end=3036
-  _globals['_LISTBOOKINGSREQUEST']._serialized_start=3039
-  _globals['_LISTBOOKINGSREQUEST']._serialized_end=3567
-  _globals['_LISTBOOKINGSRESPONSE']._serialized_start=3569
-  _globals['_LISTBOOKINGSRESPONSE']._serialized_end=3662
-  _globals['_UPDATEBOOKINGSTATUSREQUEST']._serialized_start=3665
-  _globals['_UPDATEBOOKINGSTATUSREQUEST']._serialized_end=3909
-  _globals['_BOOKINGSERVICE']._serialized_start=4108
-  _globals['_BOOKINGSERVICE']._serialized_end=4871
+  _globals['_BOOKINGSERVICE'].methods_by_name['ListBookingEvents']._loaded_options = None
+  _globals['_BOOKINGSERVICE'].methods_by_name['ListBookingEvents']._serialized_options = b'\220\002\001'
+  _globals['_BOOKINGSERVICE'].methods_by_name['SearchAvailability']._loaded_options = None
+  _globals['_BOOKINGSERVICE'].methods_by_name['SearchAvailability']._serialized_options = b'\220\002\001'
+  _globals['_BOOKINGEVENTTYPE']._serialized_start=9735
+  _globals['_BOOKINGEVENTTYPE']._serialized_end=9896
+  _globals['_BOOKINGSTATUS']._serialized_start=9899
+  _globals['_BOOKINGSTATUS']._serialized_end=10092
+  _globals['_SALON']._serialized_start=231
+  _globals['_SALON']._serialized_end=747
+  _globals['_OPENINGHOURS']._serialized_start=750
+  _globals['_OPENINGHOURS']._serialized_end=1530
+  _globals['_SPECIALHOURS']._serialized_start=1533
+  _globals['_SPECIALHOURS']._serialized_end=2656
+  _globals['_RESOURCE']._serialized_start=2659
+  _globals['_RESOURCE']._serialized_end=2962
+  _globals['_BOOKING']._serialized_start=2965
+  _globals['_BOOKING']._serialized_end=3467
+  _globals['_BOOKINGEVENT']._serialized_start=3470
+  _globals['_BOOKINGEVENT']._serialized_end=4017
+  _globals['_SLOT']._serialized_start=4019
+  _globals['_SLOT']._serialized_end=4140
+  _globals['_UPSERTSALONREQUEST']._serialized_start=4142
+  _globals['_UPSERTSALONREQUEST']._serialized_end=4244
+  _globals['_GETSALONREQUEST']._serialized_start=4246
+  _globals['_GETSALONREQUEST']._serialized_end=4311
+  _globals['_GETSALONBYPHONENUMBERIDREQUEST']._serialized_start=4313
+  _globals['_GETSALONBYPHONENUMBERIDREQUEST']._serialized_end=4400
+  _globals['_LISTSALONSREQUEST']._serialized_start=4402
+  _globals['_LISTSALONSREQUEST']._serialized_end=4479
+  _globals['_LISTSALONSRESPONSE']._serialized_start=4481
+  _globals['_LISTSALONSRESPONSE']._serialized_end=4568
+  _globals['_CREATEBOOKINGREQUEST']._serialized_start=4571
+  _globals['_CREATEBOOKINGREQUEST']._serialized_end=5428
+  _globals['_GETBOOKINGBYCODEREQUEST']._serialized_start=5430
+  _globals['_GETBOOKINGBYCODEREQUEST']._serialized_end=5553
+  _globals['_LISTBOOKINGSREQUEST']._serialized_start=5556
+  _globals['_LISTBOOKINGSREQUEST']._serialized_end=6061
+  _globals['_LISTBOOKINGSRESPONSE']._serialized_start=6063
+  _globals['_LISTBOOKINGSRESPONSE']._serialized_end=6156
+  _globals['_UPDATEBOOKINGSTATUSREQUEST']._serialized_start=6159
+  _globals['_UPDATEBOOKINGSTATUSREQUEST']._serialized_end=6461
+  _globals['_BATCHGETBOOKINGSREQUEST']._serialized_start=6464
+  _globals['_BATCHGETBOOKINGSREQUEST']._serialized_end=6597
+  _globals['_BATCHGETBOOKINGSRESPONSE']._serialized_start=6599
+  _globals['_BATCHGETBOOKINGSRESPONSE']._serialized_end=6671
+  _globals['_RESCHEDULEBOOKINGREQUEST']._serialized_start=6674
+  _globals['_RESCHEDULEBOOKINGREQUEST']._serialized_end=7475
+  _globals['_LISTBOOKINGEVENTSREQUEST']._serialized_start=7478
+  _globals['_LISTBOOKINGEVENTSREQUEST']._serialized_end=7660
+  _globals['_LISTBOOKINGEVENTSRESPONSE']._serialized_start=7662
+  _globals['_LISTBOOKINGEVENTSRESPONSE']._serialized_end=7771
+  _globals['_UPSERTRESOURCEREQUEST']._serialized_start=7774
+  _globals['_UPSERTRESOURCEREQUEST']._serialized_end=8147
+  _globals['_LISTRESOURCESREQUEST']._serialized_start=8150
+  _globals['_LISTRESOURCESREQUEST']._serialized_end=8299
+  _globals['_LISTRESOURCESRESPONSE']._serialized_start=8301
+  _globals['_LISTRESOURCESRESPONSE']._serialized_end=8397
+  _globals['_SEARCHAVAILABILITYREQUEST']._serialized_start=8400
+  _globals['_SEARCHAVAILABILITYREQUEST']._serialized_end=9455
+  _globals['_SEARCHAVAILABILITYRESPONSE']._serialized_start=9457
+  _globals['_SEARCHAVAILABILITYRESPONSE']._serialized_end=9550
+  _globals['_ERASECUSTOMERREQUEST']._serialized_start=9553
+  _globals['_ERASECUSTOMERREQUEST']._serialized_end=9689
+  _globals['_ERASECUSTOMERRESPONSE']._serialized_start=9691
+  _globals['_ERASECUSTOMERRESPONSE']._serialized_end=9732
+  _globals['_BOOKINGSERVICE']._serialized_start=10095
+  _globals['_BOOKINGSERVICE']._serialized_end=11597
 # @@protoc_insertion_point(module_scope)

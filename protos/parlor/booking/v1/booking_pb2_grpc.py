@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class BookingServiceStub:
-    """Salons and their bookings. Owns the tables salons and bookings.
+    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events.
     """
 
     def __init__(self, channel):
@@ -55,6 +55,16 @@ class BookingServiceStub:
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListSalonsRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListSalonsResponse.FromString,
                 _registered_method=True)
+        self.UpsertResource = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/UpsertResource',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpsertResourceRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Resource.FromString,
+                _registered_method=True)
+        self.ListResources = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/ListResources',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesResponse.FromString,
+                _registered_method=True)
         self.CreateBooking = channel.unary_unary(
                 '/parlor.booking.v1.BookingService/CreateBooking',
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateBookingRequest.SerializeToString,
@@ -64,6 +74,11 @@ class BookingServiceStub:
                 '/parlor.booking.v1.BookingService/GetBookingByCode',
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.GetBookingByCodeRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
+                _registered_method=True)
+        self.BatchGetBookings = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/BatchGetBookings',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetBookingsRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetBookingsResponse.FromString,
                 _registered_method=True)
         self.ListBookings = channel.unary_unary(
                 '/parlor.booking.v1.BookingService/ListBookings',
@@ -75,10 +90,30 @@ class BookingServiceStub:
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpdateBookingStatusRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
                 _registered_method=True)
+        self.RescheduleBooking = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/RescheduleBooking',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.RescheduleBookingRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
+                _registered_method=True)
+        self.ListBookingEvents = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/ListBookingEvents',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsResponse.FromString,
+                _registered_method=True)
+        self.SearchAvailability = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/SearchAvailability',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.SearchAvailabilityRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.SearchAvailabilityResponse.FromString,
+                _registered_method=True)
+        self.EraseCustomer = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/EraseCustomer',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerResponse.FromString,
+                _registered_method=True)
 
 
 class BookingServiceServicer:
-    """Salons and their bookings. Owns the tables salons and bookings.
+    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events.
     """
 
     def UpsertSalon(self, request, context):
@@ -113,8 +148,27 @@ class BookingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpsertResource(self, request, context):
+        """Creates a resource of a salon (a member of the staff, a chair) or replaces it whole.
+        Errors: NOT_FOUND SALON_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResources(self, request, context):
+        """Lists a salon's resources, ordered by resource_id. Cached for 300 s.
+        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateBooking(self, request, context):
-        """Books a time, of a resource if one is named. Two PENDING or CONFIRMED bookings of one resource never overlap.
+        """Books a time, of a resource if one is named. Two PENDING or CONFIRMED bookings of one resource never overlap; a hold
+        that has expired counts no more: it is cancelled on the way, reason HOLD_EXPIRED. Opening hours, notice and buffers
+        are not looked at: they shape what SearchAvailability offers. A resource_id not seen before becomes an active
+        resource.
         Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -124,6 +178,14 @@ class BookingServiceServicer:
     def GetBookingByCode(self, request, context):
         """Returns a booking by its code. Cached for 300 s.
         Errors: NOT_FOUND BOOKING_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetBookings(self, request, context):
+        """Returns up to 100 bookings by their codes, in the order of the codes. Cached for 300 s each.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND for the first that does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,8 +202,43 @@ class BookingServiceServicer:
     def UpdateBookingStatus(self, request, context):
         """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to COMPLETED, CANCELLED or NO_SHOW.
         The others are final.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`; ABORTED
-        ETAG_MISMATCH.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`, or
+        HOLD_EXPIRED for confirming a hold too late; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RescheduleBooking(self, request, context):
+        """Moves a PENDING or CONFIRMED booking to another time, another resource or both. Its code and status stay.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION of a booking that is
+        final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBookingEvents(self, request, context):
+        """Lists what happened to a booking, oldest first. Cached for 300 s.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchAvailability(self, request, context):
+        """Returns the free slots of a salon's resources in a period: those on the step grid that lie within opening hours,
+        notice and horizon and keep their buffers from every booking that blocks. The grid starts wherever a resource
+        begins to be available by its hours, and goes on in elapsed time, also when the clock changes. Not cached.
+        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseCustomer(self, request, context):
+        """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+        history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +267,16 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListSalonsRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListSalonsResponse.SerializeToString,
             ),
+            'UpsertResource': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpsertResource,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpsertResourceRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Resource.SerializeToString,
+            ),
+            'ListResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResources,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesResponse.SerializeToString,
+            ),
             'CreateBooking': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBooking,
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateBookingRequest.FromString,
@@ -179,6 +286,11 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     servicer.GetBookingByCode,
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.GetBookingByCodeRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.SerializeToString,
+            ),
+            'BatchGetBookings': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetBookings,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetBookingsRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetBookingsResponse.SerializeToString,
             ),
             'ListBookings': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBookings,
@@ -190,6 +302,26 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpdateBookingStatusRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.SerializeToString,
             ),
+            'RescheduleBooking': grpc.unary_unary_rpc_method_handler(
+                    servicer.RescheduleBooking,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.RescheduleBookingRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.SerializeToString,
+            ),
+            'ListBookingEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBookingEvents,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsResponse.SerializeToString,
+            ),
+            'SearchAvailability': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchAvailability,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.SearchAvailabilityRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.SearchAvailabilityResponse.SerializeToString,
+            ),
+            'EraseCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseCustomer,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'parlor.booking.v1.BookingService', rpc_method_handlers)
@@ -199,7 +331,7 @@ def add_BookingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BookingService:
-    """Salons and their bookings. Owns the tables salons and bookings.
+    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events.
     """
 
     @staticmethod
@@ -311,6 +443,60 @@ class BookingService:
             _registered_method=True)
 
     @staticmethod
+    def UpsertResource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/UpsertResource',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.UpsertResourceRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.Resource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/ListResources',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateBooking(request,
             target,
             options=(),
@@ -365,6 +551,33 @@ class BookingService:
             _registered_method=True)
 
     @staticmethod
+    def BatchGetBookings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/BatchGetBookings',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetBookingsRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetBookingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListBookings(request,
             target,
             options=(),
@@ -408,6 +621,114 @@ class BookingService:
             '/parlor.booking.v1.BookingService/UpdateBookingStatus',
             parlor_dot_booking_dot_v1_dot_booking__pb2.UpdateBookingStatusRequest.SerializeToString,
             parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RescheduleBooking(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/RescheduleBooking',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.RescheduleBookingRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBookingEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/ListBookingEvents',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchAvailability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/SearchAvailability',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.SearchAvailabilityRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.SearchAvailabilityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/EraseCustomer',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,38 @@
+"""Phone numbers as callers write them, made E.164."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+import phonenumbers
+
+from libs.rpc.errors import RpcError, invalid_fields
+
+_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+
+
+async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]]) -> str:
+    """Return a phone number as E.164; `region_code` is asked, for the salon's, only if the number is a national one.
+
+    What looks like E.164 is taken as it is: a number that WhatsApp knows is not refused for a plan that we don't.
+    Raises: INVALID_FIELD of `field`; what `region_code` raises.
+    """
+    if _E164.fullmatch(number):
+        return number
+    international = number.lstrip().startswith("+")
+    region = None if international else await region_code()
+    if not international and not region:
+        raise _bad(field, "is no E.164 number, such as +4915112345678, and the salon has no region_code")
+    try:
+        parsed = phonenumbers.parse(number, region)
+    except phonenumbers.NumberParseException as error:
+        raise _bad(field, "is no phone number") from error
+    if not phonenumbers.is_valid_number(parsed) or parsed.extension:
+        raise _bad(field, f"is no phone number of {region}" if region else "is no phone number")
+    written = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    if not _E164.fullmatch(written):
+        raise _bad(field, "is no phone number")
+    return written
+
+
+def _bad(field: str, description: str) -> RpcError:
+    return invalid_fields([(field, description)])
