@@ -1,7 +1,8 @@
 """The rows of the seed's data set: the same every time.
 
-At scale 1: 10,000 bookings, 50,000 messages, 1,000 conversations and 20,000 AI messages of 20 salons, the biggest of
-which, `salon-123`, has about a third. Times are those before and after 2025-01-18, the day of the seed's report.
+At scale 1: 10,000 bookings with their history, 50,000 messages, 1,000 conversations and 20,000 AI messages of 20
+salons, the biggest of which, `salon-123`, has about a third. Times are those before and after 2025-01-18, the day of
+the seed's report.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,12 +26,16 @@ ANCHOR = FIRST_DAY + timedelta(days=90)  # 2025-01-18: messages end here, bookin
 # Rows at scale 1; there are as many salons at any scale.
 ROWS = {"salons": 20, "bookings": 10_000, "conversations": 1_000, "messages": 50_000, "ai_messages": 20_000}
 COLUMNS = {
-    "salons": "salon_id phone_number_id name time_zone region_code opening_hours created_at updated_at",
+    "salons": "salon_id phone_number_id name time_zone region_code language_code opening_hours created_at updated_at",
+    "resources": "salon_id resource_id name created_at updated_at",
     "bookings": "salon_id booking_id booking_code customer_phone customer_name resource_id service_name start_ts end_ts"
     " status revision created_at updated_at",
-    "conversations": "salon_id conversation_id phone_number status started_at last_message_at",
-    "messages": "salon_id message_id conversation_id phone_number direction whatsapp_id type content status cost_micros"
-    " currency_code created_at",
+    "booking_events": "salon_id booking_id revision type actor from_status to_status from_start_ts from_end_ts"
+    " to_start_ts to_end_ts from_resource_id to_resource_id created_at",
+    "conversations": "salon_id conversation_id phone_number status assignee tags unread_count started_at"
+    " last_message_at service_window_expires_at",
+    "messages": "salon_id message_id conversation_id phone_number direction whatsapp_id type content language status"
+    " cost_micros currency_code pricing_category billable created_at",
     "ai_messages": "salon_id ai_message_id conversation_id model role content prompt_tokens completion_tokens"
     " cost_micros currency_code latency_ms created_at",
 }
@@ -40,7 +45,14 @@ _BOOKED_DAYS = [day for day in range(120) if (FIRST_DAY + timedelta(days=day)).w
 _PAST_STATUSES = ("COMPLETED",) * 14 + ("CANCELLED",) * 3 + ("NO_SHOW",) * 2 + ("CONFIRMED",)
 _FUTURE_STATUSES = ("CONFIRMED",) * 13 + ("PENDING",) * 4 + ("CANCELLED",) * 3
 _SENT_STATUSES = ("READ",) * 14 + ("DELIVERED",) * 4 + ("SENT", "FAILED")
-_REVISIONS = {"PENDING": 1, "CONFIRMED": 2, "CANCELLED": 2, "COMPLETED": 3, "NO_SHOW": 3}
+_PATHS = {
+    "PENDING": ("PENDING",),
+    "CONFIRMED": ("PENDING", "CONFIRMED"),
+    "CANCELLED": ("PENDING", "CANCELLED"),
+    "COMPLETED": ("PENDING", "CONFIRMED", "COMPLETED"),
+    "NO_SHOW": ("PENDING", "CONFIRMED", "NO_SHOW"),
+}
+_TAGS: tuple[list[str], ...] = ([], [], [], ["vip"], [], ["new customer"], [], ["complaint", "vip"], [], [])
 _HALF_CODES = ["".join(letters) for letters in product("23456789ABCDEFGHJKMNPQRSTVWXYZ", repeat=3)]
 
 Row: TypeAlias = tuple[object, ...]
@@ -94,8 +106,11 @@ def data_set(scale: int) -> Iterator[tuple[str, Iterable[Row]]]:
     """
     # One generator of random numbers a table: a change of one leaves the others' rows as they are.
     salons = _salons(scale)
+    bookings = _booking_rows(salons)
     yield "salons", map(_salon_row, salons)
-    yield "bookings", _booking_rows(salons)
+    yield "resources", _resource_rows(bookings)
+    yield "bookings", bookings
+    yield "booking_events", (event for booking in bookings for event in _event_rows(booking))
     conversations = list(_conversations(salons))
     plan = _plan(conversations)
     yield "conversations", _conversation_rows(conversations, plan)
@@ -120,7 +135,18 @@ def _salon_row(salon: Salon) -> Row:
     phone_number_id = f"{_scatter(salon.rank, 10**15):015d}"
     opened = FIRST_DAY - timedelta(days=60 - salon.rank)
     zone, region = salon.region.time_zone, salon.region.region_code
-    return salon.salon_id, phone_number_id, name, zone, region, Jsonb(hours), opened, opened
+    language = salon.region.language_code
+    return salon.salon_id, phone_number_id, name, zone, region, language, Jsonb(hours), opened, opened
+
+
+def _resource_rows(bookings: Sequence[Row]) -> Iterator[Row]:
+    """Yield who and what was booked, from the day of the first booking on."""
+    first: dict[tuple[object, object], object] = {}
+    for booking in bookings:
+        if booking[5]:
+            first.setdefault((booking[0], booking[5]), booking[11])
+    for (salon_id, resource_id), created in sorted(first.items()):
+        yield salon_id, resource_id, str(resource_id).replace("-", " ").capitalize(), created, created
 
 
 def _booking_rows(salons: Sequence[Salon]) -> list[Row]:
@@ -153,7 +179,19 @@ def _booking_row(random: Random, salon: Salon, number: int, resource: int, start
     changed = {"PENDING": created, "CONFIRMED": created + ahead / 2, "CANCELLED": created + ahead / 2}.get(status, end)
     resource_id = None if random.random() < 0.05 else f"{('chair', 'stylist')[resource % 2]}-{resource // 2 + 1}"
     what = _uuid(random), salon.booking_code(number), salon.phone(customer), name, resource_id, service, start, end
-    return salon.salon_id, *what, status, _REVISIONS[status], created, changed
+    return salon.salon_id, *what, status, len(_PATHS[status]), created, changed
+
+
+def _event_rows(booking: Row) -> Iterator[Row]:
+    """Yield the history of a booking: it was made, and moved along to its status."""
+    salon_id, booking_id, _, _, _, resource, _, start, end, status, _, created, changed = booking
+    path = _PATHS[str(status)]
+    for revision, (before, after) in enumerate(pairwise((None, *path)), 1):
+        kind = "STATUS_CHANGED" if before else "CREATED"
+        was = (start, end) if before else (None, None)
+        moment = changed if revision == len(path) > 1 else created
+        what = kind, "bot", before, after, *was, start, end, resource if before else None, resource
+        yield salon_id, booking_id, revision, *what, moment
 
 
 def _conversations(salons: Sequence[Salon]) -> Iterator[Conversation]:
@@ -191,10 +229,14 @@ def _chats(random: Random, messages: int) -> Iterator[tuple[int, bool]]:
 def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:
     last = {sent.conversation: _time(sent.ms) for sent in plan}
     first = {sent.conversation: _time(sent.ms) for sent in reversed(plan)}
+    heard = {sent.conversation: _time(sent.ms) for sent in plan if not sent.outbound}
     for place, (salon, conversation_id, phone, _) in enumerate(conversations):
         idle = (ANCHOR - last[place]).days
         status = "ACTIVE" if idle < 21 else "CLOSED" if idle < 50 else "ARCHIVED"
-        yield salon.salon_id, conversation_id, phone, status, first[place], last[place]
+        unread = int(last[place] == heard[place])  # whoever was answered was read
+        care = f"user-{place % 3}" if status == "ACTIVE" and place % 4 == 0 else "", _TAGS[place % len(_TAGS)], unread
+        until = heard[place] + timedelta(hours=24)
+        yield salon.salon_id, conversation_id, phone, status, *care, first[place], last[place], until
 
 
 def _message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:
@@ -205,9 +247,11 @@ def _message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -
         kind = "TEMPLATE" if outbound and ms % 5 == 3 else "TEXT"
         status = _pick(random, _SENT_STATUSES) if outbound else "RECEIVED"
         cost = (salon.region.message_cost_micros, salon.region.currency_code) if outbound else (0, None)
+        billed = ("utility" if kind == "TEMPLATE" else "service", True) if outbound else (None, None)
         whatsapp_id = f"wamid.{_scatter(next(numbers[salon.rank]), 16**24):024X}"
-        what = "OUTBOUND" if outbound else "INBOUND", whatsapp_id, kind, _content(salon, ms, outbound), status
-        yield salon.salon_id, _uuid(random), conversation_id, phone, *what, *cost, _time(ms)
+        said = kind, _content(salon, ms, outbound), salon.region.language_code
+        what = "OUTBOUND" if outbound else "INBOUND", whatsapp_id, *said, status
+        yield salon.salon_id, _uuid(random), conversation_id, phone, *what, *cost, *billed, _time(ms)
 
 
 def _ai_message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:

@@ -15,7 +15,11 @@ from ops.data_set import COLUMNS, ROWS, Row, data_set
 MAX_SCALE = 100  # the plan of the messages is held in memory, about 150 MB at scale 20
 
 # Everything that a service writes about a salon's rows goes with them.
-_TABLES = (*COLUMNS, "message_status_events", "booking_requests", "messaging_requests")
+_TABLES = (
+    *COLUMNS,
+    *("raw_messages", "message_status_events", "webhook_failures"),
+    *("booking_requests", "messaging_requests"),
+)
 _TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
 
 

@@ -12,6 +12,7 @@ class Region:
     """
 
     region_code: str
+    language_code: str
     time_zone: str
     currency_code: str
     message_cost_micros: int
@@ -87,14 +88,26 @@ _ENGLISH = (
 )
 
 REGIONS = (
-    Region("DE", "Europe/Berlin", "EUR", 46_500, "+49151", ("Anna", "Lukas", "Mia", "Jonas", "Käthe"), *_GERMAN),
+    Region("DE", "de", "Europe/Berlin", "EUR", 46_500, "+49151", ("Anna", "Lukas", "Mia", "Jonas", "Käthe"), *_GERMAN),
     Region(
-        "BR", "America/Sao_Paulo", "BRL", 42_000, "+55119", ("Beatriz", "João", "Luíza", "Rafael", "Iara"), *_PORTUGUESE
+        "BR",
+        "pt",
+        "America/Sao_Paulo",
+        "BRL",
+        42_000,
+        "+55119",
+        ("Beatriz", "João", "Luíza", "Rafael", "Iara"),
+        *_PORTUGUESE,
     ),
-    Region("ES", "Europe/Madrid", "EUR", 16_600, "+346", ("Lucía", "Hugo", "Sofía", "Íñigo", "Carmen"), *_SPANISH),
-    Region("IN", "Asia/Kolkata", "INR", 115_000, "+9198", ("Aarav", "Diya", "Ishaan", "Priya", "Meera"), *_ENGLISH),
+    Region(
+        "ES", "es", "Europe/Madrid", "EUR", 16_600, "+346", ("Lucía", "Hugo", "Sofía", "Íñigo", "Carmen"), *_SPANISH
+    ),
+    Region(
+        "IN", "en", "Asia/Kolkata", "INR", 115_000, "+9198", ("Aarav", "Diya", "Ishaan", "Priya", "Meera"), *_ENGLISH
+    ),
     Region(
         "MX",
+        "es",
         "America/Mexico_City",
         "MXN",
         148_000,
@@ -102,7 +115,9 @@ REGIONS = (
         ("Ximena", "Diego", "Valeria", "Emilio", "Renata"),
         *_SPANISH,
     ),
-    Region("GB", "Europe/London", "GBP", 15_900, "+4477", ("Olivia", "Noah", "Amelia", "Arthur", "Siân"), *_ENGLISH),
+    Region(
+        "GB", "en", "Europe/London", "GBP", 15_900, "+4477", ("Olivia", "Noah", "Amelia", "Arthur", "Siân"), *_ENGLISH
+    ),
 )
 
 SURNAMES = ("Weber", "Silva", "García", "Sharma", "Hernández", "Taylor", "Costa", "Patel", "O'Brien", "Núñez", "Vogt")

@@ -3,6 +3,12 @@
 isort:skip_file
 The messaging service: conversations, their WhatsApp messages, and what the AI said in them.
 
+A phone number is E.164 with `+`, however it is spaced; where the salon has a region_code it may be in the region's
+national notation. What can't be read so is INVALID_FIELD. Replies have E.164. A customer whose phone number WhatsApp
+does not tell is known by a user_id, WhatsApp's business-scoped user id.
+
+A conversation is named by its conversation_id, by phone_number or by user_id; where several are given, all must agree.
+
 Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the reasons named at the RPC, besides those
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
 (RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
@@ -53,6 +59,34 @@ CONVERSATION_STATUS_CLOSED: ConversationStatus.ValueType  # 2
 CONVERSATION_STATUS_ARCHIVED: ConversationStatus.ValueType  # 3
 """Put away."""
 Global___ConversationStatus: _TypeAlias = ConversationStatus  # noqa: Y015
+
+class _WebhookItemKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WebhookItemKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WebhookItemKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEBHOOK_ITEM_KIND_UNSPECIFIED: _WebhookItemKind.ValueType  # 0
+    """Not said."""
+    WEBHOOK_ITEM_KIND_MESSAGE: _WebhookItemKind.ValueType  # 1
+    """A message."""
+    WEBHOOK_ITEM_KIND_STATUS: _WebhookItemKind.ValueType  # 2
+    """A status."""
+    WEBHOOK_ITEM_KIND_OTHER: _WebhookItemKind.ValueType  # 3
+    """Something else: an error of the account, a call."""
+
+class WebhookItemKind(_WebhookItemKind, metaclass=_WebhookItemKindEnumTypeWrapper):
+    """What an item of a webhook body is."""
+
+WEBHOOK_ITEM_KIND_UNSPECIFIED: WebhookItemKind.ValueType  # 0
+"""Not said."""
+WEBHOOK_ITEM_KIND_MESSAGE: WebhookItemKind.ValueType  # 1
+"""A message."""
+WEBHOOK_ITEM_KIND_STATUS: WebhookItemKind.ValueType  # 2
+"""A status."""
+WEBHOOK_ITEM_KIND_OTHER: WebhookItemKind.ValueType  # 3
+"""Something else: an error of the account, a call."""
+Global___WebhookItemKind: _TypeAlias = WebhookItemKind  # noqa: Y015
 
 class _MessageDirection:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -116,6 +150,8 @@ class _MessageTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageTy
     """A message made from an approved template."""
     MESSAGE_TYPE_UNSUPPORTED: _MessageType.ValueType  # 15
     """A kind that WhatsApp does not pass on."""
+    MESSAGE_TYPE_UNKNOWN: _MessageType.ValueType  # 16
+    """A kind that Parlor does not know. GetMessage has the item."""
 
 class MessageType(_MessageType, metaclass=_MessageTypeEnumTypeWrapper):
     """What a message is, as the WhatsApp Cloud API names it."""
@@ -152,6 +188,8 @@ MESSAGE_TYPE_TEMPLATE: MessageType.ValueType  # 14
 """A message made from an approved template."""
 MESSAGE_TYPE_UNSUPPORTED: MessageType.ValueType  # 15
 """A kind that WhatsApp does not pass on."""
+MESSAGE_TYPE_UNKNOWN: MessageType.ValueType  # 16
+"""A kind that Parlor does not know. GetMessage has the item."""
 Global___MessageType: _TypeAlias = MessageType  # noqa: Y015
 
 class _MessageStatus:
@@ -240,16 +278,32 @@ class Conversation(_message.Message):
     LAST_MESSAGE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_NAME_FIELD_NUMBER: _builtins.int
+    ASSIGNEE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    UNREAD_COUNT_FIELD_NUMBER: _builtins.int
+    SERVICE_WINDOW_EXPIRES_TIME_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     """Made by the server: a UUID."""
     salon_id: _builtins.str
     """The salon."""
     phone_number: _builtins.str
-    """The customer's phone number, E.164 with `+`. Unique in the salon."""
+    """The customer's phone number, E.164 with `+`. Unique in the salon; empty if WhatsApp does not tell it, and once the
+    customer was erased.
+    """
     status: Global___ConversationStatus.ValueType
     """Where the conversation stands."""
     etag: _builtins.str
-    """Version of the conversation, for UpdateConversationStatus. Changes with each message, too."""
+    """Version of the conversation. Changes with each message, too."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer; empty if not known."""
+    customer_name: _builtins.str
+    """The customer's name as their WhatsApp profile has it; empty if not known."""
+    assignee: _builtins.str
+    """Who looks after it; empty if nobody."""
+    unread_count: _builtins.int
+    """Messages of the customer since MarkConversationRead."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When its first message was sent."""
@@ -262,6 +316,16 @@ class Conversation(_message.Message):
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """Its newest messages, newest first. Only from GetConversation."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its tags, in alphabetical order."""
+
+    @_builtins.property
+    def service_window_expires_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when other messages than templates may be sent: 24 h after the customer's last message. Not set: the customer
+        never wrote.
+        """
+
     def __init__(
         self,
         *,
@@ -273,10 +337,16 @@ class Conversation(_message.Message):
         last_message_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         messages: _abc.Iterable[Global___Message] | None = ...,
+        user_id: _builtins.str = ...,
+        customer_name: _builtins.str = ...,
+        assignee: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        unread_count: _builtins.int = ...,
+        service_window_expires_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_message_time", b"last_message_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_message_time", b"last_message_time", "service_window_expires_time", b"service_window_expires_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "etag", b"etag", "last_message_time", b"last_message_time", "messages", b"messages", "phone_number", b"phone_number", "salon_id", b"salon_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignee", b"assignee", "conversation_id", b"conversation_id", "customer_name", b"customer_name", "etag", b"etag", "last_message_time", b"last_message_time", "messages", b"messages", "phone_number", b"phone_number", "salon_id", b"salon_id", "service_window_expires_time", b"service_window_expires_time", "start_time", b"start_time", "status", b"status", "tags", b"tags", "unread_count", b"unread_count", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,6 +370,16 @@ class Message(_message.Message):
     COST_MICROS_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    REPLY_TO_WHATSAPP_ID_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_TITLE_FIELD_NUMBER: _builtins.int
+    PRICING_CATEGORY_FIELD_NUMBER: _builtins.int
+    BILLABLE_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ORIGIN_FIELD_NUMBER: _builtins.int
+    SNIPPET_FIELD_NUMBER: _builtins.int
+    RAW_JSON_FIELD_NUMBER: _builtins.int
+    STATUS_EVENTS_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """Made by the server: a UUID. Empty where only a status of the message is known so far."""
     salon_id: _builtins.str
@@ -307,24 +387,50 @@ class Message(_message.Message):
     conversation_id: _builtins.str
     """Its conversation: a UUID."""
     phone_number: _builtins.str
-    """The customer's phone number, E.164 with `+`."""
+    """The customer's phone number, E.164 with `+`; empty if not known."""
     direction: Global___MessageDirection.ValueType
     """Who wrote it."""
     whatsapp_id: _builtins.str
-    """WhatsApp's id of the message (`wamid...`), unique in the salon; empty if not known."""
+    """WhatsApp's id of the message (`wamid...`), unique in the salon; empty if not known, or erased."""
     type: Global___MessageType.ValueType
     """What it is."""
     content: _builtins.str
-    """Its text; may be empty."""
+    """Its text or caption, or the title of what was chosen; may be empty."""
     status: Global___MessageStatus.ValueType
     """What became of it."""
     cost_micros: _builtins.int
-    """What it cost, in millionths of currency_code."""
+    """What it cost, in millionths of currency_code. What a status says of the price counts more than what RecordMessage
+    said; a message that is not billable costs nothing.
+    """
     currency_code: _builtins.str
     """ISO 4217 code; empty if it cost nothing."""
+    media_id: _builtins.str
+    """WhatsApp's id of the picture, sound, film, file or sticker; empty if it has none."""
+    reply_to_whatsapp_id: _builtins.str
+    """WhatsApp's id of the message that it answers or reacts to; empty if none."""
+    error_code: _builtins.int
+    """WhatsApp's code of the error, of a FAILED message and of an UNSUPPORTED one; 0 if none."""
+    error_title: _builtins.str
+    """What went wrong, in WhatsApp's words; may be empty."""
+    pricing_category: _builtins.str
+    """What WhatsApp bills it as: `marketing`, `utility`, `authentication`, `service`...; empty if not known."""
+    billable: _builtins.bool
+    """Whether WhatsApp bills it; not set if not known."""
+    conversation_origin: _builtins.str
+    """What opened the conversation that WhatsApp bills it in: `marketing`, `service`...; empty if not known."""
+    snippet: _builtins.str
+    """A part of its text, with the words that were found between `<b>` and `</b>`; everything else is escaped for HTML.
+    Only from SearchMessages.
+    """
+    raw_json: _builtins.str
+    """The item of the webhook body that it came in, as JSON; empty if it came otherwise. Only from GetMessage."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was sent."""
+
+    @_builtins.property
+    def status_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageStatusEvent]:
+        """All that WhatsApp said of it, oldest first. Only from GetMessage."""
 
     def __init__(
         self,
@@ -341,14 +447,128 @@ class Message(_message.Message):
         cost_micros: _builtins.int = ...,
         currency_code: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        media_id: _builtins.str = ...,
+        reply_to_whatsapp_id: _builtins.str = ...,
+        error_code: _builtins.int = ...,
+        error_title: _builtins.str = ...,
+        pricing_category: _builtins.str = ...,
+        billable: _builtins.bool | None = ...,
+        conversation_origin: _builtins.str = ...,
+        snippet: _builtins.str = ...,
+        raw_json: _builtins.str = ...,
+        status_events: _abc.Iterable[Global___MessageStatusEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "content", b"content", "conversation_id", b"conversation_id", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency_code", b"currency_code", "direction", b"direction", "error_code", b"error_code", "error_title", b"error_title", "media_id", b"media_id", "message_id", b"message_id", "phone_number", b"phone_number", "pricing_category", b"pricing_category", "raw_json", b"raw_json", "reply_to_whatsapp_id", b"reply_to_whatsapp_id", "salon_id", b"salon_id", "snippet", b"snippet", "status", b"status", "status_events", b"status_events", "type", b"type", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__billable: _TypeAlias = _typing.Literal["billable"]  # noqa: Y015
+    _WhichOneofArgType__billable: _TypeAlias = _typing.Literal["_billable", b"_billable"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__billable) -> _WhichOneofReturnType__billable | None: ...
+
+Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class MessageStatusEvent(_message.Message):
+    """What WhatsApp said of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_TITLE_FIELD_NUMBER: _builtins.int
+    PRICING_CATEGORY_FIELD_NUMBER: _builtins.int
+    BILLABLE_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ORIGIN_FIELD_NUMBER: _builtins.int
+    status: Global___MessageStatus.ValueType
+    """SENT, DELIVERED, READ or FAILED."""
+    error_code: _builtins.int
+    """WhatsApp's code of the error; 0 if none."""
+    error_title: _builtins.str
+    """What went wrong, in WhatsApp's words; may be empty."""
+    pricing_category: _builtins.str
+    """What WhatsApp bills the message as; empty if not said."""
+    billable: _builtins.bool
+    """Whether WhatsApp bills it; not set if not said."""
+    cost_micros: _builtins.int
+    """What it costs, in millionths of currency_code; 0 if not said."""
+    currency_code: _builtins.str
+    """ISO 4217 code; empty if no cost was said."""
+    conversation_origin: _builtins.str
+    """What opened the conversation that WhatsApp bills it in; empty if not said."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___MessageStatus.ValueType = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        error_code: _builtins.int = ...,
+        error_title: _builtins.str = ...,
+        pricing_category: _builtins.str = ...,
+        billable: _builtins.bool | None = ...,
+        cost_micros: _builtins.int = ...,
+        currency_code: _builtins.str = ...,
+        conversation_origin: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "error_code", b"error_code", "error_title", b"error_title", "event_time", b"event_time", "pricing_category", b"pricing_category", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__billable: _TypeAlias = _typing.Literal["billable"]  # noqa: Y015
+    _WhichOneofArgType__billable: _TypeAlias = _typing.Literal["_billable", b"_billable"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__billable) -> _WhichOneofReturnType__billable | None: ...
+
+Global___MessageStatusEvent: _TypeAlias = MessageStatusEvent  # noqa: Y015
+
+@_typing.final
+class WebhookFailure(_message.Message):
+    """A webhook item that could not be recorded as what it should be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FAILURE_ID_FIELD_NUMBER: _builtins.int
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RAW_JSON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    webhook_failure_id: _builtins.str
+    """Made by the server: a UUID."""
+    salon_id: _builtins.str
+    """The salon."""
+    kind: Global___WebhookItemKind.ValueType
+    """What it should have been."""
+    reason: _builtins.str
+    """Why it could not be recorded."""
+    raw_json: _builtins.str
+    """The item as JSON; cut off after 65,536 characters."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was received."""
+
+    def __init__(
+        self,
+        *,
+        webhook_failure_id: _builtins.str = ...,
+        salon_id: _builtins.str = ...,
+        kind: Global___WebhookItemKind.ValueType = ...,
+        reason: _builtins.str = ...,
+        raw_json: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "conversation_id", b"conversation_id", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency_code", b"currency_code", "direction", b"direction", "message_id", b"message_id", "phone_number", b"phone_number", "salon_id", b"salon_id", "status", b"status", "type", b"type", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "kind", b"kind", "raw_json", b"raw_json", "reason", b"reason", "salon_id", b"salon_id", "webhook_failure_id", b"webhook_failure_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Message: _TypeAlias = Message  # noqa: Y015
+Global___WebhookFailure: _TypeAlias = WebhookFailure  # noqa: Y015
 
 @_typing.final
 class AiMessage(_message.Message):
@@ -368,6 +588,7 @@ class AiMessage(_message.Message):
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BOOKING_CODE_FIELD_NUMBER: _builtins.int
     ai_message_id: _builtins.str
     """Made by the server: a UUID."""
     salon_id: _builtins.str
@@ -390,6 +611,8 @@ class AiMessage(_message.Message):
     """ISO 4217 code; empty if it cost nothing."""
     latency_ms: _builtins.int
     """How long the model took, in ms."""
+    booking_code: _builtins.str
+    """The code of the booking that it led to; empty if none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded."""
@@ -409,10 +632,11 @@ class AiMessage(_message.Message):
         currency_code: _builtins.str = ...,
         latency_ms: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        booking_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ai_message_id", b"ai_message_id", "completion_tokens", b"completion_tokens", "content", b"content", "conversation_id", b"conversation_id", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency_code", b"currency_code", "latency_ms", b"latency_ms", "model", b"model", "prompt_tokens", b"prompt_tokens", "role", b"role", "salon_id", b"salon_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ai_message_id", b"ai_message_id", "booking_code", b"booking_code", "completion_tokens", b"completion_tokens", "content", b"content", "conversation_id", b"conversation_id", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency_code", b"currency_code", "latency_ms", b"latency_ms", "model", b"model", "prompt_tokens", b"prompt_tokens", "role", b"role", "salon_id", b"salon_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,10 +658,13 @@ class RecordMessageRequest(_message.Message):
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     SEND_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    REPLY_TO_WHATSAPP_ID_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """The salon."""
     phone_number: _builtins.str
-    """The customer's phone number, E.164 with `+`."""
+    """The customer's phone number. Optional where user_id is given."""
     direction: Global___MessageDirection.ValueType
     """Who wrote it."""
     whatsapp_id: _builtins.str
@@ -452,6 +679,12 @@ class RecordMessageRequest(_message.Message):
     """ISO 4217 code of the cost. Required where there is one."""
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer. Optional where phone_number is given."""
+    media_id: _builtins.str
+    """WhatsApp's id of the picture, sound, film, file or sticker. Optional."""
+    reply_to_whatsapp_id: _builtins.str
+    """WhatsApp's id of the message that it answers. Optional."""
     @_builtins.property
     def send_time(self) -> _timestamp_pb2.Timestamp:
         """When it was sent, from 1970 on, before 9999. Default: now."""
@@ -469,10 +702,13 @@ class RecordMessageRequest(_message.Message):
         currency_code: _builtins.str = ...,
         send_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        media_id: _builtins.str = ...,
+        reply_to_whatsapp_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["send_time", b"send_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "direction", b"direction", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "send_time", b"send_time", "type", b"type", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "direction", b"direction", "media_id", b"media_id", "phone_number", b"phone_number", "reply_to_whatsapp_id", b"reply_to_whatsapp_id", "request_id", b"request_id", "salon_id", b"salon_id", "send_time", b"send_time", "type", b"type", "user_id", b"user_id", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +725,13 @@ class RecordMessageStatusRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_TITLE_FIELD_NUMBER: _builtins.int
+    PRICING_CATEGORY_FIELD_NUMBER: _builtins.int
+    BILLABLE_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ORIGIN_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """The salon."""
     whatsapp_id: _builtins.str
@@ -497,6 +740,20 @@ class RecordMessageStatusRequest(_message.Message):
     """SENT, DELIVERED, READ or FAILED."""
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    error_code: _builtins.int
+    """WhatsApp's code of the error, of FAILED. Default: 0."""
+    error_title: _builtins.str
+    """What went wrong, in WhatsApp's words, up to 1000 characters. Optional."""
+    pricing_category: _builtins.str
+    """What WhatsApp bills the message as. Optional."""
+    billable: _builtins.bool
+    """Whether WhatsApp bills the message. Optional."""
+    cost_micros: _builtins.int
+    """What it costs, in millionths of currency_code, up to 10^15. Default: 0, which says nothing of the cost."""
+    currency_code: _builtins.str
+    """ISO 4217 code of the cost. Required where there is one."""
+    conversation_origin: _builtins.str
+    """What opened the conversation that WhatsApp bills it in. Optional."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When WhatsApp says it happened, from 1970 on, before 9999. Default: now."""
@@ -509,12 +766,21 @@ class RecordMessageStatusRequest(_message.Message):
         status: Global___MessageStatus.ValueType = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        error_code: _builtins.int = ...,
+        error_title: _builtins.str = ...,
+        pricing_category: _builtins.str = ...,
+        billable: _builtins.bool | None = ...,
+        cost_micros: _builtins.int = ...,
+        currency_code: _builtins.str = ...,
+        conversation_origin: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "request_id", b"request_id", "salon_id", b"salon_id", "status", b"status", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "error_code", b"error_code", "error_title", b"error_title", "event_time", b"event_time", "pricing_category", b"pricing_category", "request_id", b"request_id", "salon_id", b"salon_id", "status", b"status", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__billable: _TypeAlias = _typing.Literal["billable"]  # noqa: Y015
+    _WhichOneofArgType__billable: _TypeAlias = _typing.Literal["_billable", b"_billable"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__billable) -> _WhichOneofReturnType__billable | None: ...
 
 Global___RecordMessageStatusRequest: _TypeAlias = RecordMessageStatusRequest  # noqa: Y015
 
@@ -562,9 +828,13 @@ class IngestWebhookResponse(_message.Message):
     duplicates: _builtins.int
     """Messages and statuses that were there already."""
     unknown: _builtins.int
-    """Items of a kind that is not known, and changes without messages and statuses."""
+    """Items of a kind that is not known, and changes without messages and statuses. Such a message is recorded with the
+    type UNKNOWN; the others are kept as failures of their salon, where they name one.
+    """
     rejected: _builtins.int
-    """Items that could not be recorded: their salon is unknown, or they lack what they need."""
+    """Items that could not be recorded: their salon is unknown, or they lack what they need. Kept as failures of their
+    salon, where it is known.
+    """
     def __init__(
         self,
         *,
@@ -591,22 +861,30 @@ class GetConversationRequest(_message.Message):
     SALON_ID_FIELD_NUMBER: _builtins.int
     PHONE_NUMBER_FIELD_NUMBER: _builtins.int
     MESSAGE_LIMIT_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """The salon."""
     phone_number: _builtins.str
-    """The customer's phone number, E.164 with `+`."""
+    """The customer's phone number."""
     message_limit: _builtins.int
     """Most messages to return: 0 is 10, above 200 is 200; fewer where they are over 3 MB together."""
+    conversation_id: _builtins.str
+    """The conversation: a UUID."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer."""
     def __init__(
         self,
         *,
         salon_id: _builtins.str = ...,
         phone_number: _builtins.str = ...,
         message_limit: _builtins.int = ...,
+        conversation_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_limit", b"message_limit", "phone_number", b"phone_number", "salon_id", b"salon_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "message_limit", b"message_limit", "phone_number", b"phone_number", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,6 +900,9 @@ class ListConversationsRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    UNREAD_ONLY_FIELD_NUMBER: _builtins.int
+    ASSIGNEE_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """The salon."""
     status: Global___ConversationStatus.ValueType
@@ -630,6 +911,12 @@ class ListConversationsRequest(_message.Message):
     """Conversations on a page: 0 is 50, above 200 is 200."""
     page_token: _builtins.str
     """The next_page_token of the page before, asked for with the same filters; empty for the first."""
+    tag: _builtins.str
+    """Only conversations with this tag. Default: with any or none."""
+    unread_only: _builtins.bool
+    """Only conversations with unread messages. Default: all."""
+    assignee: _builtins.str
+    """Only conversations that are assigned to this one. Default: to anybody or nobody."""
     def __init__(
         self,
         *,
@@ -637,10 +924,13 @@ class ListConversationsRequest(_message.Message):
         status: Global___ConversationStatus.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        tag: _builtins.str = ...,
+        unread_only: _builtins.bool = ...,
+        assignee: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignee", b"assignee", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id", "status", b"status", "tag", b"tag", "unread_only", b"unread_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -686,18 +976,21 @@ class UpdateConversationStatusRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """The salon."""
     conversation_id: _builtins.str
-    """The conversation: a UUID. Optional where phone_number is given; both must agree."""
+    """The conversation: a UUID."""
     phone_number: _builtins.str
-    """The customer's phone number, E.164 with `+`. Optional where conversation_id is given; both must agree."""
+    """The customer's phone number."""
     status: Global___ConversationStatus.ValueType
     """The status to move to."""
     etag: _builtins.str
     """The version that is to be changed; empty changes any."""
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer."""
     def __init__(
         self,
         *,
@@ -707,10 +1000,11 @@ class UpdateConversationStatusRequest(_message.Message):
         status: Global___ConversationStatus.ValueType = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "etag", b"etag", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "etag", b"etag", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -733,7 +1027,7 @@ class ListMessagesRequest(_message.Message):
     conversation_id: _builtins.str
     """Only messages of this conversation: a UUID. Default: of all."""
     phone_number: _builtins.str
-    """Only messages of this customer, E.164 with `+`. Default: of all."""
+    """Only messages of this customer, by phone number. Default: of all."""
     direction: Global___MessageDirection.ValueType
     """Only messages of this direction. Default: of both."""
     page_size: _builtins.int
@@ -803,6 +1097,7 @@ class RecordAiMessageRequest(_message.Message):
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BOOKING_CODE_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """The salon."""
     conversation_id: _builtins.str
@@ -825,6 +1120,8 @@ class RecordAiMessageRequest(_message.Message):
     """How long the model took, in ms. Default: 0."""
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    booking_code: _builtins.str
+    """The code of the booking that it led to, in capitals or not. Optional."""
     def __init__(
         self,
         *,
@@ -839,10 +1136,11 @@ class RecordAiMessageRequest(_message.Message):
         currency_code: _builtins.str = ...,
         latency_ms: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        booking_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "content", b"content", "conversation_id", b"conversation_id", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "latency_ms", b"latency_ms", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "role", b"role", "salon_id", b"salon_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_code", b"booking_code", "completion_tokens", b"completion_tokens", "content", b"content", "conversation_id", b"conversation_id", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "latency_ms", b"latency_ms", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "role", b"role", "salon_id", b"salon_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -909,3 +1207,355 @@ class ListAiMessagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAiMessagesResponse: _TypeAlias = ListAiMessagesResponse  # noqa: Y015
+
+@_typing.final
+class AssignConversationRequest(_message.Message):
+    """What AssignConversation needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ASSIGNEE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    conversation_id: _builtins.str
+    """The conversation: a UUID."""
+    phone_number: _builtins.str
+    """The customer's phone number."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer."""
+    assignee: _builtins.str
+    """Who shall look after it, up to 100 characters: a user's id. Empty: nobody."""
+    etag: _builtins.str
+    """The version that is to be changed; empty changes any."""
+    request_id: _builtins.str
+    """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        assignee: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignee", b"assignee", "conversation_id", b"conversation_id", "etag", b"etag", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignConversationRequest: _TypeAlias = AssignConversationRequest  # noqa: Y015
+
+@_typing.final
+class TagConversationRequest(_message.Message):
+    """What TagConversation needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ADD_TAGS_FIELD_NUMBER: _builtins.int
+    REMOVE_TAGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    conversation_id: _builtins.str
+    """The conversation: a UUID."""
+    phone_number: _builtins.str
+    """The customer's phone number."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer."""
+    etag: _builtins.str
+    """The version that is to be changed; empty changes any."""
+    request_id: _builtins.str
+    """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    @_builtins.property
+    def add_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags to add, up to 64 characters each, at most 50."""
+
+    @_builtins.property
+    def remove_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags to remove, at most 50; one that is also added stays."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        add_tags: _abc.Iterable[_builtins.str] | None = ...,
+        remove_tags: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_tags", b"add_tags", "conversation_id", b"conversation_id", "etag", b"etag", "phone_number", b"phone_number", "remove_tags", b"remove_tags", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagConversationRequest: _TypeAlias = TagConversationRequest  # noqa: Y015
+
+@_typing.final
+class MarkConversationReadRequest(_message.Message):
+    """What MarkConversationRead needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    conversation_id: _builtins.str
+    """The conversation: a UUID."""
+    phone_number: _builtins.str
+    """The customer's phone number."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer."""
+    request_id: _builtins.str
+    """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkConversationReadRequest: _TypeAlias = MarkConversationReadRequest  # noqa: Y015
+
+@_typing.final
+class GetMessageRequest(_message.Message):
+    """What GetMessage needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    WHATSAPP_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    message_id: _builtins.str
+    """The message: a UUID. Optional where whatsapp_id is given."""
+    whatsapp_id: _builtins.str
+    """WhatsApp's id of the message. Optional where message_id is given."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        whatsapp_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "salon_id", b"salon_id", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMessageRequest: _TypeAlias = GetMessageRequest  # noqa: Y015
+
+@_typing.final
+class ListWebhookFailuresRequest(_message.Message):
+    """What ListWebhookFailures needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    page_size: _builtins.int
+    """Failures on a page: 0 is 50, above 200 is 200; fewer where they are over 3 MB together."""
+    page_token: _builtins.str
+    """The next_page_token of the page before, asked for with the same filters; empty for the first."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWebhookFailuresRequest: _TypeAlias = ListWebhookFailuresRequest  # noqa: Y015
+
+@_typing.final
+class ListWebhookFailuresResponse(_message.Message):
+    """A page of webhook failures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FAILURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the page after this one; empty on the last."""
+    @_builtins.property
+    def webhook_failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookFailure]:
+        """The failures, newest first."""
+
+    def __init__(
+        self,
+        *,
+        webhook_failures: _abc.Iterable[Global___WebhookFailure] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "webhook_failures", b"webhook_failures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWebhookFailuresResponse: _TypeAlias = ListWebhookFailuresResponse  # noqa: Y015
+
+@_typing.final
+class SearchMessagesRequest(_message.Message):
+    """What SearchMessages needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    query: _builtins.str
+    """What to look for, 1 to 200 characters: words, `"a phrase"`, `or`, `-without`."""
+    page_size: _builtins.int
+    """Messages on a page: 0 is 50, above 200 is 200; fewer where they are over 3 MB together."""
+    page_token: _builtins.str
+    """The next_page_token of the page before, asked for with the same filters; empty for the first."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        query: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "query", b"query", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchMessagesRequest: _TypeAlias = SearchMessagesRequest  # noqa: Y015
+
+@_typing.final
+class SearchMessagesResponse(_message.Message):
+    """A page of messages that were found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the page after this one; empty on the last."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
+        """The messages, best first, then newest first."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___Message] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchMessagesResponse: _TypeAlias = SearchMessagesResponse  # noqa: Y015
+
+@_typing.final
+class EraseCustomerRequest(_message.Message):
+    """What EraseCustomer needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """The salon."""
+    phone_number: _builtins.str
+    """The customer's phone number. Optional where user_id is given; what either names is erased."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped id of the customer. Optional where phone_number is given."""
+    request_id: _builtins.str
+    """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseCustomerRequest: _TypeAlias = EraseCustomerRequest  # noqa: Y015
+
+@_typing.final
+class EraseCustomerResponse(_message.Message):
+    """What was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    AI_MESSAGES_FIELD_NUMBER: _builtins.int
+    conversations: _builtins.int
+    """Conversations that no longer name the customer."""
+    messages: _builtins.int
+    """Messages without their text now."""
+    ai_messages: _builtins.int
+    """AI messages without their text now."""
+    def __init__(
+        self,
+        *,
+        conversations: _builtins.int = ...,
+        messages: _builtins.int = ...,
+        ai_messages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ai_messages", b"ai_messages", "conversations", b"conversations", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseCustomerResponse: _TypeAlias = EraseCustomerResponse  # noqa: Y015

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class MessagingServiceStub:
-    """Conversations and their messages. Owns the tables conversations, messages and ai_messages.
+    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
+    webhook_failures and ai_messages.
     """
 
     def __init__(self, channel):
@@ -55,6 +56,16 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetConversationRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
                 _registered_method=True)
+        self.GetMessage = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/GetMessage',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetMessageRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+                _registered_method=True)
+        self.ListWebhookFailures = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/ListWebhookFailures',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresResponse.FromString,
+                _registered_method=True)
         self.ListConversations = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/ListConversations',
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListConversationsRequest.SerializeToString,
@@ -65,10 +76,35 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.UpdateConversationStatusRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
                 _registered_method=True)
+        self.AssignConversation = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/AssignConversation',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.AssignConversationRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
+                _registered_method=True)
+        self.TagConversation = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/TagConversation',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.TagConversationRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
+                _registered_method=True)
+        self.MarkConversationRead = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/MarkConversationRead',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.MarkConversationReadRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
+                _registered_method=True)
         self.ListMessages = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/ListMessages',
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessagesRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessagesResponse.FromString,
+                _registered_method=True)
+        self.SearchMessages = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/SearchMessages',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.SearchMessagesRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.SearchMessagesResponse.FromString,
+                _registered_method=True)
+        self.EraseCustomer = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/EraseCustomer',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.EraseCustomerRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.EraseCustomerResponse.FromString,
                 _registered_method=True)
         self.RecordAiMessage = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/RecordAiMessage',
@@ -83,13 +119,17 @@ class MessagingServiceStub:
 
 
 class MessagingServiceServicer:
-    """Conversations and their messages. Owns the tables conversations, messages and ai_messages.
+    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
+    webhook_failures and ai_messages.
     """
 
     def RecordMessage(self, request, context):
         """Records a message that was received or sent, and creates or revives its conversation with it. A whatsapp_id that the
         salon has already answers the first message and writes nothing.
-        Errors: NOT_FOUND SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE where a first contact can't be checked.
+        An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: WhatsApp takes no
+        other later than 24 h after the customer's last message.
+        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE where
+        a first contact can't be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,14 +138,16 @@ class MessagingServiceServicer:
     def RecordMessageStatus(self, request, context):
         """Records what WhatsApp says became of a message. Repeats, gaps and any order end in the same status: the highest of
         SENT, FAILED, DELIVERED, READ. A status that comes before its message is kept, and applied when the message comes;
-        until then the reply has no message_id.
+        until then the reply has no message_id. Its price replaces the message's cost: that of the highest status that has
+        one; a message that is not billable costs nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IngestWebhook(self, request, context):
-        """Records every message and status in one webhook body of the WhatsApp Cloud API. The same body again writes nothing.
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
+        again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
         Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -115,6 +157,22 @@ class MessagingServiceServicer:
     def GetConversation(self, request, context):
         """Returns the conversation with a customer and its newest messages. Cached for 300 s.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMessage(self, request, context):
+        """Returns a message with the item it came as and all that WhatsApp said of it. Not cached.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhookFailures(self, request, context):
+        """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
+        cached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,8 +193,51 @@ class MessagingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AssignConversation(self, request, context):
+        """Gives a conversation to somebody, or to nobody.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagConversation(self, request, context):
+        """Adds tags to a conversation and removes others. What is there already, or not there, is no error.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for more than 50 tags in the end; ABORTED
+        ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MarkConversationRead(self, request, context):
+        """Says that all messages of a conversation were read: its unread_count is 0 then.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMessages(self, request, context):
         """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchMessages(self, request, context):
+        """Finds messages by the words in them, best first: words as in a web search (`"a phrase"`, `or`, `-without`), in the
+        grammar of the salon's language, with or without accents. Where no message has them, messages with similar words
+        are found. Each message has a snippet. Cached for 180 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseCustomer(self, request, context):
+        """Removes what identifies a customer and all that was written with them: phone number, user id, name, texts, raw
+        items, WhatsApp's message ids. The rows stay without it, so that counts and sums stay right. A second time finds
+        none; should the customer write again, a new conversation begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +281,16 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetConversationRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.SerializeToString,
             ),
+            'GetMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMessage,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetMessageRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
+            ),
+            'ListWebhookFailures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhookFailures,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresResponse.SerializeToString,
+            ),
             'ListConversations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConversations,
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListConversationsRequest.FromString,
@@ -190,10 +301,35 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.UpdateConversationStatusRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.SerializeToString,
             ),
+            'AssignConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssignConversation,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.AssignConversationRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.SerializeToString,
+            ),
+            'TagConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagConversation,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.TagConversationRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.SerializeToString,
+            ),
+            'MarkConversationRead': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkConversationRead,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.MarkConversationReadRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.SerializeToString,
+            ),
             'ListMessages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMessages,
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessagesRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessagesResponse.SerializeToString,
+            ),
+            'SearchMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchMessages,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.SearchMessagesRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.SearchMessagesResponse.SerializeToString,
+            ),
+            'EraseCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseCustomer,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.EraseCustomerRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.EraseCustomerResponse.SerializeToString,
             ),
             'RecordAiMessage': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordAiMessage,
@@ -214,7 +350,8 @@ def add_MessagingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MessagingService:
-    """Conversations and their messages. Owns the tables conversations, messages and ai_messages.
+    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
+    webhook_failures and ai_messages.
     """
 
     @staticmethod
@@ -326,6 +463,60 @@ class MessagingService:
             _registered_method=True)
 
     @staticmethod
+    def GetMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/GetMessage',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetMessageRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhookFailures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/ListWebhookFailures',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListConversations(request,
             target,
             options=(),
@@ -380,6 +571,87 @@ class MessagingService:
             _registered_method=True)
 
     @staticmethod
+    def AssignConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/AssignConversation',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.AssignConversationRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/TagConversation',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.TagConversationRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkConversationRead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/MarkConversationRead',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.MarkConversationReadRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListMessages(request,
             target,
             options=(),
@@ -396,6 +668,60 @@ class MessagingService:
             '/parlor.messaging.v1.MessagingService/ListMessages',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessagesRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/SearchMessages',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.SearchMessagesRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.SearchMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/EraseCustomer',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.EraseCustomerRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.EraseCustomerResponse.FromString,
             options,
             channel_credentials,
             insecure,

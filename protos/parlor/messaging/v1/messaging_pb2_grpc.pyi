@@ -3,6 +3,12 @@
 isort:skip_file
 The messaging service: conversations, their WhatsApp messages, and what the AI said in them.
 
+A phone number is E.164 with `+`, however it is spaced; where the salon has a region_code it may be in the region's
+national notation. What can't be read so is INVALID_FIELD. Replies have E.164. A customer whose phone number WhatsApp
+does not tell is known by a user_id, WhatsApp's business-scoped user id.
+
+A conversation is named by its conversation_id, by phone_number or by user_id; where several are given, all must agree.
+
 Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the reasons named at the RPC, besides those
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
 (RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
@@ -33,7 +39,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MessagingServiceStub:
-    """Conversations and their messages. Owns the tables conversations, messages and ai_messages."""
+    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
+    webhook_failures and ai_messages.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,20 +50,33 @@ class MessagingServiceStub:
     RecordMessage: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageRequest, _messaging_pb2.Message]
     """Records a message that was received or sent, and creates or revives its conversation with it. A whatsapp_id that the
     salon has already answers the first message and writes nothing.
-    Errors: NOT_FOUND SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE where a first contact can't be checked.
+    An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: WhatsApp takes no
+    other later than 24 h after the customer's last message.
+    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE where
+    a first contact can't be checked.
     """
     RecordMessageStatus: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageStatusRequest, _messaging_pb2.Message]
     """Records what WhatsApp says became of a message. Repeats, gaps and any order end in the same status: the highest of
     SENT, FAILED, DELIVERED, READ. A status that comes before its message is kept, and applied when the message comes;
-    until then the reply has no message_id.
+    until then the reply has no message_id. Its price replaces the message's cost: that of the highest status that has
+    one; a message that is not billable costs nothing.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API. The same body again writes nothing.
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
+    again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
     Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
     """
     GetConversation: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.GetConversationRequest, _messaging_pb2.Conversation]
     """Returns the conversation with a customer and its newest messages. Cached for 300 s.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """
+    GetMessage: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.GetMessageRequest, _messaging_pb2.Message]
+    """Returns a message with the item it came as and all that WhatsApp said of it. Not cached.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND.
+    """
+    ListWebhookFailures: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListWebhookFailuresRequest, _messaging_pb2.ListWebhookFailuresResponse]
+    """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
+    cached.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]
     """Lists a salon's conversations without their messages, newest activity first. Cached for 300 s."""
@@ -63,8 +84,31 @@ class MessagingServiceStub:
     """Moves a conversation to another status; each may follow each.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
     """
+    AssignConversation: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.AssignConversationRequest, _messaging_pb2.Conversation]
+    """Gives a conversation to somebody, or to nobody.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
+    """
+    TagConversation: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.TagConversationRequest, _messaging_pb2.Conversation]
+    """Adds tags to a conversation and removes others. What is there already, or not there, is no error.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for more than 50 tags in the end; ABORTED
+    ETAG_MISMATCH.
+    """
+    MarkConversationRead: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.MarkConversationReadRequest, _messaging_pb2.Conversation]
+    """Says that all messages of a conversation were read: its unread_count is 0 then.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessagesRequest, _messaging_pb2.ListMessagesResponse]
     """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+    SearchMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]
+    """Finds messages by the words in them, best first: words as in a web search (`"a phrase"`, `or`, `-without`), in the
+    grammar of the salon's language, with or without accents. Where no message has them, messages with similar words
+    are found. Each message has a snippet. Cached for 180 s.
+    """
+    EraseCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]
+    """Removes what identifies a customer and all that was written with them: phone number, user id, name, texts, raw
+    items, WhatsApp's message ids. The rows stay without it, so that counts and sums stay right. A second time finds
+    none; should the customer write again, a new conversation begins.
+    """
     RecordAiMessage: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]
     """Records what an AI model was asked or answered in a conversation.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
@@ -74,26 +118,41 @@ class MessagingServiceStub:
 
 @_typing.type_check_only
 class MessagingServiceAsyncStub(MessagingServiceStub):
-    """Conversations and their messages. Owns the tables conversations, messages and ai_messages."""
+    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
+    webhook_failures and ai_messages.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RecordMessage: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageRequest, _messaging_pb2.Message]  # type: ignore[assignment]
     """Records a message that was received or sent, and creates or revives its conversation with it. A whatsapp_id that the
     salon has already answers the first message and writes nothing.
-    Errors: NOT_FOUND SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE where a first contact can't be checked.
+    An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: WhatsApp takes no
+    other later than 24 h after the customer's last message.
+    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE where
+    a first contact can't be checked.
     """
     RecordMessageStatus: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageStatusRequest, _messaging_pb2.Message]  # type: ignore[assignment]
     """Records what WhatsApp says became of a message. Repeats, gaps and any order end in the same status: the highest of
     SENT, FAILED, DELIVERED, READ. A status that comes before its message is kept, and applied when the message comes;
-    until then the reply has no message_id.
+    until then the reply has no message_id. Its price replaces the message's cost: that of the highest status that has
+    one; a message that is not billable costs nothing.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API. The same body again writes nothing.
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
+    again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
     Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_messaging_pb2.GetConversationRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
     """Returns the conversation with a customer and its newest messages. Cached for 300 s.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """
+    GetMessage: _aio.UnaryUnaryMultiCallable[_messaging_pb2.GetMessageRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Returns a message with the item it came as and all that WhatsApp said of it. Not cached.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND.
+    """
+    ListWebhookFailures: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListWebhookFailuresRequest, _messaging_pb2.ListWebhookFailuresResponse]  # type: ignore[assignment]
+    """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
+    cached.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]  # type: ignore[assignment]
     """Lists a salon's conversations without their messages, newest activity first. Cached for 300 s."""
@@ -101,8 +160,31 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """Moves a conversation to another status; each may follow each.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
     """
+    AssignConversation: _aio.UnaryUnaryMultiCallable[_messaging_pb2.AssignConversationRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
+    """Gives a conversation to somebody, or to nobody.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
+    """
+    TagConversation: _aio.UnaryUnaryMultiCallable[_messaging_pb2.TagConversationRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
+    """Adds tags to a conversation and removes others. What is there already, or not there, is no error.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for more than 50 tags in the end; ABORTED
+    ETAG_MISMATCH.
+    """
+    MarkConversationRead: _aio.UnaryUnaryMultiCallable[_messaging_pb2.MarkConversationReadRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
+    """Says that all messages of a conversation were read: its unread_count is 0 then.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """
     ListMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessagesRequest, _messaging_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+    SearchMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]  # type: ignore[assignment]
+    """Finds messages by the words in them, best first: words as in a web search (`"a phrase"`, `or`, `-without`), in the
+    grammar of the salon's language, with or without accents. Where no message has them, messages with similar words
+    are found. Each message has a snippet. Cached for 180 s.
+    """
+    EraseCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]  # type: ignore[assignment]
+    """Removes what identifies a customer and all that was written with them: phone number, user id, name, texts, raw
+    items, WhatsApp's message ids. The rows stay without it, so that counts and sums stay right. A second time finds
+    none; should the customer write again, a new conversation begins.
+    """
     RecordAiMessage: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]  # type: ignore[assignment]
     """Records what an AI model was asked or answered in a conversation.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
@@ -111,7 +193,9 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Conversations and their messages. Owns the tables conversations, messages and ai_messages."""
+    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
+    webhook_failures and ai_messages.
+    """
 
     @_abc_1.abstractmethod
     def RecordMessage(
@@ -121,7 +205,10 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
         """Records a message that was received or sent, and creates or revives its conversation with it. A whatsapp_id that the
         salon has already answers the first message and writes nothing.
-        Errors: NOT_FOUND SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE where a first contact can't be checked.
+        An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: WhatsApp takes no
+        other later than 24 h after the customer's last message.
+        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE where
+        a first contact can't be checked.
         """
 
     @_abc_1.abstractmethod
@@ -132,7 +219,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
         """Records what WhatsApp says became of a message. Repeats, gaps and any order end in the same status: the highest of
         SENT, FAILED, DELIVERED, READ. A status that comes before its message is kept, and applied when the message comes;
-        until then the reply has no message_id.
+        until then the reply has no message_id. Its price replaces the message's cost: that of the highest status that has
+        one; a message that is not billable costs nothing.
         """
 
     @_abc_1.abstractmethod
@@ -141,7 +229,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.IngestWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.IngestWebhookResponse, _abc.Awaitable[_messaging_pb2.IngestWebhookResponse]]:
-        """Records every message and status in one webhook body of the WhatsApp Cloud API. The same body again writes nothing.
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
+        again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
         Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
         """
 
@@ -153,6 +242,26 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_messaging_pb2.Conversation, _abc.Awaitable[_messaging_pb2.Conversation]]:
         """Returns the conversation with a customer and its newest messages. Cached for 300 s.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMessage(
+        self,
+        request: _messaging_pb2.GetMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Returns a message with the item it came as and all that WhatsApp said of it. Not cached.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhookFailures(
+        self,
+        request: _messaging_pb2.ListWebhookFailuresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ListWebhookFailuresResponse, _abc.Awaitable[_messaging_pb2.ListWebhookFailuresResponse]]:
+        """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
+        cached.
         """
 
     @_abc_1.abstractmethod
@@ -174,12 +283,65 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def AssignConversation(
+        self,
+        request: _messaging_pb2.AssignConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Conversation, _abc.Awaitable[_messaging_pb2.Conversation]]:
+        """Gives a conversation to somebody, or to nobody.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def TagConversation(
+        self,
+        request: _messaging_pb2.TagConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Conversation, _abc.Awaitable[_messaging_pb2.Conversation]]:
+        """Adds tags to a conversation and removes others. What is there already, or not there, is no error.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for more than 50 tags in the end; ABORTED
+        ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def MarkConversationRead(
+        self,
+        request: _messaging_pb2.MarkConversationReadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Conversation, _abc.Awaitable[_messaging_pb2.Conversation]]:
+        """Says that all messages of a conversation were read: its unread_count is 0 then.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def ListMessages(
         self,
         request: _messaging_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListMessagesResponse, _abc.Awaitable[_messaging_pb2.ListMessagesResponse]]:
         """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+
+    @_abc_1.abstractmethod
+    def SearchMessages(
+        self,
+        request: _messaging_pb2.SearchMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.SearchMessagesResponse, _abc.Awaitable[_messaging_pb2.SearchMessagesResponse]]:
+        """Finds messages by the words in them, best first: words as in a web search (`"a phrase"`, `or`, `-without`), in the
+        grammar of the salon's language, with or without accents. Where no message has them, messages with similar words
+        are found. Each message has a snippet. Cached for 180 s.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseCustomer(
+        self,
+        request: _messaging_pb2.EraseCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.EraseCustomerResponse, _abc.Awaitable[_messaging_pb2.EraseCustomerResponse]]:
+        """Removes what identifies a customer and all that was written with them: phone number, user id, name, texts, raw
+        items, WhatsApp's message ids. The rows stay without it, so that counts and sums stay right. A second time finds
+        none; should the customer write again, a new conversation begins.
+        """
 
     @_abc_1.abstractmethod
     def RecordAiMessage(

@@ -353,6 +353,7 @@ class AiModelUsage(_message.Message):
     COSTS_FIELD_NUMBER: _builtins.int
     AVERAGE_LATENCY_MS_FIELD_NUMBER: _builtins.int
     MAX_LATENCY_MS_FIELD_NUMBER: _builtins.int
+    BOOKINGS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     messages: _builtins.int
@@ -365,6 +366,8 @@ class AiModelUsage(_message.Message):
     """Mean latency of the messages, in ms."""
     max_latency_ms: _builtins.int
     """Largest latency of the messages, in ms."""
+    bookings: _builtins.int
+    """Bookings that they led to: how many different booking_codes they name."""
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cost]:
         """Its cost, ordered by currency_code; currencies without cost are left out."""
@@ -379,10 +382,11 @@ class AiModelUsage(_message.Message):
         costs: _abc.Iterable[Global___Cost] | None = ...,
         average_latency_ms: _builtins.float = ...,
         max_latency_ms: _builtins.int = ...,
+        bookings: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_latency_ms", b"average_latency_ms", "completion_tokens", b"completion_tokens", "costs", b"costs", "max_latency_ms", b"max_latency_ms", "messages", b"messages", "model", b"model", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_latency_ms", b"average_latency_ms", "bookings", b"bookings", "completion_tokens", b"completion_tokens", "costs", b"costs", "max_latency_ms", b"max_latency_ms", "messages", b"messages", "model", b"model", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,31 @@
+"""The RPCs on AI messages."""
+
+from typing import Any
+
+from libs.cache import Reply
+from libs.db import Loaded
+from libs.rpc import page
+from parlor.messaging.v1 import messaging_pb2 as pb
+from services.messaging import ai_queries
+from services.messaging.rpcs import Rpcs
+
+
+class AiRpcs(Rpcs):
+    """What an AI model was asked or answered."""
+
+    async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
+        """Record what an AI model was asked or answered."""
+        async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
+            message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
+        return message
+
+    async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:
+        """List the AI messages of a conversation."""
+        salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
+        wanted = page(request.page_size, request.page_token, "ListAiMessages", salon_id, conversation_id)
+
+        async def load(conn: Any) -> Loaded[pb.ListAiMessagesResponse]:
+            stamp, rows = await ai_queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
+            return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse(), rows, "create_time", "ai_message_id"))
+
+        return await self.cache.read(self.list_key(salon_id, wanted), load)

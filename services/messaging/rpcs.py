@@ -1,0 +1,38 @@
+"""What the RPCs of the messaging service have in common."""
+
+from typing import Any
+
+from libs.cache import Cache, Group, Key, digest
+from libs.db import Database
+from libs.rpc import Mutations, Page
+from services.groups import Groups
+from services.messaging.salons import Salons
+from services.messaging.settings import MessagingSettings
+
+
+class Rpcs:
+    """What every RPC stands on."""
+
+    def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
+        """Take it."""
+        self.cache = cache
+        self.database = database
+        self.groups = Groups(cache)
+        self.write = Mutations(cache, "messaging_requests")
+        self.salons = salons
+        self.settings = settings
+
+    def touched(self, salon_id: str) -> tuple[Group, ...]:
+        """Return the groups that a message or its status invalidates."""
+        return self.groups.messages(salon_id), self.groups.conversations(salon_id)
+
+    def list_key(self, salon_id: str, wanted: Page) -> Key:
+        """Return the key of a page in the group of a salon's conversations."""
+        return self.groups.conversations(salon_id).key("list", digest(wanted))
+
+
+def word(kind: Any, value: int) -> str:
+    """Return the bare word of an enum value, as the database stores it."""
+    name: str = kind.Name(value)
+    words = kind.Name(0).removesuffix("UNSPECIFIED")
+    return name.removeprefix(words)

@@ -1,0 +1,61 @@
+"""What messaging knows of salons, which the booking service owns: it asks, by RPC."""
+
+from typing import Any
+
+import grpc
+
+from libs.cache import Cache
+from libs.rpc import errors
+from parlor.booking.v1 import booking_pb2
+from parlor.booking.v1.booking_pb2 import Salon
+from services.groups import Groups
+
+
+class SalonUnknown(Exception):
+    """A conversation would be created, and nobody has asked yet whether there is such a salon."""
+
+
+class Salons:
+    """Asks the booking service for salons, and remembers what it said."""
+
+    def __init__(self, cache: Cache, booking: Any, timeout_ms: int) -> None:
+        """Take a stub of the booking service, and how long to wait for it."""
+        self.known: dict[str, Salon] = {}  # a salon once seen never ends; what else is said of it may be old
+        self._cache = cache
+        self._groups = Groups(cache)
+        self._booking = booking
+        self._timeout = timeout_ms / 1000
+
+    async def get(self, salon_id: str) -> Salon:
+        """Return a salon as it is now. Raises: SALON_NOT_FOUND, BOOKING_UNAVAILABLE."""
+        return await self._ask(self._booking.GetSalon, booking_pb2.GetSalonRequest(salon_id=salon_id))
+
+    async def region_code(self, salon_id: str) -> str:
+        """Return the region whose national phone notation a salon uses, "" if none. Raises: as `get`."""
+        return (await self.get(salon_id)).region_code
+
+    async def of_phone_number_id(self, phone_number_id: str) -> Salon | None:
+        """Return the salon of a phone_number_id, None if there is none.
+
+        Raises: BOOKING_UNAVAILABLE if booking does not answer, and the cache does not know either.
+        """
+        request = booking_pb2.GetSalonByPhoneNumberIdRequest(phone_number_id=phone_number_id)
+        try:
+            return await self._ask(self._booking.GetSalonByPhoneNumberId, request)
+        except errors.RpcError as error:
+            if error.code == grpc.StatusCode.NOT_FOUND:
+                return None
+            cached = await self._cache.peek(self._groups.phone_number_id(phone_number_id).key())
+            if cached is None:
+                raise
+            return Salon.FromString(cached.body) if cached.body else None
+
+    async def _ask(self, method: Any, request: Any) -> Salon:
+        try:
+            salon: Salon = await method(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                raise errors.not_found("salon", getattr(request, "salon_id", "")) from error
+            raise errors.unavailable("BOOKING_UNAVAILABLE", "the booking service does not answer") from error
+        self.known[salon.salon_id] = salon
+        return salon
