@@ -8,6 +8,7 @@ from libs.rpc import Mutations, Page
 from services.groups import Groups
 from services.messaging.salons import Salons
 from services.messaging.settings import MessagingSettings
+from services.phones import e164
 
 
 class Rpcs:
@@ -21,6 +22,12 @@ class Rpcs:
         self.write = Mutations(cache, "messaging_requests")
         self.salons = salons
         self.settings = settings
+
+    async def phone_number(self, request: Any) -> str:
+        """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
+        if not request.phone_number:
+            return ""
+        return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
 
     def touched(self, salon_id: str) -> tuple[Group, ...]:
         """Return the groups that a message or its status invalidates."""
