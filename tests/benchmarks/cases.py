@@ -1,9 +1,11 @@
 """The read RPCs, each with as many different requests as a round has calls, over the seed's data set."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,6 +15,9 @@ from parlor.stats.v1 import stats_pb2 as stats
 
 SALON = "salon-123"
 CALLS = 1000
+BUSY = "bench-busy"  # a salon with a calendar in the future, where slots can be free
+BUSY_RESOURCES = 10
+BUSY_WEEKS = 9
 
 
 class Case(NamedTuple):
@@ -45,6 +50,39 @@ def add_salons(database_url: str) -> None:
         )
 
 
+def add_calendar(database_url: str) -> None:
+    """Add a salon with ten resources, open 54 hours a week, of which half are booked for weeks to come."""
+    hours = ", ".join(
+        f'{{"day_of_week": "{day}", "open_time": {{"hours": 9}}, "close_time": {{"hours": 18}}}}'
+        for day in ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY")
+    )
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO salons (salon_id, phone_number_id, name, time_zone, opening_hours)"
+            f" VALUES ('{BUSY}', '{BUSY}', 'Busy', 'Europe/Berlin', '[{hours}]')".encode()
+        )
+        conn.execute(
+            "INSERT INTO resources (salon_id, resource_id, name) SELECT %s, 'chair-' || n, 'Chair'"
+            " FROM generate_series(1, %s) AS n",
+            [BUSY, BUSY_RESOURCES],
+        )
+        conn.execute(
+            "INSERT INTO bookings (salon_id, booking_code, customer_phone, resource_id, start_ts, end_ts, status)"
+            " SELECT salon_id, 'B' || row_number() OVER (), '+4915112345678', resource_id, start_ts,"
+            " start_ts + interval '1 hour', 'CONFIRMED'"
+            " FROM resources, generate_series(%s, %s, interval '1 hour') AS start_ts"
+            " WHERE salon_id = %s AND abs(hashtext(resource_id || start_ts)) %% 2 = 0"
+            " AND (start_ts AT TIME ZONE 'Europe/Berlin')::time BETWEEN '09:00' AND '17:00'",
+            [_monday(), _monday() + timedelta(weeks=BUSY_WEEKS), BUSY],
+        )
+
+
+def _monday() -> datetime:
+    """Return the beginning of next week."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today + timedelta(days=7 - today.weekday())
+
+
 def _rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(database_url) as conn:
         return conn.execute(query.encode()).fetchall()
@@ -58,11 +96,24 @@ def _periods(kind: Callable[..., Message], **fields: Any) -> Iterator[Message]:
         yield kind(salon_id=SALON, **times, **fields)
 
 
+def _weeks() -> Iterator[Message]:
+    """Yield searches of a week, each from a minute later."""
+    lengths: dict[str, Any] = {"duration": Duration(seconds=2700), "step": Duration(seconds=1800)}
+    for minute in range(CALLS):
+        start = int(_monday().timestamp()) + 60 * minute
+        times: dict[str, Any] = {
+            "start_time": Timestamp(seconds=start),
+            "end_time": Timestamp(seconds=start + 7 * 86_400),
+        }
+        yield booking.SearchAvailabilityRequest(salon_id=BUSY, **times, **lengths)
+
+
 def cases(database_url: str) -> Iterator[Case]:
-    """Yield every cached read RPC."""
+    """Yield every read RPC of the services but ListWebhookFailures, which the data set has none of."""
     codes = _rows(database_url, f"SELECT booking_code FROM bookings WHERE salon_id = '{SALON}' LIMIT {CALLS}")
     phones = _rows(database_url, f"SELECT phone_number FROM conversations WHERE salon_id = '{SALON}'")
     ids = _rows(database_url, f"SELECT conversation_id::text FROM conversations WHERE salon_id = '{SALON}'")
+    messages = _rows(database_url, f"SELECT whatsapp_id FROM messages WHERE salon_id = '{SALON}' LIMIT {CALLS}")
     numbers = range(1, CALLS + 1)
     requests: dict[tuple[str, str], Iterator[Message]] = {
         ("booking", "GetSalon"): (booking.GetSalonRequest(salon_id=f"bench-{n}") for n in numbers),
@@ -75,6 +126,26 @@ def cases(database_url: str) -> Iterator[Case]:
         ("booking", "ListBookings"): (
             booking.ListBookingsRequest(salon_id=SALON, start_time=Timestamp(seconds=1_734_220_800 + n))
             for n in numbers
+        ),
+        ("booking", "ListSalons"): (booking.ListSalonsRequest(page_size=50) for _ in numbers),
+        ("booking", "ListResources"): (
+            booking.ListResourcesRequest(salon_id=f"salon-{123 + n % 20}", page_size=n // 20 + 1) for n in numbers
+        ),
+        ("booking", "ListBookingEvents"): (
+            booking.ListBookingEventsRequest(salon_id=SALON, booking_code=code) for (code,) in codes
+        ),
+        ("booking", "BatchGetBookings"): (
+            booking.BatchGetBookingsRequest(salon_id=SALON, booking_codes=[code for (code,) in codes[n : n + 10]])
+            for n in range(0, CALLS, 10)
+        ),
+        ("booking", "SearchAvailability"): _weeks(),
+        ("messaging", "GetMessage"): (
+            messaging.GetMessageRequest(salon_id=SALON, whatsapp_id=whatsapp_id) for (whatsapp_id,) in messages
+        ),
+        ("messaging", "SearchMessages"): (
+            messaging.SearchMessagesRequest(salon_id=SALON, query=query, page_size=size)
+            for size in range(1, 101)
+            for query in ("Termin", "Samstag", "danke", "Strähnen", "verspäte", "85 Euro", "JA", "gerne", "Minuten")
         ),
         ("messaging", "GetConversation"): (
             messaging.GetConversationRequest(salon_id=SALON, phone_number=phone, message_limit=limit)

@@ -17,7 +17,7 @@ from ops.process import Server, free_port, is_free, spawn
 from ops.seed import seed
 from ops.servers import Postgres, Valkey
 from ops.up import Plan, Service, environments
-from tests.benchmarks.cases import Case, add_salons, cases
+from tests.benchmarks.cases import Case, add_calendar, add_salons, cases
 
 DOCS = Path(__file__).parents[2] / "docs/performance.md"
 HEADING = "| RPC | in flight | echo, us | warm | cold | cache off |\n|---|---|---|---|---|---|\n"
@@ -60,6 +60,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         migrate(postgres.dsn)
         seed(postgres.dsn, 1)
         add_salons(postgres.dsn)
+        add_calendar(postgres.dsn)
         ports = {name: free_port() for name in ("booking", "messaging", "stats")}
         plan = Plan(folder, None, False, 1, ports, free_port())
         settings = environments(plan, postgres.dsn, valkey.url)

@@ -16,10 +16,14 @@ METHODS = [
     "GetSalon",
     "GetSalonByPhoneNumberId",
     "GetBookingByCode",
+    "BatchGetBookings",
     "ListBookings",
+    "ListBookingEvents",
+    "ListResources",
     "GetConversation",
     "ListConversations",
     "ListMessages",
+    "SearchMessages",
     "ListAiMessages",
     "GetSalonStats",
     "ListBookingStats",
@@ -27,6 +31,7 @@ METHODS = [
     "GetMessageDirectionStats",
     "GetAiAnalytics",
 ]
+NOT_CACHED = ["ListSalons", "SearchAvailability", "GetMessage"]
 NO_CACHE = (("cache-control", "no-cache"),)
 
 
@@ -48,6 +53,43 @@ def test_read(system: System, benchmark: Any, method: str, in_flight: int, pytes
     row = f"| {method} | {in_flight} | {echo:.0f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"
     pytestconfig.stash.setdefault(ROWS, []).append(row)
     benchmark.pedantic(lambda: asyncio.run(warm_round(system, method, in_flight)), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("in_flight", [32, 1])
+@pytest.mark.parametrize("method", NOT_CACHED)
+def test_read_that_is_not_cached(
+    system: System, benchmark: Any, method: str, in_flight: int, pytestconfig: pytest.Config
+) -> None:
+    figures = asyncio.run(measure_uncached(system, method, in_flight))
+    echo, off, booking = (median(values) for values in figures.values())
+    ratios = {"off": round(off / echo, 2), "of_a_booking": round(off / booking, 2)}
+    benchmark.extra_info.update(ratios, echo_us=round(echo))
+    row = f"| {method} | {in_flight} | {echo:.0f} | - | - | {ratios['off']:.2f} |"
+    pytestconfig.stash.setdefault(ROWS, []).append(row)
+    if method == "SearchAvailability":
+        assert ratios["of_a_booking"] <= 3
+    benchmark.pedantic(lambda: asyncio.run(warm_round(system, method, in_flight)), rounds=3, warmup_rounds=1)
+
+
+async def measure_uncached(system: System, method: str, in_flight: int) -> dict[str, list[float]]:
+    """Return the CPU a call of each round: echo, the call, and a cold GetBookingByCode, A B C A B C."""
+    case, booking = system.cases[method], system.cases["GetBookingByCode"]
+    server, echo, other = target(system, case.service), target(system, "echo"), target(system, "booking")
+    reply = await server.reply(case.path, case.requests[0])
+    calls = CALLS if in_flight > 1 else CALLS // 2
+    figures: dict[str, list[float]] = {"echo": [], "off": [], "booking": []}
+    await server.round(case.path, case.requests, calls, 32)
+    await other.round(booking.path, booking.requests, CALLS, 32)
+    for _ in range(ROUNDS):
+        figures["echo"].append((await echo.round(f"/echo/{case.reply}", [reply], calls, in_flight)).cpu_us)
+        figures["off"].append((await server.round(case.path, case.requests, calls, in_flight)).cpu_us)
+        drop_entries(system.redis_url)
+        cold = await other.round(booking.path, booking.requests, calls, in_flight)
+        assert cold.source == "miss"
+        figures["booking"].append(cold.cpu_us)
+    for target_ in (server, echo, other):
+        await target_.channel.close()
+    return figures
 
 
 async def measure(system: System, method: str, in_flight: int) -> dict[str, list[float]]:
