@@ -22,6 +22,7 @@ from ops.up import SERVICES
 from tests.processes import free_ports
 
 BIN = Path(sys.executable).parent
+README = Path(__file__).parents[1] / "README.md"
 LONGEST_SECONDS = 90
 END_SECONDS = 20
 
@@ -77,6 +78,7 @@ def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_c
         assert [salon["salonId"] for salon in salons["salons"]]
         assert len(conversations["conversations"]) == 2
         assert int(statistics["bookings"]) > 100
+        talk(running)
         logs = Path(re.findall("^logs: (.*)$", running.printed, re.MULTILINE)[0])
         assert (logs / "booking.log").exists()
         running.process.send_signal(signal.SIGINT)
@@ -103,6 +105,38 @@ def test_up_names_a_port_in_use_and_starts_nothing(tmp_path: Path, place: int) -
         assert running.wait() == 1
     assert f"port {ports[place]}" in running.printed
     assert running.children == []
+
+
+def talk(running: Up) -> None:
+    """Run README's conversation twice; the second time other slots are the first free ones."""
+    [script] = re.findall("^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    for port, name in ((50051, "booking"), (50052, "messaging"), (50053, "stats")):
+        script = script.replace(f"localhost:{port}", f"localhost:{running.ports[name]}")
+    script = "set -e -o pipefail\n" + script.replace(".venv/bin/buf", str(BIN / "buf"))
+    booked = []
+    for _ in range(2):
+        done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60)  # noqa: S607
+        assert done.returncode == 0, done.stderr
+        decode, place, replies = json.JSONDecoder().raw_decode, 0, []
+        while place < len(done.stdout.rstrip()):
+            reply, place = decode(done.stdout, re.compile(r"\s*").match(done.stdout, place).end())  # type: ignore[union-attr]
+            replies.append(reply)
+        ingested, conversation, free, confirmed, sent, moved, events, found, counted = replies
+        assert ingested == {"messages": 1}
+        assert conversation["messages"][0]["content"] == "Hallo! Habt ihr am Montag noch etwas frei?"
+        assert conversation["customerName"] == "Mia"
+        assert len(free["slots"]) == 3
+        assert confirmed["status"] == moved["status"] == "BOOKING_STATUS_CONFIRMED"
+        assert confirmed["bookingCode"] == moved["bookingCode"] and confirmed["bookingCode"] in sent["content"]
+        assert moved["startTime"].startswith("2030-01-08")
+        assert [event["type"].removeprefix("BOOKING_EVENT_TYPE_") for event in events["bookingEvents"]] == [
+            "CREATED",
+            "STATUS_CHANGED",
+            "RESCHEDULED",
+        ]
+        assert "<b>" in found["messages"][0]["snippet"]
+        booked.append(int(counted["bookings"]))
+    assert booked[1] == booked[0] + 1
 
 
 def call(line: str) -> Any:
