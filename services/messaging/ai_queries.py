@@ -10,7 +10,8 @@ from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, RecordAiMessage
 
 AI_MESSAGE = (
     "ai_message_id::text, salon_id, conversation_id::text, model, 'AI_ROLE_' || role AS role, content, prompt_tokens,"
-    " completion_tokens, cost_micros, currency_code, latency_ms, created_at AS create_time"
+    " completion_tokens, cost_micros, currency_code, latency_ms, booking_code,"
+    " created_at AS create_time"
 )
 
 
@@ -21,8 +22,8 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
     """
     query = f"""
         INSERT INTO ai_messages (salon_id, conversation_id, model, role, content, prompt_tokens, completion_tokens,
-            cost_micros, currency_code, latency_ms)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+            cost_micros, currency_code, latency_ms, booking_code)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
         RETURNING {AI_MESSAGE}"""
     row = (
         request.salon_id,
@@ -35,6 +36,7 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
         request.cost_micros,
         request.currency_code or None,
         request.latency_ms,
+        request.booking_code.upper() or None,
     )
     return await fetch_returned(conn, AiMessage, query, row)
 

@@ -8,13 +8,23 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.messaging.ai import AiRpcs
 from services.messaging.conversations import ConversationRpcs
+from services.messaging.erasure import ErasureRpcs
 from services.messaging.ingest import WebhookRpcs
 from services.messaging.messages import MessageRpcs
 from services.messaging.salons import Salons
+from services.messaging.search import SearchRpcs
 from services.messaging.settings import MessagingSettings
 
 
-class MessagingService(MessageRpcs, WebhookRpcs, ConversationRpcs, AiRpcs, messaging_pb2_grpc.MessagingServiceServicer):
+class MessagingService(
+    MessageRpcs,
+    WebhookRpcs,
+    ConversationRpcs,
+    SearchRpcs,
+    ErasureRpcs,
+    AiRpcs,
+    messaging_pb2_grpc.MessagingServiceServicer,
+):
     """Conversations and their messages."""
 
 
