@@ -82,10 +82,6 @@ COMMENT ON FUNCTION message_vector IS
     'The words of a text by the grammar of its language. Names its configurations, not a regconfig column: pg_upgrade refuses those.';
 COMMENT ON FUNCTION message_snippet IS 'A part of a text with what was found between <b> and </b>, which the text itself must not have.';
 
-CREATE FUNCTION message_words(search tsvector) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN array_to_string(tsvector_to_array(search), ' ');
-COMMENT ON FUNCTION message_words IS 'The words of a text as one text, for pg_trgm.';
-
 ALTER TABLE messages
     ALTER COLUMN phone_number DROP NOT NULL,
     ADD COLUMN media_id text,
@@ -102,7 +98,7 @@ COMMENT ON COLUMN messages.language IS 'The salon''s language when the message c
 CREATE INDEX idx_messages_salon_search ON messages USING gin (salon_id, search);
 COMMENT ON INDEX idx_messages_salon_search IS 'Serves SearchMessages.';
 
-CREATE INDEX idx_messages_salon_words ON messages USING gin (salon_id, message_words(search) gin_trgm_ops);
+CREATE INDEX idx_messages_salon_words ON messages USING gin (salon_id, (strip(search)::text) gin_trgm_ops);
 COMMENT ON INDEX idx_messages_salon_words IS 'Serves SearchMessages where no word is found: similar ones are.';
 
 CREATE FUNCTION similar_query(salon_id text, query tsquery) RETURNS tsquery LANGUAGE sql STABLE
@@ -115,7 +111,7 @@ CREATE FUNCTION similar_query(salon_id text, query tsquery) RETURNS tsquery LANG
         ) AS asked CROSS JOIN LATERAL (
             SELECT lexeme AS word FROM (
                 SELECT m.search FROM messages AS m
-                WHERE m.salon_id = similar_query.salon_id AND asked.word <% message_words(m.search) LIMIT 2000
+                WHERE m.salon_id = similar_query.salon_id AND asked.word <% strip(m.search)::text LIMIT 2000
             ) AS sample CROSS JOIN LATERAL unnest(sample.search)
             WHERE similarity(asked.word, lexeme) >= 0.2
             ORDER BY similarity(asked.word, lexeme) DESC, lexeme LIMIT 1

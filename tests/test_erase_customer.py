@@ -50,8 +50,7 @@ async def customer(stack: Stack) -> str:
 
 def left(stack: Stack) -> list[str]:
     """Return what any table still holds of the customer."""
-    names = (*TABLES, "raw_messages", "webhook_failures")
-    dump = [str(row) for table in names for row in rows(stack.database_url, f"SELECT t::text FROM {table} AS t")]
+    dump = [str(row) for table in TABLES for row in rows(stack.database_url, f"SELECT t::text FROM {table} AS t")]
     replies = [bytes(reply) for (reply,) in rows(stack.database_url, "SELECT reply FROM messaging_requests")]
     return [
         secret

@@ -33,15 +33,17 @@ async def search_messages(
     Source: indexes idx_messages_salon_search, idx_messages_salon_created; if `similar` idx_messages_salon_words, too.
     """
     asked = f"similar_query(%(salon_id)s, {ASKED})" if similar else ASKED
-    after = f" AND ({RELEVANCE}, message_id) < (%(after)s, %(id)s::uuid)" if page.after_id else ""
+    after = " WHERE (relevance, message_id) < (%(after)s, %(id)s::uuid)" if page.after_id else ""
     statement = f"""
         WITH asked AS MATERIALIZED (SELECT {asked} AS query)
         SELECT stamp, page.*
         FROM {STAMP} LEFT JOIN LATERAL (
             SELECT {MESSAGE}, message_snippet(language, {ESCAPED}, query) AS snippet, relevance
             FROM (
-                SELECT m.*, query, {RELEVANCE} AS relevance FROM asked, messages AS m
-                WHERE salon_id = %(salon_id)s AND search @@ query{after}
+                SELECT * FROM (
+                    SELECT m.*, query, {RELEVANCE} AS relevance FROM asked, messages AS m
+                    WHERE salon_id = %(salon_id)s AND search @@ query OFFSET 0
+                ) AS ranked{after}
                 ORDER BY relevance DESC, message_id DESC LIMIT %(limit)s
             ) AS found
             ORDER BY relevance DESC, found.message_id DESC
