@@ -38,6 +38,7 @@ HOSTILE: dict[int, list[Any]] = {
     FieldDescriptor.TYPE_BYTES: [b"", b"\0", b"\xff", b"{}", b"x" * 1_000_000, b"x" * (8 * 1024 * 1024 + 1)],
     FieldDescriptor.TYPE_INT32: [-1, -(2**31), 201, 2**31 - 1],
     FieldDescriptor.TYPE_INT64: [-1, -(2**63), 2**63 - 1],
+    FieldDescriptor.TYPE_BOOL: [False, True],
     FieldDescriptor.TYPE_ENUM: [0, -1, 6, 99, 2**31 - 1],
 }
 

@@ -51,7 +51,7 @@ async def test_a_conversation_is_found_by_whatever_names_it(stack: Stack) -> Non
     right = [*names, {"phone_number": PHONE} | names[0], names[1] | names[2], names[0] | names[1] | names[2]]
     wrong = [{"conversation_id": str(uuid4())}, {"user_id": "DE.3"}, names[1] | {"user_id": "DE.2"}]
     wrong += [names[0] | {"salon_id": "salon-2"}, {"conversation_id": other} | names[1]]
-    reads = (stack.messaging.GetConversation, pb.GetConversationRequest, {})
+    reads: tuple[Any, Any, Fields] = (stack.messaging.GetConversation, pb.GetConversationRequest, {})
     for rpc, kind, fields in (reads, *mutations(stack)):
         for name in right:
             assert (await rpc(kind(salon_id=SALON, **fields, **name))).conversation_id == found
@@ -89,7 +89,9 @@ async def test_a_conversation_tells_who_wrote_and_who_looks_after_it(stack: Stac
     [listed] = (await stack.messaging.ListConversations(pb.ListConversationsRequest(salon_id=SALON))).conversations
     assert listed == reply
     put(stack, found, service_window_expires_at=None)
-    moved = await stack.messaging.UpdateConversationStatus(pb.UpdateConversationStatusRequest(**named, status=2))
+    moved = await stack.messaging.UpdateConversationStatus(
+        pb.UpdateConversationStatusRequest(**named, status="CONVERSATION_STATUS_CLOSED")
+    )
     assert not moved.HasField("service_window_expires_time")
 
 
@@ -168,7 +170,8 @@ async def test_each_change_needs_the_right_version_happens_once_and_is_in_the_ne
 async def test_each_name_has_a_reply_of_its_own_in_the_cache(stack: Stack) -> None:
     await salon(stack)
     put(stack, await conversation(stack), user_id=USER)
-    for name in ({"user_id": USER}, {"phone_number": PHONE}, {"user_id": USER, "phone_number": PHONE}):
+    names: list[Fields] = [{"user_id": USER}, {"phone_number": PHONE}, {"user_id": USER, "phone_number": PHONE}]
+    for name in names:
         request = pb.GetConversationRequest(salon_id=SALON, **name)
         await warm(stack.messaging.GetConversation, request)
     assert (await cached(stack.messaging.GetConversation(request)))[1] == "hit"

@@ -135,6 +135,17 @@ class Cache:
 
         return await self._read(key, lambda: self._gather.ask(load, argument, run))
 
+    async def peek(self, key: Key) -> Reply | None:
+        """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
+        if not self.store.ready:
+            return None
+        with suppress(StoreAway):
+            _, entry = await self.store.look(key)
+            if entry is not None:
+                self.counters.hits += 1
+                return Reply(entry.body, "hit", max(0, _now_ms() - entry.loaded_ms))
+        return None
+
     async def _read(self, key: Key, ask: Ask) -> Reply:
         max_age = MAX_AGE.get()
         if max_age == 0 or not self.store.ready:
