@@ -90,7 +90,7 @@ async def test_a_conversation_tells_who_wrote_and_who_looks_after_it(stack: Stac
     assert listed == reply
     put(stack, found, service_window_expires_at=None)
     moved = await stack.messaging.UpdateConversationStatus(
-        pb.UpdateConversationStatusRequest(**named, status="CONVERSATION_STATUS_CLOSED")
+        pb.UpdateConversationStatusRequest(**named, status=pb.CONVERSATION_STATUS_CLOSED)
     )
     assert not moved.HasField("service_window_expires_time")
 

@@ -152,6 +152,19 @@ async def test_an_erased_customer_who_writes_again_has_a_new_conversation(stack:
     assert (await erase(stack, phone_number=PHONE)).messages == 1
 
 
+async def test_what_an_ai_says_of_an_erased_customer_counts_without_its_text(stack: Stack) -> None:
+    await salon(stack)
+    for turn in range(8):
+        message = await stack.messaging.RecordMessage(message_request(f"wamid.{turn}"))
+        said: Fields = {"salon_id": SALON, "conversation_id": message.conversation_id, "model": "m", "role": 3}
+        requests = [pb.RecordAiMessageRequest(**said, content=TEXT, prompt_tokens=5) for _ in range(12)]
+        work: list[Any] = [stack.messaging.RecordAiMessage(request) for request in requests]
+        work[6:6] = [erase(stack, phone_number=PHONE)]
+        await asyncio.gather(*work)
+    query = "SELECT count(*), sum(prompt_tokens), count(nullif(content, '')) FROM ai_messages"
+    assert rows(stack.database_url, query) == [(96, 480, 0)]
+
+
 async def test_no_message_comes_into_a_conversation_that_was_erased(stack: Stack) -> None:
     await salon(stack)
     for turn in range(8):

@@ -5,6 +5,7 @@ from typing import Any
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import erasure_queries as queries
 from services.messaging.conversation_queries import Named
+from services.messaging.messages import lock
 from services.messaging.rpcs import Rpcs
 
 
@@ -15,7 +16,9 @@ class ErasureRpcs(Rpcs):
         """Remove what identifies a customer and all that was written with them."""
         salon_id = request.salon_id
         named = Named(salon_id, "", await self.phone_number(request), request.user_id)
-        async with self.write(request, salon_id, *self.touched(salon_id)) as write:
+        async with self.database.connection() as conn:
+            locks = tuple({lock(salon_id, user_id) for user_id in await queries.user_ids(conn, named)})
+        async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
             customer = await queries.lock_customer(write.conn, named)
             await queries.erase_conversations(write.conn, customer)
             reply = write.reply = pb.EraseCustomerResponse(

@@ -18,24 +18,37 @@ class Customer(NamedTuple):
     user_ids: list[str]
 
 
-async def lock_customer(conn: AsyncConnection[Any], named: Named) -> Customer:
-    """Return what names a customer, their conversations locked for the transaction.
-
-    Those are theirs that have the phone number or the user_id asked for, or the user_id of one that has the phone
-    number. A message that is being inserted into one of them comes before this; a later one finds no conversation.
-    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
-    """
-    query = """
-        SELECT conversation_id::text, phone_number, user_id FROM conversations
-        WHERE salon_id = %(salon_id)s AND (
+# Conversations that have the phone number or the user_id asked for, or the user_id of the one with the phone number.
+THEIRS = """salon_id = %(salon_id)s AND (
             phone_number = %(phone_number)s OR user_id = %(user_id)s OR user_id = (
                 SELECT k.user_id FROM conversations AS k
                 WHERE k.salon_id = %(salon_id)s AND k.phone_number = %(phone_number)s
             )
-        )
+        )"""
+
+
+async def user_ids(conn: AsyncConnection[Any], named: Named) -> set[str]:
+    """Return the user_ids that a customer has now, with the one asked for.
+
+    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
+    """
+    query = f"SELECT user_id FROM conversations WHERE {THEIRS}"
+    rows = await (await conn.execute(query.encode(), _given(named))).fetchall()
+    return {user for user in (named.user_id, *(row[0] for row in rows)) if user}
+
+
+async def lock_customer(conn: AsyncConnection[Any], named: Named) -> Customer:
+    """Return what names a customer, their conversations locked for the transaction.
+
+    The caller holds the locks of the user_ids. A message that is being inserted comes before this; a later one finds
+    no conversation.
+    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
+    """
+    query = f"""
+        SELECT conversation_id::text, phone_number, user_id FROM conversations
+        WHERE {THEIRS}
         ORDER BY conversation_id FOR UPDATE"""
-    params = {field: value or None for field, value in named._asdict().items()}
-    rows = await (await conn.execute(query, params)).fetchall()
+    rows = await (await conn.execute(query.encode(), _given(named))).fetchall()
     ids, phones, users = ([row[place] for row in rows] for place in range(3))
     return Customer(
         named.salon_id,
@@ -110,6 +123,11 @@ async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
         WHERE salon_id = %s AND EXISTS (SELECT FROM unnest(%s::bytea[]) AS name WHERE position(name IN reply) > 0)"""
     names = (*customer.phone_numbers, *customer.user_ids, *customer.conversation_ids)
     await conn.execute(query, (customer.salon_id, [name.encode() for name in names]))
+
+
+def _given(named: Named) -> dict[str, str | None]:
+    """Return what names a customer; what is not given equals nothing."""
+    return {field: value or None for field, value in named._asdict().items()}
 
 
 def _in_json(customer: Customer) -> Sequence[str]:
