@@ -42,7 +42,8 @@ COMMENT ON INDEX idx_conversations_salon_tags IS 'Serves ListConversations by ta
 
 -- Messages
 
--- Search knows the grammar of these languages; a configuration each, which takes accents off first.
+-- Search knows the grammar of these languages; a configuration each, which takes accents off first. A text is no HTML:
+-- what stands between < and > is words.
 DO $$
 DECLARE
     grammars constant jsonb := '{
@@ -50,10 +51,12 @@ DECLARE
         "fi": "finnish", "fr": "french", "hi": "hindi", "hu": "hungarian", "id": "indonesian", "it": "italian",
         "nl": "dutch", "no": "norwegian", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sv": "swedish",
         "tr": "turkish"}';
+    plain constant text := 'translate($2, ''<>'', ''  '')';
     code text;
     grammar text;
     vectors text := '';
     queries text := '';
+    snippets text := '';
 BEGIN
     CREATE TEXT SEARCH CONFIGURATION messages_simple (COPY = simple);
     ALTER TEXT SEARCH CONFIGURATION messages_simple ALTER MAPPING FOR hword, hword_part, word WITH unaccent, simple;
@@ -61,18 +64,23 @@ BEGIN
         EXECUTE format('CREATE TEXT SEARCH CONFIGURATION messages_%s (COPY = %I)', code, grammar);
         EXECUTE format('ALTER TEXT SEARCH CONFIGURATION messages_%s
             ALTER MAPPING FOR hword, hword_part, word WITH unaccent, %I', code, grammar || '_stem');
-        vectors := vectors || format('WHEN %L THEN to_tsvector(''messages_%s'', content) ', code, code);
-        queries := queries || format('WHEN %L THEN websearch_to_tsquery(''messages_%s'', query) ', code, code);
+        vectors := vectors || format('WHEN %L THEN to_tsvector(''messages_%s'', %s) ', code, code, plain);
+        queries := queries || format('WHEN %L THEN websearch_to_tsquery(''messages_%s'', %s) ', code, code, plain);
+        snippets := snippets || format('WHEN %L THEN ts_headline(''messages_%s'', escaped, query) ', code, code);
     END LOOP;
     EXECUTE 'CREATE FUNCTION message_vector(language text, content text) RETURNS tsvector
         LANGUAGE sql IMMUTABLE PARALLEL SAFE
-        RETURN CASE language ' || vectors || 'ELSE to_tsvector(''messages_simple'', content) END';
+        RETURN CASE language ' || vectors || format('ELSE to_tsvector(''messages_simple'', %s) END', plain);
     EXECUTE 'CREATE FUNCTION message_query(language text, query text) RETURNS tsquery
         LANGUAGE sql IMMUTABLE PARALLEL SAFE
-        RETURN CASE language ' || queries || 'ELSE websearch_to_tsquery(''messages_simple'', query) END';
+        RETURN CASE language ' || queries || format('ELSE websearch_to_tsquery(''messages_simple'', %s) END', plain);
+    EXECUTE 'CREATE FUNCTION message_snippet(language text, escaped text, query tsquery) RETURNS text
+        LANGUAGE sql IMMUTABLE PARALLEL SAFE
+        RETURN CASE language ' || snippets || 'ELSE ts_headline(''messages_simple'', escaped, query) END';
 END $$;
 COMMENT ON FUNCTION message_vector IS
     'The words of a text by the grammar of its language. Names its configurations, not a regconfig column: pg_upgrade refuses those.';
+COMMENT ON FUNCTION message_snippet IS 'A part of a text with what was found between <b> and </b>, which the text itself must not have.';
 
 ALTER TABLE messages
     ALTER COLUMN phone_number DROP NOT NULL,
@@ -90,8 +98,27 @@ COMMENT ON COLUMN messages.language IS 'The salon''s language when the message c
 CREATE INDEX idx_messages_salon_search ON messages USING gin (salon_id, search);
 COMMENT ON INDEX idx_messages_salon_search IS 'Serves SearchMessages.';
 
-CREATE INDEX idx_messages_salon_content ON messages USING gin (salon_id, content gin_trgm_ops);
-COMMENT ON INDEX idx_messages_salon_content IS 'Serves SearchMessages where no word is found: similar ones are.';
+CREATE INDEX idx_messages_salon_words ON messages USING gin (salon_id, (strip(search)::text) gin_trgm_ops);
+COMMENT ON INDEX idx_messages_salon_words IS 'Serves SearchMessages where no word is found: similar ones are.';
+
+CREATE FUNCTION similar_query(salon_id text, query tsquery) RETURNS tsquery LANGUAGE sql STABLE
+    SET pg_trgm.word_similarity_threshold = 0.28
+    RETURN (
+        SELECT string_agg('''' || replace(replace(nearest.word, '\', '\\'), '''', '''''') || '''', ' | ')::tsquery
+        FROM (
+            SELECT lexeme AS word FROM unnest(to_tsvector('simple', nullif(querytree(query), 'T')))
+            ORDER BY length(lexeme) DESC, lexeme LIMIT 8
+        ) AS asked CROSS JOIN LATERAL (
+            SELECT lexeme AS word FROM (
+                SELECT m.search FROM messages AS m
+                WHERE m.salon_id = similar_query.salon_id AND asked.word <% strip(m.search)::text LIMIT 2000
+            ) AS sample CROSS JOIN LATERAL unnest(sample.search)
+            WHERE similarity(asked.word, lexeme) >= 0.2
+            ORDER BY similarity(asked.word, lexeme) DESC, lexeme LIMIT 1
+        ) AS nearest
+    );
+COMMENT ON FUNCTION similar_query IS
+    'Finds, for each of the 8 longest words that a query wants, the most similar one in 2000 messages of the salon; NULL if there is none. Two letters swapped in a word of six still are similar by 0.28.';
 
 CREATE TABLE raw_messages (
     salon_id text NOT NULL,

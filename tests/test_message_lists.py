@@ -94,7 +94,7 @@ async def test_conversations_are_listed_by_status_newest_activity_first(stack: S
 async def test_ai_messages_are_recorded_and_listed_newest_first(stack: Stack) -> None:
     conversation = (await filled(stack))[0].conversation_id
     fields = {"content": "';\n💇", "prompt_tokens": 2**31 - 1, "completion_tokens": 5, "latency_ms": 1200}
-    request = ai_request(conversation, cost_micros=10**15, currency_code="USD", **fields)
+    request = ai_request(conversation, cost_micros=10**15, currency_code="USD", booking_code="ABC234", **fields)
     said = [await stack.messaging.RecordAiMessage(request) for _ in range(4)]
     for field in request.DESCRIPTOR.fields:
         if field.name != "request_id":

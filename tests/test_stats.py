@@ -127,13 +127,21 @@ async def test_ai_messages_are_counted_by_model(stack: Stack) -> None:
     await salon(stack)
     conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
     said = [
-        ("b", 10, 20, 5, "USD", 100),
-        ("b", 1, 2, 6, "USD", 201),
-        ("b", 0, 0, 7, "EUR", 0),
-        ("a", 2**31 - 1, 2**31 - 1, 0, "", 2**31 - 1),
-        ("a", 2**31 - 1, 2**31 - 1, 0, "", 2**31 - 1),
+        ("b", 10, 20, 5, "USD", 100, "abc234"),
+        ("b", 1, 2, 6, "USD", 201, "XYZ789"),
+        ("b", 0, 0, 7, "EUR", 0, "ABC234"),
+        ("a", 2**31 - 1, 2**31 - 1, 0, "", 2**31 - 1, ""),
+        ("a", 2**31 - 1, 2**31 - 1, 0, "", 2**31 - 1, ""),
     ]
-    names = ("model", "prompt_tokens", "completion_tokens", "cost_micros", "currency_code", "latency_ms")
+    names = (
+        "model",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost_micros",
+        "currency_code",
+        "latency_ms",
+        "booking_code",
+    )
     for values in said:
         fields: Fields = {
             "salon_id": SALON,
@@ -148,6 +156,7 @@ async def test_ai_messages_are_counted_by_model(stack: Stack) -> None:
     assert (b.model, b.messages, b.prompt_tokens, b.completion_tokens) == ("b", 3, 11, 22)
     assert [(cost.currency_code, cost.cost_micros) for cost in b.costs] == [("EUR", 7), ("USD", 11)]
     assert (b.average_latency_ms, b.max_latency_ms) == (100.33, 201)
+    assert (a.bookings, b.bookings) == (0, 2)
     before = pb.GetAiAnalyticsRequest(**period(0, 1000))
     assert list((await stack.stats.GetAiAnalytics(before)).models) == []
 

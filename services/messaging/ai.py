@@ -4,7 +4,7 @@ from typing import Any
 
 from libs.cache import Reply
 from libs.db import Loaded
-from libs.rpc import page
+from libs.rpc import errors, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import ai_queries
 from services.messaging.rpcs import Rpcs
@@ -17,6 +17,8 @@ class AiRpcs(Rpcs):
         """Record what an AI model was asked or answered."""
         async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
             message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
+            if message is None:
+                raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
         return message
 
     async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:

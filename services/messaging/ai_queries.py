@@ -4,39 +4,36 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_page, fetch_returned
+from libs.db import STAMP, Loaded, fetch_one, fetch_page
 from libs.rpc import Page
 from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, RecordAiMessageRequest
 
 AI_MESSAGE = (
     "ai_message_id::text, salon_id, conversation_id::text, model, 'AI_ROLE_' || role AS role, content, prompt_tokens,"
-    " completion_tokens, cost_micros, currency_code, latency_ms, created_at AS create_time"
+    " completion_tokens, cost_micros, currency_code, latency_ms, booking_code, created_at AS create_time"
 )
 
 
-async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage:
-    """Insert an AI message.
+async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage | None:
+    """Insert an AI message, without its text if the customer was erased; return None if there is no conversation.
 
-    Raises: ForeignKeyViolation of ai_messages_conversation_id_fkey.
+    An erasure under way is waited for.
+    Source: index conversations_pkey.
     """
     query = f"""
         INSERT INTO ai_messages (salon_id, conversation_id, model, role, content, prompt_tokens, completion_tokens,
-            cost_micros, currency_code, latency_ms)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+            cost_micros, currency_code, latency_ms, booking_code)
+        SELECT salon_id, conversation_id, %(model)s, %(role)s,
+            CASE WHEN coalesce(phone_number, user_id) IS NULL THEN '' ELSE %(content)s END, %(prompt_tokens)s,
+            %(completion_tokens)s, %(cost_micros)s, %(currency_code)s, %(latency_ms)s, %(booking_code)s
+        FROM conversations WHERE salon_id = %(salon_id)s AND conversation_id = %(conversation_id)s FOR KEY SHARE
         RETURNING {AI_MESSAGE}"""
-    row = (
-        request.salon_id,
-        request.conversation_id,
-        request.model,
-        AiRole.Name(request.role).removeprefix("AI_ROLE_"),
-        request.content,
-        request.prompt_tokens,
-        request.completion_tokens,
-        request.cost_micros,
-        request.currency_code or None,
-        request.latency_ms,
-    )
-    return await fetch_returned(conn, AiMessage, query, row)
+    params = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields} | {
+        "role": AiRole.Name(request.role).removeprefix("AI_ROLE_"),
+        "currency_code": request.currency_code or None,
+        "booking_code": request.booking_code.upper() or None,
+    }
+    return await fetch_one(conn, AiMessage, query, params)
 
 
 async def list_ai_messages(

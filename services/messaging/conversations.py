@@ -1,15 +1,18 @@
 """The RPCs on conversations."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
-from libs.cache import Reply
+from libs.cache import Reply, digest
 from libs.db import Loaded
 from libs.rpc import errors, page, size
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import conversation_queries as queries
+from services.messaging.conversation_queries import Filters, Named
 from services.messaging.rpcs import Rpcs, word
 
 DEFAULT_MESSAGES = 10
+MOST_TAGS = 50
 
 
 class ConversationRpcs(Rpcs):
@@ -17,24 +20,26 @@ class ConversationRpcs(Rpcs):
 
     async def GetConversation(self, request: pb.GetConversationRequest, context: Any) -> Reply:
         """Return the conversation with a customer and its newest messages."""
-        salon_id, phone_number = request.salon_id, request.phone_number
+        named = await self._named(request)
         limit = size(request.message_limit, DEFAULT_MESSAGES)
 
         async def load(conn: Any) -> Loaded[pb.Conversation | None]:
-            return await queries.conversation_by_phone_number(conn, salon_id, phone_number, limit)
+            return await queries.conversation_with_messages(conn, named, limit)
 
-        reply = await self.cache.read(self.groups.conversations(salon_id).key(phone_number, limit), load)
+        key = self.groups.conversations(request.salon_id).key("get", digest(named, limit))
+        reply = await self.cache.read(key, load)
         if reply.body is None:
-            raise errors.not_found("conversation", f"{salon_id}/{phone_number}")
+            raise errors.not_found("conversation", str(named))
         return reply
 
     async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
         """List a salon's conversations."""
-        wanted = page(request.page_size, request.page_token, "ListConversations", request.salon_id, request.status)
         status = word(pb.ConversationStatus, request.status) if request.status else ""
+        filters = Filters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
+        wanted = page(request.page_size, request.page_token, "ListConversations", *filters)
 
         async def load(conn: Any) -> Loaded[pb.ListConversationsResponse]:
-            stamp, rows = await queries.list_conversations(conn, request.salon_id, status, wanted)
+            stamp, rows = await queries.list_conversations(conn, filters, wanted)
             response = pb.ListConversationsResponse()
             return Loaded(stamp, wanted.fill(response, rows, "last_message_time", "conversation_id"))
 
@@ -44,16 +49,51 @@ class ConversationRpcs(Rpcs):
         self, request: pb.UpdateConversationStatusRequest, context: Any
     ) -> pb.Conversation:
         """Move a conversation to another status."""
-        salon_id = request.salon_id
-        name = f"{salon_id}/{request.conversation_id or request.phone_number}"
-        async with self.write(request, salon_id, self.groups.conversations(salon_id)) as write:
-            conversation = await queries.lock_conversation(
-                write.conn, salon_id, request.conversation_id, request.phone_number
-            )
+        return await self._change(request, "status", lambda _: word(pb.ConversationStatus, request.status))
+
+    async def AssignConversation(self, request: pb.AssignConversationRequest, context: Any) -> pb.Conversation:
+        """Give a conversation to somebody, or to nobody."""
+        return await self._change(request, "assignee", lambda _: request.assignee)
+
+    async def TagConversation(self, request: pb.TagConversationRequest, context: Any) -> pb.Conversation:
+        """Add tags to a conversation and remove others."""
+
+        def tags(conversation: pb.Conversation) -> list[str]:
+            left = sorted(set(conversation.tags).difference(request.remove_tags).union(request.add_tags))
+            if len(left) > MOST_TAGS:
+                raise errors.invalid_fields(
+                    [("add_tags", f"the conversation would have {len(left)} tags, {MOST_TAGS} are allowed")]
+                )
+            return left
+
+        return await self._change(request, "tags", tags)
+
+    async def MarkConversationRead(self, request: pb.MarkConversationReadRequest, context: Any) -> pb.Conversation:
+        """Say that all messages of a conversation were read."""
+        return await self._change(
+            request, "unread_count", lambda conversation: 0 if conversation.unread_count else None
+        )
+
+    async def _named(self, request: Any) -> Named:
+        return Named(
+            request.salon_id, request.conversation_id.lower(), await self.phone_number(request), request.user_id
+        )
+
+    async def _change(
+        self,
+        request: Any,
+        column: Literal["status", "assignee", "tags", "unread_count"],
+        value: Callable[[pb.Conversation], object],
+    ) -> pb.Conversation:
+        """Set a column of the conversation that a request names, to what `value` makes of it; None leaves it."""
+        named = await self._named(request)
+        async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
+            conversation = await queries.lock_conversation(write.conn, named)
             if conversation is None:
-                raise errors.not_found("conversation", name)
-            if request.etag and request.etag != conversation.etag:
-                raise errors.etag_mismatch("conversation", name)
-            status = word(pb.ConversationStatus, request.status)
-            after = write.reply = await queries.update_conversation_status(write.conn, conversation, status)
-        return after
+                raise errors.not_found("conversation", str(named))
+            if getattr(request, "etag", "") not in ("", conversation.etag):
+                raise errors.etag_mismatch("conversation", str(named))
+            if (new := value(conversation)) is not None:
+                conversation = await queries.update_conversation(write.conn, conversation, column, new)
+            write.reply = conversation
+        return conversation

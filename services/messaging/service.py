@@ -2,19 +2,29 @@
 
 from libs.cache import Cache
 from libs.db import Database
-from libs.rpc import Service, channel, errors
+from libs.rpc import Service, channel
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.messaging.ai import AiRpcs
 from services.messaging.conversations import ConversationRpcs
+from services.messaging.erasure import ErasureRpcs
 from services.messaging.ingest import WebhookRpcs
 from services.messaging.messages import MessageRpcs
 from services.messaging.salons import Salons
+from services.messaging.search import SearchRpcs
 from services.messaging.settings import MessagingSettings
 
 
-class MessagingService(MessageRpcs, WebhookRpcs, ConversationRpcs, AiRpcs, messaging_pb2_grpc.MessagingServiceServicer):
+class MessagingService(
+    MessageRpcs,
+    WebhookRpcs,
+    ConversationRpcs,
+    SearchRpcs,
+    ErasureRpcs,
+    AiRpcs,
+    messaging_pb2_grpc.MessagingServiceServicer,
+):
     """Conversations and their messages."""
 
 
@@ -29,11 +39,6 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         servicer=messaging,
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_groups=messaging.groups.of_salon,
-        constraints={
-            "ai_messages_conversation_id_fkey": lambda request: errors.not_found(
-                "conversation", f"{request.salon_id}/{request.conversation_id}"
-            )
-        },
         background=[lambda: messaging.write.purge(database.connection)],
         close=to_booking.close,
     )

@@ -85,26 +85,32 @@ async def message_direction_stats(
 async def ai_analytics(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime
 ) -> Loaded[AiAnalytics]:
-    """Count the AI messages of a period, their tokens, cost and latency, by model.
+    """Count the AI messages of a period, their tokens, cost, latency and the bookings they led to, by model.
 
     Raises: LookupError if there is no such salon.
     Source: report, "AI Message Indexes" 12; index idx_ai_messages_salon_created.
     """
     query = f"""
-        WITH of_currency AS (
-            SELECT model, currency_code, count(*) AS messages, {SUM.format("cost_micros")} AS cost,
+        WITH of_booking AS (
+            SELECT model, currency_code, booking_code, count(*) AS messages, sum(cost_micros) AS cost,
                 sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
                 sum(latency_ms) AS latency_ms, max(latency_ms) AS max_latency_ms
             FROM ai_messages WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
-            GROUP BY model, currency_code
+            GROUP BY model, currency_code, booking_code
+        ), of_currency AS (
+            SELECT model, sum(messages) AS messages, currency_code, {SUM.format("cost")} AS cost,
+                sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
+                sum(latency_ms) AS latency_ms, max(max_latency_ms) AS max_latency_ms
+            FROM of_booking GROUP BY model, currency_code
         ), of_model AS (
             SELECT model, jsonb_build_object(
                 'model', model, 'messages', sum(messages)::bigint,
+                'bookings', (SELECT count(DISTINCT booking_code) FROM of_booking AS b WHERE b.model = c.model),
                 'prompt_tokens', {SUM.format("prompt_tokens")}, 'completion_tokens', {SUM.format("completion_tokens")},
                 'costs', coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE cost > 0), '[]'),
                 'average_latency_ms', round(sum(latency_ms) / sum(messages), 2), 'max_latency_ms', max(max_latency_ms)
             ) AS usage
-            FROM of_currency GROUP BY model
+            FROM of_currency AS c GROUP BY model
         )
         SELECT stamp, s.salon_id, {PERIOD},
             coalesce((SELECT jsonb_agg(usage ORDER BY model) FROM of_model), '[]') AS models, now() AS as_of

@@ -244,7 +244,7 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecordAiMessage(self, request, context):
-        """Records what an AI model was asked or answered in a conversation.
+        """Records what an AI model was asked or answered in a conversation; without the text if its customer was erased.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

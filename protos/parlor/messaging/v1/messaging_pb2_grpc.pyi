@@ -110,7 +110,7 @@ class MessagingServiceStub:
     none; should the customer write again, a new conversation begins.
     """
     RecordAiMessage: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]
-    """Records what an AI model was asked or answered in a conversation.
+    """Records what an AI model was asked or answered in a conversation; without the text if its customer was erased.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
     """
     ListAiMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]
@@ -186,7 +186,7 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     none; should the customer write again, a new conversation begins.
     """
     RecordAiMessage: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]  # type: ignore[assignment]
-    """Records what an AI model was asked or answered in a conversation.
+    """Records what an AI model was asked or answered in a conversation; without the text if its customer was erased.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
     """
     ListAiMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]  # type: ignore[assignment]
@@ -349,7 +349,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.RecordAiMessageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.AiMessage, _abc.Awaitable[_messaging_pb2.AiMessage]]:
-        """Records what an AI model was asked or answered in a conversation.
+        """Records what an AI model was asked or answered in a conversation; without the text if its customer was erased.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
         """
 

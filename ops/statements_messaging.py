@@ -1,0 +1,108 @@
+"""The statements of the messaging service's RPCs whose plans are watched; see ops/statements.py."""
+
+from ops.statements import Statement
+
+MESSAGING = (
+    Statement(
+        "ListConversations by tag",
+        ("idx_conversations_salon_tags",),
+        """
+        SELECT conversation_id, phone_number, status, started_at, last_message_at
+        FROM conversations
+        WHERE salon_id = 'salon-123' AND tags @> ARRAY['complaint']
+        ORDER BY last_message_at DESC, conversation_id DESC
+        LIMIT 51
+        """,
+    ),
+    Statement(
+        "ListConversations of the unread",
+        ("idx_conversations_salon_unread_last",),
+        """
+        SELECT conversation_id, phone_number, status, started_at, last_message_at
+        FROM conversations
+        WHERE salon_id = 'salon-123' AND unread_count > 0
+        ORDER BY last_message_at DESC, conversation_id DESC
+        LIMIT 51
+        """,
+    ),
+    Statement(
+        "ListConversations by assignee",
+        ("idx_conversations_salon_assignee_last",),
+        """
+        SELECT conversation_id, phone_number, status, started_at, last_message_at
+        FROM conversations
+        WHERE salon_id = 'salon-123' AND assignee = 'user-1' AND assignee <> ''
+        ORDER BY last_message_at DESC, conversation_id DESC
+        LIMIT 51
+        """,
+    ),
+    Statement(
+        "GetConversation by user_id",
+        ("idx_conversations_salon_user",),
+        """
+        SELECT conversation_id, phone_number, status, started_at, last_message_at
+        FROM conversations
+        WHERE salon_id = 'salon-123' AND user_id = 'DE.1234567890'
+        ORDER BY last_message_at DESC, conversation_id DESC
+        LIMIT 1
+        """,
+    ),
+    Statement(
+        "SearchMessages by words",
+        ("idx_messages_salon_search",),
+        """
+        SELECT message_id, ts_rank(search, query) AS relevance
+        FROM message_query('de', 'Strähnen') AS query, messages
+        WHERE salon_id = 'salon-123' AND search @@ query
+        ORDER BY relevance DESC, created_at DESC, message_id DESC
+        LIMIT 51
+        """,
+    ),
+    Statement(
+        "SearchMessages, the language of the words",
+        ("idx_messages_salon_created",),
+        """
+        SELECT language FROM messages WHERE salon_id = 'salon-123' ORDER BY created_at DESC LIMIT 1
+        """,
+    ),
+    Statement(
+        "SearchMessages by similar words",
+        ("idx_messages_salon_words",),
+        """
+        SELECT search FROM messages WHERE salon_id = 'salon-123' AND 'strahnn' <% strip(search)::text LIMIT 2000
+        """,
+    ),
+    Statement(
+        "EraseCustomer, the conversations",
+        ("salon_id_phone_number", "idx_conversations_salon_user"),
+        """
+        SELECT conversation_id, phone_number, user_id
+        FROM conversations
+        WHERE salon_id = 'salon-123' AND (
+          phone_number = '+4915128747135' OR user_id = 'DE.1234567890' OR user_id = (
+            SELECT user_id FROM conversations WHERE salon_id = 'salon-123' AND phone_number = '+4915128747135'
+          )
+        )
+        ORDER BY conversation_id
+        FOR UPDATE
+        """,
+    ),
+    Statement(
+        "EraseCustomer, the messages",
+        ("idx_messages_conversation_created",),
+        """
+        SELECT message_id, whatsapp_id
+        FROM messages
+        WHERE salon_id = 'salon-123' AND conversation_id = ANY('{c7eee201-3045-432c-ab0e-5732b7bf0c16}'::uuid[])
+        """,
+    ),
+    Statement(
+        "EraseCustomer, the AI messages",
+        ("idx_ai_messages_conversation_created",),
+        """
+        SELECT ai_message_id
+        FROM ai_messages
+        WHERE salon_id = 'salon-123' AND conversation_id = ANY('{c7eee201-3045-432c-ab0e-5732b7bf0c16}'::uuid[])
+        """,
+    ),
+)

@@ -1,0 +1,32 @@
+"""The RPC that erases a customer."""
+
+from typing import Any
+
+from parlor.messaging.v1 import messaging_pb2 as pb
+from services.messaging import erasure_queries as queries
+from services.messaging.conversation_queries import Named
+from services.messaging.messages import lock
+from services.messaging.rpcs import Rpcs
+
+
+class ErasureRpcs(Rpcs):
+    """What the law asks for."""
+
+    async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
+        """Remove what identifies a customer and all that was written with them."""
+        salon_id = request.salon_id
+        named = Named(salon_id, "", await self.phone_number(request), request.user_id)
+        async with self.database.connection() as conn:
+            locks = tuple({lock(salon_id, user_id) for user_id in await queries.user_ids(conn, named)})
+        async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
+            customer = await queries.lock_customer(write.conn, named)
+            await queries.erase_conversations(write.conn, customer)
+            reply = write.reply = pb.EraseCustomerResponse(
+                conversations=len(customer.conversation_ids),
+                messages=await queries.erase_messages(write.conn, customer),
+                ai_messages=await queries.erase_ai_messages(write.conn, customer),
+            )
+            await queries.erase_webhook_failures(write.conn, customer)
+            await queries.erase_replies(write.conn, customer)
+        await self.cache.erase(*self.touched(salon_id))
+        return reply

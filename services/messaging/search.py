@@ -1,0 +1,50 @@
+"""The RPC that finds messages by their words."""
+
+from typing import Any
+
+from libs.cache import Reply, digest
+from libs.db import Loaded
+from libs.rpc import Page, fitting, page
+from parlor.messaging.v1 import messaging_pb2 as pb
+from services.messaging import search_queries as queries
+from services.messaging.rpcs import Rpcs
+
+# Added to the number in the tokens of messages with similar words: above every relevance, below what a token may hold.
+SIMILAR = 10**17
+
+
+class SearchRpcs(Rpcs):
+    """Messages, found by their words."""
+
+    async def SearchMessages(self, request: pb.SearchMessagesRequest, context: Any) -> Reply:
+        """Find messages by the words in them, or by similar ones."""
+        salon_id = request.salon_id
+        wanted = page(request.page_size, request.page_token, "SearchMessages", salon_id, request.query)
+
+        async def load(conn: Any) -> Loaded[pb.SearchMessagesResponse]:
+            return await _search(conn, salon_id, request.query, wanted)
+
+        return await self.cache.read(self.groups.messages(salon_id).key("search", digest(wanted)), load)
+
+
+async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[pb.SearchMessagesResponse]:
+    """Return a page of the words, or of similar ones where the words find nothing; the stamp is the first look's."""
+    after = wanted.after_micros or 0
+    if after >= SIMILAR:
+        further = wanted._replace(after_micros=after - SIMILAR)
+        stamp, found = await queries.search_messages(conn, salon_id, query, further, similar=True)
+        return Loaded(stamp, _response(wanted, found, SIMILAR))
+    stamp, found = await queries.search_messages(conn, salon_id, query, wanted, similar=False)
+    if found or after:
+        return Loaded(stamp, _response(wanted, found, 0))
+    _, found = await queries.search_messages(conn, salon_id, query, wanted, similar=True)
+    return Loaded(stamp, _response(wanted, found, SIMILAR))
+
+
+def _response(wanted: Page, found: list[queries.Found], way: int) -> pb.SearchMessagesResponse:
+    shown = fitting([message for _, message in found[: wanted.size]])
+    response = pb.SearchMessagesResponse(messages=shown)
+    if len(found) > len(shown):
+        last = found[len(shown) - 1]
+        response.next_page_token = wanted.token(way + last.relevance, last.message.message_id)
+    return response

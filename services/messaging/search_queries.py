@@ -1,0 +1,62 @@
+"""The statements that find messages by their words."""
+
+from typing import Any, NamedTuple
+
+from psycopg import AsyncConnection
+
+from libs.db import STAMP, Loaded, fetch_rows
+from libs.rpc import Page
+from parlor.messaging.v1.messaging_pb2 import Message
+from services.messaging.message_queries import MESSAGE
+
+# How well a message fits, with when it was sent in its last twelve digits: one number that sorts by both.
+RELEVANCE = "(ts_rank(search, query) * 10000)::bigint * 1000000000000 + floor(extract(epoch FROM created_at))::bigint"
+ASKED = """message_query(coalesce((
+    SELECT language FROM messages WHERE salon_id = %(salon_id)s ORDER BY created_at DESC LIMIT 1
+), ''), %(query)s)"""
+ESCAPED = "replace(replace(replace(content, '&', '&amp;'), '<', '&lt;'), '>', '&gt;')"
+
+
+class Found(NamedTuple):
+    """A message that was found, and how well it fits."""
+
+    relevance: int
+    message: Message
+
+
+async def search_messages(
+    conn: AsyncConnection[Any], salon_id: str, query: str, page: Page, *, similar: bool
+) -> Loaded[list[Found]]:
+    """Return up to one message more than the page has, best first, then newest; by words like those asked if `similar`.
+
+    The words are understood in the language of the salon's newest message.
+    Source: indexes idx_messages_salon_search, idx_messages_salon_created; if `similar` idx_messages_salon_words, too.
+    """
+    asked = f"similar_query(%(salon_id)s, {ASKED})" if similar else ASKED
+    after = " WHERE (relevance, message_id) < (%(after)s, %(id)s::uuid)" if page.after_id else ""
+    statement = f"""
+        WITH asked AS MATERIALIZED (SELECT {asked} AS query)
+        SELECT stamp, page.*
+        FROM {STAMP} LEFT JOIN LATERAL (
+            SELECT {MESSAGE}, message_snippet(language, {ESCAPED}, query) AS snippet, relevance
+            FROM (
+                SELECT * FROM (
+                    SELECT m.*, query, {RELEVANCE} AS relevance FROM asked, messages AS m
+                    WHERE salon_id = %(salon_id)s AND search @@ query OFFSET 0
+                ) AS ranked{after}
+                ORDER BY relevance DESC, message_id DESC LIMIT %(limit)s
+            ) AS found
+            ORDER BY relevance DESC, found.message_id DESC
+        ) AS page ON true"""
+    params = {
+        "salon_id": salon_id,
+        "query": query,
+        "after": page.after_micros,
+        "id": page.after_id,
+        "limit": page.size + 1,
+    }
+    names, rows = await fetch_rows(conn, statement, params)
+    found = [
+        Found(row[-1], Message(**dict(zip(names[1:-1], row[1:-1], strict=True)))) for row in rows if row[1] is not None
+    ]
+    return Loaded(rows[0][0], found)

@@ -1,0 +1,175 @@
+"""Messages, found by their words."""
+
+from typing import Any
+
+import psycopg
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parlor.messaging.v1 import messaging_pb2 as pb
+from tests.stack import SALON, Fields, Stack, failure, fresh, message_request, salon, walk, warm
+
+LANGUAGES = {
+    "de": ["Könnte ich meinen Termin verschieben?", "Was kosten Strähnen mit Föhnen?", "Danke, bis dann!"],
+    "pt": ["Tem horário para sexta?", "Preciso remarcar, pode ser?", "Quanto fica corte e escova?"],
+    "es": ["Quería cambiar mi cita, por favor.", "¿Cuánto cuesta el tinte mañana?", "Su peluquería está confirmada"],
+    "en": ["Can I move my appointments to Friday?", "How much is a cut and colour?", "Thanks, see you then!"],
+    "": ["Könnte ich meinen Termin verschieben?", "Hacemos tintes", "Thanks"],
+}
+HOSTILE = ["'", '"', "(", ")", ":*", "!", "&", "|", "<->", "%", "%s", "\\", "\\'", "-", "--", "a:*b", '"""', "x" * 200]
+HOSTILE += [" ", "💇", "💇" * 200, "der", "a b c d e f g " * 14, "http://x.y/z?a=1&b=%00", "<b>", "or or or", "T", "-T"]
+
+
+async def said(stack: Stack, texts: list[str], language: str = "", **fields: Any) -> None:
+    """Record messages, one a second, in a language."""
+    await salon(stack)
+    for second, text in enumerate(texts):
+        sent = {"send_time": Timestamp(seconds=1000 + second), "content": text, **fields}
+        await stack.messaging.RecordMessage(message_request(f"wamid.{language}.{second}", **sent))
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute("UPDATE messages SET language = %s", [language])
+
+
+def asked(query: str, **fields: Any) -> pb.SearchMessagesRequest:
+    """Return a request for a query."""
+    return pb.SearchMessagesRequest(**{"salon_id": SALON, "query": query, **fields})
+
+
+async def found(stack: Stack, query: str, **fields: Any) -> list[str]:
+    """Return the texts that a query finds."""
+    return [message.content for message in (await stack.messaging.SearchMessages(asked(query, **fields))).messages]
+
+
+@pytest.mark.parametrize(
+    ("language", "queries"),
+    [
+        ("de", {"termine": 0, "Strähne": 1, "strahnen": 1, "FÖHN": 1, "Termni": 0, "Temrin": 0, "Strahnne": 1}),
+        ("pt", {"horário": 0, "HORARIOS": 0, "remarca": 1, "escovas": 2, "hroario": 0, "remracar": 1}),
+        ("es", {"citas": 0, "manana": 1, "peluqueria": 2, "confirmado": 2, "pelqueria": 2}),
+        ("en", {"appointment": 0, "moving": 0, "colours": 1, "apointment": 0, "colorr": 1}),
+        ("", {"termin": 0, "konnte": 0, "tintes": 1, "tinte": 1, "verschoben": 0}),
+    ],
+)
+async def test_words_are_found_in_the_grammar_of_the_language(
+    stack: Stack, language: str, queries: dict[str, int]
+) -> None:
+    await said(stack, LANGUAGES[language], language)
+    for query, place in queries.items():
+        assert await found(stack, query) == [LANGUAGES[language][place]], query
+
+
+async def test_messages_of_before_a_change_of_language_keep_their_grammar(stack: Stack) -> None:
+    await said(stack, ["Meine Termine", "Strähnen"], "de")
+    await stack.messaging.RecordMessage(message_request("wamid.new", content="termin"))
+    assert await found(stack, "termin") == ["termin", "Meine Termine"]
+    [message] = (await stack.messaging.SearchMessages(asked("strahn"))).messages
+    assert message.snippet == "<b>Strähnen</b>"
+
+
+async def test_a_query_is_as_in_a_web_search(stack: Stack) -> None:
+    texts = ["Ihr Termin ist am Samstag", "Samstag oder Sonntag", "Am Termin ist Sonntag geschlossen"]
+    await said(stack, texts)
+    first, second, third = texts
+    for query, expected in {
+        "termin sonntag": [third],
+        '"termin ist"': [third, first],
+        '"ist termin"': [third, first],  # no message has it, but the similar words
+        "geschlossen or oder": [third, second],
+        "samstag -termin": [second],
+        "-samstag": [third],
+        "termin -geschlossen": [first],
+    }.items():
+        assert await found(stack, query) == expected, query
+
+
+async def test_the_best_come_first_then_the_newest(stack: Stack) -> None:
+    texts = ["ein termin", "rot", "termin um termin", "termin weit weg von allem was rot ist", "termin rot", "termin"]
+    await said(stack, texts)
+    assert await found(stack, "termin") == [texts[2], texts[5], texts[4], texts[3], texts[0]]
+    assert await found(stack, "termin rot") == [texts[4], texts[3]]
+    assert (await found(stack, "rot or termin"))[0] == texts[4]
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "snippet"),
+    [
+        (
+            "Mein Termin & <b>dein</b> Termin",
+            "termin",
+            "Mein <b>Termin</b> &amp; &lt;b&gt;dein&lt;/b&gt; <b>Termin</b>",
+        ),
+        ("<script>alert(1)</script> Termin", "termin", "&lt;script&gt;alert(1)&lt;/script&gt; <b>Termin</b>"),
+        ("a<b Termin c>d &lt;b&gt;", "termin", "a&lt;b <b>Termin</b> c&gt;d &amp;lt;b&amp;gt;"),
+        ("Ihr Termin", "Termni", "Ihr <b>Termin</b>"),
+        ("1 < Termin > 2", "termin", "1 &lt; <b>Termin</b> &gt; 2"),
+        ("Grüße von Zoë", "zoe", "Grüße von <b>Zoë</b>"),
+    ],
+)
+async def test_a_snippet_is_html_with_what_was_found_in_bold(stack: Stack, text: str, query: str, snippet: str) -> None:
+    await said(stack, [text])
+    [message] = (await stack.messaging.SearchMessages(asked(query))).messages
+    assert (message.content, message.snippet) == (text, snippet)
+
+
+async def test_a_snippet_of_a_long_text_is_a_part_of_it(stack: Stack) -> None:
+    await said(stack, ["vor " * 5000 + "Termin" + " nach" * 5000])
+    [message] = (await stack.messaging.SearchMessages(asked("termin"))).messages
+    assert "<b>Termin</b>" in message.snippet
+    assert len(message.snippet) < 500
+    assert (await stack.messaging.ListMessages(pb.ListMessagesRequest(salon_id=SALON))).messages[0].snippet == ""
+
+
+@pytest.mark.parametrize("query", ["termin", "Termni"])
+async def test_pages_have_every_message_once(stack: Stack, query: str) -> None:
+    texts = [f"termin {'termin ' * (number % 3)}{number}" for number in range(23)] + ["other"]
+    await said(stack, texts)
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute("UPDATE messages SET created_at = date_trunc('minute', created_at)")
+    everything = (await stack.messaging.SearchMessages(asked(query))).messages
+    assert sorted(message.content for message in everything) == sorted(texts[:-1])
+    assert [message.content.count("termin") for message in everything] == [3] * 7 + [2] * 8 + [1] * 8
+    for page_size in (1, 4, 23):
+        assert await walk(stack.messaging.SearchMessages, asked(query), page_size) == list(everything)
+
+
+async def test_a_token_is_for_its_own_query_and_salon_only(stack: Stack) -> None:
+    await said(stack, ["termin", "termin"])
+    token = (await stack.messaging.SearchMessages(asked("termin", page_size=1))).next_page_token
+    others: list[Fields] = [{"query": "termine"}, {"salon_id": "salon-2"}]
+    for other in others:
+        request = asked(**{"query": "termin", "page_token": token, **other})
+        assert (await failure(stack.messaging.SearchMessages(request))).fields == ["page_token"]
+
+
+async def test_a_page_of_large_messages_ends_sooner(stack: Stack) -> None:
+    await said(stack, ["💇" * 60_000 + f" termin {number}" for number in range(15)])
+    first = await stack.messaging.SearchMessages(asked("termin"))
+    second = await stack.messaging.SearchMessages(asked("termin", page_token=first.next_page_token))
+    assert len(first.messages) > 5
+    assert len({message.message_id for message in (*first.messages, *second.messages)}) == 15
+
+
+async def test_a_new_message_is_in_the_next_reply(stack: Stack) -> None:
+    await said(stack, ["termin"])
+    assert len((await warm(stack.messaging.SearchMessages, asked("termin"))).messages) == 1
+    nothing = asked("samstag")
+    assert not (await warm(stack.messaging.SearchMessages, nothing)).messages
+    await stack.messaging.RecordMessage(message_request("wamid.new", content="Termin am Samstag"))
+    assert len((await fresh(stack.messaging.SearchMessages, asked("termin"))).messages) == 2
+    assert len((await fresh(stack.messaging.SearchMessages, nothing)).messages) == 1
+
+
+async def test_nothing_of_another_salon_is_found(stack: Stack) -> None:
+    await salon(stack, "salon-2")
+    await said(stack, ["termin"])
+    assert await found(stack, "termin", salon_id="salon-2") == []
+    assert await found(stack, "Termni", salon_id="salon-2") == []
+    assert await found(stack, "termin", salon_id="nowhere") == []
+
+
+async def test_no_query_breaks_it(stack: Stack) -> None:
+    await said(stack, ["Ein 'Termin' \\ um 10:30 % 💇", "\\'it''s \\ o'clock\\"], "de")
+    for query in HOSTILE:
+        await stack.messaging.SearchMessages(asked(query))
+    for query in ("", "a\0b", "x" * 201):
+        assert (await failure(stack.messaging.SearchMessages(asked(query)))).fields == ["query"]
