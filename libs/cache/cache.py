@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from libs.cache.entries import Entry, Fill, Meta
 from libs.cache.gather import Gather
-from libs.cache.keys import META, Group, Key, Namespace
+from libs.cache.keys import Group, Key, Namespace
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
@@ -269,20 +269,21 @@ class Cache:
         self.counters.invalidations += len(groups)
         return len(groups)
 
+    async def erase(self, *groups: Group) -> None:
+        """Remove what is kept of groups, after the commit that invalidated them; what can't be reached ends by its TTL."""
+        with suppress(RedisError, OSError):
+            for group in groups:
+                await self.store.unlink_entries(group)
+
     async def invalidate_pattern(self, pattern: str) -> int:
         """Invalidate every group that a key matching the glob pattern could be in; return how many there were.
 
         A load under way may be about to store a key that is not there yet, so the groups are told from the pattern's
-        text before its first wildcard: more than needed, never less.
-        Raises: CacheUnavailable.
+        text before its first wildcard: more than needed, never less. Raises: CacheUnavailable.
         """
         literal = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
         try:
-            metas = [
-                meta
-                for meta in await self.store.metas()
-                if meta.startswith(literal) or literal.startswith(meta.removesuffix(META))
-            ]
+            metas = await self.store.metas(literal)
             await self.store.unlink(metas)
         except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error

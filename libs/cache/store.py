@@ -6,6 +6,7 @@ succeeded (`connected`), and no entry is looked for until the watch has found no
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from functools import cache, partial
@@ -22,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
-from libs.cache.keys import META, PREFIX, Key
+from libs.cache.keys import META, PREFIX, Group, Key
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
 
@@ -205,9 +206,16 @@ class Store:
             if not cursor:
                 return
 
-    async def metas(self) -> list[str]:
-        """Return the names of all metas. Raises: RedisError."""
-        return [name.decode() async for names in self.scan(f"{PREFIX}*{META}") for name in names]
+    async def metas(self, prefix: str = "") -> list[str]:
+        """Return the metas of every group that a key with this prefix could be in. Raises: RedisError."""
+        metas = [name.decode() async for names in self.scan(f"{PREFIX}*{META}") for name in names]
+        return [meta for meta in metas if meta.startswith(prefix) or prefix.startswith(meta.removesuffix(META))]
+
+    async def unlink_entries(self, group: Group) -> None:
+        """Unlink every entry of a group, whatever its generation. Raises: RedisError."""
+        literal = re.sub(r"([*?\[\]\\])", r"\\\1", group.name)
+        async for names in self.scan(literal + "*"):
+            await self.unlink([name for name in names if name != group.meta.encode()])
 
     async def info(self) -> dict[str, Any]:
         """Return the server's own figures. Raises: RedisError."""

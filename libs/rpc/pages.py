@@ -33,20 +33,21 @@ class Page(NamedTuple):
     def fill(self, response: Any, rows: Sequence[Any], time: str, identifier: str) -> Any:
         """Put the page's rows into a response, and its next_page_token if there was one row more.
 
-        The rows go into the response's first field; `time` and `identifier` name the columns that sort them. A page
-        of large rows ends sooner, see `fitting`.
+        The rows go into the response's first field; `time` (or a number) and `identifier` name the columns that sort
+        them. A page of large rows ends sooner, see `fitting`.
         """
         field: str = response.DESCRIPTOR.fields[0].name
         shown = fitting(rows[: self.size])
         getattr(response, field).extend(shown)
         if len(rows) > len(shown):
             last = shown[-1]
-            response.next_page_token = self._token(getattr(last, time), getattr(last, identifier))
+            response.next_page_token = self.token(getattr(last, time), getattr(last, identifier))
         return response
 
-    def _token(self, time: Timestamp, identifier: str) -> str:
-        micros = time.seconds * 1_000_000 + time.nanos // 1000
-        token = json.dumps([self.filters, micros, identifier], separators=(",", ":"))
+    def token(self, time: Timestamp | int, identifier: str) -> str:
+        """Return the token of the page after a row."""
+        after = time if isinstance(time, int) else time.seconds * 1_000_000 + time.nanos // 1000
+        token = json.dumps([self.filters, after, identifier], separators=(",", ":"))
         return base64.urlsafe_b64encode(token.encode()).decode()
 
 
