@@ -270,7 +270,7 @@ class Cache:
         return len(groups)
 
     async def erase(self, *groups: Group) -> None:
-        """Remove what is kept of groups, after the commit that invalidated them; what can't be reached ends by its TTL."""
+        """Remove what is kept of groups, after the commit that invalidated them; the rest ends by its TTL."""
         with suppress(RedisError, OSError):
             for group in groups:
                 await self.store.unlink_entries(group)
