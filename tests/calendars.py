@@ -39,11 +39,11 @@ class Hours:
 
     def special_hours(self) -> list[dict[str, Any]]:
         """Return the fields of SpecialHours."""
-        return [
-            {"date": {"year": on.year, "month": on.month, "day": on.day}, **(fields(*times) if times else {})}
-            for on, all_times in self.dates.items()
-            for times in all_times or [()]
-        ]
+        found: list[dict[str, Any]] = []
+        for on, all_times in self.dates.items():
+            named = {"date": {"year": on.year, "month": on.month, "day": on.day}}
+            found += [{**named, **fields(*times)} for times in all_times] or [named]
+        return found
 
 
 def fields(opened: int, closed: int) -> dict[str, dict[str, int]]:
@@ -160,7 +160,7 @@ def cases(draw: st.DrawFn) -> Case:
     midnight = int(datetime(around.year, around.month, around.day, tzinfo=UTC).timestamp())
     start = midnight + draw(st.integers(-18 * 4, 6 * 4)) * 15 * MINUTE
     end = start + draw(st.integers(1, 40 * 4)) * 15 * MINUTE
-    busy = {}
+    busy: dict[str, Times] = {}
     names = ["anna", "ben"][: draw(st.integers(1, 2))]
     for name in names:
         at = start - 4 * HOUR

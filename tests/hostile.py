@@ -37,6 +37,7 @@ MOMENTS = [
 HOSTILE: dict[int, list[Any]] = {
     FieldDescriptor.TYPE_STRING: WORDS,
     FieldDescriptor.TYPE_BYTES: [b"", b"\0", b"\xff", b"{}", b"x" * 1_000_000, b"x" * (8 * 1024 * 1024 + 1)],
+    FieldDescriptor.TYPE_BOOL: [True, False],
     FieldDescriptor.TYPE_INT32: [-1, -(2**31), 201, 2**31 - 1],
     FieldDescriptor.TYPE_INT64: [-1, -(2**63), 2**63 - 1],
     FieldDescriptor.TYPE_ENUM: [0, -1, 6, 99, 2**31 - 1],
@@ -80,6 +81,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     """Fill the database, and return the fields of a request of each RPC that succeeds; of IngestWebhook almost."""
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
+    moving = (await stack.booking.CreateBooking(booking_request())).booking_code
     conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
     other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
     outputs = {"create_time": TIMES["start_time"], "update_time": TIMES["start_time"]}
@@ -107,7 +109,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "GetBookingByCode": mine(booking_code=code),
         "BatchGetBookings": mine(booking_codes=[code]),
         "ListBookingEvents": mine(booking_code=code, page_size=10),
-        "RescheduleBooking": mine(**TIMES, booking_code=code, resource_id="ben", etag="1", actor="bot", reason="-"),
+        "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", actor="bot", reason="-"),
         "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),

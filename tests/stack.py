@@ -40,7 +40,7 @@ SALON = "salon-1"
 PHONE = "+4915112345678"
 
 # Settings of a stack whose services send no statement unasked: one connection, and no look at cache_pending meanwhile.
-QUIET: dict[str, dict[str, Any]] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
+QUIET: dict[str, Any] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
 
 
 @dataclass

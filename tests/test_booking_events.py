@@ -89,18 +89,12 @@ async def test_each_change_is_in_the_next_reply_of_every_read(stack: Stack) -> N
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna"))
     names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
+    period: Fields = {"start_time": {"seconds": NOON}, "end_time": {"seconds": NOON + 60}}
     reads: list[tuple[Any, Any]] = [
         (stack.booking.GetBookingByCode, pb.GetBookingByCodeRequest(**names)),
         (stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON)),
         (stack.booking.ListBookingEvents, pb.ListBookingEventsRequest(**names)),
-        (
-            stack.stats.GetSalonStats,
-            stats_pb2.GetSalonStatsRequest(
-                salon_id=SALON,
-                start_time={"seconds": NOON},
-                end_time={"seconds": NOON + 60},  # type: ignore[arg-type]
-            ),
-        ),
+        (stack.stats.GetSalonStats, stats_pb2.GetSalonStatsRequest(salon_id=SALON, **period)),
     ]
     of_code = pb.BatchGetBookingsRequest(salon_id=SALON, booking_codes=[booking.booking_code])
     move = pb.RescheduleBookingRequest(**names, start_time={"seconds": NOON + 3600})  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import SALON, Stack, booking_request, failure, rows, salon
+from tests.stack import SALON, Fields, Stack, booking_request, failure, rows, salon
 
 NOON = 4_000_000_000 - 4_000_000_000 % 3600
 HOUR = 3600
@@ -113,7 +113,7 @@ async def test_an_expired_hold_is_offered(stack: Stack) -> None:
     every_day: list[Any] = [{"day_of_week": day, "open_time": {}, "close_time": {"hours": 24}} for day in range(1, 8)]
     await salon(stack, time_zone="UTC", opening_hours=every_day)
     await hold(stack, midnight)
-    times = {"start_time": Timestamp(seconds=midnight), "end_time": Timestamp(seconds=midnight + 2 * HOUR)}
+    times: Fields = {"start_time": Timestamp(seconds=midnight), "end_time": Timestamp(seconds=midnight + 2 * HOUR)}
     request = pb.SearchAvailabilityRequest(salon_id=SALON, **times, duration=Duration(seconds=HOUR))
     for starts in ([midnight + HOUR], [midnight, midnight + HOUR]):
         found = await stack.booking.SearchAvailability(request)

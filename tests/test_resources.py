@@ -6,10 +6,10 @@ import grpc
 import pytest
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import SALON, Stack, booking_request, failure, fresh, salon, walk, warm
+from tests.stack import SALON, Fields, Stack, booking_request, failure, fresh, salon, walk, warm
 
 LIST = pb.ListResourcesRequest(salon_id=SALON)
-NINE_TO_SIX = {"open_time": {"hours": 9}, "close_time": {"hours": 18}}
+NINE_TO_SIX: Fields = {"open_time": {"hours": 9}, "close_time": {"hours": 18}}
 
 
 def christmas(year: int = 2026, month: int = 12, day: int = 25, **times: Any) -> pb.SpecialHours:
@@ -24,7 +24,7 @@ async def resource(stack: Stack, resource_id: str = "anna", **fields: Any) -> pb
 
 async def test_a_resource_is_read_back_as_it_was_written(stack: Stack) -> None:
     await salon(stack)
-    week = [pb.OpeningHours(**{"day_of_week": 7, **NINE_TO_SIX})]  # type: ignore[arg-type]
+    week = [pb.OpeningHours(**{"day_of_week": 7, **NINE_TO_SIX})]
     dates = [
         christmas(),
         christmas(day=24, **NINE_TO_SIX),
