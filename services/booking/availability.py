@@ -83,28 +83,39 @@ def page_of(by_start: Mapping[int, Sequence[str]], page: Page, duration: int) ->
     """Return the SearchAvailabilityResponse of a page.
 
     Its bytes are put together from parts that slots share, each made once, since serialized messages one after the
-    other are one message: a quarter of the cost of making the messages.
+    other are one message: a fifth of the cost of making the messages.
     """
     after = ((page.after_micros or 0) // 1_000_000, page.after_id or "")
-    heads: dict[int, dict[str, bytes]] = {}
     parts: list[bytes] = []
-    left, last = page.size, (0, "")
+    left = page.size
+    heads: dict[int, _Heads] = {}
+    slot = Slot(start_time=Timestamp(), end_time=Timestamp())
     for start in sorted(by_start):
         names = by_start[start] if start > after[0] else [name for name in by_start[start] if (start, name) > after]
-        times = Slot(start_time=Timestamp(seconds=start), end_time=Timestamp(seconds=start + duration))
-        tail = times.SerializeToString()
-        head = heads.setdefault(len(tail), {})
-        for name in names:
-            if not left:
-                parts.append(SearchAvailabilityResponse(next_page_token=page.token(*last)).SerializeToString())
-                return b"".join(parts)
-            if name not in head:
-                said = Slot(resource_id=name).SerializeToString()
-                head[name] = prefix(len(said) + len(tail)) + said
-            parts += (head[name], tail)
-            last = start * 1_000_000, name
-            left -= 1
+        shown = names[:left]
+        slot.start_time.seconds, slot.end_time.seconds = start, start + duration
+        times = slot.SerializeToString()
+        head = heads.get(len(times)) or heads.setdefault(len(times), _Heads(len(times)))
+        parts += [times.join([head[name] for name in shown]), times] if shown else []
+        if shown:
+            after, left = (start, shown[-1]), left - len(shown)
+        if len(shown) < len(names):
+            token = page.token(after[0] * 1_000_000, after[1])
+            parts.append(SearchAvailabilityResponse(next_page_token=token).SerializeToString())
+            break
     return b"".join(parts)
+
+
+class _Heads(dict[str, bytes]):
+    """What comes before the times of each resource's slots, which are so many bytes."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def __missing__(self, resource_id: str) -> bytes:
+        head = Slot(resource_id=resource_id).SerializeToString()
+        self[resource_id] = prefix(len(head) + self._times) + head
+        return self[resource_id]
 
 
 def starts(calendar: Calendar, zone: ZoneInfo, want: Wanted) -> list[int]:

@@ -17,6 +17,8 @@ _ROW = (
     "salon_id, booking_id, booking_code, customer_phone, customer_name, resource_id, service_name, start_ts, end_ts,"
     " status, notes, revision, created_at, updated_at, hold_expires_at"
 )
+# Only a PENDING booking has a hold; both states are named for the constraint's index to serve. A status alone would be
+# looked for among all of the salon's, by idx_bookings_salon_status_start.
 # A statement that takes a time goes on with a CTE `booking`, which must ask for _CANCELLED.
 _TAKE = f"""
     WITH resource AS (
@@ -27,7 +29,8 @@ _TAKE = f"""
         UPDATE bookings SET status = 'CANCELLED', revision = revision + 1, updated_at = now()
         WHERE salon_id = %(salon_id)s AND resource_id = %(resource_id)s
             AND tstzrange(start_ts, end_ts) && tstzrange(%(start)s, %(end)s)
-            AND status = 'PENDING' AND hold_expires_at <= now() AND booking_id IS DISTINCT FROM %(booking_id)s::uuid
+            AND status IN ('PENDING', 'CONFIRMED') AND hold_expires_at <= now()
+            AND booking_id IS DISTINCT FROM %(booking_id)s::uuid
         RETURNING {_ROW}
     )"""
 _CANCELLED = "(SELECT count(*) FROM expired) >= 0"

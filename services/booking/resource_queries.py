@@ -71,22 +71,24 @@ async def availability(
             starts and ends of the bookings that block it, in order, in whole s.
     Source: indexes salons_pkey, resources_pkey; constraint bookings_no_overlap.
     """
-    which = "resource_id = ANY(%(resource_ids)s)" if resource_ids else "active"
+    named = " AND resource_id = ANY(%(resource_ids)s)" if resource_ids else ""
     query = f"""
         SELECT NULL AS resource_id, time_zone, opening_hours, special_hours,
             NULL::bigint[] AS starts, NULL::bigint[] AS ends
         FROM salons WHERE salon_id = %(salon_id)s
         UNION ALL
-        SELECT r.resource_id, CASE WHEN r.active THEN '' END, r.working_hours, r.special_hours, busy.starts, busy.ends
-        FROM resources AS r LEFT JOIN LATERAL (
-            SELECT array_agg(floor(extract(epoch FROM start_ts))::bigint ORDER BY start_ts) AS starts,
+        SELECT resource_id, CASE WHEN active THEN '' END, working_hours, special_hours, starts, ends
+        FROM resources LEFT JOIN (
+            SELECT resource_id, array_agg(floor(extract(epoch FROM start_ts))::bigint ORDER BY start_ts) AS starts,
                 array_agg(ceil(extract(epoch FROM end_ts))::bigint ORDER BY start_ts) AS ends
-            FROM bookings AS b
-            WHERE b.salon_id = r.salon_id AND b.resource_id = r.resource_id AND status IN ('PENDING', 'CONFIRMED')
+            FROM bookings
+            WHERE salon_id = %(salon_id)s{named or " AND resource_id IS NOT NULL"}
+                AND status IN ('PENDING', 'CONFIRMED')
                 AND tstzrange(start_ts, end_ts) && tstzrange(to_timestamp(%(start)s), to_timestamp(%(end)s))
                 AND (hold_expires_at IS NULL OR hold_expires_at > now())
-        ) AS busy ON true
-        WHERE r.salon_id = %(salon_id)s AND r.{which}"""
+            GROUP BY resource_id
+        ) AS busy USING (resource_id)
+        WHERE salon_id = %(salon_id)s{named or " AND active"}"""
     params = {"salon_id": salon_id, "resource_ids": list(resource_ids), "start": start, "end": end}
     _, rows = await fetch_rows(conn, query, params)
     return rows
