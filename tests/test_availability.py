@@ -74,7 +74,7 @@ def computed(case: Case) -> list[tuple[int, str]]:
     return [(start, name) for start in sorted(free) for name in free[start]]
 
 
-@settings(RANDOM, max_examples=200)
+@settings(RANDOM, max_examples=150)
 @given(case=cases())
 def test_what_is_offered_is_what_the_definition_says_minute_by_minute(case: Case) -> None:
     assert computed(case) == offered(case)

@@ -59,7 +59,7 @@ def wanted(request: SearchAvailabilityRequest, now: datetime) -> Wanted:
 
 
 def free(rows: Sequence[Any], resource_ids: Sequence[str], want: Wanted) -> dict[int, list[str]]:
-    """Return the resources that are free at each start of a slot, in order; the starts are in none.
+    """Return the resources that are free at each start of a slot, in order.
 
     `rows` are those of resource_queries.availability. Of `resource_ids` those that have none are free like the salon.
     """
@@ -83,7 +83,7 @@ def page_of(by_start: Mapping[int, Sequence[str]], page: Page, duration: int) ->
     """Return the SearchAvailabilityResponse of a page.
 
     Its bytes are put together from parts that slots share, each made once, since serialized messages one after the
-    other are one message: a fifth of the cost of making the messages.
+    other are one message: a sixth of the cost of making the messages (measured).
     """
     after = ((page.after_micros or 0) // 1_000_000, page.after_id or "")
     parts: list[bytes] = []

@@ -110,7 +110,7 @@ async def insert_booking(
 
 
 async def resource_of(conn: AsyncConnection[Any], salon_id: str, booking_code: str) -> str | None:
-    """Return the resource of a booking, empty if it has none; None if there is no such booking. Nothing is locked."""
+    """Return the resource of a booking, empty if it has none; None if there is no such booking."""
     query = "SELECT coalesce(resource_id, '') FROM bookings WHERE booking_code = %s AND salon_id = %s"
     _, rows = await fetch_rows(conn, query, (booking_code, salon_id))
     return rows[0][0] if rows else None

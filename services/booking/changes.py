@@ -8,7 +8,7 @@ from libs.rpc import Write, errors, moment, whole_seconds
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import change_queries as queries
 from services.booking import transitions
-from services.booking.change_queries import Said
+from services.booking.change_queries import Locked, Said
 from services.booking.rpcs import Rpcs, resource_lock
 
 # No 0, 1, I, L, O or U: a code is read out and typed.
@@ -21,8 +21,8 @@ ATTEMPTS = 5
 class Changes(Rpcs):
     """What makes, moves and empties bookings.
 
-    Whoever may come to block a resource's time, and whoever rewrites a booking that does, waits for the resource first:
-    two who insert into the exclusion constraint's index and then find each other would deadlock.
+    Whoever writes a booking that blocks a resource's time waits for the resource first: two who write to the exclusion
+    constraint's index and then find each other would deadlock. Whoever frees a time waits for nobody.
     """
 
     async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> pb.Booking:
@@ -47,7 +47,8 @@ class Changes(Rpcs):
         salon_id = request.salon_id
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_")
         async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
-            before = await self._locked(write, request)
+            lock = self._locked_with_time if request.status == pb.BOOKING_STATUS_CONFIRMED else self._locked
+            before = await lock(write, request)
             transitions.check_status(before.booking, request.status, hold_expired=before.hold_expired)
             said = Said(request.actor, request.reason)
             after = write.reply = await queries.update_booking_status(write.conn, before.booking, status, said)
@@ -57,7 +58,7 @@ class Changes(Rpcs):
         """Move a booking to another time or resource."""
         salon_id, said = request.salon_id, Said(request.actor, request.reason)
         async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
-            before = await self._locked(write, request, request.resource_id)
+            before = await self._locked_with_time(write, request, request.resource_id)
             transitions.check_time(before.booking, hold_expired=before.hold_expired)
             start, end = _times(request, before.booking)
             resource_id = request.resource_id or before.booking.resource_id
@@ -80,25 +81,29 @@ class Changes(Rpcs):
             await self.cache.erase(*groups)
         return erased
 
-    async def _locked(self, write: Write, request: Any, *resource_ids: str) -> queries.Locked:
-        """Return the booking of a request, locked, and its resource and others before it.
+    async def _locked(self, write: Write, request: Any) -> Locked:
+        """Return the booking of a request, locked. Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH."""
+        code = request.booking_code.upper()
+        locked = await queries.lock_booking(write.conn, request.salon_id, code)
+        if locked is None:
+            raise errors.not_found("booking", f"{request.salon_id}/{code}")
+        if request.etag and request.etag != locked.booking.etag:
+            raise errors.etag_mismatch("booking", f"{request.salon_id}/{code}")
+        return locked
 
-        Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH; CONFLICT if its resource keeps changing.
+    async def _locked_with_time(self, write: Write, request: Any, *resource_ids: str) -> Locked:
+        """Return the booking of a request, locked after the time of its resource and of others.
+
+        Raises: what `_locked` raises; CONFLICT if its resource keeps changing.
         """
-        salon_id, code = request.salon_id, request.booking_code.upper()
         for _ in range(ATTEMPTS):
-            resource_id = await queries.resource_of(write.conn, salon_id, code)
-            if resource_id is None:
-                break
-            await write.lock(*(resource_lock(salon_id, name) for name in {resource_id, *resource_ids} if name))
-            locked = await queries.lock_booking(write.conn, salon_id, code)
-            if locked and locked.booking.resource_id == resource_id:
-                if request.etag and request.etag != locked.booking.etag:
-                    raise errors.etag_mismatch("booking", f"{salon_id}/{code}")
+            resource_id = await queries.resource_of(write.conn, request.salon_id, request.booking_code.upper())
+            names = {resource_id, *resource_ids}
+            await write.lock(*(resource_lock(request.salon_id, name) for name in names if name))
+            locked = await self._locked(write, request)
+            if locked.booking.resource_id == resource_id:
                 return locked
-        else:
-            raise errors.conflict()
-        raise errors.not_found("booking", f"{salon_id}/{code}")
+        raise errors.conflict()
 
 
 def taken(request: Any) -> errors.RpcError:
