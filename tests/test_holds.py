@@ -14,7 +14,6 @@ from tests.stack import SALON, Fields, Stack, booking_request, failure, rows, sa
 
 NOON = 4_000_000_000 - 4_000_000_000 % 3600
 HOUR = 3600
-HELD = pb.GetBookingByCodeRequest
 PENDING, CONFIRMED = pb.BOOKING_STATUS_PENDING, pb.BOOKING_STATUS_CONFIRMED
 
 

@@ -28,7 +28,7 @@ CONSTRAINTS = {
     "salon_id_phone_number": "conversations (salon_id, phone_number)",
     "whatsapp_id": "messages (salon_id, whatsapp_id)",
 }
-DATA = ["salons", "bookings", "conversations", "messages", "ai_messages"]
+DATA = ["salons", "resources", "bookings", "booking_events", "conversations", "messages", "ai_messages"]
 
 
 @pytest.fixture
@@ -106,6 +106,8 @@ def test_a_resource_cannot_be_booked_twice_at_a_time_whoever_writes(database_url
     )
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s', '1', 's', 'UTC')")
+        for name in ("anna", "bert"):
+            conn.execute("INSERT INTO resources (salon_id, resource_id, name) VALUES ('s', %s, 'x')", [name])
         conn.execute(book, ("A", "anna", "2030-01-01 10:00Z", "2030-01-01 11:00Z", "CONFIRMED"))
         with pytest.raises(psycopg.errors.ExclusionViolation):
             conn.execute(book, ("B", "anna", "2030-01-01 10:59Z", "2030-01-01 12:00Z", "PENDING"))

@@ -4,7 +4,7 @@ import secrets
 from datetime import datetime
 from typing import Any
 
-from libs.rpc import Write, errors, moment, whole_seconds
+from libs.rpc import Write, errors, moment, period, whole_seconds
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import change_queries as queries
 from services.booking import transitions
@@ -115,10 +115,9 @@ def taken(request: Any) -> errors.RpcError:
 
 def _times(request: pb.RescheduleBookingRequest, booking: pb.Booking) -> tuple[datetime, datetime]:
     """Return from when to when a booking shall be: as long as it was unless the request says otherwise."""
-    was = moment(booking, "start_time"), moment(booking, "end_time")
-    start, end = moment(request, "start_time") or was[0], moment(request, "end_time")
-    assert start and was[0] and was[1]  # noqa: S101  # a booking has both
-    length = (end - start) if end else was[1] - was[0]
+    was_start, was_end = period(booking)
+    start, end = moment(request, "start_time") or was_start, moment(request, "end_time")
+    length = end - start if end else was_end - was_start
     if not length:
         raise _no_time()
     if length > LAST_MOMENT - start:

@@ -6,7 +6,7 @@ A stretch is half-open. On the wall it is counted in s of a day, or of all days 
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -143,6 +143,5 @@ def _offsets(zone: ZoneInfo, start: int, end: int) -> Iterator[tuple[int, int, i
 
 
 def _offset(zone: ZoneInfo, moment: int) -> int:
-    offset = datetime.fromtimestamp(moment, zone).utcoffset()
-    assert offset is not None  # noqa: S101  # a zone has one
+    offset = datetime.fromtimestamp(moment, zone).utcoffset() or timedelta()
     return offset.days * DAY + offset.seconds
