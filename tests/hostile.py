@@ -20,6 +20,7 @@ from tests.stack import PHONE, SALON, Stack, booking_request, message_request, s
 
 OWN = {"booking": booking_pb2, "messaging": messaging_pb2, "stats": stats_pb2}
 TIMES = {"start_time": {"seconds": 1_700_000_000}, "end_time": {"seconds": 1_700_086_400}}
+DATES = [{"date": {"year": 2026, "month": 12, "day": 24}, "open_time": {"hours": 9}, "close_time": {"hours": 12}}]
 DAYS = [{"day_of_week": 1, "open_time": {"hours": 9}, "close_time": {"hours": 18}}]
 
 WORDS = [
@@ -36,6 +37,7 @@ MOMENTS = [
 HOSTILE: dict[int, list[Any]] = {
     FieldDescriptor.TYPE_STRING: WORDS,
     FieldDescriptor.TYPE_BYTES: [b"", b"\0", b"\xff", b"{}", b"x" * 1_000_000, b"x" * (8 * 1024 * 1024 + 1)],
+    FieldDescriptor.TYPE_BOOL: [True, False],
     FieldDescriptor.TYPE_INT32: [-1, -(2**31), 201, 2**31 - 1],
     FieldDescriptor.TYPE_INT64: [-1, -(2**63), 2**63 - 1],
     FieldDescriptor.TYPE_BOOL: [False, True],
@@ -80,22 +82,36 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     """Fill the database, and return the fields of a request of each RPC that succeeds; of IngestWebhook almost."""
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
+    moving = (await stack.booking.CreateBooking(booking_request())).booking_code
     conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
     other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
     outputs = {"create_time": TIMES["start_time"], "update_time": TIMES["start_time"]}
     cost = {"cost_micros": 7, "currency_code": "EUR"}
     tokens = {"prompt_tokens": 1, "completion_tokens": 1, "latency_ms": 1}
     texts = {"customer_name": "Zoë", "service_name": "Cut", "notes": "-"}
+    short, long = {"seconds": 600}, {"seconds": 3600}
+    slots = {"duration": long, "step": short, "buffer_before": short, "buffer_after": short, "minimum_notice": short}
     to_customer = {"phone_number": PHONE, "direction": 2, "type": 1, "content": "hi"}
     of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
     said = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
     return {
-        "UpsertSalon": {"salon": {**other, **outputs, "region_code": "JP", "opening_hours": DAYS}},
+        "UpsertSalon": {
+            "salon": {**other, **outputs, "region_code": "JP", "opening_hours": DAYS, "special_hours": DATES}
+        },
+        "UpsertResource": mine(resource_id="ben", name="Ben", working_hours=DAYS, special_hours=DATES),
+        "ListResources": mine(page_size=10, active_only=True),
+        "SearchAvailability": mine(**TIMES, **slots, resource_ids=["anna"], page_size=10),
         "GetSalon": mine(),
         "GetSalonByPhoneNumberId": {"phone_number_id": f"10{SALON}"},
         "ListSalons": {"page_size": 10},
-        "CreateBooking": mine(**TIMES, **texts, customer_phone=PHONE, resource_id="ben", status=2),
+        "CreateBooking": mine(
+            **TIMES, **texts, customer_phone=PHONE, resource_id="cleo", hold_duration={"seconds": 60}
+        ),
         "GetBookingByCode": mine(booking_code=code),
+        "BatchGetBookings": mine(booking_codes=[code]),
+        "ListBookingEvents": mine(booking_code=code, page_size=10),
+        "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", actor="bot", reason="-"),
+        "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **cost, send_time=TIMES["start_time"]),

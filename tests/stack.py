@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from operator import methodcaller
 from typing import Any, TypeAlias, TypeVar
 
@@ -39,7 +40,7 @@ SALON = "salon-1"
 PHONE = "+4915112345678"
 
 # Settings of a stack whose services send no statement unasked: one connection, and no look at cache_pending meanwhile.
-QUIET: dict[str, dict[str, Any]] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
+QUIET: dict[str, Any] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
 
 
 @dataclass
@@ -66,8 +67,9 @@ async def running(
     cache: dict[str, Any] | None = None,
     database: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[Stack]:
-    """Run the three services; the dicts are settings that differ from the defaults."""
+    """Run the three services; the dicts are settings that differ from the defaults, `now` is booking's time."""
     async with AsyncExitStack() as exits:
         servers: dict[str, Server] = {}
 
@@ -81,7 +83,7 @@ async def running(
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{servers[name].port}")
             return await exits.enter_async_context(channel)
 
-        booking = await start("booking", build_booking)
+        booking = await start("booking", lambda cached, pool: build_booking(cached, pool, now))
         settings = MessagingSettings(
             booking_address=f"127.0.0.1:{servers['booking'].port}", whatsapp_app_secret=SecretStr(SECRET)
         )

@@ -8,7 +8,9 @@ from ops.migrate import service_url
 
 TABLES = [
     "salons",
+    "resources",
     "bookings",
+    "booking_events",
     "booking_requests",
     "conversations",
     "messages",
@@ -23,7 +25,14 @@ RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRI
 WRITER, KEEPER, QUEUE = "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE", "SELECT INSERT DELETE"
 # All that each service may do; a table that is missing it may not even read.
 ALLOWED = {
-    "booking": {"salons": WRITER, "bookings": WRITER, "booking_requests": KEEPER, "cache_pending": QUEUE},
+    "booking": {
+        "salons": WRITER,
+        "resources": WRITER,
+        "bookings": WRITER,
+        "booking_events": "SELECT INSERT",
+        "booking_requests": KEEPER,
+        "cache_pending": QUEUE,
+    },
     "messaging": {
         "conversations": WRITER,
         "messages": WRITER,
@@ -35,7 +44,17 @@ ALLOWED = {
         "cache_pending": QUEUE,
     },
     "stats": dict.fromkeys(
-        ("salons", "bookings", "conversations", "messages", "ai_messages", "cache_pending"), "SELECT"
+        (
+            "salons",
+            "resources",
+            "bookings",
+            "booking_events",
+            "conversations",
+            "messages",
+            "ai_messages",
+            "cache_pending",
+        ),
+        "SELECT",
     ),
 }
 
@@ -65,6 +84,7 @@ def test_a_service_may_do_its_own_work_and_no_more(database_url: str, service: s
     [
         ("booking", "SELECT * FROM messages"),
         ("booking", "DELETE FROM salons"),
+        ("booking", "UPDATE booking_events SET type = 'CREATED'"),
         ("booking", "CREATE TABLE mine ()"),
         ("messaging", "SELECT * FROM salons"),
         ("messaging", "UPDATE bookings SET notes = ''"),

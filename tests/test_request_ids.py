@@ -29,6 +29,16 @@ async def prepared(stack: Stack, name: str) -> Prepared:
         code = (await booking.CreateBooking(booking_request())).booking_code
         confirm: Fields = {"salon_id": SALON, "booking_code": code, "status": "BOOKING_STATUS_CONFIRMED"}
         return booking.UpdateBookingStatus, pb.UpdateBookingStatusRequest(**confirm), "etag"
+    if name == "UpsertResource":
+        anna: Fields = {"salon_id": SALON, "resource_id": "anna", "name": "Anna"}
+        return booking.UpsertResource, pb.UpsertResourceRequest(**anna), "name"
+    if name == "RescheduleBooking":
+        code = (await booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
+        to_ben: Fields = {"salon_id": SALON, "booking_code": code, "resource_id": "ben"}
+        return booking.RescheduleBooking, pb.RescheduleBookingRequest(**to_ben), "reason"
+    if name == "EraseCustomer":
+        await booking.CreateBooking(booking_request(request_id=str(uuid4())))
+        return booking.EraseCustomer, pb.EraseCustomerRequest(salon_id=SALON, phone_number=PHONE), "phone_number"
     if name == "RecordMessage":
         return messaging.RecordMessage, message_request("", direction="MESSAGE_DIRECTION_OUTBOUND"), "content"
     conversation_id = (await messaging.RecordMessage(message_request())).conversation_id
@@ -44,7 +54,16 @@ async def prepared(stack: Stack, name: str) -> Prepared:
 
 def contents(stack: Stack) -> Any:
     """Return all rows of the database, but for the replies themselves."""
-    tables = ("salons", "bookings", "conversations", "messages", "message_status_events", "ai_messages")
+    tables = (
+        "salons",
+        "resources",
+        "bookings",
+        "booking_events",
+        "conversations",
+        "messages",
+        "message_status_events",
+        "ai_messages",
+    )
     return [rows(stack.database_url, f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
 
 
@@ -54,6 +73,9 @@ def contents(stack: Stack) -> Any:
         "UpsertSalon",
         "CreateBooking",
         "UpdateBookingStatus",
+        "UpsertResource",
+        "RescheduleBooking",
+        "EraseCustomer",
         "RecordMessage",
         "RecordMessageStatus",
         "UpdateConversationStatus",
@@ -70,7 +92,7 @@ async def test_a_repeat_answers_the_same_and_writes_once(stack: Stack, name: str
     assert contents(stack) == written
 
     *parents, last = field.split(".")
-    setattr(reduce(getattr, parents, request), last, "other")
+    setattr(reduce(getattr, parents, request), last, "+4915100000000" if last == "phone_number" else "other")
     error = await failure(rpc(request))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
     assert error.fields == ["request_id"]

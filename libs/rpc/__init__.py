@@ -2,12 +2,13 @@
 
 from libs.rpc import errors
 from libs.rpc.channel import channel, service_config
+from libs.rpc.composed import prefix
 from libs.rpc.errors import RpcError
 from libs.rpc.mutations import Mutations, Write
 from libs.rpc.pages import Page, fitting, page, size
 from libs.rpc.server import Server, Service, main, serve
 from libs.rpc.settings import ServerSettings
-from libs.rpc.times import moment, period
+from libs.rpc.times import moment, period, whole_seconds
 
 __all__ = [
     "Mutations",
@@ -24,7 +25,9 @@ __all__ = [
     "moment",
     "page",
     "period",
+    "prefix",
     "serve",
     "service_config",
     "size",
+    "whole_seconds",
 ]

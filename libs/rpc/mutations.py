@@ -44,6 +44,12 @@ class Write:
         self.invalidate = transaction.invalidate
         self.reply: Any = None
 
+    async def lock(self, *names: str) -> None:
+        """Wait for the transactions that hold any of these names, as `locks` do, and hold them until the end."""
+        ids = sorted(map(_lock, names))
+        if ids:
+            await self.conn.execute("SELECT pg_advisory_xact_lock(id) FROM unnest(%s::bigint[]) AS id", [ids])
+
 
 class Mutations:
     """The mutations of one service; `table` keeps their replies."""

@@ -27,3 +27,13 @@ def period(request: Any) -> tuple[datetime, datetime]:
     if start is None or end is None or start >= end:
         raise invalid_fields([("end_time", "end_time must be at least a microsecond after start_time")])
     return start, end
+
+
+def whole_seconds(request: Any, field: str) -> int | None:
+    """Return a Duration field in s, None if it is not set. Raises: INVALID_FIELD for parts of a second."""
+    if not request.HasField(field):
+        return None
+    duration = getattr(request, field)
+    if duration.nanos:
+        raise invalid_fields([(field, "must be whole seconds")])
+    return int(duration.seconds)

@@ -689,8 +689,8 @@ class CreateBookingRequest(_message.Message):
 
     @_builtins.property
     def hold_duration(self) -> _duration_pb2.Duration:
-        """Makes a PENDING booking a hold, which blocks the time for so long unless it is confirmed; 1 s to 7 days. Default: it
-        blocks until its status changes.
+        """Makes a PENDING booking a hold, which blocks the time for so long unless it is confirmed; 1 s to 7 days, whole seconds.
+        Default: it blocks until its status changes.
         """
 
     def __init__(

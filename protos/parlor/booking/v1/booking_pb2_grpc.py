@@ -229,7 +229,8 @@ class BookingServiceServicer:
     def SearchAvailability(self, request, context):
         """Returns the free slots of a salon's resources in a period: those on the step grid that lie within opening hours,
         notice and horizon and keep their buffers from every booking that blocks. The grid starts wherever a resource
-        begins to be available by its hours, and goes on in elapsed time, also when the clock changes. Not cached.
+        begins to be available by its hours, and goes on in elapsed time, also when the clock changes; of one that is
+        always available it starts with 1969-12-31. Not cached.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

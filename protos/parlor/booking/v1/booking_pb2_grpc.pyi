@@ -102,7 +102,8 @@ class BookingServiceStub:
     SearchAvailability: _grpc.UnaryUnaryMultiCallable[_booking_pb2.SearchAvailabilityRequest, _booking_pb2.SearchAvailabilityResponse]
     """Returns the free slots of a salon's resources in a period: those on the step grid that lie within opening hours,
     notice and horizon and keep their buffers from every booking that blocks. The grid starts wherever a resource
-    begins to be available by its hours, and goes on in elapsed time, also when the clock changes. Not cached.
+    begins to be available by its hours, and goes on in elapsed time, also when the clock changes; of one that is
+    always available it starts with 1969-12-31. Not cached.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]
@@ -175,7 +176,8 @@ class BookingServiceAsyncStub(BookingServiceStub):
     SearchAvailability: _aio.UnaryUnaryMultiCallable[_booking_pb2.SearchAvailabilityRequest, _booking_pb2.SearchAvailabilityResponse]  # type: ignore[assignment]
     """Returns the free slots of a salon's resources in a period: those on the step grid that lie within opening hours,
     notice and horizon and keep their buffers from every booking that blocks. The grid starts wherever a resource
-    begins to be available by its hours, and goes on in elapsed time, also when the clock changes. Not cached.
+    begins to be available by its hours, and goes on in elapsed time, also when the clock changes; of one that is
+    always available it starts with 1969-12-31. Not cached.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]  # type: ignore[assignment]
@@ -329,7 +331,8 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_booking_pb2.SearchAvailabilityResponse, _abc.Awaitable[_booking_pb2.SearchAvailabilityResponse]]:
         """Returns the free slots of a salon's resources in a period: those on the step grid that lie within opening hours,
         notice and horizon and keep their buffers from every booking that blocks. The grid starts wherever a resource
-        begins to be available by its hours, and goes on in elapsed time, also when the clock changes. Not cached.
+        begins to be available by its hours, and goes on in elapsed time, also when the clock changes; of one that is
+        always available it starts with 1969-12-31. Not cached.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
 

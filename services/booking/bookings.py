@@ -1,0 +1,74 @@
+"""The RPCs that read bookings and their history."""
+
+import asyncio
+from typing import Any
+
+from libs.cache import Reply, digest
+from libs.db import Loaded
+from libs.rpc import errors, moment, page, prefix
+from parlor.booking.v1 import booking_pb2 as pb
+from services.booking import booking_queries as queries
+from services.booking.rpcs import Rpcs, found
+
+
+class Bookings(Rpcs):
+    """Bookings by code and by what they have in common, and what happened to them."""
+
+    async def GetBookingByCode(self, request: pb.GetBookingByCodeRequest, context: Any) -> Reply:
+        """Return a booking by its code."""
+        return await self._booking(request.salon_id, request.booking_code.upper())
+
+    async def BatchGetBookings(self, request: pb.BatchGetBookingsRequest, context: Any) -> Reply:
+        """Return bookings by their codes: one MGET, and one statement for those that are not cached."""
+        codes = [code.upper() for code in request.booking_codes]
+        unique = list(dict.fromkeys(codes))
+        replies = await asyncio.gather(*(self._look_up(request.salon_id, code) for code in unique))
+        for code, reply in zip(unique, replies, strict=True):
+            found(reply, "booking", f"{request.salon_id}/{code}")
+        bodies = {code: reply.body or b"" for code, reply in zip(unique, replies, strict=True)}
+        sources = {reply.source for reply in replies}
+        return Reply(
+            b"".join(part for code in codes for part in (prefix(len(bodies[code])), bodies[code])),
+            next(source for source in ("bypass", "miss", "hit") if source in sources),
+            max(reply.age_ms for reply in replies),
+        )
+
+    async def ListBookings(self, request: pb.ListBookingsRequest, context: Any) -> Reply:
+        """List a salon's bookings."""
+        salon_id = request.salon_id
+        start, end = moment(request, "start_time"), moment(request, "end_time")
+        phone = await self.phone(request, "customer_phone") if request.customer_phone else ""
+        wanted = page(
+            request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end
+        )
+        status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
+
+        async def load(conn: Any) -> Loaded[pb.ListBookingsResponse]:
+            try:
+                stamp, bookings = await queries.list_bookings(conn, salon_id, status, phone, start, end, wanted)
+            except LookupError as error:
+                raise errors.not_found("salon", salon_id) from error
+            return Loaded(stamp, wanted.fill(pb.ListBookingsResponse(), bookings, "start_time", "booking_id"))
+
+        return await self.cache.read(self.groups.bookings(salon_id).key("list", digest(wanted)), load)
+
+    async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:
+        """List what happened to a booking."""
+        salon_id, code = request.salon_id, request.booking_code.upper()
+        wanted = page(request.page_size, request.page_token, "ListBookingEvents", salon_id, code, uuid=False)
+
+        async def load(conn: Any) -> Loaded[pb.ListBookingEventsResponse]:
+            try:
+                stamp, events = await queries.list_booking_events(conn, salon_id, code, wanted)
+            except LookupError as error:
+                raise errors.not_found("booking", f"{salon_id}/{code}") from error
+            return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse(), events, "revision", "booking_code"))
+
+        return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
+
+    async def _booking(self, salon_id: str, code: str) -> Reply:
+        return found(await self._look_up(salon_id, code), "booking", f"{salon_id}/{code}")
+
+    async def _look_up(self, salon_id: str, code: str) -> Reply:
+        key = self.groups.bookings(salon_id).key("code", code)
+        return await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)

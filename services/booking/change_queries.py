@@ -1,0 +1,201 @@
+"""The statements that change bookings, each with the history it makes, one function each.
+
+Whoever takes a resource's time makes the resource if nobody has, and cancels the holds in the way that have expired, by
+the same statement. Its change waits for that: an exclusion constraint sees what its own statement has cancelled.
+"""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg import AsyncConnection
+
+from libs.db import fetch_one, fetch_returned, fetch_rows
+from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
+from services.booking.booking_queries import BOOKING
+
+_ROW = (
+    "salon_id, booking_id, booking_code, customer_phone, customer_name, resource_id, service_name, start_ts, end_ts,"
+    " status, notes, revision, created_at, updated_at, hold_expires_at"
+)
+# Only a PENDING booking has a hold; both states are named for the constraint's index to serve. A status alone would be
+# looked for among all of the salon's, by idx_bookings_salon_status_start.
+# A statement that takes a time goes on with a CTE `booking`, which must ask for _CANCELLED.
+_TAKE = f"""
+    WITH resource AS (
+        INSERT INTO resources (salon_id, resource_id, name)
+        SELECT %(salon_id)s, %(resource_id)s, %(resource_id)s WHERE %(resource_id)s::text IS NOT NULL
+        ON CONFLICT ON CONSTRAINT resources_pkey DO NOTHING
+    ), expired AS (
+        UPDATE bookings SET status = 'CANCELLED', revision = revision + 1, updated_at = now()
+        WHERE salon_id = %(salon_id)s AND resource_id = %(resource_id)s
+            AND tstzrange(start_ts, end_ts) && tstzrange(%(start)s, %(end)s)
+            AND status IN ('PENDING', 'CONFIRMED') AND hold_expires_at <= now()
+            AND booking_id IS DISTINCT FROM %(booking_id)s::uuid
+        RETURNING {_ROW}
+    )"""
+_CANCELLED = "(SELECT count(*) FROM expired) >= 0"
+_SAID = f"SELECT {_ROW}, %(type)s::text AS type, %(actor)s::text AS actor, %(reason)s::text AS reason FROM booking"
+_TAKEN = f"{_SAID} UNION ALL SELECT {_ROW}, 'STATUS_CHANGED', 'system', 'HOLD_EXPIRED' FROM expired"
+
+
+def _and_history(changes: str) -> str:
+    """Return the end of a statement: it writes the history of what changed and returns the booking.
+
+    `before` is what the statement's snapshot has: the booking as it was, nothing of a new one.
+    """
+    return f""", history AS (
+        INSERT INTO booking_events (salon_id, booking_id, revision, type, actor, reason, from_status, to_status,
+            from_start_ts, from_end_ts, to_start_ts, to_end_ts, from_resource_id, to_resource_id)
+        SELECT salon_id, booking_id, after.revision, after.type, after.actor, after.reason, before.status, after.status,
+            before.start_ts, before.end_ts, after.start_ts, after.end_ts, before.resource_id, after.resource_id
+        FROM ({changes}) AS after LEFT JOIN bookings AS before USING (salon_id, booking_id)
+    )
+    SELECT {BOOKING} FROM booking"""
+
+
+class Said(NamedTuple):
+    """What the history keeps of a request."""
+
+    actor: str
+    reason: str
+
+
+class Locked(NamedTuple):
+    """A booking, locked until the transaction ends, and whether it is a hold that has expired."""
+
+    booking: Booking
+    hold_expired: bool
+
+
+async def insert_booking(
+    conn: AsyncConnection[Any],
+    request: CreateBookingRequest,
+    customer_phone: str,
+    booking_code: str,
+    start: datetime | None,
+    end: datetime | None,
+) -> Booking | None:
+    """Insert a booking; return it, or None if its resource is taken at that time.
+
+    Raises: ForeignKeyViolation of bookings_salon_id_fkey, resources_salon_id_fkey; UniqueViolation of
+    booking_code_salon_id.
+    Source: constraint bookings_no_overlap.
+    """
+    query = f"""{_TAKE}, booking AS (
+            INSERT INTO bookings (salon_id, booking_code, customer_phone, customer_name, resource_id, service_name,
+                start_ts, end_ts, status, notes, hold_expires_at)
+            SELECT %(salon_id)s, %(code)s, %(phone)s, %(name)s, %(resource_id)s, %(service)s, %(start)s, %(end)s,
+                %(status)s, %(notes)s, now() + %(hold)s::int * interval '1 s'
+            WHERE {_CANCELLED}
+            ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
+            RETURNING {_ROW}
+        ){_and_history(_TAKEN)}"""
+    params = {
+        "salon_id": request.salon_id,
+        "booking_id": None,
+        "code": booking_code,
+        "phone": customer_phone,
+        "name": request.customer_name,
+        "resource_id": request.resource_id or None,
+        "service": request.service_name,
+        "start": start,
+        "end": end,
+        "status": BookingStatus.Name(request.status or BookingStatus.BOOKING_STATUS_PENDING).removeprefix(
+            "BOOKING_STATUS_"
+        ),
+        "notes": request.notes,
+        "hold": request.hold_duration.seconds if request.HasField("hold_duration") else None,
+    }
+    return await fetch_one(conn, Booking, query, params | {"type": "CREATED", "actor": request.actor, "reason": ""})
+
+
+async def resource_of(conn: AsyncConnection[Any], salon_id: str, booking_code: str) -> str | None:
+    """Return the resource of a booking, empty if it has none; None if there is no such booking."""
+    query = "SELECT coalesce(resource_id, '') FROM bookings WHERE booking_code = %s AND salon_id = %s"
+    _, rows = await fetch_rows(conn, query, (booking_code, salon_id))
+    return rows[0][0] if rows else None
+
+
+async def lock_booking(conn: AsyncConnection[Any], salon_id: str, booking_code: str) -> Locked | None:
+    """Return a booking, locked until the transaction ends."""
+    query = f"""
+        SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false), {BOOKING}
+        FROM bookings WHERE booking_code = %s AND salon_id = %s FOR UPDATE"""
+    names, rows = await fetch_rows(conn, query, (booking_code, salon_id))
+    return Locked(Booking(**dict(zip(names[1:], rows[0][1:], strict=True))), rows[0][0]) if rows else None
+
+
+async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, status: str, said: Said) -> Booking:
+    """Set a booking's status; return it as it is now. A hold that is confirmed is none any more."""
+    query = f"""
+        WITH booking AS (
+            UPDATE bookings SET status = %(status)s, revision = revision + 1, updated_at = now(),
+                hold_expires_at = CASE WHEN %(status)s = 'CANCELLED' THEN hold_expires_at END
+            WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s
+            RETURNING {_ROW}
+        ){_and_history(_SAID)}"""
+    params = {"salon_id": booking.salon_id, "booking_id": booking.booking_id, "status": status}
+    return await fetch_returned(conn, Booking, query, params | {"type": "STATUS_CHANGED", **said._asdict()})
+
+
+async def reschedule_booking(
+    conn: AsyncConnection[Any], booking: Booking, resource_id: str, start: datetime, end: datetime, said: Said
+) -> Booking:
+    """Move a booking to a time and a resource; return it as it is now.
+
+    Raises: ExclusionViolation of bookings_no_overlap if the resource is taken at that time.
+    Source: constraint bookings_no_overlap; index bookings_pkey.
+    """
+    query = f"""{_TAKE}, booking AS (
+            UPDATE bookings SET start_ts = %(start)s, end_ts = %(end)s, resource_id = %(resource_id)s,
+                revision = revision + 1, updated_at = now()
+            WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_CANCELLED}
+            RETURNING {_ROW}
+        ){_and_history(_TAKEN)}"""
+    params = {
+        "salon_id": booking.salon_id,
+        "booking_id": booking.booking_id,
+        "resource_id": resource_id or None,
+        "start": start,
+        "end": end,
+    }
+    return await fetch_returned(conn, Booking, query, params | {"type": "RESCHEDULED", **said._asdict()})
+
+
+async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> list[str]:
+    """Return the resources whose time a customer's bookings take.
+
+    Source: index idx_bookings_customer_salon.
+    """
+    query = """
+        SELECT DISTINCT resource_id FROM bookings
+        WHERE customer_phone = %s AND salon_id = %s AND resource_id IS NOT NULL
+            AND status IN ('PENDING', 'CONFIRMED')"""
+    _, rows = await fetch_rows(conn, query, (customer_phone, salon_id))
+    return [row[0] for row in rows]
+
+
+async def erase_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> EraseCustomerResponse:
+    """Remove a customer from their bookings, from the history of these, and from kept replies; return how many.
+
+    A reply is one of theirs if it has their number as its customer_phone: that field's bytes are in it.
+    Source: indexes idx_bookings_customer_salon, booking_events_pkey, booking_requests_pkey.
+    """
+    query = """
+        WITH booking AS (
+            UPDATE bookings SET customer_phone = '', customer_name = '', notes = '', revision = revision + 1,
+                updated_at = now()
+            WHERE customer_phone = %(phone)s AND salon_id = %(salon_id)s
+            RETURNING salon_id, booking_id
+        ), history AS (
+            UPDATE booking_events AS e
+            SET reason = '', actor = CASE WHEN position(%(phone)s IN e.actor) > 0 THEN '' ELSE e.actor END
+            FROM booking AS b WHERE e.salon_id = b.salon_id AND e.booking_id = b.booking_id
+        ), replies AS (
+            UPDATE booking_requests SET reply = ''
+            WHERE salon_id = %(salon_id)s AND position(%(field)s::bytea IN reply) > 0
+        )
+        SELECT count(*)::int AS bookings FROM booking"""
+    field = Booking(customer_phone=customer_phone).SerializeToString()
+    params = {"salon_id": salon_id, "phone": customer_phone, "field": field}
+    return await fetch_returned(conn, EraseCustomerResponse, query, params)

@@ -1,0 +1,129 @@
+"""The RPCs that change bookings."""
+
+import secrets
+from datetime import datetime
+from typing import Any
+
+from libs.rpc import Write, errors, moment, period, whole_seconds
+from parlor.booking.v1 import booking_pb2 as pb
+from services.booking import change_queries as queries
+from services.booking import transitions
+from services.booking.change_queries import Locked, Said
+from services.booking.rpcs import Rpcs, resource_lock
+
+# No 0, 1, I, L, O or U: a code is read out and typed.
+CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+LAST_MOMENT = datetime.fromisoformat("9999-01-01T00:00:00Z")
+# How often a booking may change its resource under a writer that waits for the resource.
+ATTEMPTS = 5
+
+
+class Changes(Rpcs):
+    """What makes, moves and empties bookings.
+
+    Whoever writes a booking that blocks a resource's time waits for the resource first: two who write to the exclusion
+    constraint's index and then find each other would deadlock. Whoever frees a time waits for nobody.
+    """
+
+    async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> pb.Booking:
+        """Book a time."""
+        start, end = moment(request, "start_time"), moment(request, "end_time")
+        if start == end:
+            raise _no_time()
+        whole_seconds(request, "hold_duration")
+        phone = await self.phone(request, "customer_phone")
+        salon_id, resource_id = request.salon_id, request.resource_id
+        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(6))
+        locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
+        groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
+        async with self.write(request, salon_id, *groups, locks=locks) as write:
+            booking = write.reply = await queries.insert_booking(write.conn, request, phone, code, start, end)
+            if booking is None:
+                raise taken(request)
+        return booking
+
+    async def UpdateBookingStatus(self, request: pb.UpdateBookingStatusRequest, context: Any) -> pb.Booking:
+        """Move a booking to another status."""
+        salon_id = request.salon_id
+        status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_")
+        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+            lock = self._locked_with_time if request.status == pb.BOOKING_STATUS_CONFIRMED else self._locked
+            before = await lock(write, request)
+            transitions.check_status(before.booking, request.status, hold_expired=before.hold_expired)
+            said = Said(request.actor, request.reason)
+            after = write.reply = await queries.update_booking_status(write.conn, before.booking, status, said)
+        return after
+
+    async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> pb.Booking:
+        """Move a booking to another time or resource."""
+        salon_id, said = request.salon_id, Said(request.actor, request.reason)
+        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+            before = await self._locked_with_time(write, request, request.resource_id)
+            transitions.check_time(before.booking, hold_expired=before.hold_expired)
+            start, end = _times(request, before.booking)
+            resource_id = request.resource_id or before.booking.resource_id
+            after = write.reply = await queries.reschedule_booking(
+                write.conn, before.booking, resource_id, start, end, said
+            )
+        return after
+
+    async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
+        """Remove a customer from their bookings, and from what is kept of these anywhere else."""
+        salon_id = request.salon_id
+        phone = await self.phone(request, "phone_number")
+        groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
+        try:
+            async with self.write(request, salon_id, *groups) as write:
+                resource_ids = await queries.resources_of_customer(write.conn, salon_id, phone)
+                await write.lock(*(resource_lock(salon_id, resource_id) for resource_id in resource_ids))
+                erased = write.reply = await queries.erase_customer(write.conn, salon_id, phone)
+        finally:  # also after a repeat, whose first time may have ended right after its commit
+            await self.cache.erase(*groups)
+        return erased
+
+    async def _locked(self, write: Write, request: Any) -> Locked:
+        """Return the booking of a request, locked. Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH."""
+        code = request.booking_code.upper()
+        locked = await queries.lock_booking(write.conn, request.salon_id, code)
+        if locked is None:
+            raise errors.not_found("booking", f"{request.salon_id}/{code}")
+        if request.etag and request.etag != locked.booking.etag:
+            raise errors.etag_mismatch("booking", f"{request.salon_id}/{code}")
+        return locked
+
+    async def _locked_with_time(self, write: Write, request: Any, *resource_ids: str) -> Locked:
+        """Return the booking of a request, locked after the time of its resource and of others.
+
+        Raises: what `_locked` raises; CONFLICT if its resource keeps changing.
+        """
+        for _ in range(ATTEMPTS):
+            resource_id = await queries.resource_of(write.conn, request.salon_id, request.booking_code.upper())
+            names = {resource_id, *resource_ids}
+            await write.lock(*(resource_lock(request.salon_id, name) for name in names if name))
+            locked = await self._locked(write, request)
+            if locked.booking.resource_id == resource_id:
+                return locked
+        raise errors.conflict()
+
+
+def taken(request: Any) -> errors.RpcError:
+    """Return the error of a time that another booking of the resource has."""
+    subject = f"resource/{request.resource_id}" if request.resource_id else f"booking/{request.booking_code}"
+    message = f"{request.resource_id or 'the resource'} is taken at that time"
+    return errors.failed_precondition("SLOT_UNAVAILABLE", subject, message)
+
+
+def _times(request: pb.RescheduleBookingRequest, booking: pb.Booking) -> tuple[datetime, datetime]:
+    """Return from when to when a booking shall be: as long as it was unless the request says otherwise."""
+    was_start, was_end = period(booking)
+    start, end = moment(request, "start_time") or was_start, moment(request, "end_time")
+    length = end - start if end else was_end - was_start
+    if not length:
+        raise _no_time()
+    if length > LAST_MOMENT - start:
+        raise errors.invalid_fields([("start_time", "the booking would end after the year 9998")])
+    return start, start + length
+
+
+def _no_time() -> errors.RpcError:
+    return errors.invalid_fields([("end_time", "end_time must be at least a microsecond after start_time")])

@@ -1,0 +1,68 @@
+"""What the RPCs of the booking service stand on, and share."""
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from typing import Any
+
+from libs.cache import Cache, Reply
+from libs.db import Database
+from libs.rpc import Mutations, errors
+from parlor.booking.v1 import booking_pb2 as pb
+from parlor.booking.v1 import booking_pb2_grpc
+from services.booking import salon_queries
+from services.groups import Groups
+from services.phones import e164
+
+
+class Rpcs(booking_pb2_grpc.BookingServiceServicer):
+    """A part of the service."""
+
+    def __init__(self, cache: Cache, database: Database, now: Callable[[], datetime]) -> None:
+        """Take what the RPCs stand on; `now` is the time by which slots are offered."""
+        self.cache = cache
+        self.database = database
+        self.now = now
+        self.groups = Groups(cache)
+        self.write = Mutations(cache, "booking_requests")
+
+    async def salon(self, salon_id: str) -> Reply:
+        """Return a salon as it is cached. Raises: SALON_NOT_FOUND."""
+        key = self.groups.salon(salon_id).key()
+        return found(await self.cache.look_up(key, salon_id, salon_queries.salons_by_id), "salon", salon_id)
+
+    async def phone(self, request: Any, field: str) -> str:
+        """Return a phone number of a request as E.164. Raises: INVALID_FIELD; SALON_NOT_FOUND if it is national."""
+
+        async def region_code() -> str:
+            return pb.Salon.FromString((await self.salon(request.salon_id)).body or b"").region_code
+
+        return await e164(field, getattr(request, field), region_code)
+
+
+def found(reply: Reply, kind: str, name: str) -> Reply:
+    """Return a reply that has a body. Raises: `<KIND>_NOT_FOUND`."""
+    if reply.body is None:
+        raise errors.not_found(kind, name)
+    return reply
+
+
+def resource_lock(salon_id: str, resource_id: str) -> str:
+    """Return the name of the lock that writers of a resource's time take, before any lock on a row."""
+    return f"resource {salon_id} {resource_id}"
+
+
+def check_dates(field: str, special_hours: Sequence[pb.SpecialHours]) -> None:
+    """Raise INVALID_FIELD unless each date is one, and has either hours or none."""
+    closed = {_day(hours.date) for hours in special_hours if not hours.HasField("open_time")}
+    for place, hours in enumerate(special_hours):
+        on = hours.date
+        try:
+            date(on.year, on.month, on.day)
+        except ValueError as error:
+            raise errors.invalid_fields([(f"{field}[{place}].date", "is no date of the calendar")]) from error
+        if hours.HasField("open_time") and _day(on) in closed:
+            raise errors.invalid_fields([(f"{field}[{place}].open_time", "the date is also said to be closed")])
+
+
+def _day(on: Any) -> tuple[int, int, int]:
+    return on.year, on.month, on.day

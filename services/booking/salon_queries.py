@@ -1,0 +1,89 @@
+"""The statements about salons, one function each."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from psycopg import AsyncConnection, errors
+from psycopg.types.json import Jsonb
+
+from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_returned, fetch_stamped
+from libs.rpc import Page
+from libs.rpc.errors import invalid_fields
+from parlor.booking.v1.booking_pb2 import Salon
+
+SALON = (
+    "salon_id, phone_number_id, name, time_zone, region_code, opening_hours, special_hours, language_code,"
+    " revision::text AS etag, created_at AS create_time, updated_at AS update_time"
+)
+
+
+async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> list[Loaded[Salon | None]]:
+    """Return the salon of each id, in the order of the ids.
+
+    Source: index salons_pkey.
+    """
+    query = f"""
+        SELECT stamp, {SALON}
+        FROM {STAMP}, unnest(%s::text[]) WITH ORDINALITY AS wanted (id, place)
+        LEFT JOIN salons ON salon_id = wanted.id
+        ORDER BY place"""
+    return await fetch_stamped(conn, Salon, query, [salon_ids])
+
+
+async def salons_by_phone_number_id(
+    conn: AsyncConnection[Any], phone_number_ids: Sequence[str]
+) -> list[Loaded[Salon | None]]:
+    """Return the salon of each WhatsApp phone_number_id, in the order of the ids.
+
+    Source: index salons_phone_number_id_key.
+    """
+    query = f"""
+        SELECT stamp, {SALON}
+        FROM {STAMP}, unnest(%s::text[]) WITH ORDINALITY AS wanted (id, place)
+        LEFT JOIN salons ON phone_number_id = wanted.id
+        ORDER BY place"""
+    return await fetch_stamped(conn, Salon, query, [phone_number_ids])
+
+
+async def list_salons(conn: AsyncConnection[Any], page: Page) -> list[Salon]:
+    """Return up to one salon more than the page has, ordered by salon_id.
+
+    Source: index salons_pkey.
+    """
+    query = f"SELECT {SALON} FROM salons WHERE salon_id > %s ORDER BY salon_id LIMIT %s"
+    return await fetch_all(conn, Salon, query, (page.after_id or "", page.size + 1))
+
+
+async def lock_salon(conn: AsyncConnection[Any], salon_id: str) -> Salon | None:
+    """Return a salon, locked until the transaction ends."""
+    return await fetch_one(conn, Salon, f"SELECT {SALON} FROM salons WHERE salon_id = %s FOR UPDATE", [salon_id])
+
+
+async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
+    """Insert or replace a salon; return it as it is now.
+
+    Raises: UniqueViolation of salons_phone_number_id_key; INVALID_FIELD for a zone that Postgres does not know.
+    """
+    query = f"""
+        INSERT INTO salons AS s (salon_id, phone_number_id, name, time_zone, region_code, opening_hours,
+            special_hours, language_code)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+        ON CONFLICT (salon_id) DO UPDATE SET
+            phone_number_id = excluded.phone_number_id, name = excluded.name, time_zone = excluded.time_zone,
+            region_code = excluded.region_code, opening_hours = excluded.opening_hours,
+            special_hours = excluded.special_hours, language_code = excluded.language_code,
+            revision = s.revision + 1, updated_at = now()
+        RETURNING {SALON}"""
+    names = (salon.salon_id, salon.phone_number_id, salon.name, salon.time_zone, salon.region_code)
+    row = (*names, as_json(salon.opening_hours), as_json(salon.special_hours), salon.language_code)
+    try:
+        return await fetch_returned(conn, Salon, query, row)
+    except errors.InvalidParameterValue as error:
+        raise invalid_fields([("salon.time_zone", "is not known to the database")]) from error
+
+
+def as_json(hours: Iterable[Message]) -> Jsonb:
+    """Return hours as a column keeps them: as the proto names its fields."""
+    return Jsonb([MessageToDict(stretch, preserving_proto_field_name=True) for stretch in hours])

@@ -1,0 +1,60 @@
+"""The RPCs about salons."""
+
+from functools import cache as once
+from typing import Any
+from zoneinfo import available_timezones
+
+from libs.cache import Reply
+from libs.rpc import errors, page
+from parlor.booking.v1 import booking_pb2 as pb
+from services.booking import salon_queries as queries
+from services.booking.rpcs import Rpcs, check_dates, found
+
+
+class Salons(Rpcs):
+    """Salons, by id and by phone_number_id."""
+
+    async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:
+        """Create or replace a salon."""
+        salon, groups = request.salon, self.groups
+        if salon.time_zone not in _time_zones():
+            raise errors.invalid_fields([("salon.time_zone", "must be an IANA time zone, such as Europe/Berlin")])
+        check_dates("salon.special_hours", salon.special_hours)
+        async with self.write(
+            request,
+            salon.salon_id,
+            groups.salon(salon.salon_id),
+            groups.phone_number_id(salon.phone_number_id),
+            groups.stats(salon.salon_id),
+            locks=(f"salon {salon.salon_id}",),
+        ) as write:
+            before = await queries.lock_salon(write.conn, salon.salon_id)
+            if salon.etag and (before is None or salon.etag != before.etag):
+                raise errors.etag_mismatch("salon", salon.salon_id)
+            if before is not None:
+                write.invalidate(groups.phone_number_id(before.phone_number_id))
+            after = write.reply = await queries.upsert_salon(write.conn, salon)
+        return after
+
+    async def GetSalon(self, request: pb.GetSalonRequest, context: Any) -> Reply:
+        """Return a salon by its id."""
+        return await self.salon(request.salon_id)
+
+    async def GetSalonByPhoneNumberId(self, request: pb.GetSalonByPhoneNumberIdRequest, context: Any) -> Reply:
+        """Return a salon by its WhatsApp phone_number_id."""
+        key = self.groups.phone_number_id(request.phone_number_id).key()
+        reply = await self.cache.look_up(key, request.phone_number_id, queries.salons_by_phone_number_id)
+        return found(reply, "salon", request.phone_number_id)
+
+    async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> pb.ListSalonsResponse:
+        """List all salons."""
+        wanted = page(request.page_size, request.page_token, uuid=False)
+        async with self.database.connection() as conn:
+            salons = await queries.list_salons(conn, wanted)
+        response: pb.ListSalonsResponse = wanted.fill(pb.ListSalonsResponse(), salons, "create_time", "salon_id")
+        return response
+
+
+@once
+def _time_zones() -> frozenset[str]:
+    return frozenset(available_timezones())

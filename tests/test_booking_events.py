@@ -1,0 +1,115 @@
+"""The history of a booking: what happened, by whom, why, from where to where."""
+
+from typing import Any
+
+import grpc
+
+from parlor.booking.v1 import booking_pb2 as pb
+from parlor.stats.v1 import stats_pb2
+from tests.stack import SALON, Fields, Stack, booking_request, failure, fresh, salon, walk, warm
+
+NOON = 1_800_000_000
+CONFIRMED, CANCELLED = pb.BOOKING_STATUS_CONFIRMED, pb.BOOKING_STATUS_CANCELLED
+
+
+async def lived(stack: Stack) -> tuple[pb.Booking, pb.ListBookingEventsRequest]:
+    """Return a booking that was made, confirmed, moved and cancelled."""
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", actor="bot"))
+    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
+    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=CONFIRMED, actor="zoë"))
+    moved: Fields = {"start_time": {"seconds": NOON + 900}, "resource_id": "ben", "actor": "bot", "reason": "traffic"}
+    await stack.booking.RescheduleBooking(pb.RescheduleBookingRequest(**names, **moved))
+    cancel: Fields = {"status": CANCELLED, "reason": "ill 🤒"}
+    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, **cancel))
+    return booking, pb.ListBookingEventsRequest(**names)
+
+
+async def test_each_change_is_kept_with_what_was_before(stack: Stack) -> None:
+    booking, request = await lived(stack)
+    made, confirmed, moved, cancelled = (await stack.booking.ListBookingEvents(request)).booking_events
+    later: Fields = {"to_start_time": {"seconds": NOON + 900}, "to_end_time": {"seconds": NOON + 4500}}
+    first: Fields = {"to_start_time": booking.start_time, "to_end_time": booking.end_time}
+    expected: list[Fields] = [
+        {"type": 1, "actor": "bot", "to_status": 1, **first, "to_resource_id": "anna"},
+        {"type": 2, "actor": "zoë", "from_status": 1, "to_status": 2, **first, "to_resource_id": "anna"},
+        {
+            "type": 3,
+            "actor": "bot",
+            "reason": "traffic",
+            "from_status": 2,
+            "to_status": 2,
+            **later,
+            "to_resource_id": "ben",
+        },
+        {"type": 2, "reason": "ill 🤒", "from_status": 2, "to_status": 3, **later, "to_resource_id": "ben"},
+    ]
+    before = None
+    for revision, (event, fields) in enumerate(zip((made, confirmed, moved, cancelled), expected, strict=True), 1):
+        wanted = pb.BookingEvent(booking_code=booking.booking_code, revision=revision, **fields)
+        wanted.create_time.CopyFrom(event.create_time)
+        if before:
+            wanted.from_start_time.CopyFrom(before.to_start_time)
+            wanted.from_end_time.CopyFrom(before.to_end_time)
+            wanted.from_resource_id = before.to_resource_id
+        assert event == wanted
+        before = event
+    assert made.create_time == booking.create_time
+
+
+async def test_pages_hold_each_event_once(stack: Stack) -> None:
+    _, request = await lived(stack)
+    for page_size in (1, 2, 3, 4, 5):
+        listed = await walk(stack.booking.ListBookingEvents, request, page_size)
+        assert [event.revision for event in listed] == [1, 2, 3, 4]
+
+
+async def test_a_page_token_holds_for_its_own_booking_only(stack: Stack) -> None:
+    _, request = await lived(stack)
+    request.page_size = 1
+    token = (await stack.booking.ListBookingEvents(request)).next_page_token
+    other = await stack.booking.CreateBooking(booking_request())
+    wrong = pb.ListBookingEventsRequest(salon_id=SALON, booking_code=other.booking_code, page_token=token)
+    assert (await failure(stack.booking.ListBookingEvents(wrong))).fields == ["page_token"]
+    request.booking_code = request.booking_code.lower()
+    request.page_token = token
+    assert (await stack.booking.ListBookingEvents(request)).booking_events[0].revision == 2
+
+
+async def test_an_unknown_code_and_another_salons_have_no_history(stack: Stack) -> None:
+    _, request = await lived(stack)
+    await salon(stack, "salon-2")
+    for salon_id, code in (("salon-2", request.booking_code), (SALON, "ABCDEF"), ("nobody", "ABCDEF")):
+        wrong = pb.ListBookingEventsRequest(salon_id=salon_id, booking_code=code)
+        error = await failure(stack.booking.ListBookingEvents(wrong))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "BOOKING_NOT_FOUND")
+
+
+async def test_each_change_is_in_the_next_reply_of_every_read(stack: Stack) -> None:
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna"))
+    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
+    period: Fields = {"start_time": {"seconds": NOON}, "end_time": {"seconds": NOON + 60}}
+    reads: list[tuple[Any, Any]] = [
+        (stack.booking.GetBookingByCode, pb.GetBookingByCodeRequest(**names)),
+        (stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON)),
+        (stack.booking.ListBookingEvents, pb.ListBookingEventsRequest(**names)),
+        (stack.stats.GetSalonStats, stats_pb2.GetSalonStatsRequest(salon_id=SALON, **period)),
+    ]
+    of_code = pb.BatchGetBookingsRequest(salon_id=SALON, booking_codes=[booking.booking_code])
+    move = pb.RescheduleBookingRequest(**names, start_time={"seconds": NOON + 3600})  # type: ignore[arg-type]
+    erase = pb.EraseCustomerRequest(salon_id=SALON, phone_number=booking.customer_phone)
+    calls: list[tuple[Any, Any]] = [
+        (stack.booking.RescheduleBooking, move),
+        (stack.booking.UpdateBookingStatus, pb.UpdateBookingStatusRequest(**names, status=CONFIRMED)),
+        (stack.booking.EraseCustomer, erase),
+    ]
+    for revision, (write, request) in enumerate(calls, 2):
+        for rpc, read in reads:
+            await warm(rpc, read)
+        await write(request)
+        found, listed, history, stats = [await fresh(rpc, read) for rpc, read in reads]
+        batch = await stack.booking.BatchGetBookings(of_code)
+        assert found.revision == listed.bookings[0].revision == batch.bookings[0].revision == revision
+        assert len(history.booking_events) == min(revision, 3)
+        assert stats.bookings == 0

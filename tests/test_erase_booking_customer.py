@@ -1,0 +1,110 @@
+"""EraseCustomer: nothing of a customer is left, in the database or in the cache; what counts stays."""
+
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import redis
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parlor.booking.v1 import booking_pb2 as pb
+from parlor.stats.v1 import stats_pb2
+from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, rows, salon, warm
+from tests.test_ownership import TABLES
+
+NAME = "Zoë Musterfrau"
+LONGER = PHONE + "9"
+
+
+def erase(**fields: Any) -> pb.EraseCustomerRequest:
+    return pb.EraseCustomerRequest(**{"salon_id": SALON, "phone_number": PHONE, **fields})
+
+
+async def known(stack: Stack) -> list[pb.Booking]:
+    """Let a salon know a customer well: bookings, history, kept replies and cached ones, with others between."""
+    await salon(stack, region_code="DE")
+    await salon(stack, "salon-2")
+    made = []
+    texts: Fields = {"customer_name": NAME, "notes": f"call {PHONE}", "actor": f"whatsapp {PHONE}"}
+    for hour, status in enumerate(("PENDING", "CONFIRMED")):
+        values: Fields = {"resource_id": "anna", "status": f"BOOKING_STATUS_{status}", "request_id": str(uuid4())}
+        made.append(await stack.booking.CreateBooking(booking_request(1_800_000_000 + hour * 3600, **texts, **values)))
+    names: Fields = {"salon_id": SALON, "booking_code": made[0].booking_code, "request_id": str(uuid4())}
+    cancel: Fields = {"status": "BOOKING_STATUS_CANCELLED", "actor": "zoe", "reason": f"{NAME} is ill"}
+    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, **cancel))
+    reads: list[tuple[Any, Any]] = [
+        (stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON)),
+        (stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON, customer_phone=PHONE)),
+    ]
+    for booking in made:
+        named: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
+        reads.append((stack.booking.GetBookingByCode, pb.GetBookingByCodeRequest(**named)))
+        reads.append((stack.booking.ListBookingEvents, pb.ListBookingEventsRequest(**named)))
+    for rpc, request in reads:
+        await warm(rpc, request)
+    return made
+
+
+def traces(stack: Stack, redis_url: str) -> list[Any]:
+    """Return what still names the customer."""
+    found: list[Any] = []
+    with psycopg.connect(stack.database_url) as conn:
+        for table in TABLES:
+            where = "position(%s::bytea IN t::text::bytea) > 0 OR position(%s IN t::text) > 0"
+            hexed = PHONE.encode().hex().encode()  # as a row's text has bytea
+            for words in (PHONE, NAME, "Musterfrau"):
+                query = f"SELECT t::text FROM {table} AS t WHERE {where}".encode()
+                found += conn.execute(query, (hexed, words)).fetchall()
+    with redis.Redis.from_url(redis_url) as client:
+        for key in client.scan_iter("*"):
+            value: Any = client.get(key)
+            found += [key for trace in (PHONE, NAME) if trace.encode() in key + (value or b"")]
+    return found
+
+
+async def test_nothing_of_a_customer_is_left_anywhere(stack: Stack, redis_url: str) -> None:
+    await known(stack)
+    assert traces(stack, redis_url)
+    assert (await stack.booking.EraseCustomer(erase())).bookings == 2
+    assert traces(stack, redis_url) == []
+    listed = await stack.booking.ListBookings(pb.ListBookingsRequest(salon_id=SALON))
+    for booking, revision in zip(listed.bookings, (3, 2), strict=True):
+        assert (booking.customer_phone, booking.customer_name, booking.notes) == ("", "", "")
+        assert (booking.resource_id, booking.revision) == ("anna", revision)
+    events = rows(stack.database_url, "SELECT actor, reason FROM booking_events ORDER BY booking_id, revision")
+    assert sorted(events) == [("", ""), ("", ""), ("zoe", "")]
+
+
+async def test_counts_and_slots_stay_as_they_were(stack: Stack) -> None:
+    await known(stack)
+    request = stats_pb2.GetSalonStatsRequest(
+        salon_id=SALON, start_time=Timestamp(), end_time=Timestamp(seconds=4_000_000_000)
+    )
+    before = await warm(stack.stats.GetSalonStats, request)
+    await stack.booking.EraseCustomer(erase())
+    after = await stack.stats.GetSalonStats(request)
+    assert (after.bookings, after.bookings) == (before.bookings, 2)
+    taken = booking_request(1_800_000_000 + 3600, resource_id="anna")
+    assert (await failure(stack.booking.CreateBooking(taken))).reason == "SLOT_UNAVAILABLE"
+
+
+async def test_others_keep_what_is_theirs(stack: Stack) -> None:
+    await known(stack)
+    requests = [
+        booking_request(customer_phone=LONGER, notes="mine", request_id=str(uuid4())),
+        booking_request(salon_id="salon-2", request_id=str(uuid4())),
+    ]
+    theirs = [await stack.booking.CreateBooking(request) for request in requests]
+    await stack.booking.EraseCustomer(erase())
+    for request, booking in zip(requests, theirs, strict=True):
+        assert await stack.booking.CreateBooking(request) == booking
+        wanted = pb.GetBookingByCodeRequest(salon_id=booking.salon_id, booking_code=booking.booking_code)
+        assert await stack.booking.GetBookingByCode(wanted) == booking
+
+
+async def test_whoever_is_not_there_is_erased_without_an_error(stack: Stack) -> None:
+    assert (await stack.booking.EraseCustomer(erase(salon_id="nobody"))).bookings == 0
+    await known(stack)
+    assert (await stack.booking.EraseCustomer(erase(phone_number="+4915100000000"))).bookings == 0
+    assert (await stack.booking.EraseCustomer(erase(phone_number="0151 12345678"))).bookings == 2
+    assert (await stack.booking.EraseCustomer(erase())).bookings == 0
