@@ -124,7 +124,6 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "TagConversation": mine(**of_customer, add_tags=["vip"], remove_tags=["new"]),
         "MarkConversationRead": mine(**of_customer),
         "SearchMessages": mine(query="hi", page_size=10),
-        "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListMessages": mine(**of_customer, page_size=10, direction=1),
         "RecordAiMessage": mine(**said, **cost, **tokens, booking_code=code),
         "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),

@@ -11,7 +11,7 @@ from services.booking import booking_queries as queries
 from services.booking.rpcs import Rpcs, found
 
 
-class Bookings(Rpcs):
+class BookingRpcs(Rpcs):
     """Bookings by code and by what they have in common, and what happened to them."""
 
     async def GetBookingByCode(self, request: pb.GetBookingByCodeRequest, context: Any) -> Reply:

@@ -18,7 +18,7 @@ LAST_MOMENT = datetime.fromisoformat("9999-01-01T00:00:00Z")
 ATTEMPTS = 5
 
 
-class Changes(Rpcs):
+class ChangeRpcs(Rpcs):
     """What makes, moves and empties bookings.
 
     Whoever writes a booking that blocks a resource's time waits for the resource first: two who write to the exclusion

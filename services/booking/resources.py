@@ -13,7 +13,7 @@ from services.booking.rpcs import Rpcs, check_dates, resource_lock
 MOST_SLOTS = 10_000
 
 
-class Resources(Rpcs):
+class ResourceRpcs(Rpcs):
     """Resources, and their free slots."""
 
     async def UpsertResource(self, request: pb.UpsertResourceRequest, context: Any) -> pb.Resource:

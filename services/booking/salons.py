@@ -11,7 +11,7 @@ from services.booking import salon_queries as queries
 from services.booking.rpcs import Rpcs, check_dates, found
 
 
-class Salons(Rpcs):
+class SalonRpcs(Rpcs):
     """Salons, by id and by phone_number_id."""
 
     async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:

@@ -9,13 +9,13 @@ from libs.rpc import Service, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import salon_queries
-from services.booking.bookings import Bookings
-from services.booking.changes import Changes, taken
-from services.booking.resources import Resources
-from services.booking.salons import Salons
+from services.booking.bookings import BookingRpcs
+from services.booking.changes import ChangeRpcs, taken
+from services.booking.resources import ResourceRpcs
+from services.booking.salons import SalonRpcs
 
 
-class BookingService(Salons, Resources, Bookings, Changes):
+class BookingService(SalonRpcs, ResourceRpcs, BookingRpcs, ChangeRpcs):
     """Salons, who works there and when, and their bookings."""
 
     async def salon_groups(self, salon_id: str) -> list[Group]:
