@@ -60,6 +60,7 @@ async def test_a_message_is_recorded_with_its_conversation(stack: Stack) -> None
 
 async def test_a_message_is_by_default_a_text_sent_now_and_pending(stack: Stack) -> None:
     await salon(stack)
+    await stack.messaging.RecordMessage(message_request())
     outbound = message_request("", direction="MESSAGE_DIRECTION_OUTBOUND")
     first, second = [await stack.messaging.RecordMessage(outbound) for _ in range(2)]
     assert first.message_id != second.message_id
@@ -101,7 +102,8 @@ async def test_a_whatsapp_id_in_two_salons_names_two_messages(stack: Stack) -> N
 
 async def test_a_message_of_an_unknown_salon_writes_nothing(stack: Stack) -> None:
     for whatsapp_id in ("wamid.1", ""):
-        request = message_request(whatsapp_id, direction="MESSAGE_DIRECTION_OUTBOUND", request_id=str(uuid4()))
+        template: Fields = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+        request = message_request(whatsapp_id, request_id=str(uuid4()), **template)
         error = await failure(stack.messaging.RecordMessage(request))
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SALON_NOT_FOUND")
     assert counts(stack) == (0, 0)

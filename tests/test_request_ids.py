@@ -30,7 +30,8 @@ async def prepared(stack: Stack, name: str) -> Prepared:
         confirm: Fields = {"salon_id": SALON, "booking_code": code, "status": "BOOKING_STATUS_CONFIRMED"}
         return booking.UpdateBookingStatus, pb.UpdateBookingStatusRequest(**confirm), "etag"
     if name == "RecordMessage":
-        return messaging.RecordMessage, message_request("", direction="MESSAGE_DIRECTION_OUTBOUND"), "content"
+        template: Fields = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+        return messaging.RecordMessage, message_request("", **template), "content"
     conversation_id = (await messaging.RecordMessage(message_request())).conversation_id
     if name == "RecordMessageStatus":
         read: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.9", "status": "MESSAGE_STATUS_READ"}
