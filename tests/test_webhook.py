@@ -35,7 +35,7 @@ async def refused(stack: Stack, payload: bytes) -> Failure:
     return await failure(stack.messaging.IngestWebhook(signed(payload)))
 
 
-def text(number: int = 1, **fields: Any) -> dict[str, Any]:
+def text(number: int | str = 1, **fields: Any) -> dict[str, Any]:
     """Return an inbound text; a field that is None is left out."""
     values: dict[str, Any] = {"from": "16505551234", "id": f"wamid.{number}", "timestamp": "1749416383", "type": "text"}
     values |= {"text": {"body": "hi"}, **fields}
