@@ -11,14 +11,14 @@ from tests.stack import SALON, Fields, Stack, failure, message_request, rows, sa
 from tests.test_webhook import ingest, text
 
 PHONE, OTHER, USER = "+16505551234", "+16505550000", "US.13491208655302741918"
-HIDDEN = {"from": None, "from_user_id": USER}
-BOTH = {"from": PHONE[1:], "from_user_id": USER}
-KNOWN = {"from": PHONE[1:]}
+HIDDEN: Fields = {"from": None, "from_user_id": USER}
+BOTH: Fields = {"from": PHONE[1:], "from_user_id": USER}
+KNOWN: Fields = {"from": PHONE[1:]}
 
 
 def conversations(stack: Stack) -> Any:
     """Return phone number, user id and unread_count of each conversation."""
-    return rows(stack.database_url, "SELECT phone_number, user_id, unread_count FROM conversations ORDER BY 1, 2")
+    return rows(stack.database_url, "SELECT phone_number, user_id, unread_count FROM conversations ORDER BY 1, 2, 3")
 
 
 def numbers(stack: Stack) -> Any:
@@ -145,7 +145,7 @@ async def test_a_number_told_at_once_with_a_message_without_it_makes_one_convers
     await salon(stack, phone_number_id="1")
     for number in range(30):
         user, phone = f"{USER}{number}", f"1650555{number:04}"
-        hidden, both = {"from": None, "from_user_id": user}, {"from": phone, "from_user_id": user}
-        bodies = [webhook_body("1", messages=[text(f"{number}.{one}", **it)]) for one, it in enumerate((hidden, both))]
+        senders: list[Fields] = [{"from": it, "from_user_id": user} for it in (None, phone)]
+        bodies = [webhook_body("1", messages=[text(f"{number}.{one}", **it)]) for one, it in enumerate(senders)]
         await asyncio.gather(*(ingest(stack, body) for body in bodies))
     assert rows(stack.database_url, "SELECT count(*), count(phone_number) FROM conversations") == [(30, 30)]
