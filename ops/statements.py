@@ -290,20 +290,12 @@ QUERIES = (
         credited="idx_messages_direction_salon",
     ),
     Statement(
-        "GetMessage: the message, the item it came as, and its status events",
-        ("whatsapp_id", "raw_messages_pkey", "message_status_events_pkey"),
+        "GetMessage by whatsapp_id",
+        ("whatsapp_id",),
         """
-        SELECT message.message_id, raw.item, event.status, event.occurred_at
-        FROM (
-          SELECT message_id, whatsapp_id FROM messages
-          WHERE salon_id = 'salon-123' AND whatsapp_id = 'wamid.6E5300B73740AE1736CD457F'
-        ) AS message
-        LEFT JOIN raw_messages AS raw ON raw.salon_id = 'salon-123' AND raw.message_id = message.message_id
-        LEFT JOIN LATERAL (
-          SELECT status, occurred_at FROM message_status_events AS e
-          WHERE e.salon_id = 'salon-123' AND e.whatsapp_id = message.whatsapp_id
-        ) AS event ON true
-        ORDER BY event.occurred_at
+        SELECT message_id, conversation_id, phone_number, direction, type, content, status, created_at
+        FROM messages
+        WHERE salon_id = 'salon-123' AND whatsapp_id = 'wamid.6E5300B73740AE1736CD457F'
         """,
     ),
     Statement(
@@ -313,17 +305,6 @@ QUERIES = (
         SELECT phone_number FROM conversations
         WHERE salon_id = 'salon-123' AND user_id = 'US.13491208655302741918' AND phone_number IS NOT NULL
         ORDER BY last_message_at DESC, conversation_id LIMIT 1
-        """,
-    ),
-    Statement(
-        "ListWebhookFailures",
-        ("idx_webhook_failures_salon_created",),
-        """
-        SELECT webhook_failure_id, kind, reason, item, created_at
-        FROM webhook_failures
-        WHERE salon_id = 'salon-123'
-        ORDER BY created_at DESC, webhook_failure_id DESC
-        LIMIT 51
         """,
     ),
 )

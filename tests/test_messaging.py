@@ -204,3 +204,16 @@ async def test_that_there_is_no_conversation_is_cached_until_there_is_one(databa
         assert await executed(stack, "messaging") == before
         message = await stack.messaging.RecordMessage(message_request())
         assert list((await fresh(stack.messaging.GetConversation, CONVERSATION)).messages) == [message]
+
+
+async def test_a_message_has_the_language_of_the_newest_one_before_it(stack: Stack) -> None:
+    await salon(stack)
+    await stack.messaging.RecordMessage(message_request("wamid.1", send_time=Timestamp(seconds=1)))
+    await stack.messaging.RecordMessage(message_request("wamid.2", send_time=Timestamp(seconds=2)))
+    rows(
+        stack.database_url,
+        "UPDATE messages SET language = CASE whatsapp_id WHEN 'wamid.2' THEN 'pt' ELSE 'de' END RETURNING 1",
+    )
+    await stack.messaging.RecordMessage(message_request("wamid.3", phone_number="+4915100000000"))
+    languages = rows(stack.database_url, "SELECT language FROM messages ORDER BY whatsapp_id")
+    assert languages == [("de",), ("pt",), ("pt",)]

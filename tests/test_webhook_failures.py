@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 
 from parlor.messaging.v1 import messaging_pb2 as pb
@@ -21,6 +22,7 @@ async def failures(stack: Stack, page_size: int = 0) -> list[pb.WebhookFailure]:
 
 
 def reader(value: Any) -> Any:
+    """Return a JSON value as it is kept: a number that no float holds as its text."""
     return json.loads(json.dumps(value).replace("Infinity", '"Infinity"'))
 
 
@@ -133,3 +135,31 @@ async def test_a_message_that_is_not_there_is_not_found(stack: Stack) -> None:
     for request in missing:
         error = await failure(stack.messaging.GetMessage(request))
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MESSAGE_NOT_FOUND")
+
+
+async def test_failures_raw_items_and_events_are_read_by_their_indexes(stack: Stack) -> None:
+    """The seed's data set has none of them, so that `verify-indexes` can't tell."""
+    await salon(stack, phone_number_id="1")
+    items = [text(number) for number in range(500)]
+    await ingest(stack, webhook_body("1", messages=items, statuses=[status(number) for number in range(500)]))
+    more = """
+        INSERT INTO webhook_failures (salon_id, digest, kind, reason, item, created_at)
+        SELECT 'salon-' || n % 9, n::text::bytea, 'OTHER', '-', repeat('x', 100), now() - n * interval '1 s'
+        FROM generate_series(1, 9000) AS n"""
+    tables = ("messages", "raw_messages", "message_status_events", "webhook_failures")
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute(more)
+        for table in tables:
+            conn.execute(f"ANALYZE {table}".encode())
+    queries = {
+        "idx_webhook_failures_salon_created": "SELECT item FROM webhook_failures WHERE salon_id = 'salon-1'"
+        " ORDER BY created_at DESC, webhook_failure_id DESC LIMIT 51",
+        "raw_messages_pkey": "SELECT item FROM messages JOIN raw_messages USING (salon_id, message_id)"
+        " WHERE salon_id = 'salon-1' AND whatsapp_id = 'wamid.7'",
+        "message_status_events_pkey": "SELECT status FROM message_status_events"
+        " WHERE salon_id = 'salon-1' AND whatsapp_id = 'wamid.7'",
+    }
+    for index, query in queries.items():
+        plan = " ".join(line for (line,) in rows(stack.database_url, f"EXPLAIN {query}"))
+        assert index in plan
+        assert "Seq Scan" not in plan

@@ -9,7 +9,7 @@ import grpc
 from parlor.booking.v1.booking_pb2 import GetSalonByPhoneNumberIdRequest
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.load import tells_when_to_retry
-from tests.stack import QUIET, SALON, Stack, executed, running, salon, warm, webhook_body
+from tests.stack import QUIET, SALON, Stack, executed, rows, running, salon, warm, webhook_body
 from tests.test_webhook import ingest, refused, status, text, written
 
 
@@ -105,3 +105,9 @@ async def test_a_body_that_is_cut_off_or_too_large_writes_nothing(stack: Stack) 
     error = await refused(stack, body + b" " * 10_000_000)
     assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["payload"])
     assert written(stack) == (0, 0, 0)
+
+
+async def test_a_message_has_the_language_of_its_salon(stack: Stack) -> None:
+    made = await salon(stack, phone_number_id="1", language_code="pt")
+    await ingest(stack, webhook_body("1", messages=[text(1)]))
+    assert rows(stack.database_url, "SELECT language FROM messages") == [(made.language_code,)]
