@@ -1,5 +1,6 @@
 """The 24 hours after a customer's message in which WhatsApp takes any message, and templates only after them."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -8,7 +9,7 @@ import pytest
 from google.rpc.error_details_pb2 import PreconditionFailure
 
 from parlor.messaging.v1 import messaging_pb2 as pb
-from tests.stack import PHONE, SALON, Fields, Stack, failure, message_request, rows, salon, webhook_body
+from tests.stack import PHONE, SALON, Fields, Stack, failure, message_request, rows, running, salon, webhook_body
 from tests.test_webhook import ingest, text
 
 HEARD = 1_700_000_000
@@ -87,8 +88,18 @@ async def test_an_unknown_salon_is_told_before_its_window(stack: Stack) -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SALON_NOT_FOUND")
 
 
-async def test_a_closed_window_is_told_without_the_booking_service(stack: Stack) -> None:
+async def test_a_closed_window_is_told_without_the_booking_service(
+    stack: Stack, database_url: str, redis_url: str
+) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(at(HEARD, direction=INBOUND))
-    await stack.servers["booking"].drain()
-    await refused(stack, at(HEARD + DAY))
+    async with running(database_url, redis_url) as restarted:
+        await restarted.servers["booking"].drain()
+        await refused(restarted, at(HEARD + DAY))
+
+
+async def test_first_messages_at_once_are_not_taken_for_late_ones(stack: Stack) -> None:
+    await salon(stack)
+    templates = (at(HEARD, type=pb.MESSAGE_TYPE_TEMPLATE) for _ in range(50))
+    recorded = await asyncio.gather(*map(stack.messaging.RecordMessage, templates))
+    assert len({message.conversation_id for message in recorded}) == 1

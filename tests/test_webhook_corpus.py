@@ -14,6 +14,7 @@ from tests.whatsapp import ANA_ID, BODIES, CASES, MIKA_ID, OWN, PABLO, PABLO_ID,
 
 TABLES = "conversations messages raw_messages message_status_events webhook_failures".split()
 _numbers = itertools.count()
+_in_order: dict[str, Any] = {}
 
 
 def sent() -> list[str]:
@@ -133,7 +134,7 @@ async def deliver(stack: Stack, names: list[str]) -> Any:
 
 
 @settings(
-    max_examples=6,
+    max_examples=10,
     deadline=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -148,6 +149,7 @@ async def test_any_order_of_delivery_ends_the_same(
     played = list(order)
     for place, name in repeats:
         played.insert(place, name)
-    wanted = await deliver(stack, DELIVERIES)
-    assert wanted[0]
-    assert await deliver(stack, played) == wanted
+    if stack.database_url not in _in_order:
+        _in_order[stack.database_url] = await deliver(stack, DELIVERIES)
+    assert len(_in_order[stack.database_url][0]) == 6
+    assert await deliver(stack, played) == _in_order[stack.database_url]

@@ -28,8 +28,8 @@ def reader(value: Any) -> Any:
 
 BAD: list[tuple[str, Any, str]] = [
     ("messages", text(0, **{"from": None}), "from: neither a phone number nor a user id"),
-    ("messages", text(0, **{"from": "0151"}), "from: "),
-    ("messages", text(0, **{"from": 49151}), "from: "),
+    ("messages", text(0, **{"from": "0151"}), "from: no phone number"),
+    ("messages", text(0, **{"from": 49151}), "from: no phone number"),
     ("messages", text(0, id=None), "id: Field required"),
     ("messages", text(0, id="a\0b"), "id: contains NUL"),
     ("messages", text(0, id="\udc00"), "id: contains half a surrogate pair"),

@@ -41,6 +41,10 @@ async def test_a_body_costs_a_fixed_number_of_statements(database_url: str, redi
             assert reply["messages"] == reply["statuses"]
             assert set(reply) == {"messages", "statuses"}
         assert reply["messages"] == 300
+        before = await executed(stack, "messaging")
+        found = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id="salon-1", whatsapp_id="wamid.100"))
+        assert (found.raw_json != "", len(found.status_events)) == (True, 1)
+        assert await executed(stack, "messaging") == before + 1
         # BEGIN, the phone numbers, the messages, the statuses, their fold; COMMIT is not counted.
         assert costs == [5] * len(bodies)
         assert written(stack) == (2 + 38 + 40 + 40, 501, 501)

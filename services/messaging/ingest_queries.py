@@ -150,7 +150,7 @@ async def insert_messages(conn: AsyncConnection[Any], messages: Sequence[NewMess
 
 
 async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> bool:
-    """Say whether there is a conversation that the message belongs to.
+    """Say whether there is a conversation that the message belongs to: its salon is known then.
 
     Source: indexes salon_id_phone_number, idx_conversations_salon_user.
     """

@@ -21,16 +21,19 @@ class MessageRpcs(Rpcs):
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> pb.Message:
         """Record a message."""
-        phone_number = await self.phone_number(request)
+        known = request.salon_id in self.salons.known
+        message = _new_message(request, await self.phone_number(request), known=known)
         try:
-            return await self._record_message(request, phone_number)
+            return await self._record_message(request, message)
         except SalonUnknown:
-            await self.salons.get(request.salon_id)
-            return await self._record_message(request, phone_number)
+            async with self.database.connection() as conn:
+                known = await ingest_queries.has_conversation(conn, message)
+            if not known:
+                await self.salons.get(request.salon_id)
+            return await self._record_message(request, message._replace(salon_known=True))
 
-    async def _record_message(self, request: pb.RecordMessageRequest, phone_number: str) -> pb.Message:
+    async def _record_message(self, request: pb.RecordMessageRequest, message: NewMessage) -> pb.Message:
         salon_id = request.salon_id
-        message = _new_message(request, phone_number, known=salon_id in self.salons.known)
         locks = tuple(lock(salon_id, name) for name in (message.whatsapp_id, message.user_id) if name)
         async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
             await ingest_queries.tell_phone_numbers(write.conn, [message])
@@ -38,10 +41,8 @@ class MessageRpcs(Rpcs):
             recorded = inserted[0] if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
-            if recorded is None and await ingest_queries.has_conversation(write.conn, message):
-                raise _window_closed(salon_id, phone_number or request.user_id)
             if recorded is None:
-                raise SalonUnknown
+                raise _window_closed(message) if message.salon_known else SalonUnknown
             write.reply = recorded
         return recorded
 
@@ -124,9 +125,10 @@ def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
     )
 
 
-def _window_closed(salon_id: str, customer: str) -> errors.RpcError:
-    message = "the customer last wrote more than 24 h before: only a TEMPLATE may be sent"
-    return errors.failed_precondition("SERVICE_WINDOW_CLOSED", f"conversation/{salon_id}/{customer}", message)
+def _window_closed(message: NewMessage) -> errors.RpcError:
+    subject = f"conversation/{message.salon_id}/{message.phone_number or message.user_id}"
+    text = "the customer last wrote more than 24 h before: only a TEMPLATE may be sent"
+    return errors.failed_precondition("SERVICE_WINDOW_CLOSED", subject, text)
 
 
 def lock(salon_id: str, name: str) -> str:

@@ -21,11 +21,15 @@ TYPES = frozenset(
 STATUSES = frozenset(("sent", "delivered", "read", "failed"))
 MOST_ERROR = 1000
 M = TypeVar("M", bound=BaseModel)
+_PHONE = re.compile(r"\+?[1-9][0-9]{6,14}")
 _USER_ID = re.compile(r"[A-Z]{2}\.(ENT\.)?[A-Za-z0-9]{1,128}")
 
 
 def _e164(value: Any) -> Any:
-    return "+" + value.removeprefix("+") if isinstance(value, str) else value
+    """Read a phone number as WhatsApp writes it: E.164 without its `+`."""
+    if value is not None and not (isinstance(value, str) and _PHONE.fullmatch(value)):
+        raise ValueError("no phone number")
+    return value and "+" + value.removeprefix("+")
 
 
 def _moment(value: Any) -> datetime:
@@ -53,7 +57,7 @@ def _storable(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_storable)]
 Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
-Phone = Annotated[str, BeforeValidator(_e164), StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
+Phone = Annotated[str | None, BeforeValidator(_e164)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
@@ -61,7 +65,7 @@ class Incoming(BaseModel):
     """An inbound message; `raw` is the item as JSON."""
 
     whatsapp_id: Identifier = Field(alias="id")
-    phone_number: Phone | None = Field(None, alias="from")
+    phone_number: Phone = Field(alias="from")
     user_id: str | None
     customer_name: str
     type: Identifier
@@ -119,7 +123,8 @@ class Senders:
         if isinstance(phone, str) and _USER_ID.fullmatch(phone):
             phone, user_id = None, user_id or phone
         contact = self._by_id.get(user_id or "") or self._by_id.get(str(phone)) or self._lone
-        phone, user_id = phone or word(contact, "wa_id"), user_id or word(contact, "user_id")
+        told = word(contact, "wa_id") or ""
+        phone, user_id = phone or (told if _PHONE.fullmatch(told) else None), user_id or word(contact, "user_id")
         if not phone and not user_id:
             raise Unreadable("from: neither a phone number nor a user id")
         profile = contact.get("profile")
