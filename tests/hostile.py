@@ -38,8 +38,8 @@ HOSTILE: dict[int, list[Any]] = {
     FieldDescriptor.TYPE_BYTES: [b"", b"\0", b"\xff", b"{}", b"x" * 1_000_000, b"x" * (8 * 1024 * 1024 + 1)],
     FieldDescriptor.TYPE_INT32: [-1, -(2**31), 201, 2**31 - 1],
     FieldDescriptor.TYPE_INT64: [-1, -(2**63), 2**63 - 1],
-    FieldDescriptor.TYPE_ENUM: [0, -1, 6, 99, 2**31 - 1],
     FieldDescriptor.TYPE_BOOL: [False, True],
+    FieldDescriptor.TYPE_ENUM: [0, -1, 6, 99, 2**31 - 1],
 }
 
 
@@ -104,9 +104,9 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **told, **cost),
-        "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
+        "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
         "GetConversation": mine(phone_number=PHONE, message_limit=5),
         "ListConversations": mine(page_size=10, status=1),
         "UpdateConversationStatus": mine(**of_customer, status=2),
