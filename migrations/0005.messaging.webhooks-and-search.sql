@@ -91,8 +91,12 @@ ALTER TABLE messages
     ADD COLUMN pricing_category text,
     ADD COLUMN billable boolean,
     ADD COLUMN conversation_origin text,
+    ADD COLUMN recorded_cost_micros bigint,
+    ADD COLUMN recorded_currency_code text,
     ADD COLUMN language text NOT NULL DEFAULT '',
     ADD COLUMN search tsvector NOT NULL GENERATED ALWAYS AS (message_vector(language, content)) STORED;
+COMMENT ON COLUMN messages.recorded_cost_micros IS
+    'What the message cost before any status said a price; NULL: cost_micros, which none has changed yet.';
 COMMENT ON COLUMN messages.language IS 'The salon''s language when the message came, ISO 639-1; empty: no grammar.';
 
 CREATE INDEX idx_messages_salon_search ON messages USING gin (salon_id, search);

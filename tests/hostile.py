@@ -83,7 +83,8 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     moving = (await stack.booking.CreateBooking(booking_request())).booking_code
-    conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
+    message = await stack.messaging.RecordMessage(message_request())
+    conversation_id = message.conversation_id
     other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
     outputs = {"create_time": TIMES["start_time"], "update_time": TIMES["start_time"]}
     cost = {"cost_micros": 7, "currency_code": "EUR"}
@@ -91,7 +92,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     texts = {"customer_name": "Zoë", "service_name": "Cut", "notes": "-"}
     short, long = {"seconds": 600}, {"seconds": 3600}
     slots = {"duration": long, "step": short, "buffer_before": short, "buffer_after": short, "minimum_notice": short}
-    to_customer = {"phone_number": PHONE, "direction": 2, "type": 1, "content": "hi"}
+    to_customer = {"phone_number": PHONE, "user_id": "US.1", "direction": 2, "type": 14, "content": "hi"}
+    answer = {"whatsapp_id": "wamid.2", "media_id": "1", "reply_to_whatsapp_id": "wamid.1"}
+    told = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
+    told |= {"conversation_origin": "utility"}
     of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
     said = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
     return {
@@ -114,8 +118,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
-        "RecordMessage": mine(**to_customer, **cost, send_time=TIMES["start_time"]),
-        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"]),
+        "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
+        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **told, **cost),
+        "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
+        "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
         "GetConversation": mine(**of_customer, message_limit=5),
         "ListConversations": mine(page_size=10, status=1, tag="vip", unread_only=True, assignee="anna"),

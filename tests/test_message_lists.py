@@ -38,7 +38,10 @@ async def filled(stack: Stack) -> list[pb.Message]:
     await stack.messaging.RecordMessage(message_request(salon_id="salon-2", phone_number=phone(0)))
     recorded = []
     for number in range(11):
-        way = {"direction": OUTBOUND if number % 2 else INBOUND, "phone_number": phone(number % 3)}
+        way: Fields = (
+            {"direction": OUTBOUND, "type": pb.MESSAGE_TYPE_TEMPLATE} if number % 2 else {"direction": INBOUND}
+        )
+        way["phone_number"] = phone(number % 3)
         request = message_request(f"wamid.{number}", send_time=Timestamp(seconds=1000 + number // 4), **way)
         recorded.append(await stack.messaging.RecordMessage(request))
     return newest(recorded, "create_time", "message_id")
@@ -145,7 +148,7 @@ async def test_a_page_token_holds_for_its_own_list_and_filters_only(stack: Stack
 
 async def test_each_write_is_in_the_next_reply_of_what_it_touches(stack: Stack) -> None:
     await salon(stack)
-    first = await stack.messaging.RecordMessage(message_request(direction=OUTBOUND))
+    first = await stack.messaging.RecordMessage(message_request(direction=OUTBOUND, type=pb.MESSAGE_TYPE_TEMPLATE))
     named: Fields = {"salon_id": SALON, "conversation_id": first.conversation_id}
     messages = [(stack.messaging.ListMessages, pb.ListMessagesRequest(salon_id=SALON))]
     conversation: list[tuple[Any, Any]] = [

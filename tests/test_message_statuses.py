@@ -20,7 +20,8 @@ ORDER = [
 
 async def record(stack: Stack, whatsapp_id: str) -> pb.Message:
     """Record an outbound message."""
-    return await stack.messaging.RecordMessage(message_request(whatsapp_id, direction="MESSAGE_DIRECTION_OUTBOUND"))
+    template: Fields = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+    return await stack.messaging.RecordMessage(message_request(whatsapp_id, **template))
 
 
 async def report(stack: Stack, whatsapp_id: str, status: pb.MessageStatus.ValueType, second: int = 0) -> pb.Message:
@@ -65,8 +66,11 @@ async def test_a_repeated_status_changes_nothing(stack: Stack) -> None:
     await record(stack, "wamid.1")
     first = await report(stack, "wamid.1", pb.MESSAGE_STATUS_READ, 1000)
     assert await report(stack, "wamid.1", pb.MESSAGE_STATUS_READ, 2000) == first
-    query = "SELECT extract(epoch FROM occurred_at)::int FROM message_status_events"
-    assert rows(stack.database_url, query) == [(1000,)]
+    read: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.1", "status": pb.MESSAGE_STATUS_READ}
+    for _ in range(2):
+        assert await stack.messaging.RecordMessageStatus(pb.RecordMessageStatusRequest(**read)) == first
+    query = "SELECT extract(epoch FROM occurred_at)::int FROM message_status_events ORDER BY 1"
+    assert rows(stack.database_url, query) == [(1000,), (2000,)]
 
 
 async def test_a_status_of_an_inbound_message_does_not_change_it(stack: Stack) -> None:

@@ -60,6 +60,7 @@ async def test_a_message_is_recorded_with_its_conversation(stack: Stack) -> None
 
 async def test_a_message_is_by_default_a_text_sent_now_and_pending(stack: Stack) -> None:
     await salon(stack)
+    await stack.messaging.RecordMessage(message_request())
     outbound = message_request("", direction="MESSAGE_DIRECTION_OUTBOUND")
     first, second = [await stack.messaging.RecordMessage(outbound) for _ in range(2)]
     assert first.message_id != second.message_id
@@ -101,7 +102,8 @@ async def test_a_whatsapp_id_in_two_salons_names_two_messages(stack: Stack) -> N
 
 async def test_a_message_of_an_unknown_salon_writes_nothing(stack: Stack) -> None:
     for whatsapp_id in ("wamid.1", ""):
-        request = message_request(whatsapp_id, direction="MESSAGE_DIRECTION_OUTBOUND", request_id=str(uuid4()))
+        template: Fields = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+        request = message_request(whatsapp_id, request_id=str(uuid4()), **template)
         error = await failure(stack.messaging.RecordMessage(request))
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SALON_NOT_FOUND")
     assert counts(stack) == (0, 0)
@@ -202,3 +204,16 @@ async def test_that_there_is_no_conversation_is_cached_until_there_is_one(databa
         assert await executed(stack, "messaging") == before
         message = await stack.messaging.RecordMessage(message_request())
         assert list((await fresh(stack.messaging.GetConversation, CONVERSATION)).messages) == [message]
+
+
+async def test_a_message_has_the_language_of_the_newest_one_before_it(stack: Stack) -> None:
+    await salon(stack)
+    await stack.messaging.RecordMessage(message_request("wamid.1", send_time=Timestamp(seconds=1)))
+    await stack.messaging.RecordMessage(message_request("wamid.2", send_time=Timestamp(seconds=2)))
+    rows(
+        stack.database_url,
+        "UPDATE messages SET language = CASE whatsapp_id WHEN 'wamid.2' THEN 'pt' ELSE 'de' END RETURNING 1",
+    )
+    await stack.messaging.RecordMessage(message_request("wamid.3", phone_number="+4915100000000"))
+    languages = rows(stack.database_url, "SELECT language FROM messages ORDER BY whatsapp_id")
+    assert languages == [("de",), ("pt",), ("pt",)]

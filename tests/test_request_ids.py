@@ -40,7 +40,8 @@ async def prepared(stack: Stack, name: str) -> Prepared:
         await booking.CreateBooking(booking_request(request_id=str(uuid4())))
         return booking.EraseCustomer, pb.EraseCustomerRequest(salon_id=SALON, phone_number=PHONE), "phone_number"
     if name == "RecordMessage":
-        return messaging.RecordMessage, message_request("", direction="MESSAGE_DIRECTION_OUTBOUND"), "content"
+        template: Fields = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+        return messaging.RecordMessage, message_request("", **template), "content"
     conversation_id = (await messaging.RecordMessage(message_request())).conversation_id
     if name == "RecordMessageStatus":
         read: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.9", "status": "MESSAGE_STATUS_READ"}

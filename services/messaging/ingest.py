@@ -1,15 +1,37 @@
 """The RPCs on webhook bodies."""
 
-from collections.abc import Sequence
-from operator import itemgetter
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+from libs.rpc import page
+from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.messaging import message_queries as queries
-from services.messaging import webhook
-from services.messaging.message_queries import NewMessage, NewStatus
+from services.messaging import failure_queries, ingest_queries, status_queries, webhook
+from services.messaging.ingest_queries import NewMessage
 from services.messaging.messages import lock
 from services.messaging.rpcs import Rpcs
+from services.messaging.status_queries import NewStatus
+from services.messaging.webhook_items import Incoming, Status
+
+
+class Received(NamedTuple):
+    """What the salons of one body received, in the order of their ids."""
+
+    messages: Sequence[NewMessage]
+    statuses: Sequence[NewStatus]
+    failures: Sequence[tuple[str, webhook.Failure]]
+
+    def locks(self) -> Iterator[str]:
+        """Name what no other transaction may record meanwhile."""
+        for message in self.messages:
+            for name in filter(None, (message.whatsapp_id, message.user_id)):
+                yield lock(message.salon_id, name)
+        for status in self.statuses:
+            yield lock(status.salon_id, status.whatsapp_id)
+
+    def salon_ids(self) -> set[str]:
+        """Name the salons whose messages change."""
+        return {message.salon_id for message in self.messages} | {status.salon_id for status in self.statuses}
 
 
 class WebhookRpcs(Rpcs):
@@ -21,57 +43,105 @@ class WebhookRpcs(Rpcs):
             request.payload, request.signature, self.settings.whatsapp_app_secret.get_secret_value()
         )
         reply = pb.IngestWebhookResponse()
-        changes: list[tuple[str, webhook.Change]] = []
+        changes: list[tuple[Salon, webhook.Change]] = []
         for phone_number_id, change in webhook.read(request.payload).items():
-            reply.unknown += change.unknown
-            reply.rejected += change.rejected
-            if not (items := _items(change)):
-                continue
             salon = await self.salons.of_phone_number_id(phone_number_id) if phone_number_id else None
             if salon:
-                changes.append((salon.salon_id, change))
+                changes.append((salon, change))
             else:
-                reply.rejected += len(items)
-        if not changes:
-            return reply
-        groups = [group for salon_id, _ in changes for group in self.touched(salon_id)]
-        locks = tuple({lock(salon_id, item.whatsapp_id) for salon_id, change in changes for item in _items(change)})
-        async with self.write(request, "", *groups, locks=locks) as write:
-            for salon_id, change in sorted(changes, key=itemgetter(0)):
-                await _ingest(write.conn, salon_id, change, reply)
-            write.reply = reply
+                _count_unplaced(change, reply)
+        received = _received(sorted(changes, key=lambda pair: pair[0].salon_id))
+        if any(received):
+            groups = [group for salon_id in sorted(received.salon_ids()) for group in self.touched(salon_id)]
+            async with self.write(request, "", *groups, locks=tuple(set(received.locks()))) as write:
+                await _record(write.conn, received, reply)
+        return reply
+
+    async def ListWebhookFailures(
+        self, request: pb.ListWebhookFailuresRequest, context: Any
+    ) -> pb.ListWebhookFailuresResponse:
+        """List the webhook items of a salon that could not be recorded."""
+        wanted = page(request.page_size, request.page_token, "ListWebhookFailures", request.salon_id)
+        async with self.database.connection() as conn:
+            rows = await failure_queries.list_failures(conn, request.salon_id, wanted)
+        reply: pb.ListWebhookFailuresResponse = wanted.fill(
+            pb.ListWebhookFailuresResponse(), rows, "create_time", "webhook_failure_id"
+        )
         return reply
 
 
-async def _ingest(conn: Any, salon_id: str, change: webhook.Change, reply: pb.IngestWebhookResponse) -> None:
-    """Record what one salon received, and count it."""
-    if change.messages:
-        messages = [
-            NewMessage(
-                item.phone_number,
-                "INBOUND",
-                item.whatsapp_id,
-                _TYPES[item.type],
-                item.content,
-                0,
-                None,
-                item.created_at,
-            )
-            for item in change.messages
-        ]
-        inserted = len(await queries.insert_messages(conn, salon_id, messages, salon_known=True))
-        reply.messages += inserted
-        reply.duplicates += len(messages) - inserted
-    if change.statuses:
-        statuses = [NewStatus(item.whatsapp_id, item.status.upper(), item.occurred_at) for item in change.statuses]
-        inserted = await queries.insert_statuses(conn, salon_id, statuses)
-        reply.statuses += inserted
-        reply.duplicates += len(statuses) - inserted
+async def _record(conn: Any, received: Received, reply: pb.IngestWebhookResponse) -> None:
+    """Record what the salons received, one statement a table, and count it."""
+    messages, statuses, failures = received
+    if messages:
+        await ingest_queries.tell_phone_numbers(conn, messages)
+        inserted = await ingest_queries.insert_messages(conn, messages)
+        unknown = sum(message.type == pb.MESSAGE_TYPE_UNKNOWN for message in inserted)
+        reply.unknown += unknown
+        reply.messages += len(inserted) - unknown
+        reply.duplicates += len(messages) - len(inserted)
+    if statuses:
+        names = await status_queries.insert_statuses(conn, statuses)
+        await status_queries.apply_statuses(conn, names)
+        reply.statuses += len(names)
+        reply.duplicates += len(statuses) - len(names)
+    if failures:
+        fresh = await failure_queries.insert_failures(conn, failures)
+        expected = {(salon_id, failure.digest) for salon_id, failure in failures if failure.unknown}
+        reply.unknown += len(fresh & expected)
+        reply.rejected += len(fresh - expected)
+        reply.duplicates += len(failures) - len(fresh)
 
 
-# WhatsApp's word for a type is ours in small letters.
-_TYPES = {name: name.upper() for name in webhook.TYPES}
+def _count_unplaced(change: webhook.Change, reply: pb.IngestWebhookResponse) -> None:
+    """Count what belongs to no salon that is known."""
+    unknown = sum(failure.unknown and failure.kind == "OTHER" for failure in change.failures)
+    reply.unknown += unknown
+    reply.rejected += len(change.messages) + len(change.statuses) + len(change.failures) - unknown
 
 
-def _items(change: webhook.Change) -> Sequence[webhook.Incoming | webhook.Status]:
-    return [*change.messages, *change.statuses]
+def _received(changes: Sequence[tuple[Salon, webhook.Change]]) -> Received:
+    return Received(
+        [_new_message(salon, message) for salon, change in changes for message in change.messages],
+        [_new_status(salon, status) for salon, change in changes for status in change.statuses],
+        [(salon.salon_id, failure) for salon, change in changes for failure in change.failures],
+    )
+
+
+def _new_message(salon: Salon, item: Incoming) -> NewMessage:
+    return NewMessage(
+        salon_id=salon.salon_id,
+        salon_known=True,
+        phone_number=item.phone_number,
+        user_id=item.user_id,
+        customer_name=item.customer_name,
+        direction="INBOUND",
+        whatsapp_id=item.whatsapp_id,
+        type=item.type_name,
+        content=item.content,
+        media_id=item.media_id,
+        reply_to_whatsapp_id=item.reply_to_whatsapp_id,
+        error_code=item.error_code,
+        error_title=item.error_title,
+        cost_micros=0,
+        currency_code=None,
+        language=salon.language_code,
+        created_at=item.created_at,
+        item=item.raw,
+    )
+
+
+def _new_status(salon: Salon, item: Status) -> NewStatus:
+    return NewStatus(
+        salon_id=salon.salon_id,
+        whatsapp_id=item.whatsapp_id,
+        status=item.status.upper(),
+        occurred_at=item.occurred_at,
+        error_code=item.error_code,
+        error_title=item.error_title,
+        pricing_category=item.pricing_category,
+        billable=item.billable,
+        cost_micros=item.cost_micros,
+        currency_code=item.currency_code,
+        conversation_origin=item.conversation_origin,
+    )

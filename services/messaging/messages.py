@@ -6,12 +6,14 @@ from zlib import crc32
 
 from libs.cache import Reply, digest
 from libs.db import Loaded
-from libs.rpc import moment, page
+from libs.rpc import errors, moment, page
 from parlor.messaging.v1 import messaging_pb2 as pb
+from services.messaging import ingest_queries, status_queries
 from services.messaging import message_queries as queries
-from services.messaging.message_queries import NewMessage, NewStatus
+from services.messaging.ingest_queries import NewMessage
 from services.messaging.rpcs import Rpcs, word
 from services.messaging.salons import SalonUnknown
+from services.messaging.status_queries import NewStatus
 
 
 class MessageRpcs(Rpcs):
@@ -19,71 +21,119 @@ class MessageRpcs(Rpcs):
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> pb.Message:
         """Record a message."""
+        known = request.salon_id in self.salons.known
+        message = _new_message(request, await self.phone_number(request), known=known)
         try:
-            return await self._record_message(request)
+            return await self._record_message(request, message)
         except SalonUnknown:
-            await self.salons.get(request.salon_id)
-            return await self._record_message(request)
+            async with self.database.connection() as conn:
+                known = await ingest_queries.has_conversation(conn, message)
+            if not known:
+                await self.salons.get(request.salon_id)
+            return await self._record_message(request, message._replace(salon_known=True))
 
-    async def _record_message(self, request: pb.RecordMessageRequest) -> pb.Message:
-        salon_id, message = request.salon_id, _new_message(request)
-        locks = (lock(salon_id, request.whatsapp_id),) if request.whatsapp_id else ()
-        known = salon_id in self.salons.known
+    async def _record_message(self, request: pb.RecordMessageRequest, message: NewMessage) -> pb.Message:
+        salon_id = request.salon_id
+        locks = tuple(lock(salon_id, name) for name in (message.whatsapp_id, message.user_id) if name)
         async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
-            inserted = await queries.insert_messages(write.conn, salon_id, [message], salon_known=known)
+            await ingest_queries.tell_phone_numbers(write.conn, [message])
+            inserted = await ingest_queries.insert_messages(write.conn, [message])
             recorded = inserted[0] if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
             if recorded is None:
-                raise SalonUnknown
+                raise _window_closed(message) if message.salon_known else SalonUnknown
             write.reply = recorded
         return recorded
 
     async def RecordMessageStatus(self, request: pb.RecordMessageStatusRequest, context: Any) -> pb.Message:
         """Record what became of a message."""
         salon_id, whatsapp_id = request.salon_id, request.whatsapp_id
-        status = NewStatus(whatsapp_id, word(pb.MessageStatus, request.status), moment(request, "event_time"))
         async with self.write(
             request, salon_id, *self.touched(salon_id), locks=(lock(salon_id, whatsapp_id),)
         ) as write:
-            await queries.insert_statuses(write.conn, salon_id, [status])
-            message = write.reply = await queries.message_by_whatsapp_id(
-                write.conn, salon_id, whatsapp_id
-            ) or await queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+            inserted = await status_queries.insert_statuses(write.conn, [_new_status(request)])
+            changed = await status_queries.apply_statuses(write.conn, inserted)
+            message = write.reply = (
+                next(iter(changed), None)
+                or await queries.message_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+                or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+            )
+        return message
+
+    async def GetMessage(self, request: pb.GetMessageRequest, context: Any) -> pb.Message:
+        """Return a message with the item it came as and all that WhatsApp said of it."""
+        salon_id, message_id, whatsapp_id = request.salon_id, request.message_id, request.whatsapp_id
+        async with self.database.connection() as conn:
+            message = await queries.whole_message(conn, salon_id, message_id, whatsapp_id)
+        if message is None:
+            raise errors.not_found("message", f"{salon_id}/{message_id or whatsapp_id}")
         return message
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
-        salon_id = request.salon_id
-        filters = (salon_id, request.conversation_id.lower(), request.phone_number, request.direction)
+        salon_id, phone_number = request.salon_id, await self.phone_number(request)
+        filters = (salon_id, request.conversation_id.lower(), phone_number, request.direction)
         wanted = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = word(pb.MessageDirection, request.direction) if request.direction else ""
 
         async def load(conn: Any) -> Loaded[pb.ListMessagesResponse]:
             stamp, rows = await queries.list_messages(
-                conn, salon_id, request.conversation_id, request.phone_number, direction, wanted
+                conn, salon_id, request.conversation_id, phone_number, direction, wanted
             )
             return Loaded(stamp, wanted.fill(pb.ListMessagesResponse(), rows, "create_time", "message_id"))
 
         return await self.cache.read(self.groups.messages(salon_id).key(digest(wanted)), load)
 
 
-def _new_message(request: pb.RecordMessageRequest) -> NewMessage:
+def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, known: bool) -> NewMessage:
     return NewMessage(
-        request.phone_number,
-        word(pb.MessageDirection, request.direction),
-        request.whatsapp_id or None,
-        word(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT),
-        request.content,
-        request.cost_micros,
-        request.currency_code or None,
-        moment(request, "send_time") or datetime.now(UTC),
+        salon_id=request.salon_id,
+        salon_known=known,
+        phone_number=phone_number or None,
+        user_id=request.user_id or None,
+        customer_name="",
+        direction=word(pb.MessageDirection, request.direction),
+        whatsapp_id=request.whatsapp_id or None,
+        type=word(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT),
+        content=request.content,
+        media_id=request.media_id or None,
+        reply_to_whatsapp_id=request.reply_to_whatsapp_id or None,
+        error_code=None,
+        error_title=None,
+        cost_micros=request.cost_micros,
+        currency_code=request.currency_code or None,
+        language=None,
+        created_at=moment(request, "send_time") or datetime.now(UTC),
+        item=None,
     )
 
 
-def lock(salon_id: str, whatsapp_id: str) -> str:
-    """Return the name of the lock of a whatsapp_id: one of 4096, since Postgres has room for some 6400 (default).
+def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
+    return NewStatus(
+        salon_id=request.salon_id,
+        whatsapp_id=request.whatsapp_id,
+        status=word(pb.MessageStatus, request.status),
+        occurred_at=moment(request, "event_time"),
+        error_code=request.error_code or None,
+        error_title=request.error_title or None,
+        pricing_category=request.pricing_category or None,
+        billable=request.billable if request.HasField("billable") else None,
+        cost_micros=request.cost_micros or None,
+        currency_code=request.currency_code if request.cost_micros else None,
+        conversation_origin=request.conversation_origin or None,
+    )
+
+
+def _window_closed(message: NewMessage) -> errors.RpcError:
+    subject = f"conversation/{message.salon_id}/{message.phone_number or message.user_id}"
+    text = "the customer last wrote more than 24 h before: only a TEMPLATE may be sent"
+    return errors.failed_precondition("SERVICE_WINDOW_CLOSED", subject, text)
+
+
+def lock(salon_id: str, name: str) -> str:
+    """Return the name of the lock of a whatsapp_id or user_id: one of 4096, since Postgres has room for some 6400.
 
     A webhook body of 8 MB names ten times as many.
     """
-    return f"message {crc32(f'{salon_id} {whatsapp_id}'.encode()) % 4096}"
+    return f"message {crc32(f'{salon_id} {name}'.encode()) % 4096}"

@@ -7,82 +7,74 @@ statuses of one phone_number_id. An item that can't be read does not lose its ne
 import hashlib
 import hmac
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import grpc
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
 from libs.rpc import RpcError
 from libs.rpc.errors import invalid_fields
-
-TYPES = frozenset(
-    "text image audio video document sticker location contacts reaction interactive button order system template"
-    " unsupported".split()
+from services.messaging.webhook_items import (
+    STATUSES,
+    Incoming,
+    Senders,
+    Status,
+    Unreadable,
+    read_message,
+    read_status,
 )
-STATUSES = frozenset(("sent", "delivered", "read", "failed"))
+
+MOST_ITEM = 65_536
 _PHONE_NUMBER_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
-def _e164(value: Any) -> Any:
-    return "+" + value.removeprefix("+") if isinstance(value, str) else value
+@dataclass(slots=True)
+class Failure:
+    """An item that can't be recorded: as JSON, with the reason; `unknown` if it is only of a kind that is not known."""
 
+    kind: str
+    reason: str
+    item: str
+    unknown: bool
 
-def _moment(value: Any) -> datetime:
-    """Read WhatsApp's timestamp: seconds since 1970, as a string."""
-    if not isinstance(value, str | int):
-        raise ValueError("neither a string nor an integer")
-    seconds = int(value)
-    if not 0 <= seconds < 253_370_764_800:
-        raise ValueError("not from 1970 to 9998")
-    return datetime.fromtimestamp(seconds, UTC)
+    @property
+    def digest(self) -> bytes:
+        """What the same item has again."""
+        return hashlib.blake2b(f"{self.kind} {self.item}".encode(), digest_size=32).digest()
 
-
-def _storable(value: Any) -> Any:
-    """Refuse what Postgres can't store: NUL, and halves of surrogate pairs."""
-    if isinstance(value, str):
-        value.encode()
-        if "\0" in value:
-            raise ValueError("contains NUL")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_storable)]
-Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
-Phone = Annotated[str, BeforeValidator(_e164), StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
-Moment = Annotated[datetime, BeforeValidator(_moment)]
-
-
-class Incoming(BaseModel):
-    """An inbound message."""
-
-    whatsapp_id: Identifier = Field(alias="id")
-    phone_number: Phone = Field(alias="from")
-    type: Identifier
-    created_at: Moment = Field(alias="timestamp")
-    content: Annotated[Text, StringConstraints(max_length=65_536)] = ""
-
-
-class Status(BaseModel):
-    """What became of an outbound message."""
-
-    whatsapp_id: Identifier = Field(alias="id")
-    status: Identifier
-    occurred_at: Moment = Field(alias="timestamp")
+    @property
+    def excerpt(self) -> str:
+        """As much of the item as is kept."""
+        return self.item[:MOST_ITEM]
 
 
 @dataclass(slots=True)
 class Change:
-    """What one phone_number_id received: messages and statuses, and how many items could not be read or are unknown."""
+    """What one phone_number_id received."""
 
     messages: list[Incoming] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
-    unknown: int = 0
-    rejected: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def fail(self, kind: str, reason: str, item: Any, *, unknown: bool = False) -> None:
+        """Take an item that can't be recorded."""
+        self.failures.append(Failure(kind, reason, _json(item, sort_keys=True), unknown))
+
+
+class _Far(float):
+    """A number that JSON has and no float holds, such as 1e400: it keeps its text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _Far(text)
 
 
 def check_signature(payload: bytes, signature: str, secret: str) -> None:
@@ -100,23 +92,33 @@ def read(payload: bytes) -> dict[str, Change]:
     Raises: INVALID_FIELD for what is no webhook body.
     """
     try:
-        body = json.loads(payload)
+        body = json.loads(payload, parse_float=_number, parse_constant=_Far)
     except (ValueError, RecursionError) as error:
         raise invalid_fields([("payload", "is no JSON")]) from error
     if not isinstance(body, dict) or not isinstance(body.get("entry"), list):
         raise invalid_fields([("payload", "is no webhook body: it has no list of entries")])
     changes: defaultdict[str, Change] = defaultdict(Change)
-    nowhere = changes[""]
     for entry in body["entry"]:
-        for item in _list(entry, "changes", nowhere):
-            value = item.get("value") if isinstance(item, Mapping) else None
-            if not isinstance(value, Mapping):
-                nowhere.rejected += 1
-            elif "messages" in value or "statuses" in value:
-                _read_value(value, changes[_phone_number_id(value)])
-            else:
-                nowhere.unknown += 1
+        for item in _list(entry, "changes", "OTHER", changes[""]):
+            _read_change(item, changes)
     return changes
+
+
+def _read_change(item: Any, changes: defaultdict[str, Change]) -> None:
+    value = item.get("value") if isinstance(item, Mapping) else None
+    if not isinstance(value, Mapping):
+        changes[""].fail("OTHER", "value: is no object", item)
+        return
+    change = changes[_phone_number_id(value)]
+    if not value.keys() & {"messages", "statuses", "errors"}:
+        change.fail("OTHER", f"field: {str(item.get('field'))[:64]!a} is not known", item, unknown=True)
+    senders = Senders(value.get("contacts"), value.get("messages"))
+    for message in _list(value, "messages", "MESSAGE", change):
+        _read_message(message, senders, change)
+    for status in _list(value, "statuses", "STATUS", change):
+        _read_status(status, change)
+    for error in _list(value, "errors", "OTHER", change):
+        change.fail("OTHER", "errors: WhatsApp reports an error", error, unknown=True)
 
 
 def _phone_number_id(value: Mapping[str, Any]) -> str:
@@ -125,44 +127,48 @@ def _phone_number_id(value: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) and _PHONE_NUMBER_ID.fullmatch(found) else ""
 
 
-def _read_value(value: Mapping[str, Any], change: Change) -> None:
-    for item in _list(value, "messages", change):
-        _read_message(item, change)
-    for item in _list(value, "statuses", change):
-        _read_status(item, change)
-
-
-def _read_message(item: Any, change: Change) -> None:
+def _read_message(item: Any, senders: Senders, change: Change) -> None:
     try:
-        message = Incoming.model_validate(item)
-        part = item.get(message.type)
-        if isinstance(part, Mapping):
-            message = Incoming.model_validate({**item, "content": part.get("body") or part.get("caption") or ""})
-    except (ValidationError, UnicodeError):
-        change.rejected += 1
-        return
-    if message.type in TYPES:
-        change.messages.append(message)
-    else:
-        change.unknown += 1
+        change.messages.append(read_message(item, senders, _json(item)))
+    except Unreadable as error:
+        change.fail("MESSAGE", str(error), item)
 
 
 def _read_status(item: Any, change: Change) -> None:
     try:
-        status = Status.model_validate(item)
-    except (ValidationError, UnicodeError):
-        change.rejected += 1
+        status = read_status(item)
+    except Unreadable as error:
+        change.fail("STATUS", str(error), item)
         return
     if status.status in STATUSES:
         change.statuses.append(status)
     else:
-        change.unknown += 1
+        change.fail("STATUS", f"status: {status.status[:64]!a} is not known", item, unknown=True)
 
 
-def _list(holder: Any, name: str, change: Change) -> list[Any]:
-    """Return a list of a JSON object, empty if it has none; what is no list counts as one rejected item."""
+def _list(holder: Any, name: str, kind: str, change: Change) -> list[Any]:
+    """Return a list of a JSON object, empty if it has none; what is no list counts as one item that can't be read."""
     found = holder.get(name, []) if isinstance(holder, Mapping) else None
     if isinstance(found, list):
         return found
-    change.rejected += 1
+    change.fail(kind, f"{name}: is no list", found if isinstance(holder, Mapping) else holder)
     return []
+
+
+def _json(item: Any, *, sort_keys: bool = False) -> str:
+    """Return an item as JSON, numbers that no float holds as texts; "" if it is nested too deeply."""
+    try:
+        try:
+            return json.dumps(item, allow_nan=False, sort_keys=sort_keys)
+        except ValueError:
+            return json.dumps(_plain(item), sort_keys=sort_keys)
+    except RecursionError:
+        return ""
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {name: _plain(part) for name, part in item.items()}
+    if isinstance(item, list):
+        return [_plain(part) for part in item]
+    return item.text if isinstance(item, _Far) else item

@@ -1,0 +1,49 @@
+"""The statements on webhook items that could not be recorded, one function each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from libs.db import fetch_all
+from libs.rpc import Page
+from parlor.messaging.v1.messaging_pb2 import WebhookFailure
+from services.messaging.webhook import Failure
+
+
+async def insert_failures(
+    conn: AsyncConnection[Any], failures: Sequence[tuple[str, Failure]]
+) -> set[tuple[str, bytes]]:
+    """Keep the failures, each with its salon_id, that are not there yet; return the salon_id and digest of each.
+
+    Source: index webhook_failures_digest_key.
+    """
+    query = b"""
+        INSERT INTO webhook_failures (salon_id, digest, kind, reason, item)
+        SELECT DISTINCT ON (salon_id, digest) salon_id, digest, kind, reason, item
+        FROM unnest(%s::text[], %s::bytea[], %s::text[], %s::text[], %s::text[])
+            AS given (salon_id, digest, kind, reason, item)
+        ORDER BY salon_id, digest
+        ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
+        RETURNING salon_id, digest"""
+    rows = [(salon_id, item.digest, item.kind, item.reason, item.excerpt) for salon_id, item in failures]
+    return set(await (await conn.execute(query, tuple(map(list, zip(*rows, strict=True))))).fetchall())
+
+
+async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -> list[WebhookFailure]:
+    """Return up to one failure more than the page has, newest first.
+
+    Source: index idx_webhook_failures_salon_created.
+    """
+    after = (
+        " AND (created_at, webhook_failure_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
+        if page.after_id
+        else ""
+    )
+    query = f"""
+        SELECT webhook_failure_id::text, salon_id, 'WEBHOOK_ITEM_KIND_' || kind AS kind, reason, item AS raw_json,
+            created_at AS create_time
+        FROM webhook_failures WHERE salon_id = %(salon_id)s{after}
+        ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(limit)s"""
+    params = {"salon_id": salon_id, "after": page.after_micros, "id": page.after_id, "limit": page.size + 1}
+    return await fetch_all(conn, WebhookFailure, query, params)

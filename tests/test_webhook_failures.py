@@ -1,0 +1,165 @@
+"""Webhook items that can't be recorded: kept once, with the reason, beside neighbours that are recorded."""
+
+import json
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+
+from parlor.messaging.v1 import messaging_pb2 as pb
+from tests.stack import SALON, Stack, failure, rows, salon, walk, webhook_body
+from tests.test_webhook import ingest, status, text
+
+MESSAGE, STATUS, OTHER = pb.WebhookItemKind.values()[1:]
+
+
+async def failures(stack: Stack, page_size: int = 0) -> list[pb.WebhookFailure]:
+    """Return the failures of the salon, newest first."""
+    return await walk(
+        stack.messaging.ListWebhookFailures, pb.ListWebhookFailuresRequest(salon_id=SALON), page_size or 200
+    )
+
+
+def reader(value: Any) -> Any:
+    """Return a JSON value as it is kept: a number that no float holds as its text."""
+    return json.loads(json.dumps(value).replace("Infinity", '"Infinity"'))
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("messages", text(0, **{"from": None}), "from: neither a phone number nor a user id"),
+    ("messages", text(0, **{"from": "0151"}), "from: no phone number"),
+    ("messages", text(0, **{"from": 49151}), "from: no phone number"),
+    ("messages", text(0, id=None), "id: Field required"),
+    ("messages", text(0, id="a\0b"), "id: contains NUL"),
+    ("messages", text(0, id="\udc00"), "id: contains half a surrogate pair"),
+    ("messages", text(0, id="x" * 257), "id: "),
+    ("messages", text(0, timestamp="253370764800"), "timestamp: not from 1970 to 9998"),
+    ("messages", text(0, timestamp=1e400), "timestamp: not from 1970 to 9998"),
+    ("messages", text(0, type=[]), "type: "),
+    ("messages", text(0, text={"body": "a\0b"}), "content: contains NUL"),
+    ("messages", text(0, text={"body": {"a": 1}}), "content: "),
+    ("messages", None, "is no object"),
+    ("statuses", status(0, id=None), "id: Field required"),
+    ("statuses", status(0, timestamp="soon"), "timestamp: not from 1970 to 9998"),
+    ("statuses", status(0, status=7), "status: "),
+    ("statuses", [], "is no object"),
+]
+
+
+@pytest.mark.parametrize(("kind", "item", "reason"), BAD)
+async def test_a_poisonous_item_is_kept_with_its_reason(stack: Stack, kind: str, item: Any, reason: str) -> None:
+    await salon(stack, phone_number_id="1")
+    neighbours = {"messages": [text(1), text(2)], "statuses": [status(3), status(4)]}
+    neighbours[kind].insert(1, item)
+    body = webhook_body("1", **neighbours)
+    assert await ingest(stack, body) == {"messages": 2, "statuses": 2, "rejected": 1}
+    [found] = await failures(stack)
+    assert (found.salon_id, found.kind) == (SALON, MESSAGE if kind == "messages" else STATUS)
+    assert found.reason.startswith(reason)
+    assert json.loads(found.raw_json) == reader(item)
+    assert found.create_time.seconds > 1_700_000_000
+    assert await ingest(stack, body) == {"duplicates": 5}
+    assert await failures(stack) == [found]
+
+
+async def test_what_is_of_an_unknown_kind_is_kept(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    error = {"code": 130429, "title": "Rate limit hit"}
+    bodies = [
+        (webhook_body("1", statuses=[status(1, status="played")]), STATUS, "status: 'played' is not known"),
+        (webhook_body("1", errors=[error]), OTHER, "errors: WhatsApp reports an error"),
+        (webhook_body("1", calls=[{"id": "1"}]), OTHER, "field: 'messages' is not known"),
+    ]
+    for body, kind, reason in bodies:
+        assert await ingest(stack, body) == {"unknown": 1}
+        newest = (await failures(stack))[0]
+        assert (newest.kind, newest.reason) == (kind, reason)
+        assert await ingest(stack, body) == {"duplicates": 1}
+    assert len(await failures(stack)) == len(bodies)
+
+
+async def test_those_of_an_unknown_salon_are_only_counted(stack: Stack) -> None:
+    kinds = {"messages": [text(0), None], "statuses": [status(0), status(1, status="played")], "errors": [{"code": 1}]}
+    assert await ingest(stack, webhook_body("404", **kinds)) == {"rejected": 4, "unknown": 1}
+    assert rows(stack.database_url, "SELECT count(*) FROM webhook_failures") == [(0,)]
+
+
+async def test_a_large_item_is_cut_off_and_a_deep_one_left_out(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    await ingest(stack, webhook_body("1", messages=[text(0, id=None, text={"body": "x" * 100_000})]))
+    [found] = await failures(stack)
+    assert len(found.raw_json) == 65_536
+    deep = "[" * 900 + "]" * 900
+    for name in ("text", "more"):
+        item = json.dumps(text(1 if name == "text" else 2, **{name: "HERE"})).replace('"HERE"', deep)
+        body = webhook_body("1", messages=["ITEM"]).replace(b'"ITEM"', item.encode())
+        counted = await ingest(stack, body)
+        assert counted in ({"messages": 1}, {"rejected": 1})
+
+
+async def test_failures_are_listed_newest_first_in_pages_of_their_salon(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    await salon(stack, "salon-2", phone_number_id="2")
+    await ingest(stack, webhook_body("2", messages=[7]))
+    for number in range(3):
+        await ingest(stack, webhook_body("1", messages=[number, f"{number}"], statuses=[number]))
+    found = await failures(stack)
+    assert sorted(item.raw_json for item in found) == sorted(f for n in "012" for f in (n, f'"{n}"', n))
+    times = [(item.create_time.ToNanoseconds(), item.webhook_failure_id) for item in found]
+    assert times == sorted(times, reverse=True)
+    for size in (1, 2, 4, 9):
+        assert await failures(stack, size) == found
+    token = pb.ListWebhookFailuresRequest(salon_id=SALON, page_size=1)
+    token.page_token = (await stack.messaging.ListWebhookFailures(token)).next_page_token
+    token.salon_id = "salon-2"
+    assert (await failure(stack.messaging.ListWebhookFailures(token))).fields == ["page_token"]
+    unknown = await stack.messaging.ListWebhookFailures(pb.ListWebhookFailuresRequest(salon_id="nobody"))
+    assert list(unknown.webhook_failures) == []
+
+
+async def test_a_message_that_is_not_there_is_not_found(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    await salon(stack, "salon-2", phone_number_id="2")
+    await ingest(stack, webhook_body("1", messages=[text(1), text(2)], statuses=[status(1), status(9)]))
+    one = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id=SALON, whatsapp_id="wamid.1"))
+    both = pb.GetMessageRequest(salon_id=SALON, message_id=one.message_id.upper(), whatsapp_id="wamid.1")
+    assert await stack.messaging.GetMessage(both) == one
+    assert [told.status for told in one.status_events] == [pb.MESSAGE_STATUS_READ]
+    missing = [
+        pb.GetMessageRequest(salon_id="salon-2", whatsapp_id="wamid.1"),
+        pb.GetMessageRequest(salon_id="salon-2", message_id=one.message_id),
+        pb.GetMessageRequest(salon_id=SALON, message_id=one.message_id, whatsapp_id="wamid.2"),
+        pb.GetMessageRequest(salon_id=SALON, whatsapp_id="wamid.9"),
+    ]
+    for request in missing:
+        error = await failure(stack.messaging.GetMessage(request))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MESSAGE_NOT_FOUND")
+
+
+async def test_failures_raw_items_and_events_are_read_by_their_indexes(stack: Stack) -> None:
+    """The seed's data set has none of them, so that `verify-indexes` can't tell."""
+    await salon(stack, phone_number_id="1")
+    items = [text(number) for number in range(500)]
+    await ingest(stack, webhook_body("1", messages=items, statuses=[status(number) for number in range(500)]))
+    more = """
+        INSERT INTO webhook_failures (salon_id, digest, kind, reason, item, created_at)
+        SELECT 'salon-' || n % 9, n::text::bytea, 'OTHER', '-', repeat('x', 100), now() - n * interval '1 s'
+        FROM generate_series(1, 9000) AS n"""
+    tables = ("messages", "raw_messages", "message_status_events", "webhook_failures")
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute(more)
+        for table in tables:
+            conn.execute(f"ANALYZE {table}".encode())
+    queries = {
+        "idx_webhook_failures_salon_created": "SELECT item FROM webhook_failures WHERE salon_id = 'salon-1'"
+        " ORDER BY created_at DESC, webhook_failure_id DESC LIMIT 51",
+        "raw_messages_pkey": "SELECT item FROM messages JOIN raw_messages USING (salon_id, message_id)"
+        " WHERE salon_id = 'salon-1' AND whatsapp_id = 'wamid.7'",
+        "message_status_events_pkey": "SELECT status FROM message_status_events"
+        " WHERE salon_id = 'salon-1' AND whatsapp_id = 'wamid.7'",
+    }
+    for index, query in queries.items():
+        plan = " ".join(line for (line,) in rows(stack.database_url, f"EXPLAIN {query}"))
+        assert index in plan
+        assert "Seq Scan" not in plan
