@@ -103,6 +103,7 @@ class ChangeRpcs(Rpcs):
             locked = await self._locked(write, request)
             if locked.booking.resource_id == resource_id:
                 return locked
+            await write.unlock()
         raise errors.conflict()
 
 
