@@ -15,7 +15,7 @@ run: .venv/.run  ## Start everything; Ctrl-C stops it.
 	@$(BIN)/parlor up
 
 test: .venv/.dev  ## PG_BIN=FOLDER runs it on another PostgreSQL.
-	$(BIN)/pytest tests --ignore tests/benchmarks
+	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 2
 
 bench: .venv/.dev
 	$(BIN)/pytest tests/benchmarks
