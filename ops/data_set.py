@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from psycopg.types.json import Jsonb
 
-from ops.vocabulary import AI_MODELS, REGIONS, SALON_NAMES, SERVICES, SURNAMES, Region
+from ops.vocabulary import AI_MODELS, REGIONS, SALON_NAMES, SERVICES, SURNAMES, TAGS, Region
 
 FIRST_DAY = datetime(2024, 10, 20, tzinfo=UTC)
 ANCHOR = FIRST_DAY + timedelta(days=90)  # 2025-01-18: messages end here, bookings 30 days later
@@ -52,7 +52,6 @@ _PATHS = {
     "COMPLETED": ("PENDING", "CONFIRMED", "COMPLETED"),
     "NO_SHOW": ("PENDING", "CONFIRMED", "NO_SHOW"),
 }
-_TAGS: tuple[list[str], ...] = ([], [], [], ["vip"], [], ["new customer"], [], ["complaint", "vip"], [], [])
 _HALF_CODES = ["".join(letters) for letters in product("23456789ABCDEFGHJKMNPQRSTVWXYZ", repeat=3)]
 
 Row: TypeAlias = tuple[object, ...]
@@ -233,10 +232,11 @@ def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sen
     for place, (salon, conversation_id, phone, _) in enumerate(conversations):
         idle = (ANCHOR - last[place]).days
         status = "ACTIVE" if idle < 21 else "CLOSED" if idle < 50 else "ARCHIVED"
+        assignee = f"user-{place % 3}" if status == "ACTIVE" and place % 4 == 0 else ""
         unread = int(last[place] == heard[place])  # whoever was answered was read
-        care = f"user-{place % 3}" if status == "ACTIVE" and place % 4 == 0 else "", _TAGS[place % len(_TAGS)], unread
-        until = heard[place] + timedelta(hours=24)
-        yield salon.salon_id, conversation_id, phone, status, *care, first[place], last[place], until
+        care = status, assignee, TAGS[place % len(TAGS)], unread
+        times = first[place], last[place], heard[place] + timedelta(hours=24)
+        yield salon.salon_id, conversation_id, phone, *care, *times
 
 
 def _message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:

@@ -289,22 +289,4 @@ QUERIES = (
         """,
         credited="idx_messages_direction_salon",
     ),
-    Statement(
-        "GetMessage by whatsapp_id",
-        ("whatsapp_id",),
-        """
-        SELECT message_id, conversation_id, phone_number, direction, type, content, status, created_at
-        FROM messages
-        WHERE salon_id = 'salon-123' AND whatsapp_id = 'wamid.6E5300B73740AE1736CD457F'
-        """,
-    ),
-    Statement(
-        "RecordMessage, IngestWebhook: the conversation of a user_id",
-        ("idx_conversations_salon_user",),
-        """
-        SELECT phone_number FROM conversations
-        WHERE salon_id = 'salon-123' AND user_id = 'US.13491208655302741918' AND phone_number IS NOT NULL
-        ORDER BY last_message_at DESC, conversation_id LIMIT 1
-        """,
-    ),
 )

@@ -105,4 +105,22 @@ MESSAGING = (
         WHERE salon_id = 'salon-123' AND conversation_id = ANY('{c7eee201-3045-432c-ab0e-5732b7bf0c16}'::uuid[])
         """,
     ),
+    Statement(
+        "GetMessage by whatsapp_id",
+        ("whatsapp_id",),
+        """
+        SELECT message_id, conversation_id, phone_number, direction, type, content, status, created_at
+        FROM messages
+        WHERE salon_id = 'salon-123' AND whatsapp_id = 'wamid.6E5300B73740AE1736CD457F'
+        """,
+    ),
+    Statement(
+        "RecordMessage, IngestWebhook: the conversation of a user_id",
+        ("idx_conversations_salon_user",),
+        """
+        SELECT phone_number FROM conversations
+        WHERE salon_id = 'salon-123' AND user_id = 'US.13491208655302741918' AND phone_number IS NOT NULL
+        ORDER BY last_message_at DESC, conversation_id LIMIT 1
+        """,
+    ),
 )

@@ -131,6 +131,9 @@ SALON_NAMES = (
     "Barber & Co.",
 )
 
+# Of a conversation; most have none.
+TAGS: tuple[list[str], ...] = ([], [], [], ["vip"], [], ["new customer"], [], ["complaint", "vip"], [], [])
+
 # Name, and duration in minutes: none is longer than the 90 of a slot.
 SERVICES = (
     ("Haircut", 45),

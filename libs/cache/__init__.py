@@ -11,8 +11,9 @@ It knows no table but its own (`cache_pending`) and no kind of value: whoever ha
         await write.conn.execute("UPDATE ...")
 """
 
-from libs.cache.cache import MAX_AGE, Cache, CacheUnavailable, Reply, Stamped
+from libs.cache.cache import Cache, CacheUnavailable
 from libs.cache.keys import Group, Key, Namespace, digest
+from libs.cache.reply import MAX_AGE, Reply, Stamped
 from libs.cache.settings import NAMESPACES, CacheSettings, WithoutRedis
 from libs.cache.statistics import drop, server_figures, sizes
 from libs.cache.transaction import CommitUnknown, Transaction

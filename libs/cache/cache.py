@@ -12,8 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from contextvars import ContextVar
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import psycopg
 from redis.exceptions import RedisError
@@ -21,6 +20,7 @@ from redis.exceptions import RedisError
 from libs.cache.entries import Entry, Fill, Meta
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
+from libs.cache.reply import MAX_AGE, Reply, Stamped
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
@@ -29,34 +29,10 @@ from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
 Ask = Callable[[], "asyncio.Future[Stamped[Any]]"]
-V = TypeVar("V", covariant=True)
-
-# How old an answer the caller takes, in s: 0 asks past the cache, None takes any.
-MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
 
 
 class CacheUnavailable(Exception):
     """An invalidation can't reach Redis, and the settings say to refuse then."""
-
-
-class Stamped(Protocol, Generic[V]):
-    """What a load returns: the value, None if there is none, and the stamp of the statement that read it."""
-
-    @property
-    def stamp(self) -> int:
-        """`pg_snapshot_xmin(pg_current_snapshot())` of the load's own statement, or of one before it."""
-
-    @property
-    def value(self) -> V:
-        """The value."""
-
-
-class Reply(NamedTuple):
-    """The bytes of a reply, None if there is nothing; whether they came by `hit`, `miss` or `bypass`; how old."""
-
-    body: bytes | None
-    source: str
-    age_ms: int
 
 
 class _Flight(NamedTuple):
@@ -137,13 +113,9 @@ class Cache:
 
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
-        if not self.store.ready:
-            return None
-        with suppress(StoreAway):
-            _, entry = await self.store.look(key)
-            if entry is not None:
-                self.counters.hits += 1
-                return Reply(entry.body, "hit", max(0, _now_ms() - entry.loaded_ms))
+        if self.store.ready:
+            with suppress(StoreAway):
+                return (await self._look(key, None))[1]
         return None
 
     async def _read(self, key: Key, ask: Ask) -> Reply:
@@ -151,18 +123,25 @@ class Cache:
         if max_age == 0 or not self.store.ready:
             return await self._bypass(ask)
         try:
-            meta, entry = await self.store.look(key)
-            if entry is not None:
-                age_ms = max(0, _now_ms() - entry.loaded_ms)
-                if max_age is None or age_ms <= max_age * 1000:
-                    self.counters.hits += 1
-                    return Reply(entry.body, "hit", age_ms)
+            meta, reply = await self._look(key, max_age)
+            if reply is not None:
+                return reply
             if meta is None:
                 meta = await self.store.open(key.group.meta)
         except StoreAway:
             return await self._bypass(ask)
         self.counters.misses += 1
         return Reply(await self._load(key, meta, ask), "miss", 0)
+
+    async def _look(self, key: Key, max_age: int | None) -> tuple[Meta | None, Reply | None]:
+        """Return the meta of a key's group, and its reply if it is cached and not too old. Raises: StoreAway."""
+        meta, entry = await self.store.look(key)
+        if entry is not None:
+            age_ms = max(0, _now_ms() - entry.loaded_ms)
+            if max_age is None or age_ms <= max_age * 1000:
+                self.counters.hits += 1
+                return meta, Reply(entry.body, "hit", age_ms)
+        return meta, None
 
     async def _bypass(self, ask: Ask) -> Reply:
         self.counters.bypasses += 1

@@ -45,9 +45,9 @@ class Write:
         self.reply: Any = None
 
     async def lock(self, *names: str) -> None:
-        """Wait for the transactions that hold any of these names, as `locks` do; hold them until the end or `unlock`."""
-        taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in sorted(map(_lock, names)))
-        await self.conn.execute(f"SAVEPOINT unlocked; {taken}".encode(), prepare=False)
+        """Wait for the transactions that hold any of these names, as `locks` do; hold them to the end or `unlock`."""
+        taken = [f"SELECT pg_advisory_xact_lock({lock:d})" for lock in sorted(map(_lock, names))]
+        await self.conn.execute("; ".join(["SAVEPOINT unlocked", *taken]).encode(), prepare=False)
 
     async def unlock(self) -> None:
         """Undo all since `lock`, and let go of its names: who waits for more while holding some may deadlock."""
