@@ -99,8 +99,14 @@ def _seconds(time: Any) -> int:
 
 
 def _both(some: Sequence[Stretch], others: Sequence[Stretch]) -> list[Stretch]:
-    common = [(max(a, c), min(b, d)) for a, b in some for c, d in others]
-    return [(begin, end) for begin, end in common if begin < end]
+    common: list[Stretch] = []
+    one = other = 0
+    while one < len(some) and other < len(others):
+        begin, end = max(some[one][0], others[other][0]), min(some[one][1], others[other][1])
+        if begin < end:
+            common.append((begin, end))
+        one, other = (one + 1, other) if some[one][1] == end else (one, other + 1)
+    return common
 
 
 def _open(hours: Calendar, zone: ZoneInfo, start: int, end: int) -> list[Stretch]:
