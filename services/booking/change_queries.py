@@ -4,6 +4,7 @@ Whoever takes a resource's time makes the resource if nobody has, and cancels th
 the same statement. Its change waits for that: an exclusion constraint sees what its own statement has cancelled.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -175,17 +176,34 @@ async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, custo
     return [row[0] for row in rows]
 
 
-async def erase_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> EraseCustomerResponse:
+async def lock_bookings_of_customer(
+    conn: AsyncConnection[Any], salon_id: str, customer_phone: str
+) -> list[tuple[str, str | None]]:
+    """Lock a customer's bookings until the transaction ends; return their ids, and the resources whose time they take.
+
+    Source: index idx_bookings_customer_salon.
+    """
+    query = """
+        SELECT booking_id::text, CASE WHEN status IN ('PENDING', 'CONFIRMED') THEN resource_id END FROM bookings
+        WHERE customer_phone = %s AND salon_id = %s ORDER BY booking_id FOR UPDATE"""
+    _, rows = await fetch_rows(conn, query, (customer_phone, salon_id))
+    return rows
+
+
+async def erase_customer(
+    conn: AsyncConnection[Any], salon_id: str, customer_phone: str, booking_ids: Sequence[str]
+) -> EraseCustomerResponse:
     """Remove a customer from their bookings, from the history of these, and from kept replies; return how many.
 
+    The bookings were locked by a statement before: this one sees all that others have said about them.
     A reply is one of theirs if it has their number as its customer_phone: that field's bytes are in it.
-    Source: indexes idx_bookings_customer_salon, booking_events_pkey, booking_requests_pkey.
+    Source: indexes bookings_pkey, booking_events_pkey, booking_requests_pkey.
     """
     query = """
         WITH booking AS (
             UPDATE bookings SET customer_phone = '', customer_name = '', notes = '', revision = revision + 1,
                 updated_at = now()
-            WHERE customer_phone = %(phone)s AND salon_id = %(salon_id)s
+            WHERE salon_id = %(salon_id)s AND booking_id = ANY(%(booking_ids)s::uuid[])
             RETURNING salon_id, booking_id
         ), history AS (
             UPDATE booking_events AS e
@@ -197,5 +215,5 @@ async def erase_customer(conn: AsyncConnection[Any], salon_id: str, customer_pho
         )
         SELECT count(*)::int AS bookings FROM booking"""
     field = Booking(customer_phone=customer_phone).SerializeToString()
-    params = {"salon_id": salon_id, "phone": customer_phone, "field": field}
+    params = {"salon_id": salon_id, "phone": customer_phone, "booking_ids": list(booking_ids), "field": field}
     return await fetch_returned(conn, EraseCustomerResponse, query, params)
