@@ -45,7 +45,7 @@ class Write:
         self.reply: Any = None
 
     async def lock(self, *names: str) -> None:
-        """Wait for the transactions that hold any of these names, as `locks` do; hold them until the end or `unlock`."""
+        """Wait for transactions that hold any of these names, as `locks` do; hold them until the end or `unlock`."""
         taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in sorted(map(_lock, names)))
         await self.conn.execute(f"SAVEPOINT unlocked; {taken}".encode(), prepare=False)
 
