@@ -56,9 +56,11 @@ BOOKING = (
         "EraseCustomer",
         ("idx_bookings_customer_salon",),
         """
-        UPDATE bookings
-        SET customer_phone = '', customer_name = '', notes = '', revision = revision + 1
+        SELECT booking_id, status, resource_id
+        FROM bookings
         WHERE customer_phone = '+4915128747135' AND salon_id = 'salon-123'
+        ORDER BY booking_id
+        FOR UPDATE
         """,
     ),
 )

@@ -1,11 +1,14 @@
 """The history of a booking: what happened, by whom, why, from where to where."""
 
+import asyncio
 from typing import Any
+from uuid import uuid4
 
 import grpc
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.stats.v1 import stats_pb2
+from tests.locks import holding, waiting
 from tests.stack import SALON, Fields, Stack, booking_request, failure, fresh, salon, walk, warm
 
 NOON = 1_800_000_000
@@ -113,3 +116,23 @@ async def test_each_change_is_in_the_next_reply_of_every_read(stack: Stack) -> N
         assert found.revision == listed.bookings[0].revision == batch.bookings[0].revision == revision
         assert len(history.booking_events) == min(revision, 3)
         assert stats.bookings == 0
+
+
+async def test_a_change_that_waited_is_not_earlier_than_the_one_before(stack: Stack) -> None:
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(NOON))
+    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
+    busy = booking_request(NOON + 7200, resource_id="ben", request_id=str(uuid4()))
+    row = f"INSERT INTO booking_requests VALUES ('{SALON}', '{busy.request_id}', '', '')"
+    async with holding(stack.database_url, row) as other:
+        calls = [asyncio.ensure_future(stack.booking.CreateBooking(busy))]
+        await waiting(other)
+        move = pb.RescheduleBookingRequest(**names, resource_id="ben")
+        calls.append(asyncio.ensure_future(stack.booking.RescheduleBooking(move)))
+        await waiting(other, 2)
+        confirm = pb.UpdateBookingStatusRequest(**names, status=CONFIRMED)
+        confirmed = await stack.booking.UpdateBookingStatus(confirm)
+    _, moved = await asyncio.gather(*calls)
+    assert moved.update_time.ToNanoseconds() > confirmed.update_time.ToNanoseconds()
+    events = (await stack.booking.ListBookingEvents(pb.ListBookingEventsRequest(**names))).booking_events
+    assert [event.create_time for event in events] == [at.update_time for at in (booking, confirmed, moved)]

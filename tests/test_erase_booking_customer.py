@@ -1,14 +1,17 @@
 """EraseCustomer: nothing of a customer is left, in the database or in the cache; what counts stays."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
 import psycopg
+import pytest
 import redis
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.stats.v1 import stats_pb2
+from tests.locks import holding, waiting
 from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, rows, salon, warm
 from tests.test_ownership import TABLES
 
@@ -108,3 +111,28 @@ async def test_whoever_is_not_there_is_erased_without_an_error(stack: Stack) -> 
     assert (await stack.booking.EraseCustomer(erase(phone_number="+4915100000000"))).bookings == 0
     assert (await stack.booking.EraseCustomer(erase(phone_number="0151 12345678"))).bookings == 2
     assert (await stack.booking.EraseCustomer(erase())).bookings == 0
+
+
+@pytest.mark.parametrize("change", ["status", "resource_id"])
+async def test_a_change_under_way_leaves_nothing_either(stack: Stack, change: str) -> None:
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(customer_name=NAME, resource_id="anna"))
+    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code, "reason": f"{NAME} called"}
+    names["request_id"] = str(uuid4())
+    cancel = pb.UpdateBookingStatusRequest(**names, status=pb.BOOKING_STATUS_CANCELLED)
+    move = pb.RescheduleBookingRequest(**names, resource_id="ben")
+    calls: dict[str, tuple[Any, Any]] = {
+        "status": (stack.booking.UpdateBookingStatus, cancel),
+        "resource_id": (stack.booking.RescheduleBooking, move),
+    }
+    row = f"INSERT INTO booking_requests VALUES ('{SALON}', '{names['request_id']}', '', '')"
+    async with holding(stack.database_url, row) as other:
+        rpc, request = calls[change]
+        changing = asyncio.ensure_future(rpc(request))
+        await waiting(other)
+        erasing = asyncio.ensure_future(stack.booking.EraseCustomer(erase()))
+        await waiting(other, 2)
+    assert (await changing).customer_name == NAME
+    assert (await erasing).bookings == 1
+    assert rows(stack.database_url, "SELECT reason FROM booking_events WHERE reason != ''") == []
+    assert rows(stack.database_url, "SELECT 1 FROM booking_requests WHERE reply != ''") == []

@@ -4,8 +4,9 @@ All times are in whole s since 1970.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -58,24 +59,26 @@ def wanted(request: SearchAvailabilityRequest, now: datetime) -> Wanted:
     )
 
 
-def free(rows: Sequence[Any], resource_ids: Sequence[str], want: Wanted) -> dict[int, list[str]]:
-    """Return the resources that are free at each start of a slot, in order.
+def free(rows: Sequence[Any], resource_ids: Sequence[str], want: Wanted, most: int) -> dict[int, list[str]]:
+    """Return the resources that are free at each start of a slot, in order: of the first `most` slots or some more.
 
     `rows` are those of resource_queries.availability. Of `resource_ids` those that have none are free like the salon.
     """
     (_, time_zone, opening, special, _, _), *rows = sorted(rows, key=lambda row: row[0] or "")
     zone, salon = ZoneInfo(time_zone), hours.calendar(opening, special)
     shared = starts(salon, zone, want)
-    found: dict[str, Sequence[int]] = dict.fromkeys(resource_ids, shared)
+    found = dict.fromkeys(resource_ids, shared)
     for resource_id, active, working, special, begins, ends in rows:
         own = hours.narrowed(salon, working, special)
         grid = shared if own is salon else starts(own, zone, want)
-        busy = zip(begins or (), ends or (), strict=True)
-        found[resource_id] = () if active is None else _without(grid, busy, want)
+        busy = list(zip(begins or (), ends or (), strict=True))
+        found[resource_id] = [] if active is None else _without(grid, busy, want)
+    until = _until([free for ranges in found.values() for free in ranges], most)
     by_start: dict[int, list[str]] = {}
     for resource_id in sorted(found):
-        for start in found[resource_id]:
-            by_start.setdefault(start, []).append(resource_id)
+        for ranged in found[resource_id]:
+            for start in ranged[: bisect_right(ranged, until)]:
+                by_start.setdefault(start, []).append(resource_id)
     return by_start
 
 
@@ -118,26 +121,44 @@ class _Heads(dict[str, bytes]):
         return self[resource_id]
 
 
-def starts(calendar: Calendar, zone: ZoneInfo, want: Wanted) -> list[int]:
+def starts(calendar: Calendar, zone: ZoneInfo, want: Wanted) -> list[range]:
     """Return the starts on the step grid of each stretch of a calendar, whatever is booked."""
     if want.first > want.last:
         return []
-    found: list[int] = []
+    found: list[range] = []
     for begin, end in hours.stretches(calendar, zone, want.first, want.last + want.duration):
         first = begin + max(0, -((begin - want.first) // want.step)) * want.step
-        found += range(first, end - want.duration + 1, want.step)
+        found.append(range(first, end - want.duration + 1, want.step))
+    return [free for free in found if free]
+
+
+def _without(grid: Sequence[range], busy: Sequence[Stretch], want: Wanted) -> list[range]:
+    """Return the starts of a grid whose slots keep their buffers from what is busy, which is in order."""
+    found: list[range] = []
+    begins = [begin - want.duration - want.after for begin, _ in busy]
+    ends = [end + want.before for _, end in busy]
+    for free in grid:
+        count, at = 0, bisect_right(ends, free.start)
+        while count < len(free) and at < len(busy) and begins[at] < free[-1]:
+            until = max(count, (begins[at] - free.start) // want.step + 1)
+            if until > count:
+                found.append(free[count:until])
+            count, at = max(until, -((free.start - ends[at]) // want.step)), at + 1
+        if count < len(free):
+            found.append(free[count:])
     return found
 
 
-def _without(grid: Sequence[int], busy: Iterable[Stretch], want: Wanted) -> Sequence[int]:
-    """Return the starts of a grid whose slots keep their buffers from what is busy, which is in order."""
-    found: list[int] = []
-    at = 0
-    for begin, end in busy:
-        until = bisect_right(grid, begin - want.duration - want.after, lo=at)
-        found += grid[at:until]
-        at = bisect_left(grid, end + want.before, lo=until)
-    return [*found, *grid[at:]]
+def _until(grid: Sequence[range], most: int) -> int:
+    """Return the start by which there are `most`, or all: they are counted, not made."""
+    grid = sorted(grid, key=lambda free: free[-1])
+    totals = list(accumulate(map(len, grid)))
+    if not totals or totals[-1] <= most:
+        return grid[-1][-1] if grid else 0
+    last = grid[bisect_left(totals, most)][-1]
+    grid = [free for free in grid if free[0] <= last]
+    first = min(free[0] for free in grid)
+    return first + bisect_left(range(first, last), most, key=lambda at: sum(bisect_right(free, at) for free in grid))
 
 
 def _up(moment: datetime) -> int:

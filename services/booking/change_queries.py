@@ -2,8 +2,12 @@
 
 Whoever takes a resource's time makes the resource if nobody has, and cancels the holds in the way that have expired, by
 the same statement. Its change waits for that: an exclusion constraint sees what its own statement has cancelled.
+
+A change is made at its statement_timestamp(), when its locks are held: by now(), which is that of the BEGIN, one that
+had to wait would be earlier than the one before.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -26,7 +30,7 @@ _TAKE = f"""
         SELECT %(salon_id)s, %(resource_id)s, %(resource_id)s WHERE %(resource_id)s::text IS NOT NULL
         ON CONFLICT ON CONSTRAINT resources_pkey DO NOTHING
     ), expired AS (
-        UPDATE bookings SET status = 'CANCELLED', revision = revision + 1, updated_at = now()
+        UPDATE bookings SET status = 'CANCELLED', revision = revision + 1, updated_at = statement_timestamp()
         WHERE salon_id = %(salon_id)s AND resource_id = %(resource_id)s
             AND tstzrange(start_ts, end_ts) && tstzrange(%(start)s, %(end)s)
             AND status IN ('PENDING', 'CONFIRMED') AND hold_expires_at <= now()
@@ -45,9 +49,10 @@ def _and_history(changes: str) -> str:
     """
     return f""", history AS (
         INSERT INTO booking_events (salon_id, booking_id, revision, type, actor, reason, from_status, to_status,
-            from_start_ts, from_end_ts, to_start_ts, to_end_ts, from_resource_id, to_resource_id)
+            from_start_ts, from_end_ts, to_start_ts, to_end_ts, from_resource_id, to_resource_id, created_at)
         SELECT salon_id, booking_id, after.revision, after.type, after.actor, after.reason, before.status, after.status,
-            before.start_ts, before.end_ts, after.start_ts, after.end_ts, before.resource_id, after.resource_id
+            before.start_ts, before.end_ts, after.start_ts, after.end_ts, before.resource_id, after.resource_id,
+            after.updated_at
         FROM ({changes}) AS after LEFT JOIN bookings AS before USING (salon_id, booking_id)
     )
     SELECT {BOOKING} FROM booking"""
@@ -129,7 +134,7 @@ async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, st
     """Set a booking's status; return it as it is now. A hold that is confirmed is none any more."""
     query = f"""
         WITH booking AS (
-            UPDATE bookings SET status = %(status)s, revision = revision + 1, updated_at = now(),
+            UPDATE bookings SET status = %(status)s, revision = revision + 1, updated_at = statement_timestamp(),
                 hold_expires_at = CASE WHEN %(status)s = 'CANCELLED' THEN hold_expires_at END
             WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s
             RETURNING {_ROW}
@@ -148,7 +153,7 @@ async def reschedule_booking(
     """
     query = f"""{_TAKE}, booking AS (
             UPDATE bookings SET start_ts = %(start)s, end_ts = %(end)s, resource_id = %(resource_id)s,
-                revision = revision + 1, updated_at = now()
+                revision = revision + 1, updated_at = statement_timestamp()
             WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_CANCELLED}
             RETURNING {_ROW}
         ){_and_history(_TAKEN)}"""
@@ -175,17 +180,34 @@ async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, custo
     return [row[0] for row in rows]
 
 
-async def erase_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> EraseCustomerResponse:
+async def lock_bookings_of_customer(
+    conn: AsyncConnection[Any], salon_id: str, customer_phone: str
+) -> list[tuple[str, str | None]]:
+    """Lock a customer's bookings until the transaction ends; return their ids, and the resources whose time they take.
+
+    Source: index idx_bookings_customer_salon.
+    """
+    query = """
+        SELECT booking_id::text, CASE WHEN status IN ('PENDING', 'CONFIRMED') THEN resource_id END FROM bookings
+        WHERE customer_phone = %s AND salon_id = %s ORDER BY booking_id FOR UPDATE"""
+    _, rows = await fetch_rows(conn, query, (customer_phone, salon_id))
+    return rows
+
+
+async def erase_customer(
+    conn: AsyncConnection[Any], salon_id: str, customer_phone: str, booking_ids: Sequence[str]
+) -> EraseCustomerResponse:
     """Remove a customer from their bookings, from the history of these, and from kept replies; return how many.
 
+    The bookings were locked by a statement before: this one sees all that others have said about them.
     A reply is one of theirs if it has their number as its customer_phone: that field's bytes are in it.
-    Source: indexes idx_bookings_customer_salon, booking_events_pkey, booking_requests_pkey.
+    Source: indexes bookings_pkey, booking_events_pkey, booking_requests_pkey.
     """
     query = """
         WITH booking AS (
             UPDATE bookings SET customer_phone = '', customer_name = '', notes = '', revision = revision + 1,
-                updated_at = now()
-            WHERE customer_phone = %(phone)s AND salon_id = %(salon_id)s
+                updated_at = statement_timestamp()
+            WHERE salon_id = %(salon_id)s AND booking_id = ANY(%(booking_ids)s::uuid[])
             RETURNING salon_id, booking_id
         ), history AS (
             UPDATE booking_events AS e
@@ -197,5 +219,5 @@ async def erase_customer(conn: AsyncConnection[Any], salon_id: str, customer_pho
         )
         SELECT count(*)::int AS bookings FROM booking"""
     field = Booking(customer_phone=customer_phone).SerializeToString()
-    params = {"salon_id": salon_id, "phone": customer_phone, "field": field}
+    params = {"salon_id": salon_id, "phone": customer_phone, "booking_ids": list(booking_ids), "field": field}
     return await fetch_returned(conn, EraseCustomerResponse, query, params)

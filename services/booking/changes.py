@@ -74,9 +74,8 @@ class ChangeRpcs(Rpcs):
         groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
         try:
             async with self.write(request, salon_id, *groups) as write:
-                resource_ids = await queries.resources_of_customer(write.conn, salon_id, phone)
-                await write.lock(*(resource_lock(salon_id, resource_id) for resource_id in resource_ids))
-                erased = write.reply = await queries.erase_customer(write.conn, salon_id, phone)
+                booking_ids = await self._all_locked_with_time(write, salon_id, phone)
+                erased = write.reply = await queries.erase_customer(write.conn, salon_id, phone, booking_ids)
         finally:  # also after a repeat, whose first time may have ended right after its commit
             await self.cache.erase(*groups)
         return erased
@@ -103,6 +102,20 @@ class ChangeRpcs(Rpcs):
             locked = await self._locked(write, request)
             if locked.booking.resource_id == resource_id:
                 return locked
+            await write.unlock()
+        raise errors.conflict()
+
+    async def _all_locked_with_time(self, write: Write, salon_id: str, phone: str) -> list[str]:
+        """Return the ids of a customer's bookings, locked after the time of their resources.
+
+        Raises: CONFLICT if their resources keep changing.
+        """
+        for _ in range(ATTEMPTS):
+            resource_ids = await queries.resources_of_customer(write.conn, salon_id, phone)
+            await write.lock(*(resource_lock(salon_id, resource_id) for resource_id in resource_ids))
+            locked = await queries.lock_bookings_of_customer(write.conn, salon_id, phone)
+            if {resource_id for _, resource_id in locked if resource_id} <= set(resource_ids):
+                return [booking_id for booking_id, _ in locked]
             await write.unlock()
         raise errors.conflict()
 

@@ -99,8 +99,14 @@ def _seconds(time: Any) -> int:
 
 
 def _both(some: Sequence[Stretch], others: Sequence[Stretch]) -> list[Stretch]:
-    common = [(max(a, c), min(b, d)) for a, b in some for c, d in others]
-    return [(begin, end) for begin, end in common if begin < end]
+    common: list[Stretch] = []
+    one = other = 0
+    while one < len(some) and other < len(others):
+        begin, end = max(some[one][0], others[other][0]), min(some[one][1], others[other][1])
+        if begin < end:
+            common.append((begin, end))
+        one, other = (one + 1, other) if some[one][1] == end else (one, other + 1)
+    return common
 
 
 def _open(hours: Calendar, zone: ZoneInfo, start: int, end: int) -> list[Stretch]:
@@ -116,11 +122,14 @@ def _open(hours: Calendar, zone: ZoneInfo, start: int, end: int) -> list[Stretch
 def _beginning(hours: Calendar, zone: ZoneInfo, start: int) -> int:
     """Return since when a calendar has been open without a break up to `start`.
 
-    A week without a break is not walked through: it has been open since the last date that is not open all day.
+    Days that are open all day are not walked through by the clock: it has been open since the last that is not.
     """
-    if all(day == ALL_DAY for day in hours.week):
-        other = (day for day, times in hours.dates.items() if day <= start // DAY + 1 and times != ALL_DAY)
-        start = min(start, (max(other, default=FIRST_DAY - 1) + 2) * DAY)
+    day = start // DAY + 1
+    if all(times == ALL_DAY for times in hours.week):
+        day = max((on for on, times in hours.dates.items() if on <= day and times != ALL_DAY), default=FIRST_DAY - 1)
+    while hours.on(day) == ALL_DAY:
+        day -= 1
+    start = min(start, (day + 2) * DAY)
     while (earlier := _open(hours, zone, start - 7 * DAY, start)) and earlier[-1][1] == start:
         if earlier[-1][0] > start - 7 * DAY:
             return earlier[-1][0]

@@ -32,7 +32,7 @@ async def upsert_resource(conn: AsyncConnection[Any], request: UpsertResourceReq
         VALUES (%s, %s, %s, %s, %s, %s)
         ON CONFLICT ON CONSTRAINT resources_pkey DO UPDATE SET
             name = excluded.name, active = excluded.active, working_hours = excluded.working_hours,
-            special_hours = excluded.special_hours, revision = r.revision + 1, updated_at = now()
+            special_hours = excluded.special_hours, revision = r.revision + 1, updated_at = statement_timestamp()
         RETURNING {RESOURCE}"""
     active = request.active if request.HasField("active") else True
     hours = (as_json(request.working_hours), as_json(request.special_hours))

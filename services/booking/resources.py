@@ -53,10 +53,13 @@ class ResourceRpcs(Rpcs):
             0, request.page_token, "SearchAvailability", filters.SerializeToString(deterministic=True), uuid=False
         )
         asked = asked._replace(size=min(request.page_size or MOST_SLOTS, MOST_SLOTS))
+        if asked.after_micros is not None:
+            want = want._replace(first=max(want.first, asked.after_micros // 1_000_000))
         async with self.database.connection() as conn:
             rows = await queries.availability(
                 conn, request.salon_id, request.resource_ids, want.busy_from, want.busy_until
             )
         if not any(row[0] is None for row in rows):
             raise errors.not_found("salon", request.salon_id)
-        return availability.page_of(availability.free(rows, request.resource_ids, want), asked, want.duration)
+        most = asked.size + len(rows) + len(request.resource_ids)  # besides those of the page before at the same moment
+        return availability.page_of(availability.free(rows, request.resource_ids, want, most), asked, want.duration)

@@ -74,7 +74,7 @@ async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
             phone_number_id = excluded.phone_number_id, name = excluded.name, time_zone = excluded.time_zone,
             region_code = excluded.region_code, opening_hours = excluded.opening_hours,
             special_hours = excluded.special_hours, language_code = excluded.language_code,
-            revision = s.revision + 1, updated_at = now()
+            revision = s.revision + 1, updated_at = statement_timestamp()
         RETURNING {SALON}"""
     names = (salon.salon_id, salon.phone_number_id, salon.name, salon.time_zone, salon.region_code)
     row = (*names, as_json(salon.opening_hours), as_json(salon.special_hours), salon.language_code)

@@ -239,7 +239,9 @@ class BookingServiceServicer:
 
     def EraseCustomer(self, request, context):
         """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
-        history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none.
+        history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none. A request_id
+        whose reply named the customer is answered with an empty reply from then on.
+        Errors: NOT_FOUND SALON_NOT_FOUND, only if the number is in national notation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -108,7 +108,9 @@ class BookingServiceStub:
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]
     """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
-    history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none.
+    history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none. A request_id
+    whose reply named the customer is answered with an empty reply from then on.
+    Errors: NOT_FOUND SALON_NOT_FOUND, only if the number is in national notation.
     """
 
 @_typing.type_check_only
@@ -182,7 +184,9 @@ class BookingServiceAsyncStub(BookingServiceStub):
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
-    history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none.
+    history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none. A request_id
+    whose reply named the customer is answered with an empty reply from then on.
+    Errors: NOT_FOUND SALON_NOT_FOUND, only if the number is in national notation.
     """
 
 class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -343,7 +347,9 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.EraseCustomerResponse, _abc.Awaitable[_booking_pb2.EraseCustomerResponse]]:
         """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
-        history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none.
+        history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none. A request_id
+        whose reply named the customer is answered with an empty reply from then on.
+        Errors: NOT_FOUND SALON_NOT_FOUND, only if the number is in national notation.
         """
 
 def add_BookingServiceServicer_to_server(servicer: BookingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
