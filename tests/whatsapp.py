@@ -14,8 +14,8 @@ PABLO_ID, ANA_ID, MIKA_ID = "US.13491208655302741918", "BR.2093847561029384", "F
 # Sent by the salon, and told of in statuses; what it answers to is not always there.
 REMINDER = "wamid.HRYLMTY1MDU1NTEyMzQVAgARGBIzN0FDM0E1QTJGODNCREYwN0Y2QgA="
 EDITED = "wamid.HBgLMTY1MDM4Nzk0MzkVAgASGBQzQTRBNjU5OUFFRTAzODEwMTQ0RgA="
-OWN = {"cost_micros": 50_000, "currency_code": "EUR"}
-FREE = {"billable": False, "cost_micros": 0, "currency_code": ""}
+OWN: Fields = {"cost_micros": 50_000, "currency_code": "EUR"}
+FREE: Fields = {"billable": False, "cost_micros": 0, "currency_code": ""}
 
 
 @dataclass
