@@ -10,12 +10,14 @@ ALTER TABLE conversations
     ALTER COLUMN phone_number DROP NOT NULL,
     ADD COLUMN user_id text,
     ADD COLUMN customer_name text NOT NULL DEFAULT '',
+    ADD COLUMN customer_named_at timestamptz,
     ADD COLUMN assignee text NOT NULL DEFAULT '',
     ADD COLUMN tags text[] NOT NULL DEFAULT '{}',
     ADD COLUMN unread_count integer NOT NULL DEFAULT 0,
     ADD COLUMN service_window_expires_at timestamptz,
     ADD CONSTRAINT conversations_unread_check CHECK (unread_count >= 0);
 COMMENT ON COLUMN conversations.user_id IS 'WhatsApp''s business-scoped user id.';
+COMMENT ON COLUMN conversations.customer_named_at IS 'When the message was sent that told the customer_name: the newest counts, however late it comes.';
 COMMENT ON COLUMN conversations.phone_number IS 'NULL where WhatsApp does not tell it; without a user_id too: the customer was erased.';
 
 UPDATE conversations AS c SET service_window_expires_at = newest.created_at + interval '24 hours'

@@ -83,7 +83,7 @@ MESSAGING = (
             SELECT user_id FROM conversations WHERE salon_id = 'salon-123' AND phone_number = '+4915128747135'
           )
         )
-        ORDER BY conversation_id
+        ORDER BY phone_number, user_id, conversation_id
         FOR UPDATE
         """,
     ),

@@ -9,9 +9,10 @@ import redis
 
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.stats.v1 import stats_pb2
-from tests.stack import PHONE, SALON, Fields, Stack, message_request, rows, salon, warm
+from tests.stack import PHONE, SALON, Fields, Stack, message_request, rows, salon, warm, webhook_body
 from tests.test_conversations import put
 from tests.test_ownership import TABLES
+from tests.test_webhook import ingest, text
 
 USER = "DE.1234567890"
 NAME, TEXT, MEDIA, TITLE, TAG = "Zoë Hartmann", "meine Haare brennen", "media-77", "blocked by her", "allergic"
@@ -181,3 +182,34 @@ async def test_no_message_comes_into_a_conversation_that_was_erased(stack: Stack
     await erase(stack, phone_number=PHONE)
     assert rows(stack.database_url, "SELECT count(*), count(phone_number) FROM messages") == [(97, 0)]
     assert len(rows(stack.database_url, "SELECT FROM conversations")) > 1
+
+
+async def test_a_customer_whose_number_begins_as_that_of_an_erased_one_keeps_all(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    requests = []
+    for phone in (PHONE[:8], PHONE):
+        request = message_request(f"wamid.{phone}", phone_number=phone, user_id=f"DE.{phone[1:]}")
+        request.request_id = str(uuid4())
+        requests.append((request, await stack.messaging.RecordMessage(request)))
+        for sender in ({"from": phone[1:]}, {"from": None, "from_user_id": f"DE.{phone[1:]}"}):
+            assert await ingest(stack, webhook_body("1", messages=[text(id=None, **sender)])) == {"rejected": 1}
+    assert (await erase(stack, phone_number=PHONE[:8])).messages == 1
+    assert await stack.messaging.RecordMessage(requests[0][0]) == pb.Message()
+    assert await stack.messaging.RecordMessage(requests[1][0]) == requests[1][1]
+    items = rows(stack.database_url, "SELECT item FROM webhook_failures")
+    assert len(items) == 2
+    assert all(PHONE[1:] in item for (item,) in items)
+
+
+async def test_a_reply_to_a_status_before_its_message_is_empty_then(stack: Stack) -> None:
+    await salon(stack)
+    replies = []
+    for name in ("wamid.mine", "wamid.other"):
+        status: Fields = {"salon_id": SALON, "whatsapp_id": name, "status": 4, "request_id": str(uuid4())}
+        request = pb.RecordMessageStatusRequest(**status)
+        replies.append((request, await stack.messaging.RecordMessageStatus(request)))
+    await stack.messaging.RecordMessage(message_request("wamid.mine", direction=2, type=14))
+    await erase(stack, phone_number=PHONE)
+    assert await stack.messaging.RecordMessageStatus(replies[0][0]) == pb.Message()
+    assert await stack.messaging.RecordMessageStatus(replies[1][0]) == replies[1][1]
+    assert rows(stack.database_url, "SELECT whatsapp_id FROM message_status_events") == [("wamid.other",)]

@@ -1,13 +1,14 @@
 """Customers with a phone number, with WhatsApp's business-scoped user id, or with both: one conversation each."""
 
 import asyncio
+from itertools import permutations
 from typing import Any
 
 import grpc
 import pytest
 
 from parlor.messaging.v1 import messaging_pb2 as pb
-from tests.stack import SALON, Fields, Stack, failure, message_request, rows, salon, webhook_body
+from tests.stack import SALON, Fields, Stack, deadlocks, failure, message_request, rows, salon, webhook_body
 from tests.test_webhook import ingest, text
 
 PHONE, OTHER, USER = "+16505551234", "+16505550000", "US.13491208655302741918"
@@ -149,3 +150,36 @@ async def test_a_number_told_at_once_with_a_message_without_it_makes_one_convers
         bodies = [webhook_body("1", messages=[text(f"{number}.{one}", **it)]) for one, it in enumerate(senders)]
         await asyncio.gather(*(ingest(stack, body) for body in bodies))
     assert rows(stack.database_url, "SELECT count(*), count(phone_number) FROM conversations") == [(30, 30)]
+
+
+async def test_names_end_the_same_in_any_order_of_delivery(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    said = [(1, "Old"), (2, "New"), (2, "Known"), (3, None)]
+    for turn, order in enumerate(permutations(said)):
+        phone = f"1650555{turn:04}"
+        contacts = [[{"profile": {"name": name} if name else {}, "wa_id": phone}] for _, name in order]
+        messages = [
+            text(f"{turn}.{name}", timestamp=str(second), **{"from": phone, "from_user_id": None})
+            for second, name in order
+        ]
+        for message, contact in zip(messages, contacts, strict=True):
+            await ingest(stack, webhook_body("1", messages=[message], contacts=contact))
+    assert rows(stack.database_url, "SELECT DISTINCT customer_name FROM conversations") == [("New",)]
+
+
+async def test_a_number_told_while_others_write_meets_no_deadlock(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    crowd = [{"from": f"1650444{number:04}"} for number in range(20)]
+    for turn in range(12):
+        user, phone = f"{USER}{turn}", f"1650555{turn:04}"
+        await ingest(stack, webhook_body("1", messages=[text(f"{turn}.0", **{"from": None, "from_user_id": user})]))
+        senders = ([{"from": phone}, *crowd], [{"from": phone, "from_user_id": user}, *crowd])
+        bodies = [
+            webhook_body(
+                "1", messages=[text(f"{turn}.{body}.{number}", **sender) for number, sender in enumerate(them)]
+            )
+            for body, them in enumerate(senders, 1)
+        ]
+        counts = await asyncio.gather(*(ingest(stack, body) for body in bodies))
+        assert counts == [{"messages": 21}] * 2
+    assert deadlocks(stack) == 0

@@ -163,3 +163,12 @@ async def test_failures_raw_items_and_events_are_read_by_their_indexes(stack: St
         plan = " ".join(line for (line,) in rows(stack.database_url, f"EXPLAIN {query}"))
         assert index in plan
         assert "Seq Scan" not in plan
+
+
+async def test_a_number_of_too_many_digits_does_not_lose_its_neighbours(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    body = webhook_body("1", messages=[text(1, odd="ODD"), text(2, id="ODD"), text(3)])
+    digits = "9" * 5000
+    assert await ingest(stack, body.replace(b'"ODD"', digits.encode())) == {"messages": 2, "rejected": 1}
+    found = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id=SALON, whatsapp_id="wamid.1"))
+    assert json.loads(found.raw_json)["odd"] == digits

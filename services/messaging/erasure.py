@@ -17,9 +17,10 @@ class ErasureRpcs(Rpcs):
         salon_id = request.salon_id
         named = Named(salon_id, "", await self.phone_number(request), request.user_id)
         async with self.database.connection() as conn:
-            locks = tuple({lock(salon_id, user_id) for user_id in await queries.user_ids(conn, named)})
+            locks = tuple({lock(salon_id, name) for name in await queries.names(conn, named)})
         async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
             customer = await queries.lock_customer(write.conn, named)
+            await queries.erase_replies(write.conn, customer)
             await queries.erase_conversations(write.conn, customer)
             reply = write.reply = pb.EraseCustomerResponse(
                 conversations=len(customer.conversation_ids),
@@ -27,6 +28,5 @@ class ErasureRpcs(Rpcs):
                 ai_messages=await queries.erase_ai_messages(write.conn, customer),
             )
             await queries.erase_webhook_failures(write.conn, customer)
-            await queries.erase_replies(write.conn, customer)
         await self.cache.erase(*self.touched(salon_id))
         return reply

@@ -1,11 +1,13 @@
 """The statements that take a customer out of the rows, one function each."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
+from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.conversation_queries import Named
 
 
@@ -18,6 +20,9 @@ class Customer(NamedTuple):
     user_ids: list[str]
 
 
+# What a Message's whatsapp_id begins with, before its length.
+WHATSAPP_ID = Message(whatsapp_id="x").SerializeToString()[:1]
+
 # Conversations that have the phone number or the user_id asked for, or the user_id of the one with the phone number.
 THEIRS = """salon_id = %(salon_id)s AND (
             phone_number = %(phone_number)s OR user_id = %(user_id)s OR user_id = (
@@ -27,27 +32,27 @@ THEIRS = """salon_id = %(salon_id)s AND (
         )"""
 
 
-async def user_ids(conn: AsyncConnection[Any], named: Named) -> set[str]:
-    """Return the user_ids that a customer has now, with the one asked for.
+async def names(conn: AsyncConnection[Any], named: Named) -> set[str]:
+    """Return the phone numbers and user_ids that a customer has now, with those asked for.
 
     Source: indexes salon_id_phone_number, idx_conversations_salon_user.
     """
-    query = f"SELECT user_id FROM conversations WHERE {THEIRS}"
+    query = f"SELECT phone_number, user_id FROM conversations WHERE {THEIRS}"
     rows = await (await conn.execute(query.encode(), _given(named))).fetchall()
-    return {user for user in (named.user_id, *(row[0] for row in rows)) if user}
+    return {name for row in ((named.phone_number, named.user_id), *rows) for name in row if name}
 
 
 async def lock_customer(conn: AsyncConnection[Any], named: Named) -> Customer:
     """Return what names a customer, their conversations locked for the transaction.
 
-    The caller holds the locks of the user_ids. A message that is being inserted comes before this; a later one finds
+    The caller holds the locks of their names. A message that is being inserted comes before this; a later one finds
     no conversation.
     Source: indexes salon_id_phone_number, idx_conversations_salon_user.
     """
     query = f"""
         SELECT conversation_id::text, phone_number, user_id FROM conversations
         WHERE {THEIRS}
-        ORDER BY conversation_id FOR UPDATE"""
+        ORDER BY phone_number, user_id, conversation_id FOR UPDATE"""
     rows = await (await conn.execute(query.encode(), _given(named))).fetchall()
     ids, phones, users = ([row[place] for row in rows] for place in range(3))
     return Customer(
@@ -64,8 +69,9 @@ async def erase_conversations(conn: AsyncConnection[Any], customer: Customer) ->
     Source: index conversations_pkey.
     """
     query = """
-        UPDATE conversations SET phone_number = NULL, user_id = NULL, customer_name = '', assignee = '', tags = '{}',
-            status = 'ARCHIVED', unread_count = 0, service_window_expires_at = NULL, revision = revision + 1
+        UPDATE conversations SET phone_number = NULL, user_id = NULL, customer_name = '',
+            customer_named_at = NULL, assignee = '', tags = '{}', status = 'ARCHIVED', unread_count = 0,
+            service_window_expires_at = NULL, revision = revision + 1
         WHERE salon_id = %s AND conversation_id = ANY(%s::uuid[])"""
     await conn.execute(query, (customer.salon_id, customer.conversation_ids))
 
@@ -73,12 +79,13 @@ async def erase_conversations(conn: AsyncConnection[Any], customer: Customer) ->
 async def erase_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
     """Leave of the customer's messages what counts and sums need; return how many there are.
 
-    Source: indexes idx_messages_conversation_created, raw_messages_pkey, message_status_events_pkey.
+    Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey.
     """
     query = """
         WITH written AS (
             SELECT message_id, whatsapp_id FROM messages
             WHERE salon_id = %(salon_id)s AND conversation_id = ANY(%(conversation_ids)s::uuid[])
+            ORDER BY message_id FOR UPDATE
         ), item AS (
             DELETE FROM raw_messages AS r USING written
             WHERE r.salon_id = %(salon_id)s AND r.message_id = written.message_id
@@ -88,7 +95,7 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
         )
         UPDATE messages SET content = '', phone_number = NULL, whatsapp_id = NULL, media_id = NULL,
             reply_to_whatsapp_id = NULL, error_title = NULL
-        WHERE salon_id = %(salon_id)s AND conversation_id = ANY(%(conversation_ids)s::uuid[])"""
+        FROM written WHERE messages.salon_id = %(salon_id)s AND messages.message_id = written.message_id"""
     return (await conn.execute(query, customer._asdict())).rowcount
 
 
@@ -109,20 +116,39 @@ async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Customer)
     """
     query = """
         DELETE FROM webhook_failures
-        WHERE salon_id = %s AND EXISTS (SELECT FROM unnest(%s::text[]) AS name WHERE strpos(item, name) > 0)"""
+        WHERE salon_id = %s AND EXISTS (SELECT FROM unnest(%s::text[]) AS name WHERE item ~ name)"""
     await conn.execute(query, (customer.salon_id, _in_json(customer)))
 
 
 async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
-    """Empty the replies kept for a request_id that name the customer or one of their conversations.
+    """Empty the replies kept for a request_id that name the customer, their conversations or, alone, a message.
 
-    Source: index messaging_requests_pkey.
+    A name counts as a whole field of the reply, not as a part of another name or text. A reply to a status that came
+    before its message has nothing but the whatsapp_id to tell whose it is: comes before `erase_messages`.
+    Source: indexes messaging_requests_pkey, idx_messages_conversation_created.
     """
     query = """
-        UPDATE messaging_requests SET reply = ''
-        WHERE salon_id = %s AND EXISTS (SELECT FROM unnest(%s::bytea[]) AS name WHERE position(name IN reply) > 0)"""
+        UPDATE messaging_requests AS r SET reply = ''
+        WHERE salon_id = %(salon_id)s AND (
+            EXISTS (SELECT FROM unnest(%(names)s::bytea[]) AS name WHERE position(name IN reply) > 0)
+            OR substring(reply FOR length(%(status)s::bytea)) = %(status)s::bytea AND EXISTS (
+                SELECT FROM messages AS m
+                WHERE m.salon_id = r.salon_id AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
+                    AND position(convert_to(m.whatsapp_id, 'UTF8') IN r.reply) > 0
+            )
+        )"""
     names = (*customer.phone_numbers, *customer.user_ids, *customer.conversation_ids)
-    await conn.execute(query, (customer.salon_id, [name.encode() for name in names]))
+    params = {
+        **customer._asdict(),
+        "names": [_field(name) for name in names],
+        "status": Message(salon_id=customer.salon_id).SerializeToString() + WHATSAPP_ID,
+    }
+    await conn.execute(query, params)
+
+
+def _field(name: str) -> bytes:
+    """Return a text as a field of a reply has it: after its length."""
+    return Message(whatsapp_id=name).SerializeToString().removeprefix(WHATSAPP_ID)
 
 
 def _given(named: Named) -> dict[str, str | None]:
@@ -131,6 +157,9 @@ def _given(named: Named) -> dict[str, str | None]:
 
 
 def _in_json(customer: Customer) -> Sequence[str]:
-    """Return the customer's names as an item may have them: a number without its `+`, a user_id as a whole string."""
-    users = [json.dumps(user, ensure_ascii=ascii_only) for user in customer.user_ids for ascii_only in (True, False)]
-    return [*(phone.removeprefix("+") for phone in customer.phone_numbers), *users]
+    """Return patterns of the customer's names in an item: a number without digits beside it, a user_id as a string.
+
+    An item is ASCII, see `webhook.Failure`.
+    """
+    phones = [f"(?<![0-9]){phone.removeprefix('+')}(?![0-9])" for phone in customer.phone_numbers]
+    return [*phones, *(re.escape(json.dumps(user)) for user in customer.user_ids)]

@@ -24,7 +24,7 @@ class Received(NamedTuple):
     def locks(self) -> Iterator[str]:
         """Name what no other transaction may record meanwhile."""
         for message in self.messages:
-            for name in filter(None, (message.whatsapp_id, message.user_id)):
+            for name in filter(None, (message.whatsapp_id, message.user_id, message.phone_number)):
                 yield lock(message.salon_id, name)
         for status in self.statuses:
             yield lock(status.salon_id, status.whatsapp_id)

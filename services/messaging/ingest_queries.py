@@ -42,19 +42,20 @@ class NewMessage(NamedTuple):
 def _upsert(place: str, conflict: str) -> str:
     """Return the statement that creates or revives the conversations of customers that have a phone number, or not."""
     return f"""
-        INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, started_at, last_message_at,
-            unread_count, service_window_expires_at)
-        SELECT salon_id, phone_number, user_id, customer_name, started_at, last_message_at, unread_count,
-            service_window_expires_at
+        INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, customer_named_at, started_at,
+            last_message_at, unread_count, service_window_expires_at)
+        SELECT salon_id, phone_number, user_id, customer_name, customer_named_at, started_at, last_message_at,
+            unread_count, service_window_expires_at
         FROM customer WHERE {place} ORDER BY salon_id, phone_number, user_id
         ON CONFLICT {conflict} DO UPDATE SET
             status = 'ACTIVE', revision = c.revision + 1,
             user_id = coalesce(excluded.user_id, c.user_id),
             customer_name = CASE
-                WHEN excluded.customer_name = '' THEN c.customer_name
-                WHEN c.customer_name <> '' AND excluded.last_message_at < c.last_message_at THEN c.customer_name
-                ELSE excluded.customer_name
+                WHEN (excluded.customer_named_at, excluded.customer_name)
+                    > (coalesce(c.customer_named_at, '-infinity'), c.customer_name) THEN excluded.customer_name
+                ELSE c.customer_name
             END,
+            customer_named_at = greatest(c.customer_named_at, excluded.customer_named_at),
             started_at = least(c.started_at, excluded.started_at),
             last_message_at = greatest(c.last_message_at, excluded.last_message_at),
             unread_count = c.unread_count + excluded.unread_count,
@@ -69,8 +70,8 @@ async def insert_messages(conn: AsyncConnection[Any], messages: Sequence[NewMess
     Return the inserted ones. Left out, too, is what the service window does not allow: the caller rolls back then.
     A customer without a phone number is the one of whom another message, or a conversation, has one with
     their user_id; a conversation is begun only where `salon_known`, else its messages are left out.
-    The caller holds the locks of the whatsapp_ids and the user_ids, so that no message and no status of them comes in
-    between. Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key,
+    The caller holds the locks of the whatsapp_ids, the user_ids and the phone numbers, so that no message and no status
+    of them comes in between. Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key,
     idx_conversations_salon_user, message_status_events_pkey.
     """
     query = f"""
@@ -107,8 +108,9 @@ async def insert_messages(conn: AsyncConnection[Any], messages: Sequence[NewMess
         ), customer AS (
             SELECT salon_id, phone AS phone_number, min(created_at) AS started_at, max(created_at) AS last_message_at,
                 (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
-                coalesce((array_agg(customer_name ORDER BY created_at DESC, place DESC)
+                coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
                     FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
+                max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
                 count(*) FILTER (WHERE direction = 'INBOUND') AS unread_count,
                 max(created_at) FILTER (WHERE direction = 'INBOUND') + interval '24 hours' AS service_window_expires_at
             FROM fresh GROUP BY salon_id, customer, phone
@@ -163,7 +165,7 @@ async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> b
 async def tell_phone_numbers(conn: AsyncConnection[Any], messages: Sequence[NewMessage]) -> None:
     """Give the conversations of a user_id without a phone number the one that a new message tells.
 
-    A number that has a conversation already stays with that. The caller holds the locks of the user_ids.
+    A number that has a conversation already stays with that. The caller holds the locks of both.
     Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
     """
     told = [message for message in messages if message.phone_number and message.user_id]
@@ -191,8 +193,14 @@ async def tell_phone_numbers(conn: AsyncConnection[Any], messages: Sequence[NewM
             UPDATE conversations AS c SET phone_number = found.phone_number FROM found
             WHERE c.salon_id = found.salon_id AND c.conversation_id = found.conversation_id
             RETURNING c.salon_id, c.conversation_id, c.phone_number
+        ), locked AS (
+            SELECT m.salon_id, m.message_id, told.phone_number
+            FROM told JOIN messages AS m
+                -- No index by the salon: with it Postgres may read all the salon's messages for each conversation.
+                ON m.conversation_id = told.conversation_id AND m.salon_id || '' = told.salon_id
+            ORDER BY m.message_id FOR NO KEY UPDATE OF m
         )
-        UPDATE messages AS m SET phone_number = told.phone_number FROM told
-        WHERE m.salon_id = told.salon_id AND m.conversation_id = told.conversation_id"""
+        UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
+        WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id"""
     names = ("salon_id", "user_id", "phone_number", "whatsapp_id")
     await conn.execute(query.encode(), {name: [getattr(message, name) for message in told] for name in names})

@@ -34,7 +34,8 @@ class MessageRpcs(Rpcs):
 
     async def _record_message(self, request: pb.RecordMessageRequest, message: NewMessage) -> pb.Message:
         salon_id = request.salon_id
-        locks = tuple(lock(salon_id, name) for name in (message.whatsapp_id, message.user_id) if name)
+        names = (message.whatsapp_id, message.user_id, message.phone_number)
+        locks = tuple(lock(salon_id, name) for name in names if name)
         async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
             await ingest_queries.tell_phone_numbers(write.conn, [message])
             inserted = await ingest_queries.insert_messages(write.conn, [message])
@@ -132,8 +133,9 @@ def _window_closed(message: NewMessage) -> errors.RpcError:
 
 
 def lock(salon_id: str, name: str) -> str:
-    """Return the name of the lock of a whatsapp_id or user_id: one of 4096, since Postgres has room for some 6400.
+    """Return the name of the lock of a whatsapp_id, user_id or phone number.
 
+    It is one of 4096, since Postgres has room for some 6400.
     A webhook body of 8 MB names ten times as many.
     """
     return f"message {crc32(f'{salon_id} {name}'.encode()) % 4096}"

@@ -86,7 +86,8 @@ async def insert_statuses(conn: AsyncConnection[Any], statuses: Sequence[NewStat
 async def apply_statuses(conn: AsyncConnection[Any], names: Sequence[tuple[str, str]]) -> list[Message]:
     """Fold the events of messages, named by salon_id and whatsapp_id, into them; return those that are known.
 
-    Source: indexes whatsapp_id, message_status_events_pkey.
+    Several messages are locked in the order of their ids, as whatever changes several does.
+    Source: indexes whatsapp_id, messages_pkey, message_status_events_pkey.
     """
     if not names:
         return []
@@ -96,10 +97,12 @@ async def apply_statuses(conn: AsyncConnection[Any], names: Sequence[tuple[str, 
         UPDATE messages AS m SET recorded_cost_micros = {cost}, recorded_currency_code = {currency},
             ({FOLDED}) = ({fold("m.salon_id", "m.whatsapp_id", cost, currency)})
         FROM (
-            SELECT DISTINCT salon_id AS of_salon, whatsapp_id AS of_message
+            SELECT salon_id AS of_salon, message_id AS of_message
             FROM unnest(%s::text[], %s::text[]) AS given (salon_id, whatsapp_id)
+            JOIN messages AS told USING (salon_id, whatsapp_id) WHERE told.direction = 'OUTBOUND'
+            ORDER BY message_id FOR NO KEY UPDATE OF told
         ) AS named
-        WHERE m.salon_id = of_salon AND m.whatsapp_id = of_message AND m.direction = 'OUTBOUND'
+        WHERE m.salon_id = of_salon AND m.message_id = of_message
         RETURNING {MESSAGE}"""
     return await fetch_all(conn, Message, query, tuple(map(list, zip(*names, strict=True))))
 

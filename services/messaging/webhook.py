@@ -29,6 +29,7 @@ from services.messaging.webhook_items import (
 )
 
 MOST_ITEM = 65_536
+MOST_DIGITS = 4300  # of an integer: Python reads no longer one
 _PHONE_NUMBER_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
@@ -66,7 +67,7 @@ class Change:
 
 
 class _Far(float):
-    """A number that JSON has and no float holds, such as 1e400: it keeps its text."""
+    """A number that JSON has and Python does not hold, such as 1e400: it keeps its text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -75,6 +76,10 @@ class _Far(float):
 def _number(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _Far(text)
+
+
+def _integer(text: str) -> int | _Far:
+    return int(text) if len(text) < MOST_DIGITS else _Far(text)
 
 
 def check_signature(payload: bytes, signature: str, secret: str) -> None:
@@ -92,7 +97,7 @@ def read(payload: bytes) -> dict[str, Change]:
     Raises: INVALID_FIELD for what is no webhook body.
     """
     try:
-        body = json.loads(payload, parse_float=_number, parse_constant=_Far)
+        body = json.loads(payload, parse_int=_integer, parse_float=_number, parse_constant=_Far)
     except (ValueError, RecursionError) as error:
         raise invalid_fields([("payload", "is no JSON")]) from error
     if not isinstance(body, dict) or not isinstance(body.get("entry"), list):
@@ -156,7 +161,7 @@ def _list(holder: Any, name: str, kind: str, change: Change) -> list[Any]:
 
 
 def _json(item: Any, *, sort_keys: bool = False) -> str:
-    """Return an item as JSON, numbers that no float holds as texts; "" if it is nested too deeply."""
+    """Return an item as JSON, numbers that Python does not hold as texts; "" if it is nested too deeply."""
     try:
         try:
             return json.dumps(item, allow_nan=False, sort_keys=sort_keys)
