@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import SALON, Fields, Stack, booking_request, read_failure, rows, salon
+from tests.stack import SALON, Fields, Stack, booking_request, deadlocks, read_failure, rows, salon
 
 MIDNIGHT = 4_000_000_000 - 4_000_000_000 % 86_400
 RESOURCES = [f"chair-{number}" for number in range(5)]
@@ -90,8 +90,7 @@ async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: 
     assert set(told) == {"OK", *REASONS}
     assert told.total() == 2000
     # One would be tried again, and perhaps not be seen here.
-    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    assert rows(stack.database_url, deadlocks) == [(0,)]
+    assert deadlocks(stack) == 0
     kept = rows(stack.database_url, "SELECT count(*) FROM bookings WHERE status IN ('PENDING', 'CONFIRMED')")
     assert kept[0][0] > 0
     # Each revision of each booking has its event.

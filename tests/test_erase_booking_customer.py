@@ -78,6 +78,16 @@ async def test_nothing_of_a_customer_is_left_anywhere(stack: Stack, redis_url: s
     assert sorted(events) == [("", ""), ("", ""), ("zoe", "")]
 
 
+async def test_why_parlor_itself_cancelled_a_hold_stays(stack: Stack) -> None:
+    await salon(stack)
+    await stack.booking.CreateBooking(booking_request(resource_id="anna", hold_duration={"seconds": 60}))
+    rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() RETURNING 1")
+    await stack.booking.CreateBooking(booking_request(resource_id="anna"))
+    await stack.booking.EraseCustomer(erase())
+    reasons = rows(stack.database_url, "SELECT reason FROM booking_events WHERE actor = 'system'")
+    assert reasons == [("HOLD_EXPIRED",)]
+
+
 async def test_counts_and_slots_stay_as_they_were(stack: Stack) -> None:
     await known(stack)
     request = stats_pb2.GetSalonStatsRequest(

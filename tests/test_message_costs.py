@@ -211,3 +211,13 @@ async def test_an_amount_in_any_of_its_shapes_is_read_and_a_wrong_one_loses_no_s
     query = "SELECT whatsapp_id, coalesce(cost_micros, 0) FROM message_status_events"
     found = dict(rows(stack.database_url, query))
     assert [found[f"wamid.{number}"] for number in range(len(cases))] == [cost for _, cost in cases]
+
+
+async def test_a_price_counts_also_without_a_time_and_after_its_status(stack: Stack) -> None:
+    await salon(stack)
+    bare: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.1", "status": "MESSAGE_STATUS_READ"}
+    priced: Fields = {**bare, "pricing_category": "utility", "cost_micros": 7, "currency_code": "EUR"}
+    for fields in (bare, priced, bare, priced):
+        message = await stack.messaging.RecordMessageStatus(pb.RecordMessageStatusRequest(**fields))
+    assert (message.cost_micros, message.pricing_category) == (7, "utility")
+    assert rows(stack.database_url, "SELECT count(*) FROM message_status_events") == [(2,)]

@@ -30,6 +30,11 @@ class Page(NamedTuple):
     after_id: str | None
     filters: str
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of a statement: `limit` is a row more than the page has; it begins behind `after` and `id`."""
+        return {"limit": self.size + 1, "after": self.after_micros, "id": self.after_id}
+
     def fill(self, response: Any, rows: Sequence[Any], time: str, identifier: str) -> Any:
         """Put the page's rows into a response, and its next_page_token if there was one row more.
 

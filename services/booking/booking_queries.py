@@ -72,8 +72,7 @@ async def list_bookings(
             ORDER BY start_ts, bookings.booking_id LIMIT %(limit)s
         ) AS page ON true"""
     params = {"salon_id": salon_id, "status": status, "customer_phone": customer_phone, "start": start, "end": end}
-    after = {"after": page.after_micros, "id": page.after_id, "limit": page.size + 1}
-    return await fetch_page(conn, Booking, query, params | after)
+    return await fetch_page(conn, Booking, query, params | page.params)
 
 
 async def list_booking_events(

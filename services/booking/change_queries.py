@@ -211,7 +211,8 @@ async def erase_customer(
             RETURNING salon_id, booking_id
         ), history AS (
             UPDATE booking_events AS e
-            SET reason = '', actor = CASE WHEN position(%(phone)s IN e.actor) > 0 THEN '' ELSE e.actor END
+            SET reason = CASE WHEN e.reason = 'HOLD_EXPIRED' THEN e.reason ELSE '' END,
+                actor = CASE WHEN position(%(phone)s IN e.actor) > 0 THEN '' ELSE e.actor END
             FROM booking AS b WHERE e.salon_id = b.salon_id AND e.booking_id = b.booking_id
         ), replies AS (
             UPDATE booking_requests SET reply = ''

@@ -51,11 +51,5 @@ async def list_ai_messages(
             WHERE salon_id = %(salon_id)s AND conversation_id = %(conversation_id)s{after if page.after_id else ""}
             ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT %(limit)s
         ) AS page ON true"""
-    params = {
-        "salon_id": salon_id,
-        "conversation_id": conversation_id,
-        "after": page.after_micros,
-        "id": page.after_id,
-        "limit": page.size + 1,
-    }
-    return await fetch_page(conn, AiMessage, query, params)
+    params = {"salon_id": salon_id, "conversation_id": conversation_id}
+    return await fetch_page(conn, AiMessage, query, params | page.params)

@@ -115,8 +115,7 @@ async def list_conversations(conn: AsyncConnection[Any], filters: Filters, page:
         FROM {STAMP} LEFT JOIN LATERAL (
             SELECT {CONVERSATION} FROM ({branches}) AS conversations {NEWEST} %(limit)s
         ) AS page ON true"""
-    params = {**filters._asdict(), "after": page.after_micros, "id": page.after_id, "limit": page.size + 1}
-    return await fetch_page(conn, Conversation, query, params)
+    return await fetch_page(conn, Conversation, query, filters._asdict() | page.params)
 
 
 async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Conversation | None:

@@ -18,15 +18,17 @@ class ErasureRpcs(Rpcs):
         named = Named(salon_id, "", await self.phone_number(request), request.user_id)
         async with self.database.connection() as conn:
             locks = tuple({lock(salon_id, name) for name in await queries.names(conn, named)})
-        async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
-            customer = await queries.lock_customer(write.conn, named)
-            await queries.erase_replies(write.conn, customer)
-            await queries.erase_conversations(write.conn, customer)
-            reply = write.reply = pb.EraseCustomerResponse(
-                conversations=len(customer.conversation_ids),
-                messages=await queries.erase_messages(write.conn, customer),
-                ai_messages=await queries.erase_ai_messages(write.conn, customer),
-            )
-            await queries.erase_webhook_failures(write.conn, customer)
-        await self.cache.erase(*self.touched(salon_id))
+        try:
+            async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
+                customer = await queries.lock_customer(write.conn, named)
+                await queries.erase_replies(write.conn, customer)
+                await queries.erase_conversations(write.conn, customer)
+                reply = write.reply = pb.EraseCustomerResponse(
+                    conversations=len(customer.conversation_ids),
+                    messages=await queries.erase_messages(write.conn, customer),
+                    ai_messages=await queries.erase_ai_messages(write.conn, customer),
+                )
+                await queries.erase_webhook_failures(write.conn, customer)
+        finally:  # also after a repeat, whose first time may have ended right after its commit
+            await self.cache.erase(*self.touched(salon_id))
         return reply

@@ -45,5 +45,4 @@ async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -
             created_at AS create_time
         FROM webhook_failures WHERE salon_id = %(salon_id)s{after}
         ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(limit)s"""
-    params = {"salon_id": salon_id, "after": page.after_micros, "id": page.after_id, "limit": page.size + 1}
-    return await fetch_all(conn, WebhookFailure, query, params)
+    return await fetch_all(conn, WebhookFailure, query, {"salon_id": salon_id} | page.params)

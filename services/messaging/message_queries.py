@@ -85,8 +85,5 @@ async def list_messages(
         "conversation_id": conversation_id,
         "phone_number": phone_number,
         "direction": direction,
-        "after": page.after_micros,
-        "id": page.after_id,
-        "limit": page.size + 1,
     }
-    return await fetch_page(conn, Message, query, params)
+    return await fetch_page(conn, Message, query, params | page.params)

@@ -48,14 +48,7 @@ async def search_messages(
             ) AS found
             ORDER BY relevance DESC, found.message_id DESC
         ) AS page ON true"""
-    params = {
-        "salon_id": salon_id,
-        "query": query,
-        "after": page.after_micros,
-        "id": page.after_id,
-        "limit": page.size + 1,
-    }
-    names, rows = await fetch_rows(conn, statement, params)
+    names, rows = await fetch_rows(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
     found = [
         Found(row[-1], Message(**dict(zip(names[1:-1], row[1:-1], strict=True)))) for row in rows if row[1] is not None
     ]

@@ -14,6 +14,10 @@ from services.messaging.message_queries import MESSAGE
 FOLDED = "status, error_code, error_title, pricing_category, billable, cost_micros, currency_code, conversation_origin"
 
 
+# What an event may tell besides the status itself.
+TOLD = ("error_code", "error_title", "pricing_category", "billable", "cost_micros", "conversation_origin")
+
+
 class NewStatus(NamedTuple):
     """A status to record; `occurred_at` None is now."""
 
@@ -28,6 +32,11 @@ class NewStatus(NamedTuple):
     cost_micros: int | None
     currency_code: str | None
     conversation_origin: str | None
+
+
+def told(row: str) -> str:
+    """Return the columns of what an event tells, as SQL."""
+    return ", ".join(f"{row}.{column}" for column in TOLD)
 
 
 def fold(salon_id: str, whatsapp_id: str, cost_micros: str, currency_code: str) -> str:
@@ -58,10 +67,10 @@ async def insert_statuses(conn: AsyncConnection[Any], statuses: Sequence[NewStat
     """Keep the statuses that are not there yet; return the salon_id and whatsapp_id of each.
 
     The caller holds the locks of the whatsapp_ids, and then calls `apply_statuses`: a statement does not see its own
-    rows. Without an occurred_at any status of its kind counts as it.
+    rows. Without an occurred_at any status of its kind that tells the same counts as it.
     Source: index message_status_events_pkey.
     """
-    query = """
+    query = f"""
         INSERT INTO message_status_events (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
             pricing_category, billable, cost_micros, currency_code, conversation_origin)
         SELECT DISTINCT ON (salon_id, whatsapp_id, status, coalesce(occurred_at, now()))
@@ -75,6 +84,7 @@ async def insert_statuses(conn: AsyncConnection[Any], statuses: Sequence[NewStat
         WHERE occurred_at IS NOT NULL OR NOT EXISTS (
             SELECT FROM message_status_events AS e
             WHERE e.salon_id = given.salon_id AND e.whatsapp_id = given.whatsapp_id AND e.status = given.status
+                AND (num_nonnulls({told("given")}) = 0 OR ({told("e")}) IS NOT DISTINCT FROM ({told("given")}))
         )
         ORDER BY salon_id, whatsapp_id, status, coalesce(occurred_at, now()), place
         ON CONFLICT DO NOTHING
