@@ -128,7 +128,7 @@ def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
 
 def _window_closed(message: NewMessage) -> errors.RpcError:
     subject = f"conversation/{message.salon_id}/{message.phone_number or message.user_id}"
-    text = "the customer last wrote more than 24 h before: only a TEMPLATE may be sent"
+    text = "the customer wrote nothing in the 24 h before: only a TEMPLATE may be sent"
     return errors.failed_precondition("SERVICE_WINDOW_CLOSED", subject, text)
 
 
