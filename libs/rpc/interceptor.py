@@ -29,9 +29,11 @@ Constraints: TypeAlias = Mapping[str, Callable[[Any], errors.RpcError]]
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 
-# A client that is told to come back in errors.RETRY_MS is silent for longer than this.
+# A client that is told to come back in errors.RETRY_MS is silent for longer than these together. Several short looks:
+# after a single long one, in which a busy machine gave the process no time, calls may wait that nobody has seen yet.
 QUIET_SECONDS = 0.02
-LONGEST_REFUSAL_SECONDS = 1.0
+QUIET_LOOKS = 5
+MOST_LOOKS = 50
 
 # Worth one more try: the transactions were in each other's way, or a code made at random was taken.
 RETRIED = (
@@ -86,10 +88,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
         retries: under load most of those that were on their way.
         """
         self.draining = True
-        for _ in range(round(LONGEST_REFUSAL_SECONDS / QUIET_SECONDS)):
+        quiet = 0
+        for _ in range(MOST_LOOKS):
             before = self.refused
             await asyncio.sleep(QUIET_SECONDS)
-            if self.refused == before:
+            quiet = quiet + 1 if self.refused == before else 0
+            if quiet == QUIET_LOOKS:
                 return
 
 
