@@ -113,7 +113,7 @@ def talk(running: Up) -> None:
     for port, name in ((50051, "booking"), (50052, "messaging"), (50053, "stats")):
         script = script.replace(f"localhost:{port}", f"localhost:{running.ports[name]}")
     script = "set -e -o pipefail\n" + script.replace(".venv/bin/buf", str(BIN / "buf"))
-    booked = []
+    booked: list[int] = []
     for _ in range(2):
         done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60)  # noqa: S607
         assert done.returncode == 0, done.stderr
