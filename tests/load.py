@@ -71,7 +71,7 @@ class Load:
 
     def hits(self, begin: int = 0) -> int:
         """Return how many calls from number `begin` on were answered from the cache."""
-        return sum(call.source == "hit" for call in self.calls[begin:])
+        return sum(call.source in ("hit", "near") for call in self.calls[begin:])
 
     async def until_answered(self, count: int) -> None:
         """Return when `count` more calls have been answered OK."""

@@ -15,6 +15,7 @@ class Proxy:
     refuse: close each new connection at once.
     cut_at: close a connection whose client sends these bytes, which do not get through; once.
     cut_after: the same, but they get through, and it is the server's answer that does not; once.
+    lose: swallow each piece of the server's that begins with these bytes; `lost` counts them.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,8 @@ class Proxy:
         self.refuse = False
         self.cut_at: bytes | None = None
         self.cut_after: bytes | None = None
+        self.lose: bytes | None = None
+        self.lost = 0
         self._open: set[asyncio.StreamWriter] = set()
 
     def reset(self) -> None:
@@ -71,6 +74,9 @@ class Proxy:
             while data := await server.read(65_536):
                 if silent.is_set():
                     return
+                if self.lose and data.startswith(self.lose):
+                    self.lost += 1
+                    continue
                 await self._send(to_client, data)
 
         ways = [asyncio.create_task(up()), asyncio.create_task(down())]

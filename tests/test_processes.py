@@ -111,7 +111,10 @@ async def test_metrics_show_calls_cache_and_database(started: Processes) -> None
     assert after[sample(f"{latency}_count", method=method, code="OK")] == 3
     assert after[sample(f"{latency}_count", method=method, code="NOT_FOUND")] == 1
     assert after[sample(f"{latency}_bucket", method=method, code="OK", le="+Inf")] == 3
-    assert sum(after[sample("parlor_cache_reads_total", source=source)] for source in ("hit", "miss", "bypass")) == 4
+    assert (
+        sum(after[sample("parlor_cache_reads_total", source=source)] for source in ("near", "hit", "miss", "bypass"))
+        == 4
+    )
     for moving in ("parlor_db_queries_total", "parlor_db_query_seconds_total", "parlor_db_acquisitions_total"):
         assert after[sample(moving)] > before[sample(moving)]
     assert after[sample("parlor_db_available")] == after[sample("parlor_cache_connected")] == 1

@@ -111,6 +111,14 @@ class Cache:
 
         return await self._read(key, lambda: self._gather.ask(load, argument, run))
 
+    def near(self, key: Key) -> Reply | None:
+        """Return the reply of `key` if this process has seen it within the near cache's lease."""
+        if (entry := self.store.near.get(key)) is None:
+            return None
+        self.counters.hits += 1
+        self.counters.near += 1
+        return Reply(entry.body, "near", max(0, _now_ms() - entry.loaded_ms))
+
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
         if self.store.ready:
@@ -120,6 +128,8 @@ class Cache:
 
     async def _read(self, key: Key, ask: Ask) -> Reply:
         max_age = MAX_AGE.get()
+        if key.group.namespace.near and max_age is None and (reply := self.near(key)) is not None:
+            return reply
         if max_age == 0 or not self.store.ready:
             return await self._bypass(ask)
         try:
@@ -275,6 +285,7 @@ class Cache:
         try:
             metas = await self.store.metas(literal)
             await self.store.unlink(metas)
+            self.store.near.clear()
         except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error
         self.counters.invalidations += len(metas)

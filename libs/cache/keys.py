@@ -16,11 +16,15 @@ _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Namespace:
-    """A kind of cached reply: its name, the first part of its keys, and how long an entry lives at most, in s."""
+    """A kind of cached reply: its name, the first part of its keys, how long an entry lives at most, in s.
+
+    Of `near` ones each process keeps what it has just seen (see libs/cache/near.py).
+    """
 
     name: str
     prefix: str
     ttl: int
+    near: bool = False
 
     def group(self, identifier: str, middle: str = "") -> "Group":
         """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""

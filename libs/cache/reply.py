@@ -22,7 +22,7 @@ class Stamped(Protocol, Generic[V]):
 
 
 class Reply(NamedTuple):
-    """The bytes of a reply, None if there is nothing; whether they came by `hit`, `miss` or `bypass`; how old."""
+    """The bytes of a reply, None if there is nothing; by which of `near`, `hit`, `miss`, `bypass`; how old."""
 
     body: bytes | None
     source: str

@@ -44,6 +44,13 @@ class CacheSettings(BaseSettings):
         "behind for one `poll`; `refuse` fails the write with UNAVAILABLE.",
     )
     poll: int = Field(1000, ge=10, le=60_000, description="How often writes without the server are looked for, in ms.")
+    near: tuple[str, ...] = Field(
+        ("salon",), description="Namespaces that each process also keeps for itself, as JSON."
+    )
+    near_lease: int = Field(
+        1000, ge=0, le=60_000, description="How far those may be behind a write, in ms; 0: no such."
+    )
+    near_size: int = Field(32, ge=1, le=65_536, description="Most that the near cache holds, in MiB.")
 
     @field_validator("url")
     @classmethod
@@ -61,4 +68,5 @@ class CacheSettings(BaseSettings):
     def namespace(self, name: str) -> Namespace:
         """Return a namespace with its TTL in force."""
         seconds = self.ttl.get(name, NAMESPACES.get(name, self.ttl_default))
-        return Namespace(name, f"{PREFIX}{WORDS.get(name, name)}:", seconds)
+        near = name in self.near and self.near_lease > 0
+        return Namespace(name, f"{PREFIX}{WORDS.get(name, name)}:", seconds, near)

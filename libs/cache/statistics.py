@@ -13,9 +13,10 @@ from libs.cache.store import Store
 
 @dataclass(slots=True)
 class Counters:
-    """Reads and writes of a process since it started."""
+    """Reads and writes of a process since it started; `near` are those of the hits that needed no server."""
 
     hits: int = 0
+    near: int = 0
     misses: int = 0
     bypasses: int = 0
     sets: int = 0

@@ -24,6 +24,7 @@ from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
 from libs.cache.keys import META, PREFIX, Group, Key
+from libs.cache.near import Near, now
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
 
@@ -45,6 +46,8 @@ class Store:
         self.ready = False
         self.errors = 0
         self.wake = asyncio.Event()
+        self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
+        self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
         self._timeout = settings.timeout / 1000
         self._gather = gather
         self._looks: list[tuple[Key, asyncio.Future[Found]]] = []
@@ -92,14 +95,14 @@ class Store:
     def _look(self) -> None:
         looks, self._looks = self._looks, []
         if not self.ready or self._wire is None:  # it was when they asked
-            self._looked(looks, StoreAway("not ready"))
+            self._looked(looks, 0, StoreAway("not ready"))
             return
         command = ["MGET"]
         for key, _ in looks:
             command += (key.group.meta, key.entry)
-        self._wire.send(partial(self._looked, looks), *command)
+        self._wire.send(partial(self._looked, looks, now()), *command)
 
-    def _looked(self, looks: Sequence[tuple[Key, "asyncio.Future[Found]"]], reply: Any) -> None:
+    def _looked(self, looks: Sequence[tuple[Key, "asyncio.Future[Found]"]], sent: float, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         for place, (key, future) in enumerate(looks):
@@ -108,7 +111,10 @@ class Store:
             try:
                 if isinstance(reply, Exception):
                     raise reply
-                future.set_result(decode(key.entry, reply[2 * place], reply[2 * place + 1]))
+                found = decode(key.entry, reply[2 * place], reply[2 * place + 1])
+                future.set_result(found)
+                if found.entry and key.group.namespace.near:
+                    self.near.put(key, found.entry, sent)
             except Exception as error:  # whatever the server holds, no caller may wait for ever
                 future.set_exception(StoreAway(str(error)))
 
@@ -122,6 +128,8 @@ class Store:
             highest[meta] = max(xact_id, highest.get(meta, 0))
         args: tuple[str | int, ...] = (secrets.token_hex(8), META_LIFETIME_SECONDS, *highest.values())
         await self._run(self.register_script, list(highest), *args)
+        for meta in highest:  # what looks before this one have found has been put there by now
+            self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
 
     async def _fill_all(self, fills: Sequence[Fill]) -> list[bool]:
@@ -151,6 +159,7 @@ class Store:
         if self.ready:
             structlog.get_logger().warning("redis lost", error=repr(error))
         self.connected = self.ready = False
+        self.near.clear()
         self.wake.set()
 
     async def recover(self) -> None:
@@ -167,8 +176,9 @@ class Store:
             pool: Any = self._admin.connection_pool
             connection = pool.make_connection()
             await connection.connect()
-            self._wire = Wire(connection, self._timeout, self.mark_lost)
+            self._wire = Wire(connection, self._timeout, self.mark_lost, self._pushed)
             await self._check_run(self._wire)
+            await self._track(self._wire)
             if self._wire.lost:
                 raise self._wire.lost
             self.connected = True
@@ -185,6 +195,26 @@ class Store:
         if known != (run_id := _run_id(info)):
             await self._drop()
             await self._admin.set(RUN_ID, run_id)
+
+    async def _track(self, wire: Wire) -> None:
+        """Have the server tell whatever changes in the namespaces of the near cache."""
+        if not self._tracked:
+            return
+        prefixes = [word for prefix in self._tracked for word in ("PREFIX", prefix)]
+        commands = ("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
+        for reply in await asyncio.gather(*(wire.call(*command) for command in commands)):
+            if isinstance(reply, Exception):
+                raise reply
+
+    def _pushed(self, message: list[Any]) -> None:
+        """Drop what has changed; that is everything where no key is named."""
+        if message[0] != b"invalidate":
+            return
+        if message[1] is None:
+            self.near.clear()
+        else:
+            for name in message[1]:
+                self.near.drop(name.decode(errors="replace").removesuffix(META))
 
     async def _drop(self) -> None:
         """Unlink the whole cache; the server may hold other people's keys."""

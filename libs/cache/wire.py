@@ -18,15 +18,22 @@ _INCOMPLETE = object()
 
 
 class Wire(asyncio.Protocol):
-    """A connection; `on_lost` is told, once, why it can't be used any more."""
+    """A connection; `on_push` gets what the server says unasked, `on_lost` is told once that it can't be used more."""
 
-    def __init__(self, connection: Any, timeout: float, on_lost: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        timeout: float,
+        on_lost: Callable[[Exception], None],
+        on_push: Callable[[list[Any]], None] = lambda _: None,
+    ) -> None:
         """Take over what redis-py has connected; a reply that takes longer than `timeout` s loses the connection."""
         self._stream = connection._writer  # kept: it closes its transport when it is collected
         connection._reader = connection._writer = None  # redis-py has nothing left to close
         self._transport: asyncio.Transport = self._stream.transport
         self._timeout = timeout
         self._on_lost = on_lost
+        self._on_push = on_push
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._waiting: deque[tuple[float, OnReply]] = deque()
@@ -56,7 +63,10 @@ class Wire(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not _INCOMPLETE:
-                self._waiting.popleft()[1](reply)
+                if type(reply) is hiredis.PushNotification:
+                    self._on_push(reply)
+                else:
+                    self._waiting.popleft()[1](reply)
         except hiredis.ProtocolError as error:
             self._lose(error)
 

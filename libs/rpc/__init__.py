@@ -1,5 +1,6 @@
-"""Serving and calling gRPC: the server, its one interceptor, the error model, pages, mutations, channels."""
+"""Serving and calling gRPC: the server, what happens to each RPC, the error model, pages, mutations, channels."""
 
+import libs.rpc.transport  # noqa: F401 - before anything imports grpc
 from libs.rpc import errors
 from libs.rpc.channel import channel, service_config
 from libs.rpc.composed import prefix

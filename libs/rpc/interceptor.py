@@ -1,4 +1,4 @@
-"""The one interceptor: everything that happens to an RPC besides its work.
+"""Everything that happens to an RPC besides its work.
 
 It parses and validates the request, limits how many are under way and how long one takes, reads `cache-control`, calls
 the handler, answers its reply or the error that it raised, and counts.
@@ -45,8 +45,12 @@ RETRIED = (
 log = structlog.get_logger()
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps every unary method of our own packages."""
+class Methods(grpc.GenericRpcHandler):
+    """Every method of our own services, wrapped.
+
+    Stands where a server takes handlers, and is told them by the generated `add_…Servicer_to_server`. A handler that is
+    registered with grpc as well, or wrapped by an interceptor of grpc's, costs up to a third more an RPC (measured).
+    """
 
     def __init__(self, settings: ServerSettings, constraints: Constraints, registry: CollectorRegistry) -> None:
         """Prepare; `constraints` says what the violation of a named constraint means to a request."""
@@ -64,18 +68,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
         )
         self._calls: dict[str, tuple[_Call, Any]] = {}
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
-        """Return the wrapped handler of a method."""
-        method: str = handler_call_details.method
-        if method not in self._calls:
-            handler = await continuation(handler_call_details)
-            if handler is None or not method.startswith("/parlor."):
-                return handler
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Take no handler twice."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Wrap the methods of a service."""
+        for name, handler in handlers.items():
+            method = f"/{service}/{name}"
             call = _Call(self, method, handler)
             self._calls[method] = call, grpc.unary_unary_rpc_method_handler(call.answer)  # bytes in, bytes out
-        call, wrapped = self._calls[method]
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the wrapped handler of a method, None if it is none of ours."""
+        if (found := self._calls.get(handler_call_details.method)) is None:
+            return None
+        call, wrapped = found
         for name, value in handler_call_details.invocation_metadata or ():
             if name == "cache-control":
                 return grpc.unary_unary_rpc_method_handler(partial(call.answer_no_older, _max_age(value)))
@@ -100,7 +107,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """One method, wrapped."""
 
-    def __init__(self, owner: Interceptor, method: str, handler: Any) -> None:
+    def __init__(self, owner: Methods, method: str, handler: Any) -> None:
         self._owner = owner
         self._method = method.removeprefix("/")
         self._parse: Callable[[bytes], Message] = handler.request_deserializer

@@ -24,7 +24,8 @@ class Figures(Collector):
             "parlor_cache_reads", "Cached reads, by where the reply came from", labels=["source"]
         )
         for source, count in (
-            ("hit", cache.counters.hits),
+            ("near", cache.counters.near),
+            ("hit", cache.counters.hits - cache.counters.near),
             ("miss", cache.counters.misses),
             ("bypass", cache.counters.bypasses),
         ):
@@ -35,6 +36,7 @@ class Figures(Collector):
             ("parlor_cache_sets", "Entries stored", cache.counters.sets),
             ("parlor_cache_refused_fills", "Loads that might lack a write, not stored", cache.counters.refused_fills),
             ("parlor_cache_invalidations", "Groups invalidated", cache.counters.invalidations),
+            ("parlor_cache_near_drops", "Groups that the near cache dropped", cache.store.near.drops),
             ("parlor_cache_errors", "Calls to Redis that failed", cache.store.errors),
             ("parlor_db_queries", "Statements sent", database.queries.executed),
             ("parlor_db_query_errors", "Statements that failed", database.queries.errors),
@@ -49,6 +51,7 @@ class Figures(Collector):
             yield CounterMetricFamily(name, text, value=value)
         for name, text, value in (
             ("parlor_cache_connected", "Whether Redis is in use", cache.store.ready),
+            ("parlor_cache_near_bytes", "Bytes in the near cache", cache.store.near.bytes),
             ("parlor_db_available", "Whether Postgres answers", database.available),
             ("parlor_db_connections", "Connections open", pool["pool_size"]),
             ("parlor_db_connections_idle", "Connections open and not in use", pool["pool_available"]),

@@ -41,6 +41,8 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
                 hit_rate=percent(counters.hits, total),
                 refused_fills=counters.refused_fills,
                 bypasses=counters.bypasses,
+                near_hits=counters.near,
+                near_bytes=cache.store.near.bytes,
             ),
             redis=ops_pb2.RedisStatus(**await server_figures(cache.store)),
             ttl={name: namespace.ttl for name, namespace in namespaces.items()},

@@ -22,7 +22,7 @@ from libs.db import Database, DatabaseSettings
 from libs.rpc import log
 from libs.rpc.errors import RpcError
 from libs.rpc.health import NOT_SERVING, SERVING, HealthServicer
-from libs.rpc.interceptor import Interceptor
+from libs.rpc.interceptor import Methods
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
 from libs.rpc.settings import ServerSettings, explain
@@ -51,7 +51,7 @@ class Service:
 
     descriptor: ServiceDescriptor
     servicer: Any
-    add: Callable[[Any, grpc.aio.Server], None]
+    add: Callable[[Any, Any], None]
     salon_groups: Callable[[str], Awaitable[list[Group]]]
     constraints: Mapping[str, Callable[[Any], RpcError]] = field(default_factory=dict)
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
@@ -84,17 +84,17 @@ async def serve(
     registry = CollectorRegistry()
     registry.register(Figures(cache, database))
     healths = HealthServicer()
-    interceptor = Interceptor(settings, service.constraints, registry)
-    server = grpc.aio.server(options=OPTIONS, interceptors=[interceptor])
-    service.add(service.servicer, server)
-    ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), server)
+    methods: Any = Methods(settings, service.constraints, registry)
+    service.add(service.servicer, methods)
+    ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), methods)
+    server = grpc.aio.server(handlers=[methods], options=OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     reflection.enable_server_reflection([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = _listen(server, settings)
 
     async def drain() -> None:
         await healths.drain()
-        await interceptor.drain()
+        await methods.drain()
         await server.stop(settings.drain_timeout / 1000)
 
     async with AsyncExitStack() as stack:

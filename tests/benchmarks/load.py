@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import grpc
+from tests.benchmarks.http2 import Caller, Headers
 
 
 class Round(NamedTuple):
@@ -17,11 +17,11 @@ class Round(NamedTuple):
 
 
 class Target:
-    """A server process and a channel to it."""
+    """A server process."""
 
     def __init__(self, port: int, pid: int) -> None:
         """Remember where to call, and whose CPU time to read."""
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.port = port
         self.tasks = Path(f"/proc/{pid}/task")
 
     def _cpu_ns(self) -> int:
@@ -29,26 +29,21 @@ class Target:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in self.tasks.iterdir())
 
     async def round(
-        self, method: str, requests: Sequence[bytes], calls: int, in_flight: int, metadata: Any = None
+        self, method: str, requests: Sequence[bytes], calls: int, in_flight: int, metadata: Headers = ()
     ) -> Round:
-        """Send `calls` requests, in turn out of `requests`, `in_flight` at a time."""
-        call: Any = self.channel.unary_unary(method)
-        waiting = islice(cycle(requests), calls)
-        source = ""
-
-        async def caller() -> None:
-            nonlocal source
-            for request in waiting:
-                sent = call(request, metadata=metadata)
-                await sent
-            source = str(dict(await sent.trailing_metadata() or ()).get("x-cache", ""))
-
+        """Send `calls` requests, in turn out of `requests`, `in_flight` at a time; each must be answered OK."""
+        caller = await Caller.connect(self.port, method, metadata)
+        await caller.run(requests[:1], 1)
         before = self._cpu_ns()
-        await asyncio.gather(*(caller() for _ in range(in_flight)))
-        return Round((self._cpu_ns() - before) / calls / 1000, source)
+        async with asyncio.timeout(60):
+            await caller.run(islice(cycle(requests), calls), in_flight)
+        cpu_us = (self._cpu_ns() - before) / calls / 1000
+        caller.transport.close()
+        return Round(cpu_us, caller.trailers.get("x-cache", ""))
 
     async def reply(self, method: str, request: bytes) -> bytes:
         """Return one reply's bytes."""
-        call: Any = self.channel.unary_unary(method)
-        answer: bytes = await call(request)
-        return answer
+        caller = await Caller.connect(self.port, method)
+        await caller.run([request], 1)
+        caller.transport.close()
+        return caller.reply

@@ -87,8 +87,6 @@ async def measure_uncached(system: System, method: str, in_flight: int) -> dict[
         cold = await other.round(booking.path, booking.requests, calls, in_flight)
         assert cold.source == "miss"
         figures["booking"].append(cold.cpu_us)
-    for target_ in (server, echo, other):
-        await target_.channel.close()
     return figures
 
 
@@ -110,8 +108,6 @@ async def measure(system: System, method: str, in_flight: int) -> dict[str, list
         assert (warm.source, cold.source, off.source) == ("hit", "miss", "bypass")
         for name, figure in (("warm", warm), ("cold", cold), ("off", off)):
             figures[name].append(figure.cpu_us)
-    await server.channel.close()
-    await echo.channel.close()
     return figures
 
 
@@ -120,10 +116,9 @@ async def warm_round(system: System, method: str, in_flight: int) -> None:
     case = system.cases[method]
     server = target(system, case.service)
     await server.round(case.path, case.requests[:1], 100, in_flight)
-    await server.channel.close()
 
 
 def target(system: System, name: str) -> Target:
-    """Return a channel to a server and its process."""
+    """Return where to call a server, and its process."""
     server = system.servers[name]
     return Target(server.port, server.pid)

@@ -131,8 +131,8 @@ class Start:
     def __init__(self, exits: AsyncExitStack, pool: AsyncConnectionPool, redis_url: str, timeout: int = 10_000) -> None:
         """`exits` ends them."""
         self._timeout = timeout
-        self._exits = exits
-        self._pool = pool
+        self.exits = exits
+        self.pool = pool
         self.redis_url = redis_url
 
     async def __call__(
@@ -152,13 +152,13 @@ class Start:
         """
         values = CacheSettings(**{"poll": 60_000, "url": redis_url or self.redis_url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
-        cache = kind(values, self._pool.connection, str.encode, read_only=read_only)
+        cache = kind(values, self.pool.connection, str.encode, read_only=read_only)
         prepare(cache)
-        self._exits.push_async_callback(cache.close)
+        self.exits.push_async_callback(cache.close)
         await cache.open()
         if wait and not redis_url:
             await until(lambda: cache.store.ready)
-        return Shop(cache, self._pool, stamp)
+        return Shop(cache, self.pool, stamp)
 
 
 async def put(conn: psycopg.AsyncConnection[Any], label: str, name: str = "tea", shelf: str = "a") -> None:

@@ -1,6 +1,7 @@
 """The tempting variants of the protocol, each without one of its steps. Every one of them is wrong."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -102,26 +103,9 @@ class StampsAfterLoad(Shop):
         return await self.cache.read(self.key(name, shelf), load)
 
 
-class TracksPushOnly(Shop):
-    """A near cache that is dropped by `pushed`, and by nothing else."""
-
-    async def read(
-        self,
-        name: str = "tea",
-        *,
-        shelf: str = "a",
-        before: Callable[[], Awaitable[None]] = at_once,
-        after: Callable[[], Awaitable[None]] = at_once,
-    ) -> Reply:
-        """Return what this process has read before."""
-        near: dict[str, Reply] = self.__dict__.setdefault("near", {})
-        if name not in near:
-            near[name] = await super().read(name, shelf=shelf, before=before, after=after)
-        return near[name]
-
-    def pushed(self, name: str) -> None:
-        """The server says that an entry has changed; in this test the message is lost."""
-        del self.__dict__["near"][name]
+def tracks_push_only(cache: Cache) -> None:
+    """Keep replies in the process until the server says that they have changed, however long that takes."""
+    cache.store.near.lease = math.inf
 
 
 class BarrierFromSnapshot(Cache):

@@ -163,6 +163,8 @@ class CacheMetrics(_message.Message):
     HIT_RATE_FIELD_NUMBER: _builtins.int
     REFUSED_FILLS_FIELD_NUMBER: _builtins.int
     BYPASSES_FIELD_NUMBER: _builtins.int
+    NEAR_HITS_FIELD_NUMBER: _builtins.int
+    NEAR_BYTES_FIELD_NUMBER: _builtins.int
     hits: _builtins.int
     """Reads answered from the cache."""
     misses: _builtins.int
@@ -181,6 +183,10 @@ class CacheMetrics(_message.Message):
     """Loads that were not stored, since a write of their group may not have been in them."""
     bypasses: _builtins.int
     """Reads answered past the cache: the server away, or asked for by `cache-control`."""
+    near_hits: _builtins.int
+    """Of the hits, those that the process answered by itself."""
+    near_bytes: _builtins.int
+    """What the process keeps for that, in bytes."""
     def __init__(
         self,
         *,
@@ -193,10 +199,12 @@ class CacheMetrics(_message.Message):
         hit_rate: _builtins.float = ...,
         refused_fills: _builtins.int = ...,
         bypasses: _builtins.int = ...,
+        near_hits: _builtins.int = ...,
+        near_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypasses", b"bypasses", "errors", b"errors", "hit_rate", b"hit_rate", "hits", b"hits", "invalidations", b"invalidations", "misses", b"misses", "refused_fills", b"refused_fills", "sets", b"sets", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypasses", b"bypasses", "errors", b"errors", "hit_rate", b"hit_rate", "hits", b"hits", "invalidations", b"invalidations", "misses", b"misses", "near_bytes", b"near_bytes", "near_hits", b"near_hits", "refused_fills", b"refused_fills", "sets", b"sets", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,81 @@
+"""Replies kept in this process, for the namespaces that opt in.
+
+The server says when a group changes; but what it says may be late or lost. So a reply also counts only for a lease,
+from when the look that found it was sent: its generation was in force then, so no reply is further behind an
+acknowledged write than the lease, whatever happens to the connection or to this process.
+"""
+
+import time
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from cachetools import LRUCache
+
+from libs.cache.entries import Entry
+from libs.cache.keys import Key
+
+OVERHEAD_BYTES = 500  # of an entry, besides its body: keys, numbers, dicts
+
+# Goes on while the machine sleeps, too, where there is such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Return the time in s by which leases are counted."""
+    return time.clock_gettime(_CLOCK)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of a group: each entry, and until when it counts."""
+
+    entries: dict[str, tuple[Entry, float]] = field(default_factory=dict)
+    bytes: int = 0
+
+
+class Near:
+    """The groups used last, up to a number of bytes."""
+
+    def __init__(self, lease: float, max_bytes: int) -> None:
+        """Keep replies for `lease` s."""
+        self.lease = lease
+        self.drops = 0
+        self._groups: LRUCache[str, _Kept] = LRUCache(max_bytes, attrgetter("bytes"))
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes are kept."""
+        return int(self._groups.currsize)
+
+    def get(self, key: Key) -> Entry | None:
+        """Return an entry whose lease has not ended."""
+        kept = self._groups.get(key.group.name)
+        if kept is None or (found := kept.entries.get(key.entry)) is None:
+            return None
+        entry, until = found
+        return entry if now() < until else None
+
+    def put(self, key: Key, entry: Entry, sent: float) -> None:
+        """Keep an entry that a look `sent` at that time has found."""
+        name = key.group.name
+        kept = self._groups.pop(name, None) or _Kept()
+        if (old := kept.entries.get(key.entry)) is not None:
+            kept.bytes -= _size(old[0])
+        kept.entries[key.entry] = entry, sent + self.lease
+        kept.bytes += _size(entry)
+        if kept.bytes <= self._groups.maxsize:
+            self._groups[name] = kept
+
+    def drop(self, group: str) -> None:
+        """Drop a group, by its name."""
+        if self._groups.pop(group, None) is not None:
+            self.drops += 1
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.drops += len(self._groups)
+        self._groups.clear()
+
+
+def _size(entry: Entry) -> int:
+    return len(entry.body or b"") + OVERHEAD_BYTES

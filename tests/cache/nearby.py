@@ -1,0 +1,53 @@
+"""A process with a near cache, whose connection to Valkey the test may harm."""
+
+import asyncio
+from time import monotonic
+
+from libs.cache import Reply
+from tests.cache.shop import Shop, Start
+from tests.proxy import Proxy
+
+PUSH = b">2\r\n$10\r\ninvalidate"
+LEASE_MS = 60
+LEASE = LEASE_MS / 1000
+
+
+async def near(start: Start, between: Proxy, lease_ms: int = LEASE_MS, size: int = 1) -> Shop:
+    """Start a process that keeps replies of the shop for itself."""
+    elsewhere = Start(start.exits, start.pool, f"redis://127.0.0.1:{between.port}", timeout=90)
+    shop = await elsewhere(near=["shop"], near_lease=lease_ms, near_size=size)
+    return shop
+
+
+async def kept(shop: Shop, name: str = "tea") -> Reply:
+    """Read until the reply comes out of the process itself."""
+    async with asyncio.timeout(10):
+        while True:
+            reply = await shop.read(name)
+            if reply.source == "near":
+                return reply
+            await shop.cache.settle()
+
+
+class Clock:
+    """How far the replies of a reader were behind what a writer had been told that it wrote, in s."""
+
+    def __init__(self) -> None:
+        """Nothing was written yet."""
+        self.written: list[float] = []
+        self.furthest = 0.0
+        self.sources: set[str] = set()
+
+    async def write(self, shop: Shop) -> None:
+        """Write the next number."""
+        await shop.write(str(len(self.written)))
+        self.written.append(monotonic())
+
+    async def read(self, shop: Shop) -> None:
+        """Read; the next number was written at most so long before."""
+        began = monotonic()
+        reply = await shop.read()
+        self.sources.add(reply.source)
+        following = int(reply.body or b"") + 1
+        if following < len(self.written):
+            self.furthest = max(self.furthest, began - self.written[following])
