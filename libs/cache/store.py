@@ -30,6 +30,9 @@ from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
 SCAN_COUNT = 1000
+
+# Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
+FILL_DELAY_SECONDS = float(__import__("os").environ.get("FD","0.005"))
 RUN_ID = PREFIX + "run-id"
 
 
@@ -90,7 +93,7 @@ class Store:
 
     def fill(self, fill: Fill) -> "asyncio.Future[bool]":
         """Store an entry if no write may be missing in it; say whether it was stored."""
-        return self._gather.ask("fill", fill, self._fill_all)
+        return self._gather.ask("fill", fill, self._fill_all, FILL_DELAY_SECONDS)
 
     def _look(self) -> None:
         looks, self._looks = self._looks, []

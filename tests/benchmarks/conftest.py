@@ -20,7 +20,7 @@ from ops.up import Plan, Service, environments
 from tests.benchmarks.cases import Case, add_calendar, add_salons, cases
 
 DOCS = Path(__file__).parents[2] / "docs/performance.md"
-HEADING = "| RPC | in flight | echo, us | warm | cold | cache off |\n|---|---|---|---|---|---|\n"
+HEADING = "| RPC | in flight | echo, us | near | warm | cold | cache off |\n|---|---|---|---|---|---|---|\n"
 
 
 class Echo(Server):

@@ -1,28 +1,32 @@
-"""Each read RPC warm, cold and past the cache, in turn with the echo of its own reply: medians of the rounds."""
+"""What each read RPC costs, in turn with the echo of its own reply: medians of many short rounds, and the budget."""
 
 import asyncio
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis
 
-from tests.benchmarks.cases import CALLS
+from tests.benchmarks.cases import Case
 from tests.benchmarks.conftest import ROWS, System
+from tests.benchmarks.http2 import Headers
 from tests.benchmarks.load import Target
 
-ROUNDS = 5
+ROUNDS = 15
+CALLS = {32: 320, 1: 100}
+FEW = 16  # requests that a warm round asks for, in turn
+KINDS = ("near", "warm", "cold", "off")
+NEAR = ["GetSalon", "GetSalonByPhoneNumberId"]
+BY_KEY = [*NEAR, "GetBookingByCode"]
+LISTS_OF_50 = ["ListBookings", "ListConversations", "ListMessages"]
 METHODS = [
-    "GetSalon",
-    "GetSalonByPhoneNumberId",
-    "GetBookingByCode",
+    *BY_KEY,
+    *LISTS_OF_50,
     "BatchGetBookings",
-    "ListBookings",
     "ListBookingEvents",
     "ListResources",
     "GetConversation",
-    "ListConversations",
-    "ListMessages",
     "SearchMessages",
     "ListAiMessages",
     "GetSalonStats",
@@ -33,6 +37,23 @@ METHODS = [
 ]
 NOT_CACHED = ["ListSalons", "SearchAvailability", "GetMessage"]
 NO_CACHE = (("cache-control", "no-cache"),)
+NOT_NEAR = (("cache-control", "max-age=3600"),)
+
+
+class Budget(NamedTuple):
+    """The most that a kind of read may cost, as a multiple of the echo."""
+
+    kind: str
+    methods: Sequence[str]
+    most: dict[int, float]
+
+
+BUDGET = (
+    Budget("near", NEAR, {32: 1.1, 1: 1.15}),
+    Budget("warm", METHODS, {32: 1.25, 1: 1.5}),
+    Budget("cold", BY_KEY, {32: 1.5, 1: 1.9}),
+    Budget("cold", LISTS_OF_50, {32: 4, 1: 4}),
+)
 
 
 def drop_entries(redis_url: str) -> None:
@@ -44,78 +65,59 @@ def drop_entries(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("in_flight", [32, 1])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *NOT_CACHED])
 def test_read(system: System, benchmark: Any, method: str, in_flight: int, pytestconfig: pytest.Config) -> None:
-    figures = asyncio.run(measure(system, method, in_flight))
-    echo, *others = (median(values) for values in figures.values())
-    ratios = [round(value / echo, 2) for value in others]
-    benchmark.extra_info.update(dict(zip(("warm", "cold", "off"), ratios, strict=True)), echo_us=round(echo))
-    row = f"| {method} | {in_flight} | {echo:.0f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"
-    pytestconfig.stash.setdefault(ROWS, []).append(row)
-    benchmark.pedantic(lambda: asyncio.run(warm_round(system, method, in_flight)), rounds=3, warmup_rounds=1)
-
-
-@pytest.mark.parametrize("in_flight", [32, 1])
-@pytest.mark.parametrize("method", NOT_CACHED)
-def test_read_that_is_not_cached(
-    system: System, benchmark: Any, method: str, in_flight: int, pytestconfig: pytest.Config
-) -> None:
-    figures = asyncio.run(measure_uncached(system, method, in_flight))
-    echo, off, booking = (median(values) for values in figures.values())
-    ratios = {"off": round(off / echo, 2), "of_a_booking": round(off / booking, 2)}
-    benchmark.extra_info.update(ratios, echo_us=round(echo))
-    row = f"| {method} | {in_flight} | {echo:.0f} | - | - | {ratios['off']:.2f} |"
+    figures = asyncio.run(measure(system, system.cases[method], in_flight))
+    echo = median(figures.pop("echo"))
+    ratios = {kind: round(median(values) / echo, 2) for kind, values in figures.items()}
+    over = [
+        f"{kind} costs {ratios[kind]}, may cost {most[in_flight]}"
+        for kind, methods, most in BUDGET
+        if method in methods and ratios[kind] > most[in_flight]
+    ]
+    cells = [f"{ratios[kind]:.2f}" if kind in ratios else "-" for kind in KINDS]
+    row = f"| {method} | {in_flight} | {echo:.0f} | {' | '.join(cells)} |"
     pytestconfig.stash.setdefault(ROWS, []).append(row)
     if method == "SearchAvailability":
-        assert ratios["of_a_booking"] <= 3
-    benchmark.pedantic(lambda: asyncio.run(warm_round(system, method, in_flight)), rounds=3, warmup_rounds=1)
+        booking = asyncio.run(measure(system, system.cases["GetBookingByCode"], in_flight))
+        assert ratios["off"] <= 3 * median(booking["cold"]) / median(booking["echo"])
+    benchmark.extra_info.update(ratios, echo_us=round(echo))
+    benchmark.pedantic(lambda: asyncio.run(again(system, system.cases[method], in_flight)), rounds=3, warmup_rounds=1)
+    assert not over
 
 
-async def measure_uncached(system: System, method: str, in_flight: int) -> dict[str, list[float]]:
-    """Return the CPU a call of each round: echo, the call, and a cold GetBookingByCode, A B C A B C."""
-    case, booking = system.cases[method], system.cases["GetBookingByCode"]
-    server, echo, other = target(system, case.service), target(system, "echo"), target(system, "booking")
-    reply = await server.reply(case.path, case.requests[0])
-    calls = CALLS if in_flight > 1 else CALLS // 2
-    figures: dict[str, list[float]] = {"echo": [], "off": [], "booking": []}
-    await server.round(case.path, case.requests, calls, 32)
-    await other.round(booking.path, booking.requests, CALLS, 32)
-    for _ in range(ROUNDS):
-        figures["echo"].append((await echo.round(f"/echo/{case.reply}", [reply], calls, in_flight)).cpu_us)
-        figures["off"].append((await server.round(case.path, case.requests, calls, in_flight)).cpu_us)
-        drop_entries(system.redis_url)
-        cold = await other.round(booking.path, booking.requests, calls, in_flight)
-        assert cold.source == "miss"
-        figures["booking"].append(cold.cpu_us)
-    return figures
+async def again(system: System, case: Case, in_flight: int) -> None:
+    """Call a hundred times what is cached."""
+    await target(system, case.service).round(case.path, case.requests[:1], 100, in_flight)
 
 
-async def measure(system: System, method: str, in_flight: int) -> dict[str, list[float]]:
-    """Return the CPU a call of each round: echo, warm, cold, past the cache, A B C D A B C D."""
-    case = system.cases[method]
+async def measure(system: System, case: Case, in_flight: int) -> dict[str, list[float]]:
+    """Return the CPU a call, in us, of each round: echo, near, warm, cold, past the cache, and so on in turn."""
     server, echo = target(system, case.service), target(system, "echo")
     reply = await server.reply(case.path, case.requests[0])
-    calls = CALLS if in_flight > 1 else CALLS // 2
-    distinct = len(case.requests)
-    figures: dict[str, list[float]] = {"echo": [], "warm": [], "cold": [], "off": []}
-    await server.round(case.path, case.requests, distinct, 32)
-    for _ in range(ROUNDS):
+    calls, few = CALLS[in_flight], case.requests[:FEW]
+    cached, near = case.method not in NOT_CACHED, case.method in NEAR
+    figures: dict[str, list[float]] = {"echo": []}
+
+    async def add(kind: str, source: str, requests: Sequence[bytes], calls: int, metadata: Headers = ()) -> None:
+        done = await server.round(case.path, requests, calls, in_flight, metadata)
+        assert done.source == source
+        figures.setdefault(kind, []).append(done.cpu_us)
+
+    await server.round(case.path, case.requests, len(case.requests), 32)
+    for turn in range(ROUNDS):
+        first = turn * calls % len(case.requests)
+        some = [*case.requests[first:], *case.requests[:first]][:calls]
         figures["echo"].append((await echo.round(f"/echo/{case.reply}", [reply], calls, in_flight)).cpu_us)
-        warm = await server.round(case.path, case.requests[:1], calls, in_flight)
-        drop_entries(system.redis_url)
-        cold = await server.round(case.path, case.requests, min(calls, distinct), in_flight)
-        off = await server.round(case.path, case.requests, min(calls, distinct), in_flight, NO_CACHE)
-        assert (warm.source, cold.source, off.source) == ("hit", "miss", "bypass")
-        for name, figure in (("warm", warm), ("cold", cold), ("off", off)):
-            figures[name].append(figure.cpu_us)
+        if cached:
+            drop_entries(system.redis_url)
+            await add("cold", "miss", some, len(some))
+            await server.round(case.path, few, 2 * FEW, 1)
+            await add("warm", "hit", few, calls, NOT_NEAR if near else ())
+        if near:
+            await add("near", "near", few, calls)
+        await add("off", "bypass" if cached else "", some, calls, NO_CACHE)
     return figures
-
-
-async def warm_round(system: System, method: str, in_flight: int) -> None:
-    """Call a hundred times what is cached."""
-    case = system.cases[method]
-    server = target(system, case.service)
-    await server.round(case.path, case.requests[:1], 100, in_flight)
 
 
 def target(system: System, name: str) -> Target:
