@@ -52,6 +52,7 @@ def up(
     messaging_port: Annotated[int, typer.Option(help="Port of messaging.")] = 50052,
     stats_port: Annotated[int, typer.Option(help="Port of stats.")] = 50053,
     metrics_port: Annotated[int, typer.Option(help="Port of booking's metrics; the others' are the next two.")] = 9051,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes of each service, which share its port.")] = 1,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
@@ -60,7 +61,7 @@ def up(
     from ops.up import Plan, run
 
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
-    plan = Plan(data, pg_bin, ephemeral, scale if seed else None, ports, metrics_port)
+    plan = Plan(data, pg_bin, ephemeral, scale if seed else None, ports, metrics_port, workers)
     try:
         run(plan, console)
     except StartError as error:

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import FrameType
 
 import psycopg
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from libs.db.settings import split_pool_parameters
+from libs.db.settings import DatabaseSettings, split_pool_parameters
+from libs.rpc.settings import explain
 from ops.health import is_serving
 from ops.migrate import migrate, passwords, service_url
 from ops.process import Server, StartError, is_free, spawn
@@ -30,6 +32,7 @@ SERVICES = {
     "messaging": "parlor.messaging.v1.MessagingService",
     "stats": "parlor.stats.v1.StatsService",
 }
+SPARE_CONNECTIONS = 20
 CALLS = (
     ("booking", "ListSalons", '{"page_size": 2}'),
     ("messaging", "ListConversations", '{"salon_id": "salon-123", "page_size": 2}'),
@@ -51,6 +54,7 @@ class Plan:
     scale: int | None
     ports: dict[str, int]
     metrics_port: int
+    workers: int = 1
 
 
 class Service(Server):
@@ -148,7 +152,8 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     database_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
     servers: list[Server] = []
     if not database_url:
-        postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, log=data / "log/postgres.log")
+        settings = {"max_connections": str(connections(plan.workers))}
+        postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, settings=settings, log=data / "log/postgres.log")
         servers.append(stack.enter_context(postgres))
         database_url = postgres.dsn
     if not redis_url:
@@ -166,6 +171,16 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     return [*servers, *services]
 
 
+def connections(workers: int) -> int:
+    """Return how many connections our own Postgres allows: all that the services may open, and some for people."""
+    try:
+        limit = DatabaseSettings(url=SecretStr("")).connection_limit
+    except ValueError as error:
+        raise StartError(explain(error)) from None
+    with_probe = limit + 1
+    return max(200, len(SERVICES) * workers * with_probe + SPARE_CONNECTIONS)
+
+
 def is_empty(database_url: str) -> bool:
     """Return whether there is no salon yet."""
     with psycopg.connect(split_pool_parameters(database_url)[0]) as connection:
@@ -177,6 +192,7 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
     shared = {
         "HOST": "127.0.0.1",
         "REDIS_URL": redis_url,
+        "WORKERS": str(plan.workers),
         "BOOKING_ADDRESS": f"127.0.0.1:{plan.ports['booking']}",
         "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET", "parlor-dev"),
     }

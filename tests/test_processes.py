@@ -275,7 +275,7 @@ def start_in_vain(name: str, environment: dict[str, str]) -> tuple[int, str]:
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     return ended.returncode, ended.stdout + ended.stderr

@@ -32,7 +32,7 @@ META_LIFETIME_SECONDS = 7 * 24 * 3600
 SCAN_COUNT = 1000
 
 # Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
-FILL_DELAY_SECONDS = float(__import__("os").environ.get("FD","0.005"))
+FILL_DELAY_SECONDS = float(__import__("os").environ.get("FD", "0.005"))
 RUN_ID = PREFIX + "run-id"
 
 

@@ -28,7 +28,7 @@ def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
 
 
 class DatabaseSettings(BaseSettings):
-    """How a process connects to Postgres. The limit is a process's: services x limit must fit max_connections."""
+    """How a process connects to Postgres. services x workers x (limit + 1) must fit max_connections."""
 
     model_config = SettingsConfigDict(env_prefix="DB_", hide_input_in_errors=True)
 

@@ -8,6 +8,9 @@ from prometheus_client.registry import Collector
 from libs.cache import Cache
 from libs.db import Database
 
+# Of several workers these tell the least, where counters and all other gauges are added up.
+LEAST = frozenset({"parlor_cache_connected", "parlor_db_available"})
+
 
 class Figures(Collector):
     """Collects the figures of a cache and a database when they are asked for."""
@@ -55,5 +58,7 @@ class Figures(Collector):
             ("parlor_db_available", "Whether Postgres answers", database.available),
             ("parlor_db_connections", "Connections open", pool["pool_size"]),
             ("parlor_db_connections_idle", "Connections open and not in use", pool["pool_available"]),
+            ("parlor_db_connections_limit", "Most connections there may be", database.settings.connection_limit),
+            ("parlor_db_connections_awaited", "Requests that wait for one", pool.get("requests_waiting", 0)),
         ):
             yield GaugeMetricFamily(name, text, value=value)

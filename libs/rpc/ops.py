@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.cache import NAMESPACES, Cache, Group, server_figures, sizes
 from libs.db import Database
 from libs.rpc.errors import invalid_fields
+from libs.rpc.exchange import Exchange, Telling
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 
@@ -19,30 +20,40 @@ def percent(part: float, whole: float) -> float:
 class OpsService(ops_pb2_grpc.OpsServiceServicer):
     """Figures of one service's cache and database, and invalidation by hand."""
 
-    def __init__(self, cache: Cache, database: Database, salon_groups: Callable[[str], Awaitable[list[Group]]]) -> None:
-        """`salon_groups` returns all groups of a salon that the service can name."""
+    def __init__(
+        self,
+        cache: Cache,
+        database: Database,
+        exchange: Exchange,
+        salon_groups: Callable[[str], Awaitable[list[Group]]],
+    ) -> None:
+        """`exchange` has the figures of all workers; `salon_groups` returns all groups of a salon that can be named."""
         self._cache = cache
         self._database = database
+        self._exchange = exchange
         self._salon_groups = salon_groups
 
     async def GetCacheStatistics(self, request: Any, context: Any) -> ops_pb2.CacheStatistics:
         """Return the figures of the cache."""
-        cache, counters = self._cache, self._cache.counters
-        total = counters.hits + counters.misses
+        cache, told = self._cache, await self._exchange.total()
+        near, shared, misses, bypasses = (
+            told.count("parlor_cache_reads_total", source) for source in ("near", "hit", "miss", "bypass")
+        )
+        hits = near + shared
         namespaces = {name: cache.namespace(name) for name in NAMESPACES}
         return ops_pb2.CacheStatistics(
             metrics=ops_pb2.CacheMetrics(
-                hits=counters.hits,
-                misses=counters.misses,
-                sets=counters.sets,
-                invalidations=counters.invalidations,
-                errors=cache.store.errors,
-                total=total,
-                hit_rate=percent(counters.hits, total),
-                refused_fills=counters.refused_fills,
-                bypasses=counters.bypasses,
-                near_hits=counters.near,
-                near_bytes=cache.store.near.bytes,
+                hits=hits,
+                misses=misses,
+                sets=told.count("parlor_cache_sets_total"),
+                invalidations=told.count("parlor_cache_invalidations_total"),
+                errors=told.count("parlor_cache_errors_total"),
+                total=hits + misses,
+                hit_rate=percent(hits, hits + misses),
+                refused_fills=told.count("parlor_cache_refused_fills_total"),
+                bypasses=bypasses,
+                near_hits=near,
+                near_bytes=told.count("parlor_cache_near_bytes"),
             ),
             redis=ops_pb2.RedisStatus(**await server_figures(cache.store)),
             ttl={name: namespace.ttl for name, namespace in namespaces.items()},
@@ -52,19 +63,20 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
 
     async def GetDatabaseMetrics(self, request: Any, context: Any) -> ops_pb2.DatabaseMetrics:
         """Return the figures of the database."""
-        queries, settings = self._database.queries, self._database.settings
+        told, settings = await self._exchange.total(), self._database.settings
+        executed, slow = told.count("parlor_db_queries_total"), told.count("parlor_db_slow_queries_total")
         return ops_pb2.DatabaseMetrics(
-            pool=self._pool(),
+            pool=_pool(told),
             queries=ops_pb2.QueryMetrics(
-                queries_executed=queries.executed,
-                slow_queries=queries.slow_total,
-                query_errors=queries.errors,
-                average_query_time=round(1000 * queries.seconds / max(queries.executed, 1), 2),
-                slow_query_rate=percent(queries.slow_total, queries.executed),
+                queries_executed=executed,
+                slow_queries=slow,
+                query_errors=told.count("parlor_db_query_errors_total"),
+                average_query_time=_mean_ms(told.value("parlor_db_query_seconds_total"), executed),
+                slow_query_rate=percent(slow, executed),
             ),
             slow_queries=[
                 ops_pb2.SlowQuery(query=slow.query, duration_ms=round(slow.duration_ms, 2), time=_timestamp(slow.time))
-                for slow in reversed(queries.slow)
+                for slow in reversed(told.slow)
             ],
             config=ops_pb2.DatabaseConfig(
                 connection_limit=settings.connection_limit,
@@ -73,23 +85,6 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
                 slow_query_threshold=settings.slow_query_threshold,
                 statement_cache_size=settings.statement_cache_size,
             ),
-        )
-
-    def _pool(self) -> ops_pb2.PoolMetrics:
-        database = self._database
-        stats, limit = database.pool.get_stats(), database.settings.connection_limit
-        total, idle = stats["pool_size"], stats["pool_available"]
-        return ops_pb2.PoolMetrics(
-            active=total - idle,
-            total=total,
-            limit=limit,
-            utilization=percent(total, limit),
-            idle=idle,
-            average_acquisition_time=round(1000 * database.acquisition_seconds / max(database.acquisitions, 1), 2),
-            exhaustions=database.exhaustions,
-            connection_errors=stats.get("connections_errors", 0) + stats.get("connections_lost", 0),
-            waiting=stats.get("requests_waiting", 0),
-            available=database.available,
         )
 
     async def InvalidateSalon(self, request: Any, context: Any) -> ops_pb2.InvalidateSalonResponse:
@@ -107,6 +102,28 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
     async def InvalidatePattern(self, request: Any, context: Any) -> ops_pb2.InvalidatePatternResponse:
         """Invalidate what could match a pattern."""
         return ops_pb2.InvalidatePatternResponse(invalidated=await self._cache.invalidate_pattern(request.pattern))
+
+
+def _pool(told: Telling) -> ops_pb2.PoolMetrics:
+    total, idle = told.count("parlor_db_connections"), told.count("parlor_db_connections_idle")
+    limit, acquisitions = told.count("parlor_db_connections_limit"), told.count("parlor_db_acquisitions_total")
+    return ops_pb2.PoolMetrics(
+        active=total - idle,
+        total=total,
+        limit=limit,
+        utilization=percent(total, limit),
+        idle=idle,
+        average_acquisition_time=_mean_ms(told.value("parlor_db_acquisition_seconds_total"), acquisitions),
+        exhaustions=told.count("parlor_db_exhaustions_total"),
+        connection_errors=told.count("parlor_db_connection_errors_total")
+        + told.count("parlor_db_connections_lost_total"),
+        waiting=told.count("parlor_db_connections_awaited"),
+        available=told.value("parlor_db_available") == 1,
+    )
+
+
+def _mean_ms(seconds: float, count: int) -> float:
+    return round(1000 * seconds / max(count, 1), 2)
 
 
 def _timestamp(time: Any) -> Timestamp:

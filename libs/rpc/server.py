@@ -1,13 +1,16 @@
 """Serves one service: start, health, metrics, graceful end."""
 
 import asyncio
-import signal
+import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from operator import methodcaller
 from typing import Any, NoReturn
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import grpc
 import structlog
@@ -15,30 +18,28 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from libs.cache import Cache, CacheSettings, Group
 from libs.db import Database, DatabaseSettings
 from libs.rpc import log
 from libs.rpc.errors import RpcError
+from libs.rpc.exchange import Exchange
 from libs.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from libs.rpc.interceptor import Methods
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
 from libs.rpc.settings import ServerSettings, explain
+from libs.rpc.workers import ALONE, SIGNALS, CannotListen, Worker, reserve, supervise
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
 OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),  # a port in use is an error
 ]
 OPS = ops_pb2.DESCRIPTOR.services_by_name["OpsService"].full_name
-
-
-class CannotListen(Exception):
-    """A port is in use, or the address is not this machine's."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ async def serve(
     database: Database,
     cache: Cache,
     service: Service,
+    worker: Worker = ALONE,
 ) -> AsyncIterator[Server]:
-    """Serve until the block ends; then drain, and close everything.
+    """Serve until the block ends; then drain, and close everything. Workers share the ports, which are reserved.
 
     Health: the service's own name is NOT_SERVING while draining or without a database; the empty name is the process,
     which answers cached reads even then. Raises: CannotListen.
@@ -83,11 +85,14 @@ async def serve(
     name = service.descriptor.full_name
     registry = CollectorRegistry()
     registry.register(Figures(cache, database))
+    exchange = Exchange(registry, database.queries, worker)
     healths = HealthServicer()
     methods: Any = Methods(settings, service.constraints, registry)
     service.add(service.servicer, methods)
-    ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), methods)
-    server = grpc.aio.server(handlers=[methods], options=OPTIONS)
+    ops = OpsService(cache, database, exchange, service.salon_groups)
+    ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
+    shared = not worker.is_alone  # else a port in use is an error
+    server = grpc.aio.server(handlers=[methods], options=[*OPTIONS, ("grpc.so_reuseport", int(shared))])
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     reflection.enable_server_reflection([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = _listen(server, settings)
@@ -107,8 +112,10 @@ async def serve(
         await healths.set(OPS, SERVING)
         for work in service.background:
             stack.callback(asyncio.create_task(work()).cancel)
+        await stack.enter_async_context(exchange.open())
         if settings.metrics_port is not None:
-            stack.push_async_callback(_serve_metrics(settings.host, settings.metrics_port, registry))
+            end = _serve_metrics(settings.host, settings.metrics_port, exchange.registry, shared)
+            stack.push_async_callback(end)
         await server.start()
         stack.push_async_callback(drain)
         yield Server(port, cache, database, drain)
@@ -121,12 +128,27 @@ def _listen(server: grpc.aio.Server, settings: ServerSettings) -> int:
         raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: is the port in use?") from error
 
 
-def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callable[[], Awaitable[None]]:
+class _MetricsServer(ThreadingWSGIServer):
+    allow_reuse_port = False
+
+
+class _SharedMetricsServer(ThreadingWSGIServer):
+    allow_reuse_port = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log no scrape."""
+
+
+def _serve_metrics(host: str, port: int, registry: CollectorRegistry, shared: bool) -> Callable[[], Awaitable[None]]:
     """Serve metrics on a thread; return what ends it."""
+    kind = _SharedMetricsServer if shared else _MetricsServer
     try:
-        http, _ = start_http_server(port, host, registry)
+        http = make_server(host, port, make_wsgi_app(registry), kind, _Quiet)
     except OSError as error:
         raise CannotListen(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+    threading.Thread(target=http.serve_forever, daemon=True).start()
 
     async def end() -> None:
         await asyncio.to_thread(http.shutdown)  # takes up to half a second
@@ -148,25 +170,52 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
         _fail(name, explain(error))
     log.configure(server_settings.log_level, service=name)
 
-    async def run() -> None:
+    async def run(settings: ServerSettings, worker: Worker) -> None:
         database = Database(database_settings, f"parlor-{name}")
         try:
             cache = Cache(cache_settings, database.connection, methodcaller("SerializeToString"), read_only=read_only)
             service = build(cache, database)
         except ValueError as error:  # of settings of the service's own
             _fail(name, explain(error))
-        over = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, over.set)
-        async with serve(server_settings, database, cache, service) as server:
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, over.set)
+        worker.watch_parent(loop, over.set)
+        async with serve(settings, database, cache, service, worker) as server:
             structlog.get_logger().info("serving", port=server.port)
+            worker.tell_ready()
+            gc.collect()
+            gc.freeze()  # else a full collection walks all that was imported: 50 ms each (decision 0021)
             await over.wait()
             structlog.get_logger().info("draining")
 
+    def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
+        try:
+            uvloop.run(run(settings, worker))
+        except CannotListen as error:
+            _fail(name, str(error))
+
+    if server_settings.workers == 1:
+        work(server_settings)
+        return
     try:
-        uvloop.run(run())
+        with _reserved(server_settings) as settings:
+            sys.exit(supervise(settings.workers, partial(work, settings)))
     except CannotListen as error:
         _fail(name, str(error))
+
+
+@contextmanager
+def _reserved(settings: ServerSettings) -> Iterator[ServerSettings]:
+    """Keep the ports for the workers of this process; yield the settings with their numbers."""
+    with ExitStack() as stack:
+        ports = {"port": settings.port, "metrics_port": settings.metrics_port}
+        taken = {
+            name: stack.enter_context(reserve(settings.host, port)).getsockname()[1]
+            for name, port in ports.items()
+            if port is not None
+        }
+        yield settings.model_copy(update=taken)
 
 
 def _fail(name: str, message: str) -> NoReturn:

@@ -20,15 +20,19 @@ class ServerSettings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port of the Prometheus metrics. Default: none."
     )
-    max_concurrent_rpcs: int = Field(1000, ge=1, description="RPCs under way beyond which one is told OVERLOADED.")
+    workers: int = Field(1, ge=1, le=64, description="Processes that share the port.")
+    max_concurrent_rpcs: int = Field(1000, ge=1, description="RPCs of a worker beyond which one is told OVERLOADED.")
     request_timeout: int = Field(30_000, ge=1, description="Longest time of an RPC, in ms.")
     drain_timeout: int = Field(30_000, ge=0, description="Longest time to let RPCs end on SIGTERM, in ms.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
 
     @classmethod
     def read(cls, default_port: int) -> Self:
-        """Return the settings of the environment. Raises: ValueError, which names the variable."""
-        settings = cls()
+        """Return the settings of the environment and, over it, of the command line (`--workers 2`).
+
+        Raises: ValueError, which names the variable.
+        """
+        settings = cls(_cli_parse_args=True, _cli_kebab_case=True)
         return settings if "port" in settings.model_fields_set else settings.model_copy(update={"port": default_port})
 
 

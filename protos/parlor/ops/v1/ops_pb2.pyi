@@ -3,8 +3,9 @@
 isort:skip_file
 What an operator asks of a running service. Served by each of the three beside its own RPCs.
 
-Counters are those of the whole service since it started. Units are those of the report that Parlor answers to: rates
-in percent with two decimals, times in ms.
+Counters are those of the whole service since it started, the rest is that of all its workers now: whichever worker is
+asked adds them up. What a killed worker had counted since anybody last asked is lost. Units are those of the report
+that Parlor answers to: rates in percent with two decimals, times in ms.
 """
 
 from collections import abc as _abc
@@ -320,7 +321,7 @@ class PoolMetrics(_message.Message):
     total: _builtins.int
     """Connections open now."""
     limit: _builtins.int
-    """Most connections there may be."""
+    """Most connections there may be: DB_CONNECTION_LIMIT for each worker."""
     utilization: _builtins.float
     """100 * total / limit, in percent with two decimals."""
     idle: _builtins.int
@@ -334,7 +335,7 @@ class PoolMetrics(_message.Message):
     waiting: _builtins.int
     """Requests that wait for a connection now."""
     available: _builtins.bool
-    """Whether the database answers."""
+    """Whether the database answers, to every worker."""
     def __init__(
         self,
         *,

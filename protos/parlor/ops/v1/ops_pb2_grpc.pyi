@@ -3,8 +3,9 @@
 isort:skip_file
 What an operator asks of a running service. Served by each of the three beside its own RPCs.
 
-Counters are those of the whole service since it started. Units are those of the report that Parlor answers to: rates
-in percent with two decimals, times in ms.
+Counters are those of the whole service since it started, the rest is that of all its workers now: whichever worker is
+asked adds them up. What a killed worker had counted since anybody last asked is lost. Units are those of the report
+that Parlor answers to: rates in percent with two decimals, times in ms.
 """
 
 from collections import abc as _abc

@@ -1,0 +1,187 @@
+"""Several processes that serve one port, and the parent that starts them and does nothing else.
+
+Each worker listens by itself (SO_REUSEPORT) and has an event loop of its own; the kernel gives each new connection to
+one of them. They are forked, so the parent must have no thread and no object of gRPC's.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 10.0
+LONG_LIFE_SECONDS = 60.0  # who lived so long is started again at once
+
+log = structlog.get_logger()
+
+
+class CannotListen(Exception):
+    """A port is in use, or the address is not this machine's."""
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Keep a port for this process's workers while the socket is open. Raises: CannotListen if anybody uses it.
+
+    Whoever listens with SO_REUSEPORT shares the port, silently, with every other service of the same user that does. So
+    the port is taken alone first, and shared only then; who tries to take it alone from then on fails, since the
+    socket that holds it has no SO_REUSEADDR any more. That socket does not listen: no connection waits at it.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address, family=family) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared = socket.socket(family)
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            shared.bind(alone.getsockname())
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            return shared
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host}:{port}: is the port in use?") from error
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of `count` workers: its number, the folder they share, and the ends of two pipes.
+
+    `parent` ends when the parent wants the worker to end, or is gone itself; a byte to `ready` says that it serves.
+    """
+
+    number: int
+    count: int
+    folder: Path
+    parent: int
+    ready: int
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only process, which has no parent of ours."""
+        return self.count == 1
+
+    def watch_parent(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+        """Have `end` called when it is time to drain."""
+
+        def ended() -> None:
+            loop.remove_reader(self.parent)
+            end()
+
+        if not self.is_alone:
+            loop.add_reader(self.parent, ended)
+
+    def tell_ready(self) -> None:
+        """Tell the parent that this worker serves."""
+        if not self.is_alone:
+            os.write(self.ready, b".")
+
+
+ALONE = Worker(0, 1, Path(), -1, -1)
+
+
+class _Stopped(Exception):
+    """A signal came."""
+
+
+def supervise(count: int, work: Callable[[Worker], None]) -> int:
+    """Run `work` in `count` processes until SIGTERM or SIGINT; return the exit code of the whole.
+
+    The first must serve before the others start: what keeps it from serving is said once, and ends everything. Later a
+    worker that dies is started again, after a pause that doubles up to 10 s. The pipe whose end tells the workers to
+    drain closes when this process ends, however it does.
+    """
+    gc.collect()
+    gc.freeze()  # a worker's collections leave what was imported alone, and so shared: 11 MB of its own, not 30
+    with tempfile.TemporaryDirectory(prefix="parlor-") as folder:
+        return _Supervisor(count, work, Path(folder)).run()
+
+
+class _Supervisor:
+    def __init__(self, count: int, work: Callable[[Worker], None], folder: Path) -> None:
+        self._count = count
+        self._work = work
+        self._folder = folder
+        self._parent, self._own_end = os.pipe()
+        self._is_ready, self._ready = os.pipe()
+        self._running: dict[int, ForkProcess] = {}
+        self._started: dict[int, float] = {}
+        self._due: dict[int, float] = {}
+        self._pauses: dict[int, float] = {}
+
+    def run(self) -> int:
+        for each in SIGNALS:
+            signal.signal(each, _stop)
+        try:
+            first = self._start(0)
+            if self._is_ready not in wait([first.sentinel, self._is_ready]):
+                first.join()
+                return abs(first.exitcode or 1)
+            for number in range(1, self._count):
+                self._start(number)
+            while True:
+                self._watch()
+        except _Stopped:
+            log.info("stopping")
+        os.close(self._own_end)
+        for process in self._running.values():
+            process.join()
+        stopped = {0, *(-number for number in SIGNALS)}
+        return int(any(process.exitcode not in stopped for process in self._running.values()))
+
+    def _start(self, number: int) -> ForkProcess:
+        worker = Worker(number, self._count, self._folder, self._parent, self._ready)
+        process = multiprocessing.get_context("fork").Process(target=self._become, args=(worker,))
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the child must not run this process's handlers
+        try:
+            process.start()
+            self._running[number], self._started[number] = process, time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return process
+
+    def _become(self, worker: Worker) -> None:
+        """Be the worker."""
+        os.close(self._own_end)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        structlog.contextvars.bind_contextvars(worker=worker.number)
+        self._work(worker)
+
+    def _watch(self) -> None:
+        """Wait until a worker dies or is due to be started again, and see to it."""
+        timeout = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+        ended = wait([process.sentinel for process in self._running.values()], timeout)
+        now = time.monotonic()
+        for number in [number for number, process in self._running.items() if process.sentinel in ended]:
+            process, pause = self._running.pop(number), self._pause(number, now - self._started[number])
+            process.join()  # its sentinel may tell a moment before its exit code is there
+            log.error("worker died", worker=number, code=process.exitcode, pause_seconds=pause)
+            self._due[number] = now + pause
+        for number in [number for number, due in self._due.items() if due <= now]:
+            del self._due[number]
+            self._start(number)
+
+    def _pause(self, number: int, lived: float) -> float:
+        """Return how long to wait before a worker is started again."""
+        before = 0.0 if lived > LONG_LIFE_SECONDS else self._pauses.get(number, 0.0)
+        self._pauses[number] = min(2 * before, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
+        return self._pauses[number]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise _Stopped

@@ -1,0 +1,186 @@
+"""A service as several processes on one port: who answers, what they show together, and how they end."""
+
+from __future__ import annotations  # the AsyncStubs exist in the .pyi only
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import psycopg
+import pytest
+
+from libs.rpc import channel
+from ops.up import SERVICES, Plan, Service, connections, environments
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
+from tests.load import DAY, FIRST, until, waiting_for_a_lock
+from tests.processes import Processes, free_ports
+from tests.stack import SALON, booking_request
+from tests.test_processes import STARTING, sample, scrape, start_in_vain, until_away
+
+CHANNELS = 24  # each a connection: that all go to one of two workers happens once in eight million times
+GET = booking_pb2.GetSalonRequest(salon_id=SALON)
+GOT = sample("parlor_rpc_latency_seconds_count", method="parlor.booking.v1.BookingService/GetSalon", code="OK")
+CONFIRMED = booking_pb2.BOOKING_STATUS_CONFIRMED
+BOOKING = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
+
+
+@pytest.fixture
+def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
+    """The booking service, of two workers."""
+    port, metrics_port = free_ports(2)
+    ports = dict.fromkeys(SERVICES, port)  # only booking is started
+    plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2)
+    settings = environments(plan, database_url, redis_url)["booking"]
+    with Service("booking", port, tmp_path / "booking.log", settings) as booking:
+        yield Processes({"booking": booking}, database_url, {"booking": metrics_port})
+
+
+@asynccontextmanager
+async def callers(started: Processes) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Connect often, and write the salon that is read."""
+    address, own = f"127.0.0.1:{started.services['booking'].port}", [("grpc.use_local_subchannel_pool", 1)]
+    await until(lambda: len(workers(started)) == 2)
+    async with AsyncExitStack() as exits:
+        channels = [
+            await exits.enter_async_context(grpc.aio.insecure_channel(address, options=own)) for _ in range(CHANNELS)
+        ]
+        salon = booking_pb2.Salon(salon_id=SALON, phone_number_id="1", name="Hair", time_zone="Europe/Berlin")
+        await stub(channels[0]).UpsertSalon(booking_pb2.UpsertSalonRequest(salon=salon))
+        yield channels
+
+
+def stub(of: grpc.aio.Channel) -> booking_pb2_grpc.BookingServiceAsyncStub:
+    """Return booking's stub on a channel."""
+    return booking_pb2_grpc.BookingServiceStub(of)
+
+
+def workers(started: Processes) -> dict[int, int]:
+    """Return how many callers are connected to each worker that listens, by process id."""
+    booking, found = started.services["booking"], {}
+    for child in psutil.Process(booking.pid).children():
+        states = [each.status for each in child.net_connections() if each.laddr.port == booking.port]
+        if psutil.CONN_LISTEN in states:
+            found[child.pid] = states.count(psutil.CONN_ESTABLISHED)
+    return found
+
+
+async def test_workers_share_a_port_and_add_up_their_figures_also_when_one_is_killed(started: Processes) -> None:
+    async with callers(started) as channels:
+        await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels * 5))
+        before = workers(started)
+        assert all(before.values())
+        assert sum(before.values()) == CHANNELS
+        shown = await asyncio.to_thread(scrape, started, "booking")
+        assert shown[GOT] == 5 * CHANNELS
+        assert shown[sample("parlor_cache_connected")] == shown[sample("parlor_db_available")] == 1
+        assert shown[sample("parlor_db_connections_limit")] == 40
+        ops = [ops_pb2_grpc.OpsServiceStub(each) for each in channels]
+        for each in ops:
+            cache = await each.GetCacheStatistics(ops_pb2.GetCacheStatisticsRequest())
+            assert cache.metrics.total + cache.metrics.bypasses == 5 * CHANNELS
+            database = await each.GetDatabaseMetrics(ops_pb2.GetDatabaseMetricsRequest())
+            assert database.pool.limit == 40
+            assert database.pool.available
+
+        codes: set[grpc.StatusCode] = set()
+        answered = 0
+        over = asyncio.Event()
+
+        async def call(one: grpc.aio.Channel) -> None:
+            nonlocal answered
+            while not over.is_set():
+                try:
+                    await stub(one).GetSalon(GET, timeout=10)
+                    answered += 1
+                except grpc.aio.AioRpcError as error:
+                    codes.add(error.code())
+
+        async with channel(f"127.0.0.1:{started.services['booking'].port}", BOOKING) as retried:
+            calls = asyncio.gather(*(call(each) for each in [*channels[:8], retried]))
+            await until(lambda: answered > 100)
+            killed, survivor = before
+            os.kill(killed, signal.SIGKILL)
+            seen = shown[GOT]
+            while len(workers(started)) < 2:
+                now = (await asyncio.to_thread(scrape, started, "booking"))[GOT]
+                assert now >= seen
+                seen = now
+            over.set()
+            await calls
+        assert codes <= {grpc.StatusCode.UNAVAILABLE}
+        assert survivor in workers(started)
+        assert killed not in workers(started)
+
+        shown = await asyncio.to_thread(scrape, started, "booking")
+        await asyncio.gather(*(stub(each).GetSalon(GET, wait_for_ready=True) for each in channels))
+        assert all(workers(started).values())
+        assert (await asyncio.to_thread(scrape, started, "booking"))[GOT] == shown[GOT] + CHANNELS >= seen + CHANNELS
+
+
+async def test_sigterm_drains_every_worker(started: Processes) -> None:
+    """Calls that wait for a row when the signal comes are answered once they have it; new ones are UNAVAILABLE."""
+    async with (
+        callers(started) as channels,
+        await psycopg.AsyncConnection.connect(started.database_url) as holder,
+    ):
+        bookings = [await stub(channels[n]).CreateBooking(booking_request(FIRST + n * DAY)) for n in range(CHANNELS)]
+        await holder.execute("SELECT FROM bookings FOR UPDATE")
+        waiting = [
+            asyncio.ensure_future(
+                stub(one).UpdateBookingStatus(
+                    booking_pb2.UpdateBookingStatusRequest(
+                        salon_id=SALON, booking_code=booking.booking_code, status=CONFIRMED
+                    )
+                )
+            )
+            for one, booking in zip(channels, bookings, strict=True)
+        ]
+        await until(lambda: waiting_for_a_lock(started.database_url, CHANNELS))
+        assert all(workers(started).values())
+        answered: list[object] = []
+        readers = [asyncio.create_task(until_away(stub(each).GetSalon, GET, answered)) for each in channels]
+        await until(lambda: len(answered) > 200)
+        started.services["booking"].terminate()
+        await asyncio.gather(*readers)
+        assert not any(call.done() for call in waiting)
+        await holder.rollback()
+        assert {one.status for one in await asyncio.gather(*waiting)} == {CONFIRMED}
+        await until(lambda: not started.services["booking"].is_running, 5)
+    assert started.services["booking"].exit_code == 0
+
+
+async def test_a_port_of_workers_is_in_use_and_they_end_with_their_parent(started: Processes) -> None:
+    booking, metrics_port = started.services["booking"], started.metrics_ports["booking"]
+    await until(lambda: len(workers(started)) == 2)
+    own = psutil.Process(booking.pid).children()
+    port = {"PORT": str(booking.port)}
+    failed = await asyncio.gather(
+        *(
+            asyncio.to_thread(start_in_vain, name, {**STARTING, **settings})
+            for name, settings in (
+                ("booking", {**port, "WORKERS": "2"}),
+                ("booking", {**port, "WORKERS": "1"}),
+                ("booking", {"METRICS_PORT": str(metrics_port), "WORKERS": "2"}),
+                ("messaging", {"WORKERS": "2", "WHATSAPP_APP_SECRET": ""}),
+            )
+        )
+    )
+    assert [code for code, _ in failed] == [2, 2, 2, 2]
+    for (_, said), part in zip(failed, [booking.port, booking.port, metrics_port, "WHATSAPP_APP_SECRET"], strict=True):
+        assert str(part) in said.splitlines()[-1]
+        assert "Traceback" not in said
+    assert len(failed[-1][1].splitlines()) == 1
+    booking.kill()
+    await until(lambda: not any(each.is_running() for each in own), 5)
+
+
+def test_our_own_postgres_has_room_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_CONNECTION_LIMIT", "30")
+    assert connections(1) == 200
+    assert connections(4) >= 3 * 4 * 31
