@@ -1,6 +1,6 @@
 # `make run` and `make test` need python3 with venv and make, nothing else; `make check` needs git too.
 
-.PHONY: run test check bench protos lock
+.PHONY: run test test-cache check bench protos lock
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -16,6 +16,9 @@ run: .venv/.run  ## Start everything; Ctrl-C stops it.
 
 test: .venv/.dev  ## PG_BIN=FOLDER runs it on another PostgreSQL.
 	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 2
+
+test-cache: .venv/.dev  ## The cache's tests on another server: SERVER=cluster, or the path of a redis-server.
+	$(BIN)/pytest tests/cache --numprocesses 2 --cache-server $(or $(SERVER),valkey)
 
 bench: .venv/.dev
 	$(BIN)/pytest tests/benchmarks

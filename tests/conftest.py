@@ -1,6 +1,6 @@
 """Servers for the tests: one Postgres and one Valkey a run, a fresh database and an empty Valkey a test.
 
-A missing server fails, it never skips. PG_BIN names the programs of another PostgreSQL, VALKEY_BIN another server.
+A missing server fails, it never skips. PG_BIN names the programs of another PostgreSQL, VALKEY_BIN another Redis.
 """
 
 import itertools
@@ -12,12 +12,19 @@ import psycopg
 import pytest
 import redis
 
+from ops.cluster import Cluster
 from ops.migrate import migrate
 from ops.servers import Postgres, Valkey, postgres_url
 from tests.stack import Stack, running
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 _numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests of the cache be run on another server."""
+    what = "what tests/cache runs on: valkey, cluster, or a redis-server's path (default: valkey, the core on both)"
+    parser.addoption("--cache-server", help=what)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +39,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 def valkey_server() -> Iterator[Valkey]:
     """A Valkey for all tests that do not kill it."""
     with Valkey(binary=valkey_binary()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three masters, for all tests that leave each of them as it was."""
+    with Cluster(binary=valkey_binary()) as server:
         yield server
 
 

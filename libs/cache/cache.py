@@ -273,7 +273,7 @@ class Cache:
         """Remove what is kept of groups, after the commit that invalidated them; the rest ends by its TTL."""
         with suppress(RedisError, OSError):
             for group in groups:
-                await self.store.unlink_entries(group)
+                await self.store.servers.unlink_entries(group)
 
     async def invalidate_pattern(self, pattern: str) -> int:
         """Invalidate every group that a key matching the glob pattern could be in; return how many there were.
@@ -283,13 +283,12 @@ class Cache:
         """
         literal = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
         try:
-            metas = await self.store.metas(literal)
-            await self.store.unlink(metas)
+            invalidated = await self.store.servers.unlink_metas(literal)
             self.store.near.clear()
-        except (StoreAway, RedisError, OSError) as error:
+        except (RedisError, OSError) as error:
             raise CacheUnavailable from error
-        self.counters.invalidations += len(metas)
-        return len(metas)
+        self.counters.invalidations += invalidated
+        return invalidated
 
     async def invalidate_namespace(self, namespace: Namespace) -> int:
         """Invalidate every group of a namespace; return how many there were. Raises: CacheUnavailable."""

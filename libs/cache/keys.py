@@ -2,7 +2,8 @@
 
 A group is what a write invalidates together: `query:booking:salon:{salon-123}`, literal braces included, so that its
 keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name. What the caller gives
-is quoted, so that whatever it holds, no two replies share a key and no entry can take the place of a meta.
+is quoted, so that whatever it holds, no two replies share a key, no entry can take the place of a meta, and the first
+braces of a key are the group's.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 PREFIX = "query:"
 META = "#meta"
+NOTHING = "%"  # empty braces would not be seen as a hash tag
 _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 
 
@@ -28,7 +30,7 @@ class Namespace:
 
     def group(self, identifier: str, middle: str = "") -> "Group":
         """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""
-        return Group(self, f"{self.prefix}{middle}{{{identifier.translate(_QUOTED)}}}")
+        return Group(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
 
 
 class Group(NamedTuple):
@@ -44,7 +46,7 @@ class Group(NamedTuple):
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
-        return Key(self, ":".join((self.name, *(str(part).translate(_QUOTED) for part in parts))))
+        return Key(self, ":".join((self.name, *(quoted(str(part)) for part in parts))))
 
 
 class Key(NamedTuple):
@@ -52,6 +54,11 @@ class Key(NamedTuple):
 
     group: Group
     entry: str
+
+
+def quoted(text: str) -> str:
+    """Return a text without the characters that structure a key."""
+    return text.translate(_QUOTED)
 
 
 def digest(*values: object) -> str:

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 
-from libs.cache.keys import PREFIX, Namespace
+from libs.cache.keys import PREFIX, Namespace, quoted
 
 # The namespaces: TTL in s, and the word in the key where it differs from the name.
 NAMESPACES = {
@@ -33,7 +33,7 @@ class CacheSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REDIS_", hide_input_in_errors=True)
 
-    url: str = Field("redis://localhost:6379", description="The server.")
+    url: str = Field("redis://localhost:6379", description="The server, or one master of a cluster.")
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
     ttl: dict[str, int] = Field({}, description='TTL by namespace, in s, as JSON: {"stats": 60}.')
     ttl_negative: int = Field(30, ge=1, le=86_400, description="Longest TTL of an answer that there is nothing, in s.")
@@ -69,4 +69,4 @@ class CacheSettings(BaseSettings):
         """Return a namespace with its TTL in force."""
         seconds = self.ttl.get(name, NAMESPACES.get(name, self.ttl_default))
         near = name in self.near and self.near_lease > 0
-        return Namespace(name, f"{PREFIX}{WORDS.get(name, name)}:", seconds, near)
+        return Namespace(name, f"{PREFIX}{quoted(WORDS.get(name, name))}:", seconds, near)

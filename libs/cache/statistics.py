@@ -5,8 +5,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from libs.cache.gather import Gather
 from libs.cache.keys import META, PREFIX
+from libs.cache.servers import Servers
 from libs.cache.settings import NAMESPACES, CacheSettings
 from libs.cache.store import Store
 
@@ -26,20 +26,25 @@ class Counters:
 
 async def drop(url: str) -> None:
     """Drop the whole cache, after rows were written by something that registers nothing. Raises: RedisError."""
-    store = Store(CacheSettings(url=url), Gather())
+    servers = Servers(CacheSettings(url=url))
     try:
-        await store.unlink(await store.metas())
+        await servers.unlink_metas()
     finally:
-        await store.close()
+        await servers.close()
 
 
 async def server_figures(store: Store) -> dict[str, Any]:
-    """Return `connected`, `uptime` in s and `memory` for people, as the predecessor named them."""
+    """Return `connected`, `uptime` in s and `memory` for people, as the predecessor named them.
+
+    In a cluster the time is since a server last started, and the memory that of all.
+    """
     try:
-        info = await store.info()
+        infos = await store.servers.infos()
     except (RedisError, OSError):
         return {"connected": False}
-    return {"connected": store.ready, "uptime": info["uptime_in_seconds"], "memory": info["used_memory_human"] + "B"}
+    megabytes = sum(info["used_memory"] for info in infos) / 2**20
+    uptime = min(info["uptime_in_seconds"] for info in infos)
+    return {"connected": store.ready, "uptime": uptime, "memory": f"{megabytes:.2f}MB"}
 
 
 async def sizes(store: Store, settings: CacheSettings) -> dict[str, int]:
@@ -47,7 +52,7 @@ async def sizes(store: Store, settings: CacheSettings) -> dict[str, int]:
     names = {settings.namespace(name).prefix: name for name in NAMESPACES}
     counted = dict.fromkeys(NAMESPACES, 0)
     try:
-        async for keys in store.scan(PREFIX + "*"):
+        async for keys in store.servers.scan(PREFIX + "*"):
             for key in keys:
                 word, colon, _ = key.decode().removeprefix(PREFIX).partition(":")
                 if colon and not key.endswith(META.encode()):

@@ -1,39 +1,39 @@
 """What the cache does on Redis or Valkey: four commands, each for all that is asked for in a tick.
 
+In a cluster it is one command for all of a hash slot. The servers of a cluster are used all or none.
+
 Any call that fails or takes too long marks the server as lost: from then on nothing is tried until `recover` has
 succeeded (`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
 """
 
 import asyncio
 import hashlib
-import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import hiredis
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
-from libs.cache.keys import META, PREFIX, Group, Key
+from libs.cache.keys import META, Key
 from libs.cache.near import Near, now
+from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
-SCAN_COUNT = 1000
 
 # Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
-FILL_DELAY_SECONDS = float(__import__("os").environ.get("FD", "0.005"))
-RUN_ID = PREFIX + "run-id"
+FILL_DELAY_SECONDS = 0.005
+
+Looks: TypeAlias = list[tuple[Key, "asyncio.Future[Found]"]]
 
 
 class StoreAway(Exception):
@@ -53,26 +53,17 @@ class Store:
         self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
         self._timeout = settings.timeout / 1000
         self._gather = gather
-        self._looks: list[tuple[Key, asyncio.Future[Found]]] = []
-        self._wire: Wire | None = None
+        self._looks: Looks = []
+        self._slot: Slot = only_slot
+        self._wires: dict[int, Wire] = {}  # by slot
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
-        # For what is rare: connecting, and walks over all keys.
-        self._admin: Redis = Redis.from_url(
-            settings.url,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            protocol=2,
-            driver_info=None,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        )
+        self.servers = Servers(settings)
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._wire:
-            self._wire.close()
+        self._disconnect()
         self.connected = self.ready = False
-        await self._admin.aclose()
+        await self.servers.close()
 
     def look(self, key: Key) -> "asyncio.Future[Found]":
         """Look for a meta and its entry, together with all that is looked for in this tick."""
@@ -85,27 +76,37 @@ class Store:
 
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
-        return self._gather.ask("open", meta, self._open_all)
+        return self._gather.ask(("open", self._slot(meta)), meta, self._open_all)
 
     def register(self, meta: str, xact_id: int) -> "asyncio.Future[None]":
         """Give a group a new generation and note the transaction."""
-        return self._gather.ask("register", (meta, xact_id), self._register_all)
+        return self._gather.ask(("register", self._slot(meta)), (meta, xact_id), self._register_all)
 
     def fill(self, fill: Fill) -> "asyncio.Future[bool]":
         """Store an entry if no write may be missing in it; say whether it was stored."""
-        return self._gather.ask("fill", fill, self._fill_all, FILL_DELAY_SECONDS)
+        return self._gather.ask(("fill", self._slot(fill.key.group.meta)), fill, self._fill_all, FILL_DELAY_SECONDS)
 
     def _look(self) -> None:
         looks, self._looks = self._looks, []
-        if not self.ready or self._wire is None:  # it was when they asked
+        if not self.ready:  # it was when they asked
             self._looked(looks, 0, StoreAway("not ready"))
             return
+        if len(self._wires) == 1:
+            self._get(self._wires[0], looks)
+            return
+        lots: dict[int, Looks] = defaultdict(list)
+        for look in looks:
+            lots[self._slot(look[0].group.meta)].append(look)
+        for slot, lot in lots.items():
+            self._get(self._wires[slot], lot)
+
+    def _get(self, wire: Wire, looks: Looks) -> None:
         command = ["MGET"]
         for key, _ in looks:
             command += (key.group.meta, key.entry)
-        self._wire.send(partial(self._looked, looks, now()), *command)
+        wire.send(partial(self._looked, looks, now()), *command)
 
-    def _looked(self, looks: Sequence[tuple[Key, "asyncio.Future[Found]"]], sent: float, reply: Any) -> None:
+    def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         for place, (key, future) in enumerate(looks):
@@ -144,12 +145,16 @@ class Store:
         return [bool(stored) for stored in await self._run(self.fill_script, names, *args)]
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
-        """Run a script, by its hash where the server knows it. Raises: StoreAway, and the server is lost."""
-        if not self.connected or self._wire is None:
+        """Run a script on keys of one slot, by its hash where the server knows it.
+
+        Raises: StoreAway, and the server is lost.
+        """
+        if not self.connected:
             raise StoreAway("not connected")
-        reply = await self._wire.call("EVALSHA", _sha(script), len(keys), *keys, *args)
+        wire = self._wires[self._slot(keys[0])]
+        reply = await wire.call("EVALSHA", _sha(script), len(keys), *keys, *args)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await self._wire.call("EVAL", script, len(keys), *keys, *args)
+            reply = await wire.call("EVAL", script, len(keys), *keys, *args)
         if isinstance(reply, Exception):
             if isinstance(reply, hiredis.ReplyError):  # such as a server without memory
                 self.mark_lost(reply)
@@ -166,38 +171,49 @@ class Store:
         self.wake.set()
 
     async def recover(self) -> None:
-        """Connect, and make sure that the server's data are of its own run: drop the cache if not. Raises: StoreAway.
+        """Connect, and make sure that each server's data are of its own run: drop them if not. Raises: StoreAway.
 
-        What happened while there was no connection, to the server and to writes that could not reach it, is for this
+        What happened while there was no connection, to the servers and to writes that could not reach them, is for this
         and for the watch to find out: the wire never reconnects by itself.
         Several processes may do so at once: what one has stored after its own drop another may drop again, which does
         no harm, and none is connected before a whole drop of its own or another's.
         """
         try:
-            if self._wire:
-                self._wire.close()
-            pool: Any = self._admin.connection_pool
-            connection = pool.make_connection()
-            await connection.connect()
-            self._wire = Wire(connection, self._timeout, self.mark_lost, self._pushed)
-            await self._check_run(self._wire)
-            await self._track(self._wire)
-            if self._wire.lost:
-                raise self._wire.lost
+            self._disconnect()
+            for node in await self.servers.nodes():
+                wire = await self._connect(node.client)
+                self._slot = node.slot
+                self._wires.update(dict.fromkeys(node.slots, wire))
+                await self._check_run(node, wire)
+                await self._track(wire)
+            for wire in set(self._wires.values()):
+                if wire.lost:
+                    raise wire.lost
             self.connected = True
         except (RedisError, hiredis.HiredisError, OSError, StoreAway) as error:
             self.errors += 1
             raise StoreAway from error
 
-    async def _check_run(self, wire: Wire) -> None:
-        """Drop the cache unless it was made by the server's own run."""
-        info, known = await asyncio.gather(wire.call("INFO", "server"), wire.call("GET", RUN_ID))
+    async def _connect(self, client: Redis) -> Wire:
+        pool: Any = client.connection_pool
+        connection = pool.make_connection()
+        await connection.connect()
+        return Wire(connection, self._timeout, self.mark_lost, self._pushed)
+
+    def _disconnect(self) -> None:
+        for wire in set(self._wires.values()):
+            wire.close()
+        self._wires = {}
+
+    async def _check_run(self, node: Node, wire: Wire) -> None:
+        """Drop what a server holds of the cache unless its own run has stored it."""
+        info, known = await asyncio.gather(wire.call("INFO", "server"), wire.call("GET", node.run_id_key))
         for reply in (info, known):
             if isinstance(reply, Exception):
                 raise reply
         if known != (run_id := _run_id(info)):
-            await self._drop()
-            await self._admin.set(RUN_ID, run_id)
+            await node.drop()
+            await node.client.set(node.run_id_key, run_id)
 
     async def _track(self, wire: Wire) -> None:
         """Have the server tell whatever changes in the namespaces of the near cache."""
@@ -218,41 +234,6 @@ class Store:
         else:
             for name in message[1]:
                 self.near.drop(name.decode(errors="replace").removesuffix(META))
-
-    async def _drop(self) -> None:
-        """Unlink the whole cache; the server may hold other people's keys."""
-        async for names in self.scan(PREFIX + "*"):
-            await self.unlink([name for name in names if name != RUN_ID.encode()])
-
-    async def unlink(self, names: Sequence[str | bytes]) -> None:
-        """Unlink keys. Raises: RedisError."""
-        for first in range(0, len(names), SCAN_COUNT):
-            await self._admin.unlink(*names[first : first + SCAN_COUNT])
-
-    async def scan(self, pattern: str) -> AsyncIterator[list[Any]]:
-        """Yield the names of all keys that match, by the thousand. Raises: RedisError."""
-        cursor = 0
-        while True:
-            cursor, names = await self._admin.scan(cursor, match=pattern, count=SCAN_COUNT)
-            if names:
-                yield names
-            if not cursor:
-                return
-
-    async def metas(self, prefix: str = "") -> list[str]:
-        """Return the metas of every group that a key with this prefix could be in. Raises: RedisError."""
-        metas = [name.decode() async for names in self.scan(f"{PREFIX}*{META}") for name in names]
-        return [meta for meta in metas if meta.startswith(prefix) or prefix.startswith(meta.removesuffix(META))]
-
-    async def unlink_entries(self, group: Group) -> None:
-        """Unlink every entry of a group, whatever its generation. Raises: RedisError."""
-        literal = re.sub(r"([*?\[\]\\])", r"\\\1", group.name)
-        async for names in self.scan(literal + "*"):
-            await self.unlink([name for name in names if name != group.meta.encode()])
-
-    async def info(self) -> dict[str, Any]:
-        """Return the server's own figures. Raises: RedisError."""
-        return dict(await self._admin.info())
 
 
 def _run_id(info: bytes) -> bytes:

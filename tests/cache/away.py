@@ -9,42 +9,43 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 from ops.process import free_port
-from ops.servers import Valkey
+from tests.cache.outside import CacheServer, each, nodes
 from tests.cache.shop import Shop, until
 
 NOWHERE = f"redis://127.0.0.1:{free_port()}"
 
 
 @contextmanager
-def hanging(valkey: Valkey) -> Iterator[None]:
+def hanging(valkey: CacheServer) -> Iterator[None]:
     """Let a server hang: it accepts connections and keeps its data, but answers nothing."""
-    assert valkey._process
-    os.kill(valkey._process.pid, signal.SIGSTOP)
+    for node in nodes(valkey):
+        os.kill(node.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(valkey._process.pid, signal.SIGCONT)
+        for node in nodes(valkey):
+            os.kill(node.pid, signal.SIGCONT)
 
 
-def restart_with_its_old_data(valkey: Valkey, snapshot: dict[bytes, bytes]) -> None:
+def restart_with_its_old_data(valkey: CacheServer, snapshot: list[dict[bytes, bytes]]) -> None:
     """Kill the server and start it from a snapshot, as one that keeps its data on disk would."""
     valkey.kill()
     valkey.start()
-    with redis.Redis.from_url(valkey.url) as client:
-        for key, value in snapshot.items():
+    for client, kept in zip(each(valkey.url), snapshot, strict=True):
+        for key, value in kept.items():
             client.restore(key, 0, value)
 
 
-def take_snapshot(valkey: Valkey) -> dict[bytes, bytes]:
-    """Return all keys of a server."""
-    with redis.Redis.from_url(valkey.url) as client:
-        return {key: bytes(client.dump(key)) for key in client.scan_iter("*")}
+def take_snapshot(valkey: CacheServer) -> list[dict[bytes, bytes]]:
+    """Return all keys of each server."""
+    return [{key: bytes(client.dump(key)) for key in client.scan_iter("*")} for client in each(valkey.url)]
 
 
-def disconnect_all(valkey: Valkey) -> None:
+def disconnect_all(valkey: CacheServer) -> None:
     """Close every connection to the server."""
-    with redis.Redis.from_url(valkey.url) as client:
-        client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    for node in nodes(valkey):
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
 
 
 async def rows(pool: AsyncConnectionPool) -> int:

@@ -2,15 +2,78 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
+from ops.cluster import Cluster
 from ops.migrate import MIGRATIONS
-from ops.servers import Postgres
+from ops.servers import Postgres, Valkey
+from tests.cache.outside import CacheServer, each
 from tests.cache.shop import RESET, SCHEMA, Shop, Start
-from tests.conftest import FAST
+from tests.conftest import FAST, valkey_binary
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on the server that is asked for; without one, on Valkey, and on a cluster if it kills nobody."""
+    wanted = metafunc.config.getoption("cache_server")
+    if "cache_server" in metafunc.fixturenames:
+        metafunc.parametrize("cache_server", [wanted] if wanted else ["valkey", "cluster"], indirect=True)
+    if "own_valkey" in metafunc.fixturenames:
+        metafunc.parametrize("own_valkey", [wanted or "valkey"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
+    """The server whose path was given."""
+    with Valkey(binary=Path(request.config.getoption("cache_server"))) as server:
+        yield server
+
+
+@pytest.fixture
+def cache_server(request: pytest.FixtureRequest) -> CacheServer:
+    """The server that the test runs on; it leaves it running."""
+    fixtures = {"valkey": "valkey_server", "cluster": "cluster"}
+    server: CacheServer = request.getfixturevalue(fixtures.get(request.param, "redis_server"))
+    return server
+
+
+@pytest.fixture
+def redis_url(cache_server: CacheServer) -> str:
+    """The URL of the server, which is empty."""
+    for client in each(cache_server.url):
+        client.flushall()
+    return cache_server.url
+
+
+@pytest.fixture(scope="session")
+def mortal_cluster() -> Iterator[Cluster]:
+    """A cluster for all tests that kill it: to start takes it long."""
+    with Cluster(binary=valkey_binary()) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_cluster(mortal_cluster: Cluster) -> Cluster:
+    """The same, running and empty; it knows no script and no client."""
+    mortal_cluster.start()
+    for client in each(mortal_cluster.url):
+        client.flushall()
+        client.script_flush()
+        client.client_kill_filter(_type="normal", skipme=True)
+    return mortal_cluster
+
+
+@pytest.fixture
+def own_valkey(request: pytest.FixtureRequest) -> Iterator[CacheServer]:
+    """A server for a test that kills it."""
+    if request.param == "cluster":
+        yield request.getfixturevalue("own_cluster")
+    else:
+        with Valkey(binary=valkey_binary() if request.param == "valkey" else Path(request.param)) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import psycopg
-import redis
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import Cache, CacheSettings, Group, Key, Reply, Transaction
-from libs.cache.store import RUN_ID
+from libs.cache.servers import RUN_ID
+from tests.cache.outside import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
@@ -178,7 +178,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def lose(redis_url: str, pattern: str = "query:*") -> None:
     """Take keys out of Valkey, as an eviction or a flush would; the run id stays."""
-    with redis.Redis.from_url(redis_url) as client:
+    for client in each(redis_url):
         for key in client.scan_iter(pattern):
-            if key != RUN_ID.encode():
+            if not key.startswith(RUN_ID.encode()):
                 client.delete(key)

@@ -12,13 +12,13 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import CacheSettings, CacheUnavailable, WithoutRedis, server_figures, sizes
 from libs.cache.watch import Watch
-from ops.servers import Valkey
 from tests.cache.away import NOWHERE, hanging, ready, rows
+from tests.cache.outside import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put, until
 
 
 @pytest.fixture
-async def start(pool: AsyncConnectionPool, own_valkey: Valkey) -> AsyncIterator[Start]:
+async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIterator[Start]:
     """Starts processes on a Valkey that the test may kill."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, own_valkey.url, CacheSettings().timeout)
@@ -35,7 +35,7 @@ async def test_without_valkey_reads_share_loads_and_writes_leave_rows(start: Sta
     assert await sizes(shop.cache.store, shop.cache.settings) == {}
 
 
-async def test_a_process_started_before_valkey_uses_it_once_it_is_there(own_valkey: Valkey, start: Start) -> None:
+async def test_a_process_started_before_valkey_uses_it_once_it_is_there(own_valkey: CacheServer, start: Start) -> None:
     own_valkey.kill()
     shop = await start(wait=False)
     assert (await shop.read()).source == "bypass"
@@ -46,7 +46,7 @@ async def test_a_process_started_before_valkey_uses_it_once_it_is_there(own_valk
 
 @pytest.mark.parametrize("outage", ["killed", "hanging"])
 async def test_outages_under_reads_and_writes_fail_nothing_and_hide_no_write(
-    own_valkey: Valkey, start: Start, outage: str
+    own_valkey: CacheServer, start: Start, outage: str
 ) -> None:
     shops = [await start(), await start()]
     over, written, shown = asyncio.Event(), 0, 0
@@ -60,10 +60,11 @@ async def test_outages_under_reads_and_writes_fail_nothing_and_hide_no_write(
     async def read(shop: Shop) -> None:
         nonlocal shown
         while not over.is_set():
-            least = max(shown, written)
-            body = (await shop.read()).body
+            least, seen_by_all = max(shown, written), shops[0].cache.store.ready
+            body, source, _ = await shop.read()
             number = 0 if body in (None, b"old") else int(body or 0)
-            assert number >= least
+            # `bounded`: a process that has Valkey before the writer has it again is behind until its next poll.
+            assert number >= least or (source == "hit" and not seen_by_all)
             shown = max(shown, number)
 
     async with asyncio.TaskGroup() as tasks:
@@ -77,7 +78,9 @@ async def test_outages_under_reads_and_writes_fail_nothing_and_hide_no_write(
     assert (await shops[1].read()).source == "hit"
 
 
-async def go_away_and_come_back(valkey: Valkey, outage: str, shops: list[Shop], written: Callable[[], int]) -> None:
+async def go_away_and_come_back(
+    valkey: CacheServer, outage: str, shops: list[Shop], written: Callable[[], int]
+) -> None:
     """Wait for some writes before, during and after an outage that each process has noticed."""
 
     async def some_writes() -> None:
@@ -111,7 +114,7 @@ async def longest(call: Callable[[], Awaitable[Any]], calls: int) -> list[float]
 
 @pytest.mark.parametrize("what", ["read", "write", "invalidate", "pattern", "figures", "sizes"])
 async def test_a_hanging_valkey_is_waited_for_once_and_no_longer_than_the_timeout(
-    own_valkey: Valkey, start: Start, what: str
+    own_valkey: CacheServer, start: Start, what: str
 ) -> None:
     shop = await start()
     calls: dict[str, Callable[[], Awaitable[Any]]] = {
@@ -131,7 +134,7 @@ async def test_a_hanging_valkey_is_waited_for_once_and_no_longer_than_the_timeou
         assert others[3] < timeout / 3  # the median: nothing was tried
 
 
-async def test_a_process_starts_and_stops_beside_a_hanging_valkey(own_valkey: Valkey, start: Start) -> None:
+async def test_a_process_starts_and_stops_beside_a_hanging_valkey(own_valkey: CacheServer, start: Start) -> None:
     with hanging(own_valkey):
         started = time.perf_counter()
         shop = await start(wait=False)
@@ -187,7 +190,7 @@ async def test_a_row_committed_while_its_group_is_drained_is_covered(start: Star
 
 
 async def test_no_hit_is_served_before_what_is_pending_was_drained(
-    own_valkey: Valkey, start: Start, pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
+    own_valkey: CacheServer, start: Start, pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = await start(), await start(redis_url=NOWHERE)
     await reader.text()
@@ -209,7 +212,7 @@ async def test_no_hit_is_served_before_what_is_pending_was_drained(
     assert (await reader.text(), await rows(pool)) == ("new", 0)
 
 
-async def test_refuse_mode_writes_nothing_without_valkey(own_valkey: Valkey, start: Start) -> None:
+async def test_refuse_mode_writes_nothing_without_valkey(own_valkey: CacheServer, start: Start) -> None:
     shop = await start(without=WithoutRedis.REFUSE)
     await shop.write("one")
     with hanging(own_valkey), pytest.raises(CacheUnavailable):

@@ -7,20 +7,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import pytest
-import redis
 import uvloop
 from psycopg_pool import AsyncConnectionPool
 
+from libs.cache.servers import Node
 from libs.cache.store import Store
 from libs.cache.watch import RETRY_SECONDS
 from libs.cache.wire import Wire
-from ops.servers import Valkey
 from tests.cache.away import disconnect_all, ready
+from tests.cache.outside import CacheServer, each, reaching
 from tests.cache.shop import Shop, Start, until
 
 
 @pytest.fixture
-async def start(pool: AsyncConnectionPool, own_valkey: Valkey) -> AsyncIterator[Start]:
+async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIterator[Start]:
     """Starts processes on a Valkey that the test may kill."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, own_valkey.url)
@@ -35,8 +35,7 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
         async with pool, AsyncExitStack() as exits:
             shop = await Start(exits, pool, redis_url, timeout=100)()
             await shop.text()
-            wire, (here, there) = shop.cache.store._wire, socket.socketpair()
-            assert wire
+            wire, (here, there) = next(iter(shop.cache.store._wires.values())), socket.socketpair()
             answers: list[asyncio.Future[bytes]] = []
 
             def work() -> None:
@@ -59,13 +58,13 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
 
 
 async def test_a_connection_lost_while_it_is_made_is_made_anew(
-    own_valkey: Valkey, start: Start, monkeypatch: pytest.MonkeyPatch
+    own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop, check, times = await start(), Store._check_run, 0
 
-    async def check_and_lose(self: Store, wire: Wire) -> None:
+    async def check_and_lose(self: Store, node: Node, wire: Wire) -> None:
         nonlocal times
-        await check(self, wire)
+        await check(self, node, wire)
         if (times := times + 1) <= 3:
             disconnect_all(own_valkey)
             await until(lambda: wire.lost)
@@ -95,10 +94,12 @@ async def test_a_server_that_hangs_up_at_once_is_not_called_again_at_once(start:
 
 
 @pytest.mark.parametrize("garbage", ["", "x", "0" * 40 + "x"])
-async def test_a_meta_that_is_none_of_ours_keeps_nobody_waiting(own_valkey: Valkey, start: Start, garbage: str) -> None:
+async def test_a_meta_that_is_none_of_ours_keeps_nobody_waiting(
+    own_valkey: CacheServer, start: Start, garbage: str
+) -> None:
     shop = await start()
     await shop.text()
-    with redis.Redis.from_url(own_valkey.url) as client:
+    with reaching(own_valkey.url) as client:
         client.set(shop.shelf().meta, garbage)
         replies = await asyncio.gather(shop.read(), shop.read("milk"), shop.read(shelf="b"))
         assert [reply.source for reply in replies] == ["bypass", "bypass", "miss"]
@@ -125,9 +126,9 @@ async def test_replies_come_back_in_order_whoever_stopped_waiting(start: Start) 
                 assert reply[:2] == (label.encode(), "hit")
 
 
-async def test_the_connection_is_closed_with_the_cache(own_valkey: Valkey, start: Start) -> None:
+async def test_the_connection_is_closed_with_the_cache(own_valkey: CacheServer, start: Start) -> None:
     shop: Shop = await start()
     await shop.text()
     await shop.cache.close()
-    with redis.Redis.from_url(own_valkey.url) as client:
-        await until(lambda: len(client.client_list()) == 1)
+    for client in each(own_valkey.url):
+        await until(lambda one=client: len(one.client_list()) == 1)  # type: ignore[misc]

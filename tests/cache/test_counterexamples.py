@@ -120,7 +120,7 @@ async def test_counter_generation_starts_again_after_data_loss(start: Start, red
     shop = await start(prepare=variants.counts_generations if variant else lambda _: None)
     assert await shop.text() == "old"
     lose(redis_url, "query:*#meta")
-    lose(redis_url, "query:count")
+    lose(redis_url, "query:*:count")
     await shop.write("new")
     assert await shop.text() == ("old" if variant else "new")
 

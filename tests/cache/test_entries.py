@@ -1,13 +1,18 @@
 """What is kept, for how long, and under which key."""
 
 import asyncio
+from binascii import crc_hqx
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import redis
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from libs.cache import MAX_AGE, NAMESPACES, CacheSettings, Group, Key, server_figures, sizes
+from libs.cache.servers import hash_slot
+from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, Start
 
 SEED = {
@@ -19,12 +24,13 @@ SEED = {
     "aiAnalytics": 600,
     "health": 30,
 }
+SETTINGS = CacheSettings()
 
 
 @pytest.fixture
-def valkey(redis_url: str) -> Iterator[redis.Redis]:
+def valkey(redis_url: str) -> Iterator[Any]:
     """The server, seen from outside."""
-    with redis.Redis.from_url(redis_url) as client:
+    with reaching(redis_url) as client:
         yield client
 
 
@@ -35,7 +41,7 @@ async def store(shop: Shop, key: Key, value: str | None) -> None:
     await shop.cache.read(key, load)
 
 
-def lifetimes(valkey: redis.Redis, keys: list[Key]) -> list[int]:
+def lifetimes(valkey: Any, keys: list[Key]) -> list[int]:
     """Return what is left of each entry's lifetime, in ms."""
     return [int(str(valkey.pttl(key.entry))) for key in keys]
 
@@ -66,9 +72,7 @@ def test_a_bad_url_is_an_error_that_names_the_setting_and_no_password(url: str) 
     assert "hidden" not in str(caught.value)
 
 
-async def test_an_entry_lives_for_its_namespaces_time_and_jitter_only_shortens_it(
-    start: Start, valkey: redis.Redis
-) -> None:
+async def test_an_entry_lives_for_its_namespaces_time_and_jitter_only_shortens_it(start: Start, valkey: Any) -> None:
     shop = await start(ttl={"shop": 100})
     keys = [shop.key(f"item {number}") for number in range(200)]
     await asyncio.gather(*(store(shop, key, "x") for key in keys))
@@ -81,28 +85,28 @@ async def test_an_entry_lives_for_its_namespaces_time_and_jitter_only_shortens_i
 
 @pytest.mark.parametrize(("ttl", "longest"), [(100, 20), (10, 10)])
 async def test_the_answer_that_there_is_nothing_is_kept_for_a_short_time(
-    start: Start, valkey: redis.Redis, ttl: int, longest: int
+    start: Start, valkey: Any, ttl: int, longest: int
 ) -> None:
     shop = await start(ttl={"shop": ttl}, ttl_negative=20)
     assert (await shop.text("none"), (await shop.read("none"))[:2]) == (None, (None, "hit"))
     assert 0 < lifetimes(valkey, [shop.key("none")])[0] <= longest * 1000
 
 
-async def test_an_empty_reply_is_not_the_answer_that_there_is_nothing(start: Start, valkey: redis.Redis) -> None:
+async def test_an_empty_reply_is_not_the_answer_that_there_is_nothing(start: Start, valkey: Any) -> None:
     shop = await start(ttl={"shop": 100}, ttl_negative=20)
     await shop.write("")
     assert (await shop.text(), (await shop.read())[:2]) == ("", (b"", "hit"))
     assert lifetimes(valkey, [shop.key()])[0] > 20_000
 
 
-async def test_a_meta_outlives_every_entry(start: Start, valkey: redis.Redis) -> None:
+async def test_a_meta_outlives_every_entry(start: Start, valkey: Any) -> None:
     shop = await start(ttl={"shop": 86_400})
     for change in (shop.text, shop.write, shop.text):
         await change()
         assert int(str(valkey.ttl(shop.shelf().meta))) > 6 * 86_400
 
 
-async def test_an_entry_stored_under_another_key_is_not_served(shop: Shop, valkey: redis.Redis) -> None:
+async def test_an_entry_stored_under_another_key_is_not_served(shop: Shop, valkey: Any) -> None:
     await shop.write("milky", "milk")
     assert (await shop.text("tea"), await shop.text("milk")) == ("old", "milky")
     valkey.copy(shop.key("milk").entry, shop.key("tea").entry, replace=True)
@@ -121,6 +125,8 @@ async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(sho
         group("a").key("meta"),
         group("a").key("#meta"),
         group("a"),
+        group(""),
+        group("%"),
         group("a").key("x}#meta"),
         group("a}:x"),
     ]
@@ -128,6 +134,20 @@ async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(sho
     assert len(set(names)) == len(names)
     assert group("a").key("b", 1).entry == "query:shop:{a}:b:1"
     assert group("a", "salon:").name == "query:shop:salon:{a}"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(), st.text(), st.lists(st.text(), max_size=3))
+@example("a", "", [])
+@example("a", "{}", ["{}"])
+@example("{}", "}{", ["{b}"])
+def test_all_keys_of_a_group_have_one_hash_slot_and_the_group_alone_decides_it(
+    namespace: str, identifier: str, parts: list[str]
+) -> None:
+    group = SETTINGS.namespace(namespace).group(identifier, "shelf:")
+    tag = group.name.partition("{")[2].removesuffix("}")
+    assert tag
+    assert {hash_slot(group.meta), hash_slot(group.key(*parts).entry)} == {crc_hqx(tag.encode(), 0) % 16_384}
 
 
 async def test_sizes_count_the_entries_of_every_namespace_and_no_meta(start: Start) -> None:

@@ -2,16 +2,14 @@
 
 import asyncio
 
-import redis
-
 from ops.process import free_port
+from tests.cache.outside import each
 from tests.cache.shop import Pause, Shop, Start
 
 
 def kept(redis_url: str) -> set[str]:
     """Return the names of all entries."""
-    with redis.Redis.from_url(redis_url) as client:
-        return {key.decode() for key in client.scan_iter("query:*:tea")}
+    return {key.decode() for client in each(redis_url) for key in client.scan_iter("query:*:tea")}
 
 
 async def test_no_entry_of_the_group_is_left_and_every_other_is(shop: Shop, redis_url: str) -> None:

@@ -6,14 +6,13 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import redis
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache.store import RUN_ID, Store
+from libs.cache.servers import RUN_ID, Node
+from libs.cache.store import Store
 from libs.cache.transaction import Transaction
 from libs.cache.watch import Watch
 from libs.cache.wire import Wire
-from ops.servers import Valkey
 from tests.cache.away import (
     disconnect_all,
     hanging,
@@ -22,6 +21,7 @@ from tests.cache.away import (
     rows,
     take_snapshot,
 )
+from tests.cache.outside import CacheServer, each, nodes, reaching
 from tests.cache.shop import Start, put, until
 
 FOREIGN = {"session:1": "a", "queryless": "b", "query": "c"}
@@ -30,7 +30,7 @@ twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"
 
 
 @pytest.fixture
-async def start(pool: AsyncConnectionPool, own_valkey: Valkey) -> AsyncIterator[Start]:
+async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIterator[Start]:
     """Starts processes on a Valkey that the test may kill."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, own_valkey.url, timeout=500)
@@ -39,27 +39,28 @@ async def start(pool: AsyncConnectionPool, own_valkey: Valkey) -> AsyncIterator[
 def trust_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Believe whatever a server that came back holds."""
 
-    async def check_run(self: Store, wire: Wire) -> None:
+    async def check_run(self: Store, node: Node, wire: Wire) -> None:
         pass
 
     monkeypatch.setattr(Store, "_check_run", check_run)
 
 
-def keys(valkey: Valkey) -> dict[str, str]:
+def keys(valkey: CacheServer) -> dict[str, str]:
     """Return the keys that are not the cache's."""
-    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
-        return {key: str(client.get(key)) for key in client.scan_iter("*") if not key.startswith("query:")}
+    found = [(key, client.get(key)) for client in each(valkey.url) for key in client.scan_iter("*")]
+    return {key.decode(): value.decode() for key, value in found if value and not key.startswith(b"query:")}
 
 
 @twice
 async def test_a_server_that_came_back_with_older_data_is_dropped_but_for_other_peoples_keys(
-    own_valkey: Valkey, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
+    own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
         trust_any_run(monkeypatch)
     shop = await start()
-    with redis.Redis.from_url(own_valkey.url) as client:
-        client.mset({**FOREIGN})
+    with reaching(own_valkey.url) as client:
+        for key, value in FOREIGN.items():
+            client.set(key, value)
     await shop.text()
     snapshot = take_snapshot(own_valkey)
     await shop.write("new")
@@ -75,7 +76,7 @@ async def test_a_server_that_came_back_with_older_data_is_dropped_but_for_other_
 
 @twice
 async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_it_is_answered(
-    own_valkey: Valkey, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
+    own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
         monkeypatch.setattr(Transaction, "register_again", Transaction.registered)
@@ -95,7 +96,7 @@ async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_
 
 
 async def test_processes_that_recover_at_once_end_with_one_run_and_true_entries(
-    own_valkey: Valkey, start: Start
+    own_valkey: CacheServer, start: Start
 ) -> None:
     shops = [await start() for _ in range(4)]
     for shop in shops:
@@ -106,15 +107,18 @@ async def test_processes_that_recover_at_once_end_with_one_run_and_true_entries(
     assert {reply.body for reply in await asyncio.gather(*(shop.read() for shop in shops))} == {b"new"}
     await ready(*shops)
     assert [await shop.text() for shop in shops] == ["new"] * 4
-    with redis.Redis.from_url(own_valkey.url) as client:
-        assert client.get(RUN_ID) == client.info("server")["run_id"].encode()
+    for client in each(own_valkey.url):
+        [run_id] = client.scan_iter(RUN_ID + "*")
+        assert client.get(run_id) == client.info("server")["run_id"].encode()
 
 
-async def test_a_run_id_that_was_evicted_is_found_out_by_the_next_connection(own_valkey: Valkey, start: Start) -> None:
+async def test_a_run_id_that_was_evicted_is_found_out_by_the_next_connection(
+    own_valkey: CacheServer, start: Start
+) -> None:
     shop = await start()
     await shop.text()
-    with redis.Redis.from_url(own_valkey.url) as client:
-        client.delete(RUN_ID)
+    for client in each(own_valkey.url):
+        assert client.delete(*client.scan_iter(RUN_ID + "*")) == 1
     later = await start()
     assert (await later.text(), await shop.text()) == ("old", "old")
     assert (await later.read()).source == (await shop.read()).source == "hit"
@@ -138,19 +142,20 @@ async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
-async def test_a_registration_refused_for_memory_counts_as_valkey_away(own_valkey: Valkey, start: Start) -> None:
+async def test_a_registration_refused_for_memory_counts_as_valkey_away(own_valkey: CacheServer, start: Start) -> None:
     shop = await start()
     await shop.text()
-    with redis.Redis.from_url(own_valkey.url) as client:
+    for client in each(own_valkey.url):
         client.config_set("maxmemory", 1)
-        await shop.write("new")
-        assert (await rows(shop.pool), (await shop.read())[:2]) == (1, (b"new", "bypass"))
+    await shop.write("new")
+    assert (await rows(shop.pool), (await shop.read())[:2]) == (1, (b"new", "bypass"))
+    for client in each(own_valkey.url):
         client.config_set("maxmemory", 0)
     await ready(shop)
     assert (await shop.text(), (await shop.read()).source, await rows(shop.pool)) == ("new", "hit", 0)
 
 
-async def test_a_call_that_timed_out_leaves_no_answer_for_the_next(own_valkey: Valkey, start: Start) -> None:
+async def test_a_call_that_timed_out_leaves_no_answer_for_the_next(own_valkey: CacheServer, start: Start) -> None:
     shop = await start()
     await shop.write("milky", "milk")
     assert (await shop.text("tea"), await shop.text("milk")) == ("old", "milky")
@@ -162,11 +167,11 @@ async def test_a_call_that_timed_out_leaves_no_answer_for_the_next(own_valkey: V
 
 
 async def test_a_connection_that_broke_is_one_error_and_one_read_past_the_cache(
-    own_valkey: Valkey, start: Start
+    own_valkey: CacheServer, start: Start
 ) -> None:
     shop = await start()
     await shop.text()
-    disconnect_all(own_valkey)
+    disconnect_all(nodes(own_valkey)[0])
     assert (await shop.read()).source == "bypass"
     await ready(shop)
     assert (await shop.read()).source == "hit"

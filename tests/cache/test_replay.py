@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-import redis
 
 from libs.cache import scripts
 from libs.cache.entries import GENERATION, Entry, Fill
+from tests.cache.outside import reaching
 from tests.cache.shop import Pause, Shop, Start, lose
 
 Call = Callable[[], Awaitable[Any]]
@@ -30,7 +30,7 @@ async def calls(shop: Shop) -> list[tuple[str, Call]]:
 
 
 def generation(redis_url: str, shop: Shop) -> bytes | None:
-    with redis.Redis.from_url(redis_url, decode_responses=False) as client:
+    with reaching(redis_url) as client:
         meta = client.get(shop.shelf().meta)
     return bytes(meta[:GENERATION]) if isinstance(meta, bytes) else None
 

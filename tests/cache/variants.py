@@ -11,6 +11,7 @@ import psycopg
 from libs.cache import Cache, Reply, Transaction, scripts
 from libs.cache.entries import Meta
 from libs.cache.watch import Watch
+from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, at_once, put
 
 
@@ -26,9 +27,9 @@ class CacheAside(Shop):
         after: Callable[[], Awaitable[None]] = at_once,
     ) -> Reply:
         """Return the entry; else load and store it."""
-        client: Any = self.cache.store._admin
         key = self.key(name, shelf).entry
-        body: bytes | None = await client.get(key)
+        with reaching(self.cache.settings.url) as client:
+            body: bytes | None = client.get(key)
         if body is not None:
             return Reply(body, "hit", 0)
         await before()
@@ -37,7 +38,8 @@ class CacheAside(Shop):
         await after()
         body = str(loaded.value).encode()
         if await self.may_store(shelf):
-            await client.set(key, body)
+            with reaching(self.cache.settings.url) as client:
+                client.set(key, body)
         return Reply(body, "miss", 0)
 
     async def may_store(self, shelf: str) -> bool:
@@ -48,7 +50,8 @@ class CacheAside(Shop):
         """Write, commit, delete."""
         async with self.pool.connection() as conn:
             await put(conn, label, name, shelf)
-        await self.cache.store._admin.delete(self.key(name, shelf).entry)
+        with reaching(self.cache.settings.url) as client:
+            client.delete(self.key(name, shelf).entry)
 
 
 class Fenced(CacheAside):
@@ -56,13 +59,15 @@ class Fenced(CacheAside):
 
     async def may_store(self, shelf: str) -> bool:
         """Only where there is no fence."""
-        return not await self.cache.store._admin.exists(f"query:fence:{shelf}")
+        with reaching(self.cache.settings.url) as client:
+            return not client.exists(f"query:fence:{shelf}")
 
     @asynccontextmanager
     async def writing(self, label: str = "new") -> AsyncIterator[Transaction]:
         """Set the fence, then write."""
-        await self.cache.store._admin.set("query:fence:a", 1, ex=60)
-        await self.cache.store._admin.delete(self.key().entry)
+        with reaching(self.cache.settings.url) as client:
+            client.set("query:fence:a", 1, ex=60)
+            client.delete(self.key().entry)
         async with self.cache.transaction() as write:
             await put(write.conn, label)
             yield write
@@ -170,7 +175,7 @@ def opens_warm(cache: Cache) -> None:
 
 def counts_generations(cache: Cache) -> None:
     """Generation = INCR."""
-    counted = "local generation = string.format('%029d', redis.call('INCR', 'query:count'))\n"
+    counted = "local generation = string.format('%029d', redis.call('INCR', KEYS[1] .. ':count'))\n"
     for name, script in (("open_script", scripts.OPEN), ("register_script", scripts.REGISTER)):
         _swap(cache, name, script.replace(scripts.GENERATION, counted))
 

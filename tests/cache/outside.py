@@ -1,0 +1,44 @@
+"""The servers of a cache, seen from outside: one, or those of a cluster."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import redis
+
+from ops.cluster import Cluster
+from ops.servers import Valkey
+
+CacheServer: TypeAlias = Valkey | Cluster
+
+
+def nodes(server: CacheServer) -> list[Valkey]:
+    """Return the servers that a server is made of."""
+    return server.nodes if isinstance(server, Cluster) else [server]
+
+
+def each(url: str) -> Iterator[Any]:
+    """Yield a client of each server, for what is done to all: to walk over keys, to configure."""
+    with redis.Redis.from_url(url) as client:
+        if not is_cluster(client):
+            yield client
+            return
+        ranges: Any = client.execute_command("CLUSTER SLOTS")
+    for host, port in sorted({(host.decode(), port) for _, _, (host, port, *_) in ranges}):
+        with redis.Redis(host, port) as client:
+            yield client
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[Any]:
+    """Return a client that reaches the server of any key."""
+    with redis.Redis.from_url(url) as client:
+        clustered = is_cluster(client)
+    with (redis.RedisCluster if clustered else redis.Redis).from_url(url) as client:
+        yield client
+
+
+def is_cluster(client: redis.Redis) -> bool:
+    """Say whether a server belongs to a cluster."""
+    info: Any = client.info("cluster")
+    return bool(info["cluster_enabled"])
