@@ -11,9 +11,11 @@ from psycopg_pool import AsyncConnectionPool
 from ops.cluster import Cluster
 from ops.migrate import MIGRATIONS
 from ops.servers import Postgres, Valkey
+from tests.cache.nearby import Single
 from tests.cache.outside import CacheServer, each
 from tests.cache.shop import RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
+from tests.proxy import proxy
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -21,6 +23,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = metafunc.config.getoption("cache_server")
     if "cache_server" in metafunc.fixturenames:
         metafunc.parametrize("cache_server", [wanted] if wanted else ["valkey", "cluster"], indirect=True)
+    if "single" in metafunc.fixturenames:
+        metafunc.parametrize("single", [wanted if wanted and wanted != "cluster" else "valkey"], indirect=True)
     if "own_valkey" in metafunc.fixturenames:
         metafunc.parametrize("own_valkey", [wanted or "valkey"], indirect=True)
 
@@ -46,6 +50,17 @@ def redis_url(cache_server: CacheServer) -> str:
     for client in each(cache_server.url):
         client.flushall()
     return cache_server.url
+
+
+@pytest.fixture
+async def single(request: pytest.FixtureRequest, pool: AsyncConnectionPool) -> AsyncIterator[Single]:
+    """Processes of the shop on one server, whose connections the test may harm; nobody proxies a whole cluster."""
+    name = "valkey_server" if request.param == "valkey" else "redis_server"
+    server: Valkey = request.getfixturevalue(name)
+    for client in each(server.url):
+        client.flushall()
+    async with AsyncExitStack() as exits, proxy(server.port) as between:
+        yield Single(Start(exits, pool, server.url), between)
 
 
 @pytest.fixture(scope="session")

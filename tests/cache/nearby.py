@@ -1,6 +1,7 @@
-"""A process with a near cache, whose connection to Valkey the test may harm."""
+"""Processes with a near cache."""
 
 import asyncio
+from dataclasses import dataclass
 from time import monotonic
 
 from libs.cache import Reply
@@ -12,11 +13,22 @@ LEASE_MS = 60
 LEASE = LEASE_MS / 1000
 
 
-async def near(start: Start, between: Proxy, lease_ms: int = LEASE_MS, size: int = 1) -> Shop:
+async def near(start: Start, lease_ms: int = 60_000, size: int = 1) -> Shop:
     """Start a process that keeps replies of the shop for itself."""
-    elsewhere = Start(start.exits, start.pool, f"redis://127.0.0.1:{between.port}", timeout=90)
-    shop = await elsewhere(near=["shop"], near_lease=lease_ms, near_size=size)
-    return shop
+    return await start(near=["shop"], near_lease=lease_ms, near_size=size)
+
+
+@dataclass(frozen=True)
+class Single:
+    """Starts processes on one server, and those of a near cache through a proxy."""
+
+    start: Start
+    between: Proxy
+
+    async def near(self, lease_ms: int = 60_000) -> Shop:
+        """Start a process with a near cache behind the proxy."""
+        url = f"redis://127.0.0.1:{self.between.port}"
+        return await near(Start(self.start.exits, self.start.pool, url, timeout=90), lease_ms)
 
 
 async def kept(shop: Shop, name: str = "tea") -> Reply:

@@ -14,11 +14,9 @@ from psycopg_pool import AsyncConnectionPool
 from libs.cache import MAX_AGE, Cache, Transaction
 from libs.cache.watch import Watch
 from ops.process import free_port
-from ops.servers import Valkey
 from tests.cache import variants
-from tests.cache.nearby import LEASE, PUSH, kept, near
+from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Single, kept
 from tests.cache.shop import Pause, Shop, Start, lose, until
-from tests.proxy import proxy
 
 twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
 
@@ -245,16 +243,13 @@ async def test_fence_with_timeout_is_outlived_by_a_paused_writer(start: Start, r
 
 
 @twice
-async def test_tracking_push_only_is_stale_when_the_push_is_lost(
-    start: Start, valkey_server: Valkey, variant: bool
-) -> None:
-    async with proxy(valkey_server.port) as between:
-        writer, reader = await start(), await near(start, between)
-        if variant:
-            variants.tracks_push_only(reader.cache)
-        await kept(reader)
-        between.lose = PUSH
-        await writer.write("new")
-        await asyncio.sleep(LEASE)
-        assert await reader.text() == ("old" if variant else "new")
-        assert between.lost == 1
+async def test_tracking_push_only_is_stale_when_the_push_is_lost(single: Single, variant: bool) -> None:
+    writer, reader = await single.start(), await single.near(LEASE_MS)
+    if variant:
+        variants.tracks_push_only(reader.cache)
+    await kept(reader)
+    single.between.lose = PUSH
+    await writer.write("new")
+    await asyncio.sleep(LEASE)
+    assert await reader.text() == ("old" if variant else "new")
+    assert single.between.lost == 1

@@ -1,31 +1,19 @@
 """The near cache: at once what the process itself wrote, and never further behind others than its lease."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import redis
 
 from libs.cache import MAX_AGE
 from libs.cache.near import OVERHEAD_BYTES
-from ops.servers import Valkey
-from tests.cache.nearby import LEASE, PUSH, Clock, kept, near
+from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Clock, Single, kept, near
+from tests.cache.outside import each
 from tests.cache.shop import Start, until
 from tests.cache.wire import valkey_calls
-from tests.proxy import Proxy, proxy
-
-FOREVER = 60_000
 
 
-@pytest.fixture
-async def between(valkey_server: Valkey) -> AsyncIterator[Proxy]:
-    """What stands between the reader and Valkey."""
-    async with proxy(valkey_server.port) as between:
-        yield between
-
-
-async def test_what_was_just_read_needs_no_server(start: Start, between: Proxy, redis_url: str) -> None:
-    reader = await near(start, between, FOREVER)
+async def test_what_was_just_read_needs_no_server(start: Start, redis_url: str) -> None:
+    reader = await near(start)
     first = await kept(reader)
     calls, loads = valkey_calls(redis_url), len(reader.loads)
     for _ in range(10):
@@ -36,15 +24,15 @@ async def test_what_was_just_read_needs_no_server(start: Start, between: Proxy, 
     assert reader.cache.counters.near >= 10
 
 
-async def test_the_age_is_that_of_the_load(start: Start, between: Proxy) -> None:
-    reader = await near(start, between, FOREVER)
+async def test_the_age_is_that_of_the_load(start: Start) -> None:
+    reader = await near(start)
     await kept(reader)
     await asyncio.sleep(0.05)
     assert 50 <= (await kept(reader)).age_ms < 10_000
 
 
-async def test_a_caller_who_wants_none_of_it_gets_none(start: Start, between: Proxy) -> None:
-    reader = await near(start, between, FOREVER)
+async def test_a_caller_who_wants_none_of_it_gets_none(start: Start) -> None:
+    reader = await near(start)
     await kept(reader)
     MAX_AGE.set(0)
     assert (await reader.read()).source == "bypass"
@@ -52,17 +40,17 @@ async def test_a_caller_who_wants_none_of_it_gets_none(start: Start, between: Pr
     assert (await reader.read()).source == "hit"
 
 
-async def test_what_the_process_writes_it_sees_at_once(start: Start, between: Proxy) -> None:
-    shop = await near(start, between, FOREVER)
-    between.lose = PUSH
+async def test_what_the_process_writes_it_sees_at_once(single: Single) -> None:
+    shop = await single.near()
+    single.between.lose = PUSH
     for number in range(20):
         await kept(shop)
         await shop.write(str(number))
         assert (await shop.read()).body == str(number).encode()
 
 
-async def test_what_another_process_writes_is_pushed(start: Start, between: Proxy) -> None:
-    reader, writer = await near(start, between, FOREVER), await start()
+async def test_what_another_process_writes_is_pushed(start: Start) -> None:
+    reader, writer = await near(start), await start()
     await kept(reader)
     drops = reader.cache.store.near.drops
     await writer.write("new")
@@ -70,8 +58,8 @@ async def test_what_another_process_writes_is_pushed(start: Start, between: Prox
     assert (await reader.read()).body == b"new"
 
 
-async def test_a_write_of_another_group_drops_nothing(start: Start, between: Proxy) -> None:
-    reader, writer = await near(start, between, FOREVER), await start()
+async def test_a_write_of_another_group_drops_nothing(start: Start) -> None:
+    reader, writer = await near(start), await start()
     await kept(reader)
     await writer.write("new", shelf="b")
     await writer.read(shelf="b")
@@ -80,16 +68,16 @@ async def test_a_write_of_another_group_drops_nothing(start: Start, between: Pro
 
 
 @pytest.mark.parametrize("fault", ["none", "lost pushes", "a connection that hangs", "a connection that is cut"])
-async def test_no_reply_is_further_behind_than_the_lease(start: Start, between: Proxy, fault: str) -> None:
-    reader, writer, clock = await near(start, between), await start(), Clock()
+async def test_no_reply_is_further_behind_than_the_lease(single: Single, fault: str) -> None:
+    reader, writer, clock = await single.near(LEASE_MS), await single.start(), Clock()
     for _ in range(2):
         await clock.write(writer)
     await kept(reader)
-    between.lose = PUSH if fault == "lost pushes" else None
-    between.blackhole = fault == "a connection that hangs"
+    single.between.lose = PUSH if fault == "lost pushes" else None
+    single.between.blackhole = fault == "a connection that hangs"
     if fault == "a connection that is cut":
-        between.refuse = True
-        between.reset()
+        single.between.refuse = True
+        single.between.reset()
     for step in range(60):
         if step % 5 == 0:
             await clock.write(writer)
@@ -98,39 +86,39 @@ async def test_no_reply_is_further_behind_than_the_lease(start: Start, between: 
     assert clock.furthest <= LEASE
     assert ("near" in clock.sources) == (fault != "a connection that is cut")
     if fault == "lost pushes":
-        assert between.lost
+        assert single.between.lost
         assert clock.furthest > 0  # the pushes were missed, so the lease it was that ended
 
 
-async def test_a_lost_connection_drops_all(start: Start, between: Proxy) -> None:
-    reader = await near(start, between, FOREVER)
+async def test_a_lost_connection_drops_all(single: Single) -> None:
+    reader = await single.near()
     await kept(reader)
-    between.refuse = True
-    between.reset()
+    single.between.refuse = True
+    single.between.reset()
     await until(lambda: not reader.cache.store.ready)
     assert reader.cache.store.near.bytes == 0
     assert (await reader.read()).source == "bypass"
 
 
-async def test_flushed_data_drop_all(start: Start, between: Proxy, redis_url: str) -> None:
-    reader = await near(start, between, FOREVER)
+async def test_flushed_data_drop_all(start: Start, redis_url: str) -> None:
+    reader = await near(start)
     await kept(reader)
-    with redis.Redis.from_url(redis_url) as client:
+    for client in each(redis_url):
         client.flushall()
     await until(lambda: reader.cache.store.near.bytes == 0)
     assert (await reader.read()).source == "miss"
 
 
-async def test_a_pattern_invalidates_what_is_near(start: Start, between: Proxy) -> None:
-    reader = await near(start, between, FOREVER)
+async def test_a_pattern_invalidates_what_is_near(start: Start) -> None:
+    reader = await near(start)
     await kept(reader)
     await reader.cache.invalidate_pattern("query:shop:*")
     assert (await reader.read()).source == "miss"
 
 
-async def test_it_holds_no_more_than_it_may_and_lets_go_of_what_was_not_asked_for(start: Start, between: Proxy) -> None:
+async def test_it_holds_no_more_than_it_may_and_lets_go_of_what_was_not_asked_for(start: Start) -> None:
     """Each shelf is a group of one item, so there is room for so many shelves."""
-    reader, writer = await near(start, between, FOREVER, size=1), await start()
+    reader, writer = await near(start), await start()
     label, store = "x" * 100_000, reader.cache.store
     for number in range(12):
         await writer.write(label, shelf=str(number))
@@ -143,8 +131,8 @@ async def test_it_holds_no_more_than_it_may_and_lets_go_of_what_was_not_asked_fo
     assert sources == ["near", "hit", "near"]
 
 
-async def test_one_reply_too_large_is_not_kept(start: Start, between: Proxy) -> None:
-    reader = await near(start, between, FOREVER, size=1)
+async def test_one_reply_too_large_is_not_kept(start: Start) -> None:
+    reader = await near(start)
     await reader.write("x" * 2**20)
     await reader.read()
     await reader.cache.settle()
@@ -153,11 +141,11 @@ async def test_one_reply_too_large_is_not_kept(start: Start, between: Proxy) -> 
     assert reader.cache.store.near.bytes == 0
 
 
-async def test_without_a_lease_nothing_is_kept_or_tracked(start: Start, between: Proxy, redis_url: str) -> None:
-    reader = await near(start, between, 0)
+async def test_without_a_lease_nothing_is_kept_or_tracked(start: Start, redis_url: str) -> None:
+    reader = await near(start, 0)
     await reader.read()
     await reader.cache.settle()
     for _ in range(3):
         assert (await reader.read()).source == "hit"
-    with redis.Redis.from_url(redis_url) as client:
+    for client in each(redis_url):
         assert not any("t" in connection["flags"] for connection in client.client_list())
