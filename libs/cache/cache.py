@@ -59,7 +59,8 @@ class Cache:
         self.store = Store(settings, self._gather)
         self._connect = connect
         self._encode = encode
-        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only)
+        waits = settings.without is WithoutRedis.WAIT
+        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=waits)
         self._flights: dict[tuple[str, bytes], asyncio.Future[_Flight]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -113,14 +114,14 @@ class Cache:
 
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
-        if self.store.ready:
+        if self._may_hit(key):
             with suppress(StoreAway):
                 return (await self._look(key, None))[1]
         return None
 
     async def _read(self, key: Key, ask: Ask) -> Reply:
         max_age = MAX_AGE.get()
-        if max_age == 0 or not self.store.ready:
+        if max_age == 0 or not self._may_hit(key):
             return await self._bypass(ask)
         try:
             meta, reply = await self._look(key, max_age)
@@ -132,6 +133,10 @@ class Cache:
             return await self._bypass(ask)
         self.counters.misses += 1
         return Reply(await self._load(key, meta, ask), "miss", 0)
+
+    def _may_hit(self, key: Key) -> bool:
+        """Say whether a read that begins now may look at what is cached. Ask anew for each, just before it looks."""
+        return self.store.ready and (self._watch.lease is None or self._watch.lease.covers(key.group.meta))
 
     async def _look(self, key: Key, max_age: int | None) -> tuple[Meta | None, Reply | None]:
         """Return the meta of a key's group, and its reply if it is cached and not too old. Raises: StoreAway."""
@@ -235,9 +240,26 @@ class Cache:
                 write.forget()
             await write.commit()
         self.counters.invalidations += len(write.metas)
-        if write.pending:  # Redis may be back, and this process serving hits, since before the rows could be seen
-            with suppress(StoreAway):
-                await write.register_again()
+        if write.pending:
+            await self._pending_seen(write)
+
+    async def _pending_seen(self, write: Transaction) -> None:
+        """Register a committed transaction if Redis is back; else wait, if the settings say so, until all see it.
+
+        Redis may be back, and this process serving hits, since before the rows could be seen.
+        """
+        try:
+            await write.register_again()
+        except StoreAway:
+            await self._watch.seen([(meta, write.xact_id) for meta in write.metas])
+
+    async def all_seen(self) -> None:
+        """Return when every read that begins from then on shows what was committed before by any process.
+
+        At once but with the setting `wait`, for replies to writes that others have done and perhaps not answered yet.
+        Raises: what `connect` raises; psycopg.Error.
+        """
+        await self._watch.all_seen()
 
     async def _register(self, write: Transaction) -> None:
         """Wait until the transaction is registered; else leave it pending, or refuse it, as the settings say."""

@@ -25,6 +25,7 @@ class WithoutRedis(StrEnum):
     """What a write does when its invalidation can't reach Redis."""
 
     BOUNDED = "bounded"
+    WAIT = "wait"
     REFUSE = "refuse"
 
 
@@ -41,9 +42,16 @@ class CacheSettings(BaseSettings):
     without: WithoutRedis = Field(
         WithoutRedis.BOUNDED,
         description="When a write can't reach the server: `bounded` commits, and readers that still reach it may be "
-        "behind for one `poll`; `refuse` fails the write with UNAVAILABLE.",
+        "behind for one `poll`; `wait` answers when no reader can be behind any more, after one `poll` at most, and no "
+        "process serves hits without Postgres; `refuse` fails the write with UNAVAILABLE. The same in all processes.",
     )
-    poll: int = Field(1000, ge=10, le=60_000, description="How often writes without the server are looked for, in ms.")
+    poll: int = Field(
+        1000,
+        ge=10,
+        le=60_000,
+        description="How often writes without the server are looked for, in ms; with `wait`, the longest time that "
+        "such a write is kept waiting: they are looked for three times as often. The same in all processes.",
+    )
 
     @field_validator("url")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from libs.cache import Cache, Reply, Transaction, scripts
+from libs.cache import Cache, Reply, Transaction, lease, scripts
 from libs.cache.entries import Meta
 from libs.cache.watch import Watch
 from tests.cache.shop import Loaded, Shop, at_once, put
@@ -161,6 +161,33 @@ class DeletesFirst(Watch):
             if pending := await self._pending(conn):
                 await self._delete(conn, pending)
                 await self._register(pending)
+
+
+async def nothing(*_: Any) -> None:
+    """Don't wait."""
+
+
+def renews_from_the_answer(renew: Callable[..., None]) -> Callable[..., None]:
+    """A lease that counts from when the look was answered."""
+    return lambda self, sent, pending: renew(self, lease.now(), pending)
+
+
+def renews_for_all_groups(renew: Callable[..., None]) -> Callable[..., None]:
+    """A lease that covers the groups that are pending."""
+    return lambda self, sent, pending: renew(self, sent, ())
+
+
+def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
+    """A lease that is checked once for all that is read in a tick of the event loop."""
+    answers: list[bool] = []
+
+    def check(self: lease.Lease, group: str) -> bool:
+        if not answers:
+            answers.append(covers(self, group))
+            asyncio.get_running_loop().call_soon(answers.clear)
+        return answers[0]
+
+    return check
 
 
 def without_stamp(shop: Shop) -> Shop:
