@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
 from redis.exceptions import RedisError
 
+from libs.cache.ahead import is_due
 from libs.cache.entries import Entry, Fill, Meta
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
@@ -28,7 +30,8 @@ from libs.cache.transaction import Transaction
 from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
-Ask = Callable[[], "asyncio.Future[Stamped[Any]]"]
+# Asks for a load; with True for one that no caller waits for, so that none waits for its end either.
+Ask = Callable[..., "asyncio.Future[Stamped[Any]]"]
 
 
 class CacheUnavailable(Exception):
@@ -92,7 +95,7 @@ class Cache:
             async with self._connect() as conn:
                 return [await load(conn)]
 
-        return await self._read(key, lambda: self._gather.ask(key.entry, None, run))
+        return await self._read(key, lambda behind=False: self._gather.ask((key.entry, behind), None, run))
 
     async def look_up(
         self,
@@ -110,7 +113,7 @@ class Cache:
             async with self._connect() as conn:
                 return await load(conn, arguments)
 
-        return await self._read(key, lambda: self._gather.ask(load, argument, run))
+        return await self._read(key, lambda behind=False: self._gather.ask((load, behind), argument, run))
 
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
@@ -125,7 +128,9 @@ class Cache:
             return await self._bypass(ask)
         try:
             meta, reply = await self._look(key, max_age)
-            if reply is not None:
+            if meta is not None and reply is not None:
+                if is_due(key, reply):
+                    self._refresh(key, meta, ask)
                 return reply
             if meta is None:
                 meta = await self.store.open(key.group.meta)
@@ -166,10 +171,19 @@ class Cache:
             joined: _Flight = await asyncio.shield(running)
             if joined.may_be_stored:
                 return joined.entry.body
+        found: _Flight = await asyncio.shield(self._take_off(key, meta, ask))
+        return found.entry.body
+
+    def _refresh(self, key: Key, meta: Meta, ask: Ask) -> None:
+        """Load behind a reply, unless a load is under way; it is stored only under the generation that was hit."""
+        if (key.entry, meta.generation) not in self._flights:
+            self.counters.refreshes += 1
+            self._take_off(key, meta, partial(ask, True))
+
+    def _take_off(self, key: Key, meta: Meta, ask: Ask) -> "asyncio.Future[_Flight]":
         flight = self._flights[key.entry, meta.generation] = asyncio.get_running_loop().create_future()
         self._spawn(self._fly(key, meta, ask, flight))
-        found: _Flight = await asyncio.shield(flight)
-        return found.entry.body
+        return flight
 
     async def _fly(self, key: Key, meta: Meta, ask: Ask, flight: "asyncio.Future[_Flight]") -> None:
         """Load, hand the entry to all who wait, and store it behind their replies."""

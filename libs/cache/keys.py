@@ -16,11 +16,15 @@ _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Namespace:
-    """A kind of cached reply: its name, the first part of its keys, and how long an entry lives at most, in s."""
+    """A kind of cached reply: its name, the first part of its keys, and how long an entry lives at most, in s.
+
+    A hit on an entry that is older than the share `refresh` of that loads it again behind the reply; 1 is never.
+    """
 
     name: str
     prefix: str
     ttl: int
+    refresh: float = 1.0
 
     def group(self, identifier: str, middle: str = "") -> "Group":
         """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""

@@ -1,6 +1,7 @@
 """Settings of the cache, under the names that the predecessor's operators know."""
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +20,8 @@ NAMESPACES = {
     "health": 30,
 }
 WORDS = {"aiAnalytics": "ai"}
+# The namespaces that are loaded again before they end, and from which share of the TTL on (decision 0023).
+REFRESH = {"stats": 0.6, "aiAnalytics": 0.6}
 
 
 class WithoutRedis(StrEnum):
@@ -38,6 +41,11 @@ class CacheSettings(BaseSettings):
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
     ttl: dict[str, int] = Field({}, description='TTL by namespace, in s, as JSON: {"stats": 60}.')
     ttl_negative: int = Field(30, ge=1, le=86_400, description="Longest TTL of an answer that there is nothing, in s.")
+    refresh: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {},
+        description="By namespace, the share of its TTL from which on a hit is loaded again behind the reply, as JSON: "
+        '{"stats": 0.6}; 1 is never.',
+    )
     timeout: int = Field(90, ge=1, le=100, description="Longest time of a call to the server, in ms.")
     without: WithoutRedis = Field(
         WithoutRedis.BOUNDED,
@@ -69,4 +77,5 @@ class CacheSettings(BaseSettings):
     def namespace(self, name: str) -> Namespace:
         """Return a namespace with its TTL in force."""
         seconds = self.ttl.get(name, NAMESPACES.get(name, self.ttl_default))
-        return Namespace(name, f"{PREFIX}{WORDS.get(name, name)}:", seconds)
+        refresh = self.refresh.get(name, REFRESH.get(name, 1.0))
+        return Namespace(name, f"{PREFIX}{WORDS.get(name, name)}:", seconds, refresh)

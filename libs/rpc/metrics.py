@@ -34,6 +34,7 @@ class Figures(Collector):
         for name, text, value in (
             ("parlor_cache_sets", "Entries stored", cache.counters.sets),
             ("parlor_cache_refused_fills", "Loads that might lack a write, not stored", cache.counters.refused_fills),
+            ("parlor_cache_refreshes", "Hits loaded again behind their replies", cache.counters.refreshes),
             ("parlor_cache_invalidations", "Groups invalidated", cache.counters.invalidations),
             ("parlor_cache_errors", "Calls to Redis that failed", cache.store.errors),
             ("parlor_db_queries", "Statements sent", database.queries.executed),

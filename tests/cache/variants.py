@@ -224,6 +224,15 @@ def makes_generations(cache: Cache) -> None:
     _swap(cache, "register_script", scripts.REGISTER.replace(scripts.GENERATION, made))
 
 
+def fills_any_generation(cache: Cache) -> None:
+    """What was loaded is stored under whatever generation there is."""
+    cache.store.fill_script = """
+        local generation = string.sub(redis.call('GET', KEYS[1]), 1, 29)
+        redis.call('SET', KEYS[2], generation .. ARGV[6], 'PX', ARGV[5])
+        return {1}
+    """
+
+
 def _swap(cache: Cache, name: str, script: str) -> None:
     assert script not in (scripts.OPEN, scripts.REGISTER)
     setattr(cache.store, name, script)
