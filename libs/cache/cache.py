@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import psycopg
 from redis.exceptions import RedisError
 
-from libs.cache.ahead import is_due
+from libs.cache.ahead import WARMING, Ask, Warmer, is_due
 from libs.cache.entries import Entry, Fill, Meta
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
@@ -30,8 +30,6 @@ from libs.cache.transaction import Transaction
 from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
-# Asks for a load; with True for one that no caller waits for, so that none waits for its end either.
-Ask = Callable[..., "asyncio.Future[Stamped[Any]]"]
 
 
 class CacheUnavailable(Exception):
@@ -64,15 +62,18 @@ class Cache:
         self._encode = encode
         waits = settings.without is WithoutRedis.WAIT
         self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=waits)
+        self.warmer = Warmer(settings.warm, self.counters, self._gone, self._warm)
         self._flights: dict[tuple[str, bytes], asyncio.Future[_Flight]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Connect if the server is there; from now on keep watch over it."""
         await self._watch.open()
+        self.warmer.open()
 
     async def close(self) -> None:
         """Stop the watch, let loads and fills end, and disconnect."""
+        await self.warmer.close()
         await self._watch.close()
         await self.settle()
         await self._gather.close()
@@ -123,12 +124,16 @@ class Cache:
         return None
 
     async def _read(self, key: Key, ask: Ask) -> Reply:
+        if WARMING.get():
+            return await self._warm(key, ask)
         max_age = MAX_AGE.get()
         if max_age == 0 or not self._may_hit(key):
             return await self._bypass(ask)
         try:
             meta, reply = await self._look(key, max_age)
             if meta is not None and reply is not None:
+                if key.entry in self.warmer.unasked:
+                    self.warmer.hit(key)
                 if is_due(key, reply):
                     self._refresh(key, meta, ask)
                 return reply
@@ -137,6 +142,7 @@ class Cache:
         except StoreAway:
             return await self._bypass(ask)
         self.counters.misses += 1
+        self.warmer.missed(key, ask)
         return Reply(await self._load(key, meta, ask), "miss", 0)
 
     def _may_hit(self, key: Key) -> bool:
@@ -179,6 +185,24 @@ class Cache:
         if (key.entry, meta.generation) not in self._flights:
             self.counters.refreshes += 1
             self._take_off(key, meta, partial(ask, True))
+
+    async def _gone(self, keys: Sequence[Key]) -> list[bool]:
+        """Say of each key whether it is not cached; False where this can't be told now. Raises: StoreAway."""
+        if not all(self._may_hit(key) for key in keys):
+            return [False] * len(keys)
+        return [found.entry is None for found in await asyncio.gather(*map(self.store.look, keys))]
+
+    async def _warm(self, key: Key, ask: Ask) -> Reply:
+        """Return a reply that no caller waits for, and keep it. Raises: StoreAway; what the load raises."""
+        meta, entry = await self.store.look(key)
+        if entry is not None:
+            return Reply(entry.body, "hit", 0)
+        meta = meta or await self.store.open(key.group.meta)
+        flight = self._flights.get((key.entry, meta.generation))
+        found: _Flight = await asyncio.shield(flight or self._take_off(key, meta, partial(ask, True)))
+        if flight is None:
+            self.warmer.warmed(key, ask, stored=found.may_be_stored)
+        return Reply(found.entry.body, "miss", 0)
 
     def _take_off(self, key: Key, meta: Meta, ask: Ask) -> "asyncio.Future[_Flight]":
         flight = self._flights[key.entry, meta.generation] = asyncio.get_running_loop().create_future()

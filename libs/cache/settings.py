@@ -46,6 +46,9 @@ class CacheSettings(BaseSettings):
         description="By namespace, the share of its TTL from which on a hit is loaded again behind the reply, as JSON: "
         '{"stats": 0.6}; 1 is never.',
     )
+    warm: int = Field(
+        100, ge=0, le=10_000, description="How many entries that are asked for often a process loads ahead; 0: none."
+    )
     timeout: int = Field(90, ge=1, le=100, description="Longest time of a call to the server, in ms.")
     without: WithoutRedis = Field(
         WithoutRedis.BOUNDED,

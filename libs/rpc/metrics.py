@@ -35,6 +35,8 @@ class Figures(Collector):
             ("parlor_cache_sets", "Entries stored", cache.counters.sets),
             ("parlor_cache_refused_fills", "Loads that might lack a write, not stored", cache.counters.refused_fills),
             ("parlor_cache_refreshes", "Hits loaded again behind their replies", cache.counters.refreshes),
+            ("parlor_cache_warmed", "Entries loaded before anybody asked", cache.counters.warmed),
+            ("parlor_cache_warmed_hits", "First hits on these: misses saved", cache.counters.warmed_hits),
             ("parlor_cache_invalidations", "Groups invalidated", cache.counters.invalidations),
             ("parlor_cache_errors", "Calls to Redis that failed", cache.store.errors),
             ("parlor_db_queries", "Statements sent", database.queries.executed),

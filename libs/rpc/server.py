@@ -86,6 +86,7 @@ async def serve(
     healths = HealthServicer()
     interceptor = Interceptor(settings, service.constraints, registry)
     server = grpc.aio.server(options=OPTIONS, interceptors=[interceptor])
+    cache.warmer.busy = lambda: len(interceptor.deadlines) > 0
     service.add(service.servicer, server)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(OpsService(cache, database, service.salon_groups), server)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
