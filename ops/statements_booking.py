@@ -53,6 +53,18 @@ BOOKING = (
         """,
     ),
     Statement(
+        "Warming at start: the busiest salons of the last hours",
+        ("idx_bookings_created",),
+        """
+        SELECT salon_id, count(*) AS made
+        FROM bookings
+        WHERE created_at > timestamptz '2025-01-17 18:00+00'
+        GROUP BY salon_id
+        ORDER BY made DESC
+        LIMIT 20
+        """,
+    ),
+    Statement(
         "EraseCustomer",
         ("idx_bookings_customer_salon",),
         """

@@ -76,7 +76,7 @@ async def running(
         async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> grpc.aio.Channel:
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
-            settings = CacheSettings(url=redis_url, **(cache or {}))
+            settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # 0: what is gone stays a miss
             cached = Cache(settings, pool.connection, methodcaller("SerializeToString"), read_only=read_only)
             listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))

@@ -1,6 +1,7 @@
 """Mutations named by a request_id: repeated, they answer the first reply and write nothing."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
-from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, message_request, rows, salon
+from tests.cache.away import NOWHERE
+from tests.cache.shop import until
+from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, message_request, rows, running, salon
 
 Prepared = tuple[Callable[[Any], Any], Any, str]
 
@@ -148,3 +151,17 @@ async def test_after_24_hours_a_request_id_may_name_another_request(stack: Stack
     second = await stack.booking.CreateBooking(booking_request(request_id=used, notes="another"))
     assert second.booking_id != first.booking_id
     assert await stack.booking.CreateBooking(booking_request(request_id=used, notes="another")) == second
+
+
+async def test_a_repeat_is_not_answered_before_the_write_itself_where_writes_wait_for_readers(
+    database_url: str,
+) -> None:
+    async with running(database_url, NOWHERE, cache={"without": "wait", "poll": 1000}) as stack:
+        await salon(stack)
+        request = booking_request(request_id=str(uuid4()))
+        first = asyncio.ensure_future(stack.booking.CreateBooking(request))
+        await until(lambda: rows(database_url, "SELECT FROM bookings"))
+        began = time.monotonic()
+        repeated = await stack.booking.CreateBooking(request)
+        assert time.monotonic() - began >= 1  # nobody drains
+        assert await first == repeated

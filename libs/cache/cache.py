@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
 from redis.exceptions import RedisError
 
+from libs.cache.ahead import WARMING, Ask, Warmer, is_due
 from libs.cache.entries import Entry, Fill, Meta
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
@@ -28,7 +30,6 @@ from libs.cache.transaction import Transaction
 from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
-Ask = Callable[[], "asyncio.Future[Stamped[Any]]"]
 
 
 class CacheUnavailable(Exception):
@@ -59,16 +60,20 @@ class Cache:
         self.store = Store(settings, self._gather)
         self._connect = connect
         self._encode = encode
-        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only)
+        waits = settings.without is WithoutRedis.WAIT
+        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=waits)
+        self.warmer = Warmer(settings.warm, self.counters, self._gone, self._warm)
         self._flights: dict[tuple[str, bytes], asyncio.Future[_Flight]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Connect if the server is there; from now on keep watch over it."""
         await self._watch.open()
+        self.warmer.open()
 
     async def close(self) -> None:
         """Stop the watch, let loads and fills end, and disconnect."""
+        await self.warmer.close()
         await self._watch.close()
         await self.settle()
         await self._gather.close()
@@ -91,7 +96,7 @@ class Cache:
             async with self._connect() as conn:
                 return [await load(conn)]
 
-        return await self._read(key, lambda: self._gather.ask(key.entry, None, run))
+        return await self._read(key, lambda behind=False: self._gather.ask((key.entry, behind), None, run))
 
     async def look_up(
         self,
@@ -109,7 +114,7 @@ class Cache:
             async with self._connect() as conn:
                 return await load(conn, arguments)
 
-        return await self._read(key, lambda: self._gather.ask(load, argument, run))
+        return await self._read(key, lambda behind=False: self._gather.ask((load, behind), argument, run))
 
     def near(self, key: Key) -> Reply | None:
         """Return the reply of `key` if this process has seen it within the near cache's lease."""
@@ -121,27 +126,38 @@ class Cache:
 
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
-        if self.store.ready:
+        if self._may_hit(key):
             with suppress(StoreAway):
                 return (await self._look(key, None))[1]
         return None
 
     async def _read(self, key: Key, ask: Ask) -> Reply:
+        if WARMING.get():
+            return await self._warm(key, ask)
         max_age = MAX_AGE.get()
         if key.group.namespace.near and max_age is None and (reply := self.near(key)) is not None:
             return reply
-        if max_age == 0 or not self.store.ready:
+        if max_age == 0 or not self._may_hit(key):
             return await self._bypass(ask)
         try:
             meta, reply = await self._look(key, max_age)
-            if reply is not None:
+            if meta is not None and reply is not None:
+                if key.entry in self.warmer.unasked:
+                    self.warmer.hit(key)
+                if is_due(key, reply):
+                    self._refresh(key, meta, ask)
                 return reply
             if meta is None:
                 meta = await self.store.open(key.group.meta)
         except StoreAway:
             return await self._bypass(ask)
         self.counters.misses += 1
+        self.warmer.missed(key, ask)
         return Reply(await self._load(key, meta, ask), "miss", 0)
+
+    def _may_hit(self, key: Key) -> bool:
+        """Say whether a read that begins now may look at what is cached. Ask anew for each, just before it looks."""
+        return self.store.ready and (self._watch.lease is None or self._watch.lease.covers(key.group.meta))
 
     async def _look(self, key: Key, max_age: int | None) -> tuple[Meta | None, Reply | None]:
         """Return the meta of a key's group, and its reply if it is cached and not too old. Raises: StoreAway."""
@@ -171,10 +187,37 @@ class Cache:
             joined: _Flight = await asyncio.shield(running)
             if joined.may_be_stored:
                 return joined.entry.body
+        found: _Flight = await asyncio.shield(self._take_off(key, meta, ask))
+        return found.entry.body
+
+    def _refresh(self, key: Key, meta: Meta, ask: Ask) -> None:
+        """Load behind a reply, unless a load is under way; it is stored only under the generation that was hit."""
+        if (key.entry, meta.generation) not in self._flights:
+            self.counters.refreshes += 1
+            self._take_off(key, meta, partial(ask, True))
+
+    async def _gone(self, keys: Sequence[Key]) -> list[bool]:
+        """Say of each key whether it is not cached; False where this can't be told now. Raises: StoreAway."""
+        if not all(self._may_hit(key) for key in keys):
+            return [False] * len(keys)
+        return [found.entry is None for found in await asyncio.gather(*map(self.store.look, keys))]
+
+    async def _warm(self, key: Key, ask: Ask) -> Reply:
+        """Return a reply that no caller waits for, and keep it. Raises: StoreAway; what the load raises."""
+        meta, entry = await self.store.look(key)
+        if entry is not None:
+            return Reply(entry.body, "hit", 0)
+        meta = meta or await self.store.open(key.group.meta)
+        flight = self._flights.get((key.entry, meta.generation))
+        found: _Flight = await asyncio.shield(flight or self._take_off(key, meta, partial(ask, True)))
+        if flight is None:
+            self.warmer.warmed(key, ask, stored=found.may_be_stored)
+        return Reply(found.entry.body, "miss", 0)
+
+    def _take_off(self, key: Key, meta: Meta, ask: Ask) -> "asyncio.Future[_Flight]":
         flight = self._flights[key.entry, meta.generation] = asyncio.get_running_loop().create_future()
         self._spawn(self._fly(key, meta, ask, flight))
-        found: _Flight = await asyncio.shield(flight)
-        return found.entry.body
+        return flight
 
     async def _fly(self, key: Key, meta: Meta, ask: Ask, flight: "asyncio.Future[_Flight]") -> None:
         """Load, hand the entry to all who wait, and store it behind their replies."""
@@ -245,9 +288,26 @@ class Cache:
                 write.forget()
             await write.commit()
         self.counters.invalidations += len(write.metas)
-        if write.pending:  # Redis may be back, and this process serving hits, since before the rows could be seen
-            with suppress(StoreAway):
-                await write.register_again()
+        if write.pending:
+            await self._pending_seen(write)
+
+    async def _pending_seen(self, write: Transaction) -> None:
+        """Register a committed transaction if Redis is back; else wait, if the settings say so, until all see it.
+
+        Redis may be back, and this process serving hits, since before the rows could be seen.
+        """
+        try:
+            await write.register_again()
+        except StoreAway:
+            await self._watch.seen([(meta, write.xact_id) for meta in write.metas])
+
+    async def all_seen(self) -> None:
+        """Return when every read that begins from then on shows what was committed before by any process.
+
+        At once but with the setting `wait`, for replies to writes that others have done and perhaps not answered yet.
+        Raises: what `connect` raises; psycopg.Error.
+        """
+        await self._watch.all_seen()
 
     async def _register(self, write: Transaction) -> None:
         """Wait until the transaction is registered; else leave it pending, or refuse it, as the settings say."""

@@ -20,12 +20,14 @@ _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 class Namespace:
     """A kind of cached reply: its name, the first part of its keys, how long an entry lives at most, in s.
 
-    Of `near` ones each process keeps what it has just seen (see libs/cache/near.py).
+    A hit on an entry that is older than the share `refresh` of that loads it again behind the reply; 1 is never. Of
+    `near` ones each process keeps what it has just seen (see libs/cache/near.py).
     """
 
     name: str
     prefix: str
     ttl: int
+    refresh: float = 1.0
     near: bool = False
 
     def group(self, identifier: str, middle: str = "") -> "Group":

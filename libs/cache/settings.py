@@ -1,6 +1,7 @@
 """Settings of the cache, under the names that the predecessor's operators know."""
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,12 +20,15 @@ NAMESPACES = {
     "health": 30,
 }
 WORDS = {"aiAnalytics": "ai"}
+# The namespaces that are loaded again before they end, and from which share of the TTL on (decision 0023).
+REFRESH = {"stats": 0.6, "aiAnalytics": 0.6}
 
 
 class WithoutRedis(StrEnum):
     """What a write does when its invalidation can't reach Redis."""
 
     BOUNDED = "bounded"
+    WAIT = "wait"
     REFUSE = "refuse"
 
 
@@ -37,13 +41,28 @@ class CacheSettings(BaseSettings):
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
     ttl: dict[str, int] = Field({}, description='TTL by namespace, in s, as JSON: {"stats": 60}.')
     ttl_negative: int = Field(30, ge=1, le=86_400, description="Longest TTL of an answer that there is nothing, in s.")
+    refresh: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {},
+        description="By namespace, the share of its TTL from which on a hit is loaded again behind the reply, as JSON: "
+        '{"stats": 0.6}; 1 is never.',
+    )
+    warm: int = Field(
+        100, ge=0, le=10_000, description="How many entries that are asked for often a process loads ahead; 0: none."
+    )
     timeout: int = Field(90, ge=1, le=100, description="Longest time of a call to the server, in ms.")
     without: WithoutRedis = Field(
         WithoutRedis.BOUNDED,
         description="When a write can't reach the server: `bounded` commits, and readers that still reach it may be "
-        "behind for one `poll`; `refuse` fails the write with UNAVAILABLE.",
+        "behind for one `poll`; `wait` answers when no reader can be behind any more, after one `poll` at most, and no "
+        "process serves hits without Postgres; `refuse` fails the write with UNAVAILABLE. The same in all processes.",
     )
-    poll: int = Field(1000, ge=10, le=60_000, description="How often writes without the server are looked for, in ms.")
+    poll: int = Field(
+        1000,
+        ge=10,
+        le=60_000,
+        description="How often writes without the server are looked for, in ms; with `wait`, the longest time that "
+        "such a write is kept waiting: they are looked for three times as often. The same in all processes.",
+    )
     near: tuple[str, ...] = Field(
         ("salon",), description="Namespaces that each process also keeps for itself, as JSON."
     )
@@ -68,5 +87,6 @@ class CacheSettings(BaseSettings):
     def namespace(self, name: str) -> Namespace:
         """Return a namespace with its TTL in force."""
         seconds = self.ttl.get(name, NAMESPACES.get(name, self.ttl_default))
+        refresh = self.refresh.get(name, REFRESH.get(name, 1.0))
         near = name in self.near and self.near_lease > 0
-        return Namespace(name, f"{PREFIX}{quoted(WORDS.get(name, name))}:", seconds, near)
+        return Namespace(name, f"{PREFIX}{quoted(WORDS.get(name, name))}:", seconds, refresh, near)

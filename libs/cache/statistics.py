@@ -22,6 +22,9 @@ class Counters:
     sets: int = 0
     invalidations: int = 0
     refused_fills: int = 0
+    refreshes: int = 0
+    warmed: int = 0
+    warmed_hits: int = 0
 
 
 async def drop(url: str) -> None:

@@ -3,19 +3,28 @@
 A write without Redis leaves its groups in `cache_pending`, in its own transaction. Every process registers what it
 finds there, and only then deletes the rows. A process that lost Redis serves no hit until it has registered all that
 was there after Redis came back.
+
+With the setting `wait` it also holds the process's lease, and lets a writer wait until nobody's lease hides the write.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import psycopg
 import structlog
 
+from libs.cache import lease
+from libs.cache.gather import Gather
+from libs.cache.lease import Lease
 from libs.cache.store import Store
 
 RETRY_SECONDS = 0.1
+LOOK_SECONDS = 0.05  # how often writers who wait look whether their rows are gone
+LOOKS_A_LEASE = 3
+
+Pending = tuple[str, int]
 
 log = structlog.get_logger()
 
@@ -30,11 +39,14 @@ class Watch:
         poll_seconds: float,
         *,
         deletes: bool,
+        leases: bool = False,
     ) -> None:
-        """Prepare the watch; nothing runs before `open`."""
+        """Prepare the watch; nothing runs before `open`. If it `leases`, `poll_seconds` is a lease's length."""
         self._store = store
         self._connect = connect
-        self._poll_seconds = poll_seconds
+        self.lease = Lease(poll_seconds) if leases else None
+        self._poll_seconds = poll_seconds / LOOKS_A_LEASE if leases else poll_seconds
+        self._gather = Gather()
         self._deletes = deletes
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -52,6 +64,7 @@ class Watch:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        await self._gather.close()
 
     async def _run(self) -> None:
         while not self._closed:
@@ -81,24 +94,30 @@ class Watch:
                 log.warning("redis away", error=self._told, cause=repr(error.__cause__))
 
     async def drain(self) -> None:
-        """Register all pending groups, then delete their rows.
+        """Register all pending groups, then delete their rows; one drain at a time.
 
         Raises: StoreAway; what `connect` raises; psycopg.Error.
         """
+        sent = lease.now()
         async with self._connect() as conn:
-            if pending := await self._pending(conn):
+            pending = await self._pending(conn)
+            if self.lease:
+                self.lease.renew(sent, {meta for meta, _ in pending})
+            if pending:
                 await self._register(pending)
+                if self.lease:
+                    self.lease.registered()
                 if self._deletes:
                     await self._delete(conn, pending)
 
-    async def _pending(self, conn: psycopg.AsyncConnection[Any]) -> list[tuple[str, int]]:
+    async def _pending(self, conn: psycopg.AsyncConnection[Any]) -> list[Pending]:
         cursor = await conn.execute("SELECT group_key, max(xact_id) FROM cache_pending GROUP BY group_key")
         return await cursor.fetchall()
 
-    async def _register(self, pending: list[tuple[str, int]]) -> None:
+    async def _register(self, pending: list[Pending]) -> None:
         await asyncio.gather(*(self._store.register(meta, xact_id) for meta, xact_id in pending))
 
-    async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[tuple[str, int]]) -> None:
+    async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[Pending]) -> None:
         """Delete what the registered ids cover.
 
         That is also a lower id whose row was committed since: no load is stored that might lack its transaction.
@@ -108,3 +127,41 @@ class Watch:
             " WHERE p.group_key = registered.group_key AND p.xact_id <= registered.xact_id",
             [list(column) for column in zip(*pending, strict=True)],
         )
+
+    # Writers
+
+    async def all_seen(self) -> None:
+        """Return when no lease hides what was committed before: for a reply to a write of another process.
+
+        Raises: what `connect` raises; psycopg.Error.
+        """
+        if self.lease:
+            async with self._connect() as conn:
+                pending = await self._pending(conn)
+            await self.seen(pending)
+
+    async def seen(self, pending: Sequence[Pending]) -> None:
+        """Return when no lease hides these writes, which were committed before: their rows are gone, or after L.
+
+        It raises nothing: whatever happens to a look, the writes are committed.
+        """
+        if self.lease is None or not pending:
+            return
+        ends = lease.now() + self.lease.seconds * (1 + lease.DRIFT)
+        while (left := ends - lease.now()) > 0:
+            with suppress(Exception):
+                async with asyncio.timeout(left):
+                    if not any(await asyncio.gather(*(self._gather.ask("left", row, self._left) for row in pending))):
+                        return
+            await asyncio.sleep(min(left, LOOK_SECONDS))
+
+    async def _left(self, rows: Sequence[Pending]) -> list[bool]:
+        """Say of each row whether it is left; who deletes a row deletes those of the group's lower ids with it."""
+        query = (
+            "SELECT p.xact_id IS NOT NULL"
+            " FROM unnest(%s::text[], %s::bigint[]) WITH ORDINALITY AS r (group_key, xact_id, place)"
+            " LEFT JOIN cache_pending AS p USING (group_key, xact_id) ORDER BY place"
+        )
+        async with self._connect() as conn:
+            cursor = await conn.execute(query, [list(column) for column in zip(*rows, strict=True)])
+            return [row[0] for row in await cursor.fetchall()]

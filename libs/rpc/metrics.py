@@ -38,6 +38,9 @@ class Figures(Collector):
         for name, text, value in (
             ("parlor_cache_sets", "Entries stored", cache.counters.sets),
             ("parlor_cache_refused_fills", "Loads that might lack a write, not stored", cache.counters.refused_fills),
+            ("parlor_cache_refreshes", "Hits loaded again behind their replies", cache.counters.refreshes),
+            ("parlor_cache_warmed", "Entries loaded before anybody asked", cache.counters.warmed),
+            ("parlor_cache_warmed_hits", "First hits on these: misses saved", cache.counters.warmed_hits),
             ("parlor_cache_invalidations", "Groups invalidated", cache.counters.invalidations),
             ("parlor_cache_near_drops", "Groups that the near cache dropped", cache.store.near.drops),
             ("parlor_cache_errors", "Calls to Redis that failed", cache.store.errors),

@@ -86,15 +86,19 @@ class Mutations:
         """
         request_id = UUID(request.request_id) if getattr(request, "request_id", "") else None
         names = [*locks, f"{salon_id} {request_id}"] if request_id else locks
-        async with self._cache.transaction(locks=sorted(map(_lock, names))) as transaction:
-            if request_id:
-                await self._replay(transaction.conn, salon_id, request_id, _hash(request))
-            transaction.invalidate(*groups)
-            write = Write(transaction)
-            yield write
-            if request_id and write.reply is not None:
-                row = (salon_id, request_id, _hash(request), write.reply.SerializeToString())
-                await transaction.conn.execute(self._insert, row)
+        try:
+            async with self._cache.transaction(locks=sorted(map(_lock, names))) as transaction:
+                if request_id:
+                    await self._replay(transaction.conn, salon_id, request_id, _hash(request))
+                transaction.invalidate(*groups)
+                write = Write(transaction)
+                yield write
+                if request_id and write.reply is not None:
+                    row = (salon_id, request_id, _hash(request), write.reply.SerializeToString())
+                    await transaction.conn.execute(self._insert, row)
+        except Replayed:  # answers a write that another process may not have answered yet
+            await self._cache.all_seen()
+            raise
 
     async def _replay(
         self, conn: psycopg.AsyncConnection[Any], salon_id: str, request_id: UUID, request_hash: bytes

@@ -88,6 +88,7 @@ async def serve(
     exchange = Exchange(registry, database.queries, worker)
     healths = HealthServicer()
     methods: Any = Methods(settings, service.constraints, registry)
+    cache.warmer.busy = lambda: len(methods.deadlines) > 0
     service.add(service.servicer, methods)
     ops = OpsService(cache, database, exchange, service.salon_groups)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)

@@ -1,9 +1,9 @@
 """The booking service, as a server takes it: the RPCs of salons, resources and bookings together."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from libs.cache import Cache, Group
+from libs.cache import Cache, Group, Reply
 from libs.db import Database
 from libs.rpc import Service, errors
 from parlor.booking.v1 import booking_pb2 as pb
@@ -13,10 +13,21 @@ from services.booking.bookings import BookingRpcs
 from services.booking.changes import ChangeRpcs, taken
 from services.booking.resources import ResourceRpcs
 from services.booking.salons import SalonRpcs
+from services.busiest import BusySalon, warm
 
 
 class BookingService(SalonRpcs, ResourceRpcs, BookingRpcs, ChangeRpcs):
     """Salons, who works there and when, and their bookings."""
+
+    def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
+        """Return the reads to be expected of a busy salon: its look-ups, and its bookings of today."""
+        return [
+            lambda: self.GetSalon(pb.GetSalonRequest(salon_id=salon.salon_id), None),
+            lambda: self.GetSalonByPhoneNumberId(
+                pb.GetSalonByPhoneNumberIdRequest(phone_number_id=salon.phone_number_id), None
+            ),
+            lambda: self.ListBookings(pb.ListBookingsRequest(salon_id=salon.salon_id, **salon.today), None),
+        ]
 
     async def salon_groups(self, salon_id: str) -> list[Group]:
         """Return all cache groups of a salon, the look-up by its phone_number_id included."""
@@ -42,5 +53,8 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
                 "phone_number_id", "salon", request.salon.phone_number_id
             ),
         },
-        background=[lambda: booking.write.purge(database.connection)],
+        background=[
+            lambda: booking.write.purge(database.connection),
+            lambda: warm(cache, database, booking.expected),
+        ],
     )

@@ -9,6 +9,7 @@ from libs.db import Database, Loaded
 from libs.rpc import Service, errors, period
 from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
+from services.busiest import BusySalon, warm
 from services.groups import Groups
 from services.stats import queries
 
@@ -46,6 +47,10 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         """Count the AI messages of a period by model."""
         return await self._read(self.groups.ai(request.salon_id), "models", request, queries.ai_analytics)
 
+    def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
+        """Return the reads to be expected of a busy salon: its figures of this month."""
+        return [lambda: self.GetSalonStats(pb.GetSalonStatsRequest(salon_id=salon.salon_id, **salon.this_month), None)]
+
     async def _read(
         self, group: Group, name: str, request: Any, query: Callable[..., Awaitable[Loaded[Any]]], *bucket: str
     ) -> Reply:
@@ -69,6 +74,7 @@ def build(cache: Cache, database: Database) -> Service:
         servicer=stats,
         add=stats_pb2_grpc.add_StatsServiceServicer_to_server,
         salon_groups=stats.groups.of_salon,
+        background=[lambda: warm(cache, database, stats.expected)],
     )
 
 

@@ -148,9 +148,9 @@ class Start:
     ) -> Shop:
         """Return a process that uses Valkey, unless it is told of another place or not to `wait` for that.
 
-        It looks for pending rows once a minute, so that a test decides when.
+        It looks for pending rows once a minute, so that a test decides when, and loads nothing unasked.
         """
-        values = CacheSettings(**{"poll": 60_000, "url": redis_url or self.redis_url, **settings})
+        values = CacheSettings(**{"poll": 60_000, "warm": 0, "url": redis_url or self.redis_url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
         cache = kind(values, self.pool.connection, str.encode, read_only=read_only)
         prepare(cache)

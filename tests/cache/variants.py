@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from libs.cache import Cache, Reply, Transaction, scripts
+from libs.cache import Cache, Reply, Transaction, lease, scripts
 from libs.cache.entries import Meta
 from libs.cache.watch import Watch
 from tests.cache.outside import reaching
@@ -152,6 +152,33 @@ class DeletesFirst(Watch):
                 await self._register(pending)
 
 
+async def nothing(*_: Any) -> None:
+    """Don't wait."""
+
+
+def renews_from_the_answer(renew: Callable[..., None]) -> Callable[..., None]:
+    """A lease that counts from when the look was answered."""
+    return lambda self, sent, pending: renew(self, lease.now(), pending)
+
+
+def renews_for_all_groups(renew: Callable[..., None]) -> Callable[..., None]:
+    """A lease that covers the groups that are pending."""
+    return lambda self, sent, pending: renew(self, sent, ())
+
+
+def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
+    """A lease that is checked once for all that is read in a tick of the event loop."""
+    answers: list[bool] = []
+
+    def check(self: lease.Lease, group: str) -> bool:
+        if not answers:
+            answers.append(covers(self, group))
+            asyncio.get_running_loop().call_soon(answers.clear)
+        return answers[0]
+
+    return check
+
+
 def without_stamp(shop: Shop) -> Shop:
     """No look at the snapshot: a stamp above all ids."""
     shop.stamp = "2::bigint ^ 52"
@@ -184,6 +211,15 @@ def makes_generations(cache: Cache) -> None:
     """The generation comes from the client, with the command."""
     made = "local generation = '0000000000000' .. ARGV[1]\n"
     _swap(cache, "register_script", scripts.REGISTER.replace(scripts.GENERATION, made))
+
+
+def fills_any_generation(cache: Cache) -> None:
+    """What was loaded is stored under whatever generation there is."""
+    cache.store.fill_script = """
+        local generation = string.sub(redis.call('GET', KEYS[1]), 1, 29)
+        redis.call('SET', KEYS[2], generation .. ARGV[6], 'PX', ARGV[5])
+        return {1}
+    """
 
 
 def _swap(cache: Cache, name: str, script: str) -> None:

@@ -1,0 +1,87 @@
+"""Hits that are loaded again behind their replies, in namespaces that may be behind what registers nothing."""
+
+import asyncio
+
+import pytest
+
+from libs.cache import CacheSettings, Reply
+from libs.cache.ahead import is_due
+from tests.cache import variants
+from tests.cache.shop import Pause, Shop, Start, put
+
+twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
+AT_ONCE = {"shop": 1e-6}  # any entry a millisecond old is due
+
+
+@pytest.fixture
+async def shop(start: Start) -> Shop:
+    """A process whose entries are due soon, with one in the cache."""
+    shop = await start(refresh=AT_ONCE)
+    assert await shop.text() == "old"
+    return shop
+
+
+async def refreshing(shop: Shop, pause: Pause) -> Reply:
+    """Return a hit that is loaded again; the load waits behind its statement."""
+    async with asyncio.timeout(10):
+        while True:
+            reply = await shop.read(after=pause)
+            assert reply[:2] == (b"old", "hit")
+            if shop.cache.counters.refreshes:
+                await pause.reached.wait()
+                return reply
+
+
+def age(namespace: str, seconds: float, **settings: float) -> bool:
+    """Say whether a hit of an age is due."""
+    key = CacheSettings(refresh=settings).namespace(namespace).group("s").key()
+    return is_due(key, Reply(b"", "hit", int(seconds * 1000)))
+
+
+async def test_statistics_are_due_after_three_fifths_of_their_life_and_nothing_else_is() -> None:
+    assert [age("stats", seconds) for seconds in (0, 71, 86.4, 119)] == [False, False, True, True]
+    assert [age("aiAnalytics", seconds) for seconds in (0, 359, 432, 599)] == [False, False, True, True]
+    for name in ("salon", "booking", "conversation", "messages", "health"):
+        assert not age(name, 86_400)
+    assert (age("stats", 119, stats=1.0), age("salon", 1200, salon=0.5)) == (False, True)
+
+
+async def test_a_hit_that_is_due_is_answered_at_once_and_loaded_again_once(shop: Shop) -> None:
+    pause = Pause()
+    async with shop.pool.connection() as conn:
+        await put(conn, "new")  # registers nothing, as a message does with statistics
+    await refreshing(shop, pause)
+    replies = await asyncio.gather(*(shop.read() for _ in range(100)))
+    assert {reply[:2] for reply in replies} == {(b"old", "hit")}
+    assert (shop.cache.counters.refreshes, len(shop.loads)) == (1, 2)
+    pause.go_on.set()
+    await shop.cache.settle()
+    assert (await shop.read())[:2] == (b"new", "hit")
+
+
+@twice
+async def test_a_refresh_never_crosses_a_generation(start: Start, shop: Shop, variant: bool) -> None:
+    if variant:
+        variants.fills_any_generation(shop.cache)
+    writer, pause = await start(), Pause()
+    await refreshing(shop, pause)
+    await writer.write("new")
+    async with asyncio.timeout(10):
+        assert (await shop.read())[:2] == (b"new", "miss")  # and does not wait for the refresh
+    pause.go_on.set()
+    await shop.cache.settle()
+    assert (await shop.read()).body == (b"old" if variant else b"new")
+
+
+async def test_a_refresh_that_fails_leaves_the_entry_and_is_tried_again(shop: Shop) -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    while not shop.cache.counters.refreshes:
+        assert (await shop.read(before=fail)).body == b"old"
+    await shop.cache.settle()
+    async with shop.pool.connection() as conn:
+        await put(conn, "new")
+    assert (await shop.read()).body == b"old"
+    await shop.cache.settle()
+    assert (await shop.read()).body == b"new"

@@ -1,0 +1,279 @@
+"""The setting `wait`: a writer cut off from Valkey is answered once nobody can be shown what was before its write.
+
+The time of leases is the test's own, and processes look for pending rows when the test says so. As with the
+counterexamples, every race runs twice: against the library, and without the step that decides it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from libs.cache import Reply, WithoutRedis, lease
+from libs.cache.lease import Lease
+from libs.cache.watch import Watch
+from ops.servers import Valkey
+from tests.cache import variants
+from tests.cache.away import NOWHERE, ready, rows
+from tests.cache.shop import Pause, Shop, Start, put, until
+
+L = 60.0
+twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
+
+
+class Clock:
+    """What the leases take for the time."""
+
+    def __init__(self) -> None:
+        """Begin somewhere."""
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.time
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of all processes."""
+    clock = Clock()
+    monkeypatch.setattr(lease, "now", clock)
+    return clock
+
+
+@pytest.fixture
+async def reader(start: Start, clock: Clock) -> Shop:
+    """A process that reaches Valkey, has a hit, and has looked for pending rows just now."""
+    reader = await start(without=WithoutRedis.WAIT)
+    assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
+    return reader
+
+
+@pytest.fixture
+async def writer(start: Start, clock: Clock) -> Shop:
+    """A process that does not reach Valkey."""
+    return await start(redis_url=NOWHERE, without=WithoutRedis.WAIT)
+
+
+@asynccontextmanager
+async def committed(writer: Shop) -> AsyncIterator["asyncio.Task[None]"]:
+    """Write; the block begins when the write is committed and waits; it must have been answered when the block ends."""
+    watch = writer.cache._watch
+    look, looked = watch._left, asyncio.Event()
+
+    async def noted(left: Any) -> Any:
+        looked.set()
+        return await look(left)
+
+    watch._left = noted  # type: ignore[method-assign, assignment]
+    writing = asyncio.create_task(writer.write("new"))
+    await until(lambda: looked.is_set() or writing.done())
+    assert await rows(writer.pool) == 1
+    yield writing
+    await asyncio.wait_for(writing, 10)
+
+
+async def still_waits(writing: "asyncio.Task[None]") -> bool:
+    """Say whether a writer has not been answered, although it has looked for its rows meanwhile."""
+    await asyncio.sleep(3 * 0.05)
+    return not writing.done()
+
+
+@twice
+async def test_a_write_is_answered_when_the_leases_taken_before_it_have_ended(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Watch, "seen", variants.nothing)
+    async with committed(writer) as writing:
+        assert (await reader.read())[:2] == (b"old", "hit")
+        clock.time += L - 0.01
+        assert await still_waits(writing) is not variant
+        assert (await reader.read())[:2] == (b"old", "hit")  # only if the write has not been answered
+        clock.time += 0.1
+    assert (await reader.read())[:2] == (b"new", "bypass")
+
+
+@twice
+async def test_no_hit_is_served_behind_a_lease(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Lease, "covers", lambda self, group: True)
+    async with committed(writer):
+        clock.time += L * 1.01
+    assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
+    await reader.cache._watch.drain()
+    assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
+
+
+@twice
+async def test_a_lease_counts_from_before_its_look_was_sent(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Lease, "renew", variants.renews_from_the_answer(Lease.renew))
+    pause, find = Pause(), Watch._pending
+
+    async def answered_late(self: Watch, conn: Any) -> Any:
+        found = await find(self, conn)
+        await pause()
+        return found
+
+    clock.time += L / 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "_pending", answered_late)
+        looking = asyncio.create_task(reader.cache._watch.drain())
+        await pause.reached.wait()
+    async with committed(writer):
+        clock.time += L / 2
+        pause.go_on.set()
+        await looking
+        assert (await reader.read())[:2] == (b"old", "hit")
+        clock.time += L * 0.51
+    assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
+
+
+@twice
+async def test_a_look_that_fails_gives_no_lease(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    watch = reader.cache._watch
+
+    async def fails(conn: Any) -> Any:
+        if variant and watch.lease:
+            watch.lease.renew(lease.now(), ())
+        raise ConnectionError
+
+    async with committed(writer):
+        clock.time += L * 0.9
+        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+            patch.setattr(watch, "_pending", fails)
+            await watch.drain()
+        assert (await reader.read())[:2] == (b"old", "hit")
+        clock.time += L * 0.11
+    assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
+
+
+@twice
+async def test_pending_groups_are_not_hit_before_they_are_registered(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Lease, "renew", variants.renews_for_all_groups(Lease.renew))
+    await reader.text(shelf="b")
+    pause, register = Pause(), Watch._register
+
+    async def registers_late(self: Watch, pending: Any) -> None:
+        await pause()
+        await register(self, pending)
+
+    monkeypatch.setattr(Watch, "_register", registers_late)
+    async with committed(writer):
+        clock.time += 1
+        looking = asyncio.create_task(reader.cache._watch.drain())
+        await pause.reached.wait()
+        clock.time += L - 0.5  # from the commit more than L, from the look less
+    assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
+    assert (await reader.read(shelf="b")).source == "hit"
+    pause.go_on.set()
+    await looking
+    assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
+
+
+@twice
+async def test_a_write_is_answered_as_soon_as_another_process_has_registered_it(
+    reader: Shop, writer: Shop, clock: Clock, variant: bool
+) -> None:
+    kind = variants.DeletesFirst if variant else Watch
+    drainer = kind(reader.cache.store, reader.pool.connection, L, deletes=True)
+    pause, register = Pause(), drainer._register
+
+    async def registers_late(pending: Any) -> None:
+        await pause()
+        await register(pending)
+
+    drainer._register = registers_late  # type: ignore[method-assign]
+    async with committed(writer) as writing:
+        draining = asyncio.create_task(drainer.drain())
+        await pause.reached.wait()
+        assert await still_waits(writing) is not variant
+        assert (await reader.read())[:2] == (b"old", "hit")  # only if the write has not been answered
+        pause.go_on.set()
+        await draining
+    assert (await reader.read())[:2] == (b"new", "miss")
+    assert clock.time == Clock().time
+
+
+@twice
+async def test_a_process_stopped_before_its_look_was_sent_checks_again_for_the_next_read(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Lease, "covers", variants.checks_once_a_tick(Lease.covers))
+
+    async def stopped_before_it() -> Reply:
+        clock.time += L * 1.01
+        return await reader.read()
+
+    async with committed(writer):
+        replies = await asyncio.gather(reader.read(), stopped_before_it())  # of one tick: their looks are one
+    assert replies[0][:2] == (b"old", "hit")
+    assert replies[1][:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
+
+
+@twice
+async def test_another_reply_to_the_write_waits_as_well(
+    reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
+) -> None:
+    if variant:
+        monkeypatch.setattr(Watch, "all_seen", variants.nothing)
+    async with committed(writer):
+        repeated = asyncio.create_task(reader.cache.all_seen())
+        assert await still_waits(repeated) is not variant
+        assert (await reader.read())[:2] == (b"old", "hit")
+        await reader.cache._watch.drain()
+        await asyncio.wait_for(repeated, 10)
+    assert (await reader.read())[:2] == (b"new", "miss")
+    await asyncio.wait_for(reader.cache.all_seen(), 10)  # nothing is left: at once
+
+
+async def test_a_writer_that_reaches_valkey_again_waits_for_nobody(
+    start: Start, clock: Clock, own_valkey: Valkey
+) -> None:
+    reader, writer = [await start(redis_url=own_valkey.url, without=WithoutRedis.WAIT) for _ in range(2)]
+    await ready(reader, writer)
+    assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
+    async with writer.cache.transaction() as write:
+        await put(write.conn, "new")
+        writer.cache.store.mark_lost(TimeoutError())
+        write.invalidate(writer.shelf())
+        await ready(writer)
+    assert (await reader.read())[:2] == (b"new", "miss")
+    assert (await rows(writer.pool), clock.time) == (1, Clock().time)
+
+
+async def test_a_writer_who_waits_holds_no_connection(writer: Shop, clock: Clock) -> None:
+    async with committed(writer):
+        async with AsyncExitStack() as exits:
+            for _ in range(writer.pool.max_size):
+                await exits.enter_async_context(writer.pool.connection(timeout=5))
+        clock.time += L * 1.01
+
+
+async def test_a_write_is_answered_although_postgres_went_away_behind_it(writer: Shop, clock: Clock) -> None:
+    def fails() -> Any:
+        raise ConnectionError
+
+    async with committed(writer) as writing:
+        writer.cache._watch._connect = fails
+        assert await still_waits(writing)
+        clock.time += L * 1.01
+
+
+async def test_without_postgres_nothing_is_hit_once_the_lease_has_ended(reader: Shop, clock: Clock) -> None:
+    assert (await reader.read()).source == "hit"
+    clock.time += L
+    assert ((await reader.read()).source, await reader.cache.peek(reader.key())) == ("bypass", None)
