@@ -2,7 +2,6 @@
 
 from libs.rpc import errors
 from libs.rpc.channel import channel, service_config
-from libs.rpc.composed import prefix
 from libs.rpc.errors import RpcError
 from libs.rpc.mutations import Mutations, Write
 from libs.rpc.pages import Page, fitting, page, size
@@ -25,7 +24,6 @@ __all__ = [
     "moment",
     "page",
     "period",
-    "prefix",
     "serve",
     "service_config",
     "size",

@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from operator import methodcaller
 from typing import Any, NoReturn
 
 import grpc
@@ -151,7 +150,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
     async def run() -> None:
         database = Database(database_settings, f"parlor-{name}")
         try:
-            cache = Cache(cache_settings, database.connection, methodcaller("SerializeToString"), read_only=read_only)
+            cache = Cache(cache_settings, database.connection, bytes, read_only=read_only)
             service = build(cache, database)
         except ValueError as error:  # of settings of the service's own
             _fail(name, explain(error))

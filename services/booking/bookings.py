@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, moment, page, prefix
+from libs.db import Loaded, elements
+from libs.rpc import errors, moment, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import booking_queries as queries
 from services.booking.rpcs import Rpcs, found
@@ -28,7 +28,7 @@ class BookingRpcs(Rpcs):
         bodies = {code: reply.body or b"" for code, reply in zip(unique, replies, strict=True)}
         sources = {reply.source for reply in replies}
         return Reply(
-            b"".join(part for code in codes for part in (prefix(len(bodies[code])), bodies[code])),
+            elements([bodies[code] for code in codes]),
             next(source for source in ("bypass", "miss", "hit") if source in sources),
             max(reply.age_ms for reply in replies),
         )
@@ -43,12 +43,12 @@ class BookingRpcs(Rpcs):
         )
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
 
-        async def load(conn: Any) -> Loaded[pb.ListBookingsResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             try:
                 stamp, bookings = await queries.list_bookings(conn, salon_id, status, phone, start, end, wanted)
             except LookupError as error:
                 raise errors.not_found("salon", salon_id) from error
-            return Loaded(stamp, wanted.fill(pb.ListBookingsResponse(), bookings, "start_time", "booking_id"))
+            return Loaded(stamp, wanted.fill(pb.ListBookingsResponse, bookings, "start_time", "booking_id"))
 
         return await self.cache.read(self.groups.bookings(salon_id).key("list", digest(wanted)), load)
 
@@ -57,12 +57,12 @@ class BookingRpcs(Rpcs):
         salon_id, code = request.salon_id, request.booking_code.upper()
         wanted = page(request.page_size, request.page_token, "ListBookingEvents", salon_id, code, uuid=False)
 
-        async def load(conn: Any) -> Loaded[pb.ListBookingEventsResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             try:
                 stamp, events = await queries.list_booking_events(conn, salon_id, code, wanted)
             except LookupError as error:
                 raise errors.not_found("booking", f"{salon_id}/{code}") from error
-            return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse(), events, "revision", "booking_code"))
+            return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse, events, "revision", "booking_code"))
 
         return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
 

@@ -46,13 +46,12 @@ class SalonRpcs(Rpcs):
         reply = await self.cache.look_up(key, request.phone_number_id, queries.salons_by_phone_number_id)
         return found(reply, "salon", request.phone_number_id)
 
-    async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> pb.ListSalonsResponse:
+    async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> bytes:
         """List all salons."""
         wanted = page(request.page_size, request.page_token, uuid=False)
         async with self.database.connection() as conn:
             salons = await queries.list_salons(conn, wanted)
-        response: pb.ListSalonsResponse = wanted.fill(pb.ListSalonsResponse(), salons, "create_time", "salon_id")
-        return response
+        return wanted.fill(pb.ListSalonsResponse, salons, "create_time", "salon_id")
 
 
 @once

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_rows, fetch_stamped
+from libs.db import STAMP, Loaded, elements, encoder, fetch_page, fetch_undecoded
 from parlor.stats.v1.stats_pb2 import (
     AiAnalytics,
     BookingStats,
@@ -18,15 +18,13 @@ from parlor.stats.v1.stats_pb2 import (
     SalonStats,
 )
 
-M = TypeVar("M", bound=Message)
-
 # A sum as the proto can carry it.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
 PERIOD = "%(start)s::timestamptz AS start_time, %(end)s::timestamptz AS end_time"
 COST = "jsonb_build_object('currency_code', currency_code, 'cost_micros', cost)"
 
 
-async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[SalonStats]:
+async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[bytes]:
     """Count a period in one statement that reads indexes only, and no message's price but of those that have one.
 
     Raises: LookupError if there is no such salon.
@@ -64,7 +62,7 @@ async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime
 
 async def message_direction_stats(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime
-) -> Loaded[MessageDirectionStats]:
+) -> Loaded[bytes]:
     """Count the messages of a period and their cost by direction.
 
     Raises: LookupError if there is no such salon.
@@ -86,9 +84,7 @@ async def message_direction_stats(
     return await _one(conn, MessageDirectionStats, query, {"salon_id": salon_id, "start": start, "end": end})
 
 
-async def ai_analytics(
-    conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime
-) -> Loaded[AiAnalytics]:
+async def ai_analytics(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[bytes]:
     """Count the AI messages of a period, their tokens, cost, latency and the bookings they led to, by model.
 
     Raises: LookupError if there is no such salon.
@@ -124,7 +120,7 @@ async def ai_analytics(
 
 async def booking_stats(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime, bucket: str
-) -> Loaded[ListBookingStatsResponse]:
+) -> Loaded[bytes]:
     """Count the bookings created in each bucket of a period, by status; `bucket` is day, week or month.
 
     Raises: LookupError if there is no such salon.
@@ -138,13 +134,12 @@ async def booking_stats(
     columns = [field.name for field in BookingStats.DESCRIPTOR.fields][2:]
     query = _bucketed("bookings", "created_at", counted, columns)
     params = {"salon_id": salon_id, "start": start, "end": end, "bucket": bucket}
-    stamp, as_of, rows = await _rows(conn, BookingStats, query, params)
-    return Loaded(stamp, ListBookingStatsResponse(booking_stats=rows, as_of=as_of))
+    return await _rows(conn, BookingStats, ListBookingStatsResponse, query, params)
 
 
 async def conversation_stats(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime, bucket: str
-) -> Loaded[ListConversationStatsResponse]:
+) -> Loaded[bytes]:
     """Count the conversations started in each bucket of a period; `bucket` is day, week or month.
 
     Raises: LookupError if there is no such salon.
@@ -152,8 +147,7 @@ async def conversation_stats(
     """
     query = _bucketed("conversations", "started_at", "count(*) AS conversations", ["conversations"])
     params = {"salon_id": salon_id, "start": start, "end": end, "bucket": bucket}
-    stamp, as_of, rows = await _rows(conn, ConversationStats, query, params)
-    return Loaded(stamp, ListConversationStatsResponse(conversation_stats=rows, as_of=as_of))
+    return await _rows(conn, ConversationStats, ListConversationStatsResponse, query, params)
 
 
 def _bucketed(table: str, time: str, counted: str, columns: Sequence[str]) -> str:
@@ -186,18 +180,18 @@ def _first_moment(wall_time: str) -> str:
     return f"CASE WHEN {earlier} AT TIME ZONE time_zone = {wall_time} THEN {earlier} ELSE {moment} END"
 
 
-async def _one(conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]) -> Loaded[M]:
-    rows = await fetch_stamped(conn, kind, query, params)
-    if not rows or rows[0].value is None:
-        raise LookupError
-    return Loaded(rows[0].stamp, rows[0].value)
+async def _one(conn: AsyncConnection[Any], kind: type[Message], query: str, params: dict[str, Any]) -> Loaded[bytes]:
+    stamp, rows = await fetch_page(conn, kind, query, params)
+    return Loaded(stamp, rows[0])
 
 
 async def _rows(
-    conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]
-) -> tuple[int, Any, list[M]]:
-    """Return the stamp, the moment, and the other columns as messages."""
-    names, rows = await fetch_rows(conn, query, params)
+    conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, params: dict[str, Any]
+) -> Loaded[bytes]:
+    """Return a response of the rows, whose first columns are the stamp and the moment."""
+    names, rows = await fetch_undecoded(conn, query, params)
     if not rows:
         raise LookupError
-    return rows[0][0], rows[0][1], [kind(**dict(zip(names[2:], row[2:], strict=True))) for row in rows]
+    stamp, as_of = rows[0][:2]
+    encode = encoder(kind, *names[2:])
+    return Loaded(stamp, elements([encode(row[2:]) for row in rows]) + encoder(response, "as_of")([as_of]))
