@@ -10,7 +10,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
 Ask = Callable[[], "asyncio.Future[Stamped[Any]]"]
+LoadMany = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]]
 
 
 class CacheUnavailable(Exception):
@@ -93,12 +94,7 @@ class Cache:
 
         return await self._read(key, lambda: self._gather.ask(key.entry, None, run))
 
-    async def look_up(
-        self,
-        key: Key,
-        argument: Hashable,
-        load: Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]],
-    ) -> Reply:
+    async def look_up(self, key: Key, argument: Hashable, load: LoadMany) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it together with all that is looked up in the same tick.
 
         `load` gets the arguments and returns as many results, in their order, of one statement. It must be the same
@@ -110,6 +106,56 @@ class Cache:
                 return await load(conn, arguments)
 
         return await self._read(key, lambda: self._gather.ask(load, argument, run))
+
+    async def look_up_many(self, asked: Mapping[Key, Hashable], load: LoadMany) -> list[Reply]:
+        """Return the replies of several keys, each with its argument: one MGET, and one load for all that is missing.
+
+        It has no task a key, which would cost more than all the rest: so it joins no load under way, and a caller that
+        goes away ends it.
+        """
+        max_age, keys = MAX_AGE.get(), list(asked)
+        if max_age == 0 or not self.store.ready:
+            return await self._bypass_many(asked, load)
+        try:
+            looks = await asyncio.gather(*map(self.store.look, keys))
+            found = [(key, meta, self._hit(entry, max_age)) for key, (meta, entry) in zip(keys, looks, strict=True)]
+            missed = [(key, meta) for key, meta, hit in found if hit is None]
+            opened = await asyncio.gather(*(self.store.open(key.group.meta) for key, meta in missed if meta is None))
+        except StoreAway:
+            return await self._bypass_many(asked, load)
+        loaded: dict[Key, Reply] = {}
+        if missed:
+            self.counters.misses += len(missed)
+            new = iter(opened)
+            metas = {key: meta or next(new) for key, meta in missed}
+            loaded = await self._load_many(metas, [asked[key] for key in metas], load)
+        return [hit or loaded[key] for key, _, hit in found]
+
+    async def _load_many(self, metas: Mapping[Key, Meta], arguments: Sequence[Any], load: LoadMany) -> dict[Key, Reply]:
+        """Load by one statement, and store what may be stored behind the replies."""
+        cold = any(meta.cold for meta in metas.values())
+        barrier = await self._gather.ask("barrier", None, self._barrier) if cold else 0
+        loaded_ms = _now_ms()
+        async with self._connect() as conn:
+            loaded = await load(conn, arguments)
+        fills = []
+        for (key, meta), one in zip(metas.items(), loaded, strict=True):
+            entry = self._entry(one, loaded_ms)
+            fills.append(Fill(key, meta.generation, one.stamp, barrier, self._ttl_ms(key, entry), entry))
+        self._spawn(self._fill_many(fills))
+        return {fill.key: Reply(fill.entry.body, "miss", 0) for fill in fills}
+
+    async def _fill_many(self, fills: Sequence[Fill]) -> None:
+        with suppress(StoreAway):
+            stored = await asyncio.gather(*map(self.store.fill, fills))
+            self.counters.sets += sum(stored)
+            self.counters.refused_fills += len(stored) - sum(stored)
+
+    async def _bypass_many(self, asked: Mapping[Key, Hashable], load: LoadMany) -> list[Reply]:
+        self.counters.bypasses += len(asked)
+        async with self._connect() as conn:
+            loaded = await load(conn, list(asked.values()))
+        return [Reply(self._entry(one, 0).body, "bypass", 0) for one in loaded]
 
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
@@ -136,12 +182,15 @@ class Cache:
     async def _look(self, key: Key, max_age: int | None) -> tuple[Meta | None, Reply | None]:
         """Return the meta of a key's group, and its reply if it is cached and not too old. Raises: StoreAway."""
         meta, entry = await self.store.look(key)
+        return meta, self._hit(entry, max_age)
+
+    def _hit(self, entry: Entry | None, max_age: int | None) -> Reply | None:
         if entry is not None:
             age_ms = max(0, _now_ms() - entry.loaded_ms)
             if max_age is None or age_ms <= max_age * 1000:
                 self.counters.hits += 1
-                return meta, Reply(entry.body, "hit", age_ms)
-        return meta, None
+                return Reply(entry.body, "hit", age_ms)
+        return None
 
     async def _bypass(self, ask: Ask) -> Reply:
         self.counters.bypasses += 1

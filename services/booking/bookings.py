@@ -1,14 +1,13 @@
 """The RPCs that read bookings and their history."""
 
-import asyncio
 from typing import Any
 
-from libs.cache import Reply, digest
-from libs.db import Loaded, elements
+from libs.cache import Key, Reply, digest
+from libs.db import Loaded
 from libs.rpc import errors, moment, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import booking_queries as queries
-from services.booking.rpcs import Rpcs, found
+from services.booking.rpcs import Rpcs, batch, found
 
 
 class BookingRpcs(Rpcs):
@@ -19,19 +18,12 @@ class BookingRpcs(Rpcs):
         return await self._booking(request.salon_id, request.booking_code.upper())
 
     async def BatchGetBookings(self, request: pb.BatchGetBookingsRequest, context: Any) -> Reply:
-        """Return bookings by their codes: one MGET, and one statement for those that are not cached."""
-        codes = [code.upper() for code in request.booking_codes]
-        unique = list(dict.fromkeys(codes))
-        replies = await asyncio.gather(*(self._look_up(request.salon_id, code) for code in unique))
-        for code, reply in zip(unique, replies, strict=True):
-            found(reply, "booking", f"{request.salon_id}/{code}")
-        bodies = {code: reply.body or b"" for code, reply in zip(unique, replies, strict=True)}
-        sources = {reply.source for reply in replies}
-        return Reply(
-            elements([bodies[code] for code in codes]),
-            next(source for source in ("bypass", "miss", "hit") if source in sources),
-            max(reply.age_ms for reply in replies),
-        )
+        """Return bookings by their codes."""
+        salon_id, codes = request.salon_id, [code.upper() for code in request.booking_codes]
+        asked = {self._key(salon_id, code): (salon_id, code) for code in dict.fromkeys(codes)}
+        replies = await self.cache.look_up_many(asked, queries.bookings_by_code)
+        of_code = {code: reply for (_, code), reply in zip(asked.values(), replies, strict=True)}
+        return batch(of_code, codes, "booking", f"{salon_id}/")
 
     async def ListBookings(self, request: pb.ListBookingsRequest, context: Any) -> Reply:
         """List a salon's bookings."""
@@ -67,8 +59,8 @@ class BookingRpcs(Rpcs):
         return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
-        return found(await self._look_up(salon_id, code), "booking", f"{salon_id}/{code}")
+        reply = await self.cache.look_up(self._key(salon_id, code), (salon_id, code), queries.bookings_by_code)
+        return found(reply, "booking", f"{salon_id}/{code}")
 
-    async def _look_up(self, salon_id: str, code: str) -> Reply:
-        key = self.groups.bookings(salon_id).key("code", code)
-        return await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)
+    def _key(self, salon_id: str, code: str) -> Key:
+        return self.groups.bookings(salon_id).key("code", code)

@@ -8,7 +8,7 @@ from libs.cache import Reply
 from libs.rpc import errors, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import salon_queries as queries
-from services.booking.rpcs import Rpcs, check_dates, found
+from services.booking.rpcs import Rpcs, batch, check_dates, found
 
 
 class SalonRpcs(Rpcs):
@@ -39,6 +39,12 @@ class SalonRpcs(Rpcs):
     async def GetSalon(self, request: pb.GetSalonRequest, context: Any) -> Reply:
         """Return a salon by its id."""
         return await self.salon(request.salon_id)
+
+    async def BatchGetSalons(self, request: pb.BatchGetSalonsRequest, context: Any) -> Reply:
+        """Return salons by their ids."""
+        asked = {self.groups.salon(salon_id).key(): salon_id for salon_id in dict.fromkeys(request.salon_ids)}
+        replies = await self.cache.look_up_many(asked, queries.salons_by_id)
+        return batch(dict(zip(asked.values(), replies, strict=True)), request.salon_ids, "salon")
 
     async def GetSalonByPhoneNumberId(self, request: pb.GetSalonByPhoneNumberIdRequest, context: Any) -> Reply:
         """Return a salon by its WhatsApp phone_number_id."""
