@@ -10,7 +10,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -107,54 +107,58 @@ class Cache:
 
         return await self._read(key, lambda: self._gather.ask(load, argument, run))
 
-    async def look_up_many(self, asked: Mapping[Key, Hashable], load: LoadMany) -> list[Reply]:
-        """Return the replies of several keys, each with its argument: one MGET, and one load for all that is missing.
+    async def look_up_many(self, keys: Sequence[Key], arguments: Sequence[Any], load: LoadMany) -> list[Reply]:
+        """Return the replies of different keys, as `look_up` does: one MGET, and one load of all that is missing.
 
         It has no task a key, which would cost more than all the rest: so it joins no load under way, and a caller that
         goes away ends it.
         """
-        max_age, keys = MAX_AGE.get(), list(asked)
+        max_age = MAX_AGE.get()
         if max_age == 0 or not self.store.ready:
-            return await self._bypass_many(asked, load)
+            return await self._bypass_many(arguments, load)
         try:
-            looks = await asyncio.gather(*map(self.store.look, keys))
-            found = [(key, meta, self._hit(entry, max_age)) for key, (meta, entry) in zip(keys, looks, strict=True)]
-            missed = [(key, meta) for key, meta, hit in found if hit is None]
-            opened = await asyncio.gather(*(self.store.open(key.group.meta) for key, meta in missed if meta is None))
+            looks = await self.store.look_many(keys)
+            replies = [self._hit(entry, max_age) for _, entry in looks]
+            missed = [place for place, reply in enumerate(replies) if reply is None]
+            unknown = [place for place in missed if looks[place].meta is None]
+            opened = await asyncio.gather(*(self.store.open(keys[place].group.meta) for place in unknown))
         except StoreAway:
-            return await self._bypass_many(asked, load)
-        loaded: dict[Key, Reply] = {}
+            return await self._bypass_many(arguments, load)
         if missed:
             self.counters.misses += len(missed)
-            new = iter(opened)
-            metas = {key: meta or next(new) for key, meta in missed}
-            loaded = await self._load_many(metas, [asked[key] for key in metas], load)
-        return [hit or loaded[key] for key, _, hit in found]
+            known = dict(zip(unknown, opened, strict=True))
+            metas = [(keys[place], looks[place].meta or known[place]) for place in missed]
+            loaded = await self._load_many(metas, [arguments[place] for place in missed], load)
+            for place, reply in zip(missed, loaded, strict=True):
+                replies[place] = reply
+        return [reply for reply in replies if reply is not None]
 
-    async def _load_many(self, metas: Mapping[Key, Meta], arguments: Sequence[Any], load: LoadMany) -> dict[Key, Reply]:
+    async def _load_many(
+        self, metas: Sequence[tuple[Key, Meta]], arguments: Sequence[Any], load: LoadMany
+    ) -> list[Reply]:
         """Load by one statement, and store what may be stored behind the replies."""
-        cold = any(meta.cold for meta in metas.values())
+        cold = any(meta.cold for _, meta in metas)
         barrier = await self._gather.ask("barrier", None, self._barrier) if cold else 0
         loaded_ms = _now_ms()
         async with self._connect() as conn:
             loaded = await load(conn, arguments)
         fills = []
-        for (key, meta), one in zip(metas.items(), loaded, strict=True):
+        for (key, meta), one in zip(metas, loaded, strict=True):
             entry = self._entry(one, loaded_ms)
             fills.append(Fill(key, meta.generation, one.stamp, barrier, self._ttl_ms(key, entry), entry))
         self._spawn(self._fill_many(fills))
-        return {fill.key: Reply(fill.entry.body, "miss", 0) for fill in fills}
+        return [Reply(fill.entry.body, "miss", 0) for fill in fills]
 
     async def _fill_many(self, fills: Sequence[Fill]) -> None:
         with suppress(StoreAway):
-            stored = await asyncio.gather(*map(self.store.fill, fills))
-            self.counters.sets += sum(stored)
-            self.counters.refused_fills += len(stored) - sum(stored)
+            stored = sum(await self.store.fill_many(fills))
+            self.counters.sets += stored
+            self.counters.refused_fills += len(fills) - stored
 
-    async def _bypass_many(self, asked: Mapping[Key, Hashable], load: LoadMany) -> list[Reply]:
-        self.counters.bypasses += len(asked)
+    async def _bypass_many(self, arguments: Sequence[Any], load: LoadMany) -> list[Reply]:
+        self.counters.bypasses += len(arguments)
         async with self._connect() as conn:
-            loaded = await load(conn, list(asked.values()))
+            loaded = await load(conn, arguments)
         return [Reply(self._entry(one, 0).body, "bypass", 0) for one in loaded]
 
     async def peek(self, key: Key) -> Reply | None:

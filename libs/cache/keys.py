@@ -40,7 +40,11 @@ class Group(NamedTuple):
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
-        return Key(self, ":".join((self.name, *(str(part).translate(_QUOTED) for part in parts))))
+        return Key(self, ":".join([self.name, *[_quoted(str(part)) for part in parts]]))
+
+
+def _quoted(part: str) -> str:
+    return part if part.isalnum() else part.translate(_QUOTED)
 
 
 class Key(NamedTuple):

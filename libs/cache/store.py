@@ -77,6 +77,20 @@ class Store:
         self._looks.append((key, future))
         return future
 
+    async def look_many(self, keys: Sequence[Key]) -> list[Found]:
+        """Look for the metas and entries of several keys, by an MGET of their own. Raises: StoreAway."""
+        if not self.ready or self._wire is None:
+            raise StoreAway("not ready")
+        metas = list(dict.fromkeys([key.group.meta for key in keys]))
+        reply = await self._wire.call("MGET", *metas, *[key.entry for key in keys])
+        if isinstance(reply, hiredis.ReplyError):
+            self.mark_lost(reply)
+        if isinstance(reply, Exception):
+            raise StoreAway(str(reply))
+        of_name = dict(zip(metas, reply, strict=False))
+        found = zip(keys, reply[len(metas) :], strict=True)
+        return [decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
+
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
         return self._gather.ask("open", meta, self._open_all)
@@ -88,6 +102,10 @@ class Store:
     def fill(self, fill: Fill) -> "asyncio.Future[bool]":
         """Store an entry if no write may be missing in it; say whether it was stored."""
         return self._gather.ask("fill", fill, self._fill_all)
+
+    async def fill_many(self, fills: Sequence[Fill]) -> list[bool]:
+        """Store several entries, as `fill` does. Raises: StoreAway."""
+        return await self._fill_all(fills)
 
     def _look(self) -> None:
         looks, self._looks = self._looks, []

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from libs.cache import Key, Reply, digest
+from libs.cache import Reply, digest
 from libs.db import Loaded
 from libs.rpc import errors, moment, page
 from parlor.booking.v1 import booking_pb2 as pb
@@ -20,10 +20,10 @@ class BookingRpcs(Rpcs):
     async def BatchGetBookings(self, request: pb.BatchGetBookingsRequest, context: Any) -> Reply:
         """Return bookings by their codes."""
         salon_id, codes = request.salon_id, [code.upper() for code in request.booking_codes]
-        asked = {self._key(salon_id, code): (salon_id, code) for code in dict.fromkeys(codes)}
-        replies = await self.cache.look_up_many(asked, queries.bookings_by_code)
-        of_code = {code: reply for (_, code), reply in zip(asked.values(), replies, strict=True)}
-        return batch(of_code, codes, "booking", f"{salon_id}/")
+        group, wanted = self.groups.bookings(salon_id), list(dict.fromkeys(codes))
+        keys, arguments = [group.key("code", code) for code in wanted], [(salon_id, code) for code in wanted]
+        replies = await self.cache.look_up_many(keys, arguments, queries.bookings_by_code)
+        return batch(dict(zip(wanted, replies, strict=True)), codes, "booking", f"{salon_id}/")
 
     async def ListBookings(self, request: pb.ListBookingsRequest, context: Any) -> Reply:
         """List a salon's bookings."""
@@ -59,8 +59,6 @@ class BookingRpcs(Rpcs):
         return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
-        reply = await self.cache.look_up(self._key(salon_id, code), (salon_id, code), queries.bookings_by_code)
+        key = self.groups.bookings(salon_id).key("code", code)
+        reply = await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)
         return found(reply, "booking", f"{salon_id}/{code}")
-
-    def _key(self, salon_id: str, code: str) -> Key:
-        return self.groups.bookings(salon_id).key("code", code)

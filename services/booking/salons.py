@@ -42,9 +42,10 @@ class SalonRpcs(Rpcs):
 
     async def BatchGetSalons(self, request: pb.BatchGetSalonsRequest, context: Any) -> Reply:
         """Return salons by their ids."""
-        asked = {self.groups.salon(salon_id).key(): salon_id for salon_id in dict.fromkeys(request.salon_ids)}
-        replies = await self.cache.look_up_many(asked, queries.salons_by_id)
-        return batch(dict(zip(asked.values(), replies, strict=True)), request.salon_ids, "salon")
+        wanted = list(dict.fromkeys(request.salon_ids))
+        keys = [self.groups.salon(salon_id).key() for salon_id in wanted]
+        replies = await self.cache.look_up_many(keys, wanted, queries.salons_by_id)
+        return batch(dict(zip(wanted, replies, strict=True)), request.salon_ids, "salon")
 
     async def GetSalonByPhoneNumberId(self, request: pb.GetSalonByPhoneNumberIdRequest, context: Any) -> Reply:
         """Return a salon by its WhatsApp phone_number_id."""
