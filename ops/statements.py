@@ -224,19 +224,28 @@ QUERIES = (
     ),
     Statement(
         'GetSalonStats of a week; report: EXPLAIN 4, "Salon stats (first call)"',
-        ("idx_bookings_salon_start", "idx_messages_salon_created", "idx_conversations_salon_started"),
+        (
+            "idx_bookings_salon_start",
+            "idx_messages_salon_created",
+            "idx_messages_salon_priced",
+            "idx_conversations_salon_started",
+        ),
         """
         SELECT bookings.count AS bookings, messages.count AS messages, conversations.count AS conversations,
-          messages.cost_micros
+          priced.cost_micros
         FROM (
           SELECT count(*) FROM bookings
           WHERE salon_id = 'salon-123'
             AND start_ts >= timestamptz '2025-01-11 00:00+00' AND start_ts < timestamptz '2025-01-18 00:00+00'
         ) AS bookings, (
-          SELECT count(*), coalesce(sum(cost_micros), 0) AS cost_micros FROM messages
+          SELECT count(*) FROM messages
           WHERE salon_id = 'salon-123'
             AND created_at >= timestamptz '2025-01-11 00:00+00' AND created_at < timestamptz '2025-01-18 00:00+00'
         ) AS messages, (
+          SELECT coalesce(sum(cost_micros), 0) AS cost_micros FROM messages
+          WHERE salon_id = 'salon-123' AND cost_micros > 0
+            AND created_at >= timestamptz '2025-01-11 00:00+00' AND created_at < timestamptz '2025-01-18 00:00+00'
+        ) AS priced, (
           SELECT count(*) FROM conversations
           WHERE salon_id = 'salon-123'
             AND started_at >= timestamptz '2025-01-11 00:00+00' AND started_at < timestamptz '2025-01-18 00:00+00'

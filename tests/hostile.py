@@ -112,6 +112,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
             **TIMES, **texts, customer_phone=PHONE, resource_id="cleo", hold_duration={"seconds": 60}
         ),
         "GetBookingByCode": mine(booking_code=code),
+        "BatchGetSalons": {"salon_ids": [SALON]},
         "BatchGetBookings": mine(booking_codes=[code]),
         "ListBookingEvents": mine(booking_code=code, page_size=10),
         "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", actor="bot", reason="-"),

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from operator import methodcaller
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -77,7 +76,7 @@ async def running(
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
             settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # 0: what is gone stays a miss
-            cached = Cache(settings, pool.connection, methodcaller("SerializeToString"), read_only=read_only)
+            cached = Cache(settings, pool.connection, bytes, read_only=read_only)
             listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{servers[name].port}")

@@ -30,6 +30,7 @@ from libs.cache.transaction import Transaction
 from libs.cache.watch import Watch
 
 Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
+LoadMany = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]]
 
 
 class CacheUnavailable(Exception):
@@ -98,12 +99,7 @@ class Cache:
 
         return await self._read(key, lambda behind=False: self._gather.ask((key.entry, behind), None, run))
 
-    async def look_up(
-        self,
-        key: Key,
-        argument: Hashable,
-        load: Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]],
-    ) -> Reply:
+    async def look_up(self, key: Key, argument: Hashable, load: LoadMany) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it together with all that is looked up in the same tick.
 
         `load` gets the arguments and returns as many results, in their order, of one statement. It must be the same
@@ -123,6 +119,60 @@ class Cache:
         self.counters.hits += 1
         self.counters.near += 1
         return Reply(entry.body, "near", max(0, _now_ms() - entry.loaded_ms))
+
+    async def look_up_many(self, keys: Sequence[Key], arguments: Sequence[Any], load: LoadMany) -> list[Reply]:
+        """Return the replies of different keys, as `look_up` does: one MGET, and one load of all that is missing.
+
+        It has no task a key, which would cost more than all the rest: so it joins no load under way, and a caller that
+        goes away ends it.
+        """
+        max_age = MAX_AGE.get()
+        if max_age == 0 or not all(map(self._may_hit, keys)):
+            return await self._bypass_many(arguments, load)
+        try:
+            looks = await self.store.look_many(keys)
+            replies = [self._hit(entry, max_age) for _, entry in looks]
+            missed = [place for place, reply in enumerate(replies) if reply is None]
+            unknown = [place for place in missed if looks[place].meta is None]
+            opened = await asyncio.gather(*(self.store.open(keys[place].group.meta) for place in unknown))
+        except StoreAway:
+            return await self._bypass_many(arguments, load)
+        if missed:
+            self.counters.misses += len(missed)
+            known = dict(zip(unknown, opened, strict=True))
+            metas = [(keys[place], looks[place].meta or known[place]) for place in missed]
+            loaded = await self._load_many(metas, [arguments[place] for place in missed], load)
+            for place, reply in zip(missed, loaded, strict=True):
+                replies[place] = reply
+        return [reply for reply in replies if reply is not None]
+
+    async def _load_many(
+        self, metas: Sequence[tuple[Key, Meta]], arguments: Sequence[Any], load: LoadMany
+    ) -> list[Reply]:
+        """Load by one statement, and store what may be stored behind the replies."""
+        cold = any(meta.cold for _, meta in metas)
+        barrier = await self._gather.ask("barrier", None, self._barrier) if cold else 0
+        loaded_ms = _now_ms()
+        async with self._connect() as conn:
+            loaded = await load(conn, arguments)
+        fills = []
+        for (key, meta), one in zip(metas, loaded, strict=True):
+            entry = self._entry(one, loaded_ms)
+            fills.append(Fill(key, meta.generation, one.stamp, barrier, self._ttl_ms(key, entry), entry))
+        self._spawn(self._fill_many(fills))
+        return [Reply(fill.entry.body, "miss", 0) for fill in fills]
+
+    async def _fill_many(self, fills: Sequence[Fill]) -> None:
+        with suppress(StoreAway):
+            stored = sum(await self.store.fill_many(fills))
+            self.counters.sets += stored
+            self.counters.refused_fills += len(fills) - stored
+
+    async def _bypass_many(self, arguments: Sequence[Any], load: LoadMany) -> list[Reply]:
+        self.counters.bypasses += len(arguments)
+        async with self._connect() as conn:
+            loaded = await load(conn, arguments)
+        return [Reply(self._entry(one, 0).body, "bypass", 0) for one in loaded]
 
     async def peek(self, key: Key) -> Reply | None:
         """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
@@ -162,12 +212,15 @@ class Cache:
     async def _look(self, key: Key, max_age: int | None) -> tuple[Meta | None, Reply | None]:
         """Return the meta of a key's group, and its reply if it is cached and not too old. Raises: StoreAway."""
         meta, entry = await self.store.look(key)
+        return meta, self._hit(entry, max_age)
+
+    def _hit(self, entry: Entry | None, max_age: int | None) -> Reply | None:
         if entry is not None:
             age_ms = max(0, _now_ms() - entry.loaded_ms)
             if max_age is None or age_ms <= max_age * 1000:
                 self.counters.hits += 1
-                return meta, Reply(entry.body, "hit", age_ms)
-        return meta, None
+                return Reply(entry.body, "hit", age_ms)
+        return None
 
     async def _bypass(self, ask: Ask) -> Reply:
         self.counters.bypasses += 1
@@ -198,7 +251,7 @@ class Cache:
 
     async def _gone(self, keys: Sequence[Key]) -> list[bool]:
         """Say of each key whether it is not cached; False where this can't be told now. Raises: StoreAway."""
-        if not all(self._may_hit(key) for key in keys):
+        if not all(map(self._may_hit, keys)):
             return [False] * len(keys)
         return [found.entry is None for found in await asyncio.gather(*map(self.store.look, keys))]
 

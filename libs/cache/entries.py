@@ -7,6 +7,7 @@ the highest transaction id registered, in decimal digits (below 2^53, since Lua 
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Meta(NamedTuple):
     highest: int
 
     @classmethod
+    @lru_cache(4096)
     def parse(cls, meta: bytes) -> "Meta":
         """Read a meta as the scripts write it."""
         return cls(meta[:GENERATION], meta[GENERATION] == ord("1"), int(meta[GENERATION + 1 :]))

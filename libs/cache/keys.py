@@ -48,7 +48,7 @@ class Group(NamedTuple):
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
-        return Key(self, ":".join((self.name, *(quoted(str(part)) for part in parts))))
+        return Key(self, ":".join([self.name, *[quoted(str(part)) for part in parts]]))
 
 
 class Key(NamedTuple):
@@ -60,7 +60,7 @@ class Key(NamedTuple):
 
 def quoted(text: str) -> str:
     """Return a text without the characters that structure a key."""
-    return text.translate(_QUOTED)
+    return text if text.isalnum() else text.translate(_QUOTED)
 
 
 def digest(*values: object) -> str:

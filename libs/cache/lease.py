@@ -10,11 +10,12 @@ from collections.abc import Collection
 
 # The clocks of two machines, each slewed by a time daemon, differ by no more than this share.
 DRIFT = 0.001
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def now() -> float:
     """Return a time in s that goes on while the process is stopped or the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(_CLOCK)
 
 
 class Lease:

@@ -5,7 +5,6 @@ from when the look that found it was sent: its generation was in force then, so 
 acknowledged write than the lease, whatever happens to the connection or to this process.
 """
 
-import time
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -13,16 +12,9 @@ from cachetools import LRUCache
 
 from libs.cache.entries import Entry
 from libs.cache.keys import Key
+from libs.cache.lease import now
 
 OVERHEAD_BYTES = 500  # of an entry, besides its body: keys, numbers, dicts
-
-# Goes on while the machine sleeps, too, where there is such a clock.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def now() -> float:
-    """Return the time in s by which leases are counted."""
-    return time.clock_gettime(_CLOCK)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,8 @@ from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
 from libs.cache.keys import META, Key
-from libs.cache.near import Near, now
+from libs.cache.lease import now
+from libs.cache.near import Near
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
@@ -74,6 +75,22 @@ class Store:
         self._looks.append((key, future))
         return future
 
+    async def look_many(self, keys: Sequence[Key]) -> list[Found]:
+        """Look for the metas and entries of several keys, by an MGET of their own. Raises: StoreAway."""
+        if not self.ready:
+            raise StoreAway("not ready")
+        if len(self._wires) > 1:
+            return await asyncio.gather(*map(self.look, keys))
+        metas = list(dict.fromkeys([key.group.meta for key in keys]))
+        reply = await self._wires[0].call("MGET", *metas, *[key.entry for key in keys])
+        if isinstance(reply, hiredis.ReplyError):
+            self.mark_lost(reply)
+        if isinstance(reply, Exception):
+            raise StoreAway(str(reply))
+        of_name = dict(zip(metas, reply, strict=False))
+        found = zip(keys, reply[len(metas) :], strict=True)
+        return [decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
+
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
         return self._gather.ask(("open", self._slot(meta)), meta, self._open_all)
@@ -85,6 +102,12 @@ class Store:
     def fill(self, fill: Fill) -> "asyncio.Future[bool]":
         """Store an entry if no write may be missing in it; say whether it was stored."""
         return self._gather.ask(("fill", self._slot(fill.key.group.meta)), fill, self._fill_all, FILL_DELAY_SECONDS)
+
+    async def fill_many(self, fills: Sequence[Fill]) -> list[bool]:
+        """Store several entries, as `fill` does. Raises: StoreAway."""
+        if len(self._wires) > 1:
+            return await asyncio.gather(*map(self.fill, fills))
+        return await self._fill_all(fills)
 
     def _look(self) -> None:
         looks, self._looks = self._looks, []

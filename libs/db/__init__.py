@@ -1,8 +1,22 @@
-"""Pooled access to Postgres: settings, availability, timings, and rows that come out as protobuf messages."""
+"""Pooled access to Postgres: settings, availability, timings, and rows that come out as bytes of protobuf messages."""
 
-from libs.db.database import Connection, Database, DatabaseUnavailable, PoolExhausted
+from libs.db.connection import Connection
+from libs.db.database import Database, DatabaseUnavailable, PoolExhausted
+from libs.db.encoding import elements, encoder, prefix
 from libs.db.queries import Queries, SlowQuery
-from libs.db.rows import STAMP, Loaded, fetch_all, fetch_one, fetch_page, fetch_returned, fetch_rows, fetch_stamped
+from libs.db.rows import (
+    STAMP,
+    Loaded,
+    fetch_all,
+    fetch_encoded,
+    fetch_one,
+    fetch_page,
+    fetch_returned,
+    fetch_rows,
+    fetch_stamped,
+    fetch_undecoded,
+    text_array,
+)
 from libs.db.settings import DatabaseSettings, split_pool_parameters
 
 __all__ = [
@@ -15,11 +29,17 @@ __all__ = [
     "PoolExhausted",
     "Queries",
     "SlowQuery",
+    "elements",
+    "encoder",
     "fetch_all",
+    "fetch_encoded",
     "fetch_one",
     "fetch_page",
     "fetch_returned",
     "fetch_rows",
     "fetch_stamped",
+    "fetch_undecoded",
+    "prefix",
     "split_pool_parameters",
+    "text_array",
 ]

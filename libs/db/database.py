@@ -15,8 +15,8 @@ import structlog
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from libs.db.queries import Queries, TimedCursor
-from libs.db.rows import TimestampLoader
+from libs.db.connection import Connection
+from libs.db.queries import Queries
 from libs.db.settings import DatabaseSettings
 
 PROBE_SECONDS = 0.5
@@ -37,12 +37,6 @@ class DatabaseUnavailable(Exception):
 
 class PoolExhausted(Exception):
     """No connection came free within the acquisition timeout, or too many wait already."""
-
-
-class Connection(psycopg.AsyncConnection[Any]):
-    """A connection in autocommit whose statements are counted."""
-
-    queries: Queries
 
 
 class Database:
@@ -83,8 +77,6 @@ class Database:
 
     async def _configure(self, conn: Connection) -> None:
         conn.queries = self.queries
-        conn.cursor_factory = TimedCursor
-        conn.adapters.register_loader("timestamptz", TimestampLoader)
         conn.prepared_max = self.settings.statement_cache_size
         conn.prepare_threshold = 2 if self.settings.statement_cache_size else None
         # Planning anew for each value costs more than the statement; our plans do not depend on values (decision 0009).

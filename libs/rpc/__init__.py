@@ -3,7 +3,6 @@
 import libs.rpc.transport  # noqa: F401 - before anything imports grpc
 from libs.rpc import errors
 from libs.rpc.channel import channel, service_config
-from libs.rpc.composed import prefix
 from libs.rpc.errors import RpcError
 from libs.rpc.mutations import Mutations, Write
 from libs.rpc.pages import Page, fitting, page, size
@@ -26,7 +25,6 @@ __all__ = [
     "moment",
     "page",
     "period",
-    "prefix",
     "serve",
     "service_config",
     "size",

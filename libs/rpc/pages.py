@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.cache import digest
+from libs.db import elements
 from libs.rpc.errors import RpcError, invalid_fields
 
 DEFAULT_SIZE = 50
@@ -35,19 +37,19 @@ class Page(NamedTuple):
         """The parameters of a statement: `limit` is a row more than the page has; it begins behind `after` and `id`."""
         return {"limit": self.size + 1, "after": self.after_micros, "id": self.after_id}
 
-    def fill(self, response: Any, rows: Sequence[Any], time: str, identifier: str) -> Any:
-        """Put the page's rows into a response, and its next_page_token if there was one row more.
+    def fill(self, response: type[Message], rows: Sequence[bytes], time: str, identifier: str) -> bytes:
+        """Return the bytes of a response with the page's rows, and its next_page_token if there was one row more.
 
-        The rows go into the response's first field; `time` (or a number) and `identifier` name the columns that sort
+        The rows go into the response's field 1; `time` (or a number) and `identifier` name the columns that sort
         them. A page of large rows ends sooner, see `fitting`.
         """
-        field: str = response.DESCRIPTOR.fields[0].name
         shown = fitting(rows[: self.size])
-        getattr(response, field).extend(shown)
+        body = elements(shown)
         if len(rows) > len(shown):
-            last = shown[-1]
-            response.next_page_token = self.token(getattr(last, time), getattr(last, identifier))
-        return response
+            [*_, last] = getattr(response.FromString(elements(shown[-1:])), response.DESCRIPTOR.fields[0].name)
+            token = self.token(getattr(last, time), getattr(last, identifier))
+            body += response(next_page_token=token).SerializeToString()
+        return body
 
     def token(self, time: Timestamp | int, identifier: str) -> str:
         """Return the token of the page after a row."""
@@ -56,11 +58,11 @@ class Page(NamedTuple):
         return base64.urlsafe_b64encode(token.encode()).decode()
 
 
-def fitting(rows: Sequence[Any]) -> Sequence[Any]:
-    """Return the first rows, as many as a reply may carry by LARGEST_BYTES; at least one if there is one."""
+def fitting(rows: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the first messages, as many as a reply may carry by LARGEST_BYTES; at least one if there is one."""
     total = 0
     for count, row in enumerate(rows):
-        total += row.ByteSize()
+        total += len(row)
         if count and total > LARGEST_BYTES:
             return rows[:count]
     return rows

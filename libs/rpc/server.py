@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from operator import methodcaller
 from typing import Any, NoReturn
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -174,7 +173,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
     async def run(settings: ServerSettings, worker: Worker) -> None:
         database = Database(database_settings, f"parlor-{name}")
         try:
-            cache = Cache(cache_settings, database.connection, methodcaller("SerializeToString"), read_only=read_only)
+            cache = Cache(cache_settings, database.connection, bytes, read_only=read_only)
             service = build(cache, database)
         except ValueError as error:  # of settings of the service's own
             _fail(name, explain(error))

@@ -12,7 +12,8 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.rpc import Page, period, prefix, whole_seconds
+from libs.db import prefix
+from libs.rpc import Page, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
 from services.booking import hours
 from services.booking.hours import Calendar, Stretch

@@ -6,7 +6,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_page, fetch_stamped
+from libs.db import STAMP, Loaded, fetch_page, fetch_stamped, text_array
 from libs.rpc import Page
 from parlor.booking.v1.booking_pb2 import Booking, BookingEvent
 
@@ -25,7 +25,7 @@ EVENT = (
 )
 
 
-async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str, str]]) -> list[Loaded[Booking | None]]:
+async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str, str]]) -> list[Loaded[bytes | None]]:
     """Return the booking of each (salon_id, booking_code), in the order of the keys.
 
     Source: report, "Unique Constraints"; index booking_code_salon_id.
@@ -35,7 +35,7 @@ async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str,
         FROM {STAMP}, unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (salon, code, place)
         LEFT JOIN bookings ON booking_code = wanted.code AND salon_id = wanted.salon
         ORDER BY place"""
-    return await fetch_stamped(conn, Booking, query, [list(column) for column in zip(*keys, strict=True)])
+    return await fetch_stamped(conn, Booking, query, [text_array(column) for column in zip(*keys, strict=True)])
 
 
 async def list_bookings(
@@ -46,7 +46,7 @@ async def list_bookings(
     start: datetime | None,
     end: datetime | None,
     page: Page,
-) -> Loaded[list[Booking]]:
+) -> Loaded[list[bytes]]:
     """Return up to one booking more than the page has, ordered by start_ts.
 
     Raises: LookupError if there is no such salon.
@@ -77,7 +77,7 @@ async def list_bookings(
 
 async def list_booking_events(
     conn: AsyncConnection[Any], salon_id: str, booking_code: str, page: Page
-) -> Loaded[list[BookingEvent]]:
+) -> Loaded[list[bytes]]:
     """Return up to one event more than the page has of what happened to a booking, oldest first.
 
     Raises: LookupError if there is no such booking.

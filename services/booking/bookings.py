@@ -1,14 +1,13 @@
 """The RPCs that read bookings and their history."""
 
-import asyncio
 from typing import Any
 
 from libs.cache import Reply, digest
 from libs.db import Loaded
-from libs.rpc import errors, moment, page, prefix
+from libs.rpc import errors, moment, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import booking_queries as queries
-from services.booking.rpcs import Rpcs, found
+from services.booking.rpcs import Rpcs, batch, found
 
 
 class BookingRpcs(Rpcs):
@@ -19,19 +18,12 @@ class BookingRpcs(Rpcs):
         return await self._booking(request.salon_id, request.booking_code.upper())
 
     async def BatchGetBookings(self, request: pb.BatchGetBookingsRequest, context: Any) -> Reply:
-        """Return bookings by their codes: one MGET, and one statement for those that are not cached."""
-        codes = [code.upper() for code in request.booking_codes]
-        unique = list(dict.fromkeys(codes))
-        replies = await asyncio.gather(*(self._look_up(request.salon_id, code) for code in unique))
-        for code, reply in zip(unique, replies, strict=True):
-            found(reply, "booking", f"{request.salon_id}/{code}")
-        bodies = {code: reply.body or b"" for code, reply in zip(unique, replies, strict=True)}
-        sources = {reply.source for reply in replies}
-        return Reply(
-            b"".join(part for code in codes for part in (prefix(len(bodies[code])), bodies[code])),
-            next(source for source in ("bypass", "miss", "hit") if source in sources),
-            max(reply.age_ms for reply in replies),
-        )
+        """Return bookings by their codes."""
+        salon_id, codes = request.salon_id, [code.upper() for code in request.booking_codes]
+        group, wanted = self.groups.bookings(salon_id), list(dict.fromkeys(codes))
+        keys, arguments = [group.key("code", code) for code in wanted], [(salon_id, code) for code in wanted]
+        replies = await self.cache.look_up_many(keys, arguments, queries.bookings_by_code)
+        return batch(dict(zip(wanted, replies, strict=True)), codes, "booking", f"{salon_id}/")
 
     async def ListBookings(self, request: pb.ListBookingsRequest, context: Any) -> Reply:
         """List a salon's bookings."""
@@ -43,12 +35,12 @@ class BookingRpcs(Rpcs):
         )
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
 
-        async def load(conn: Any) -> Loaded[pb.ListBookingsResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             try:
                 stamp, bookings = await queries.list_bookings(conn, salon_id, status, phone, start, end, wanted)
             except LookupError as error:
                 raise errors.not_found("salon", salon_id) from error
-            return Loaded(stamp, wanted.fill(pb.ListBookingsResponse(), bookings, "start_time", "booking_id"))
+            return Loaded(stamp, wanted.fill(pb.ListBookingsResponse, bookings, "start_time", "booking_id"))
 
         return await self.cache.read(self.groups.bookings(salon_id).key("list", digest(wanted)), load)
 
@@ -57,18 +49,16 @@ class BookingRpcs(Rpcs):
         salon_id, code = request.salon_id, request.booking_code.upper()
         wanted = page(request.page_size, request.page_token, "ListBookingEvents", salon_id, code, uuid=False)
 
-        async def load(conn: Any) -> Loaded[pb.ListBookingEventsResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             try:
                 stamp, events = await queries.list_booking_events(conn, salon_id, code, wanted)
             except LookupError as error:
                 raise errors.not_found("booking", f"{salon_id}/{code}") from error
-            return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse(), events, "revision", "booking_code"))
+            return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse, events, "revision", "booking_code"))
 
         return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
-        return found(await self._look_up(salon_id, code), "booking", f"{salon_id}/{code}")
-
-    async def _look_up(self, salon_id: str, code: str) -> Reply:
         key = self.groups.bookings(salon_id).key("code", code)
-        return await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)
+        reply = await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)
+        return found(reply, "booking", f"{salon_id}/{code}")

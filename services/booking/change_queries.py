@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import fetch_one, fetch_returned, fetch_rows
+from libs.db import encoder, fetch_one, fetch_returned, fetch_rows, fetch_undecoded
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
 from services.booking.booking_queries import BOOKING
 
@@ -126,8 +126,8 @@ async def lock_booking(conn: AsyncConnection[Any], salon_id: str, booking_code: 
     query = f"""
         SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false), {BOOKING}
         FROM bookings WHERE booking_code = %s AND salon_id = %s FOR UPDATE"""
-    names, rows = await fetch_rows(conn, query, (booking_code, salon_id))
-    return Locked(Booking(**dict(zip(names[1:], rows[0][1:], strict=True))), rows[0][0]) if rows else None
+    names, rows = await fetch_undecoded(conn, query, (booking_code, salon_id))
+    return Locked(Booking.FromString(encoder(Booking, *names[1:])(rows[0][1:])), rows[0][0]) if rows else None
 
 
 async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, status: str, said: Said) -> Booking:

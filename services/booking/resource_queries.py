@@ -43,7 +43,7 @@ async def upsert_resource(conn: AsyncConnection[Any], request: UpsertResourceReq
 
 async def list_resources(
     conn: AsyncConnection[Any], salon_id: str, active_only: bool, page: Page
-) -> Loaded[list[Resource]]:
+) -> Loaded[list[bytes]]:
     """Return up to one resource more than the page has, ordered by resource_id.
 
     Raises: LookupError if there is no such salon.

@@ -33,12 +33,12 @@ class ResourceRpcs(Rpcs):
         salon_id, active_only = request.salon_id, request.active_only
         wanted = page(request.page_size, request.page_token, "ListResources", salon_id, active_only, uuid=False)
 
-        async def load(conn: Any) -> Loaded[pb.ListResourcesResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             try:
                 stamp, resources = await queries.list_resources(conn, salon_id, active_only, wanted)
             except LookupError as error:
                 raise errors.not_found("salon", salon_id) from error
-            return Loaded(stamp, wanted.fill(pb.ListResourcesResponse(), resources, "create_time", "resource_id"))
+            return Loaded(stamp, wanted.fill(pb.ListResourcesResponse, resources, "create_time", "resource_id"))
 
         return await self.cache.read(self.groups.bookings(salon_id).key("resources", digest(wanted)), load)
 

@@ -1,11 +1,11 @@
 """What the RPCs of the booking service stand on, and share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
 from libs.cache import Cache, Reply
-from libs.db import Database
+from libs.db import Database, elements
 from libs.rpc import Mutations, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
@@ -44,6 +44,16 @@ def found(reply: Reply, kind: str, name: str) -> Reply:
     if reply.body is None:
         raise errors.not_found(kind, name)
     return reply
+
+
+def batch(replies: Mapping[str, Reply], names: Sequence[str], kind: str, within: str = "") -> Reply:
+    """Return the reply of a batch: what was asked for, in its order, as fresh as the least fresh of it.
+
+    Raises: `<KIND>_NOT_FOUND` for the first that is not there, which lies `within`.
+    """
+    bodies = {name: found(reply, kind, within + name).body or b"" for name, reply in replies.items()}
+    source = max((reply.source for reply in replies.values()), key=("hit", "miss", "bypass").index)
+    return Reply(elements([bodies[name] for name in names]), source, max(reply.age_ms for reply in replies.values()))
 
 
 def resource_lock(salon_id: str, resource_id: str) -> str:

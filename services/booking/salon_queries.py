@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from psycopg import AsyncConnection, errors
 from psycopg.types.json import Jsonb
 
-from libs.db import STAMP, Loaded, fetch_all, fetch_one, fetch_returned, fetch_stamped
+from libs.db import STAMP, Loaded, fetch_encoded, fetch_one, fetch_returned, fetch_stamped, text_array
 from libs.rpc import Page
 from libs.rpc.errors import invalid_fields
 from parlor.booking.v1.booking_pb2 import Salon
@@ -19,7 +19,7 @@ SALON = (
 )
 
 
-async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> list[Loaded[Salon | None]]:
+async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> list[Loaded[bytes | None]]:
     """Return the salon of each id, in the order of the ids.
 
     Source: index salons_pkey.
@@ -29,12 +29,12 @@ async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> 
         FROM {STAMP}, unnest(%s::text[]) WITH ORDINALITY AS wanted (id, place)
         LEFT JOIN salons ON salon_id = wanted.id
         ORDER BY place"""
-    return await fetch_stamped(conn, Salon, query, [salon_ids])
+    return await fetch_stamped(conn, Salon, query, [text_array(salon_ids)])
 
 
 async def salons_by_phone_number_id(
     conn: AsyncConnection[Any], phone_number_ids: Sequence[str]
-) -> list[Loaded[Salon | None]]:
+) -> list[Loaded[bytes | None]]:
     """Return the salon of each WhatsApp phone_number_id, in the order of the ids.
 
     Source: index salons_phone_number_id_key.
@@ -44,16 +44,16 @@ async def salons_by_phone_number_id(
         FROM {STAMP}, unnest(%s::text[]) WITH ORDINALITY AS wanted (id, place)
         LEFT JOIN salons ON phone_number_id = wanted.id
         ORDER BY place"""
-    return await fetch_stamped(conn, Salon, query, [phone_number_ids])
+    return await fetch_stamped(conn, Salon, query, [text_array(phone_number_ids)])
 
 
-async def list_salons(conn: AsyncConnection[Any], page: Page) -> list[Salon]:
+async def list_salons(conn: AsyncConnection[Any], page: Page) -> list[bytes]:
     """Return up to one salon more than the page has, ordered by salon_id.
 
     Source: index salons_pkey.
     """
     query = f"SELECT {SALON} FROM salons WHERE salon_id > %s ORDER BY salon_id LIMIT %s"
-    return await fetch_all(conn, Salon, query, (page.after_id or "", page.size + 1))
+    return await fetch_encoded(conn, Salon, query, (page.after_id or "", page.size + 1))
 
 
 async def lock_salon(conn: AsyncConnection[Any], salon_id: str) -> Salon | None:

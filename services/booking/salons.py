@@ -8,7 +8,7 @@ from libs.cache import Reply
 from libs.rpc import errors, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import salon_queries as queries
-from services.booking.rpcs import Rpcs, check_dates, found
+from services.booking.rpcs import Rpcs, batch, check_dates, found
 
 
 class SalonRpcs(Rpcs):
@@ -40,19 +40,25 @@ class SalonRpcs(Rpcs):
         """Return a salon by its id."""
         return await self.salon(request.salon_id)
 
+    async def BatchGetSalons(self, request: pb.BatchGetSalonsRequest, context: Any) -> Reply:
+        """Return salons by their ids."""
+        wanted = list(dict.fromkeys(request.salon_ids))
+        keys = [self.groups.salon(salon_id).key() for salon_id in wanted]
+        replies = await self.cache.look_up_many(keys, wanted, queries.salons_by_id)
+        return batch(dict(zip(wanted, replies, strict=True)), request.salon_ids, "salon")
+
     async def GetSalonByPhoneNumberId(self, request: pb.GetSalonByPhoneNumberIdRequest, context: Any) -> Reply:
         """Return a salon by its WhatsApp phone_number_id."""
         key = self.groups.phone_number_id(request.phone_number_id).key()
         reply = await self.cache.look_up(key, request.phone_number_id, queries.salons_by_phone_number_id)
         return found(reply, "salon", request.phone_number_id)
 
-    async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> pb.ListSalonsResponse:
+    async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> bytes:
         """List all salons."""
         wanted = page(request.page_size, request.page_token, uuid=False)
         async with self.database.connection() as conn:
             salons = await queries.list_salons(conn, wanted)
-        response: pb.ListSalonsResponse = wanted.fill(pb.ListSalonsResponse(), salons, "create_time", "salon_id")
-        return response
+        return wanted.fill(pb.ListSalonsResponse, salons, "create_time", "salon_id")
 
 
 @once

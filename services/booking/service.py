@@ -33,7 +33,8 @@ class BookingService(SalonRpcs, ResourceRpcs, BookingRpcs, ChangeRpcs):
         """Return all cache groups of a salon, the look-up by its phone_number_id included."""
         async with self.database.connection() as conn:
             salons = await salon_queries.salons_by_id(conn, [salon_id])
-        by_phone = [self.groups.phone_number_id(salon.value.phone_number_id) for salon in salons if salon.value]
+        found = [pb.Salon.FromString(salon.value) for salon in salons if salon.value]
+        by_phone = [self.groups.phone_number_id(salon.phone_number_id) for salon in found]
         return await self.groups.of_salon(salon_id) + by_phone
 
 

@@ -26,8 +26,8 @@ class AiRpcs(Rpcs):
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
         wanted = page(request.page_size, request.page_token, "ListAiMessages", salon_id, conversation_id)
 
-        async def load(conn: Any) -> Loaded[pb.ListAiMessagesResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             stamp, rows = await ai_queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
-            return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse(), rows, "create_time", "ai_message_id"))
+            return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse, rows, "create_time", "ai_message_id"))
 
         return await self.cache.read(self.list_key(salon_id, wanted), load)

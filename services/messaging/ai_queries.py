@@ -38,7 +38,7 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
 
 async def list_ai_messages(
     conn: AsyncConnection[Any], salon_id: str, conversation_id: str, page: Page
-) -> Loaded[list[AiMessage]]:
+) -> Loaded[list[bytes]]:
     """Return up to one AI message more than the page has, newest first.
 
     Source: report, "AI Message Indexes" 11; index idx_ai_messages_conversation_created.

@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_one, fetch_page, fetch_returned, fetch_rows
+from libs.db import STAMP, Loaded, elements, encoder, fetch_one, fetch_page, fetch_returned, fetch_undecoded
 from libs.rpc import Page, fitting
 from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, Message
 from services.messaging.message_queries import MESSAGE
@@ -68,7 +68,7 @@ class Filters(NamedTuple):
 
 async def conversation_with_messages(
     conn: AsyncConnection[Any], named: Named, message_limit: int
-) -> Loaded[Conversation | None]:
+) -> Loaded[bytes | None]:
     """Return a conversation with up to `message_limit` messages, newest first, in one statement.
 
     Of several of a user_id it is the one with the newest activity.
@@ -85,17 +85,16 @@ async def conversation_with_messages(
             SELECT {MESSAGE} FROM messages WHERE conversation_id = conversation.conversation_id::uuid
             ORDER BY created_at DESC, messages.message_id DESC LIMIT %(limit)s
         ) AS message ON message.salon_id = conversation.salon_id"""
-    names, rows = await fetch_rows(conn, query, {**named._asdict(), "limit": message_limit})
+    names, rows = await fetch_undecoded(conn, query, {**named._asdict(), "limit": message_limit})
     if rows[0][1] is None:
         return Loaded(rows[0][0], None)
     first = names.index("message_id")
-    conversation = Conversation(**dict(zip(names[1:first], rows[0][1:first], strict=True)))
-    messages = [Message(**dict(zip(names[first:], row[first:], strict=True))) for row in rows if row[first] is not None]
-    conversation.messages.extend(fitting(messages))
-    return Loaded(rows[0][0], conversation)
+    conversation, message = encoder(Conversation, *names[1:first]), encoder(Message, *names[first:])
+    messages = fitting([message(row[first:]) for row in rows if row[first] is not None])
+    return Loaded(rows[0][0], conversation(rows[0][1:first]) + elements(messages, Conversation.MESSAGES_FIELD_NUMBER))
 
 
-async def list_conversations(conn: AsyncConnection[Any], filters: Filters, page: Page) -> Loaded[list[Conversation]]:
+async def list_conversations(conn: AsyncConnection[Any], filters: Filters, page: Page) -> Loaded[list[bytes]]:
     """Return up to one conversation more than the page has, newest activity first.
 
     Source: report, "Conversation Indexes" 9; indexes idx_conversations_salon_tags,

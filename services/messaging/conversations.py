@@ -23,7 +23,7 @@ class ConversationRpcs(Rpcs):
         named = await self._named(request)
         limit = size(request.message_limit, DEFAULT_MESSAGES)
 
-        async def load(conn: Any) -> Loaded[pb.Conversation | None]:
+        async def load(conn: Any) -> Loaded[bytes | None]:
             return await queries.conversation_with_messages(conn, named, limit)
 
         key = self.groups.conversations(request.salon_id).key("get", digest(named, limit))
@@ -38,10 +38,10 @@ class ConversationRpcs(Rpcs):
         filters = Filters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
         wanted = page(request.page_size, request.page_token, "ListConversations", *filters)
 
-        async def load(conn: Any) -> Loaded[pb.ListConversationsResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             stamp, rows = await queries.list_conversations(conn, filters, wanted)
-            response = pb.ListConversationsResponse()
-            return Loaded(stamp, wanted.fill(response, rows, "last_message_time", "conversation_id"))
+            response = wanted.fill(pb.ListConversationsResponse, rows, "last_message_time", "conversation_id")
+            return Loaded(stamp, response)
 
         return await self.cache.read(self.list_key(request.salon_id, wanted), load)
 

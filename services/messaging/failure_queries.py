@@ -5,7 +5,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.db import fetch_all
+from libs.db import fetch_encoded
 from libs.rpc import Page
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
 from services.messaging.webhook import Failure
@@ -30,7 +30,7 @@ async def insert_failures(
     return set(await (await conn.execute(query, tuple(map(list, zip(*rows, strict=True))))).fetchall())
 
 
-async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -> list[WebhookFailure]:
+async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -> list[bytes]:
     """Return up to one failure more than the page has, newest first.
 
     Source: index idx_webhook_failures_salon_created.
@@ -45,4 +45,4 @@ async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -
             created_at AS create_time
         FROM webhook_failures WHERE salon_id = %(salon_id)s{after}
         ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(limit)s"""
-    return await fetch_all(conn, WebhookFailure, query, {"salon_id": salon_id} | page.params)
+    return await fetch_encoded(conn, WebhookFailure, query, {"salon_id": salon_id} | page.params)

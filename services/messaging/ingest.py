@@ -57,17 +57,12 @@ class WebhookRpcs(Rpcs):
                 await _record(write.conn, received, reply)
         return reply
 
-    async def ListWebhookFailures(
-        self, request: pb.ListWebhookFailuresRequest, context: Any
-    ) -> pb.ListWebhookFailuresResponse:
+    async def ListWebhookFailures(self, request: pb.ListWebhookFailuresRequest, context: Any) -> bytes:
         """List the webhook items of a salon that could not be recorded."""
         wanted = page(request.page_size, request.page_token, "ListWebhookFailures", request.salon_id)
         async with self.database.connection() as conn:
             rows = await failure_queries.list_failures(conn, request.salon_id, wanted)
-        reply: pb.ListWebhookFailuresResponse = wanted.fill(
-            pb.ListWebhookFailuresResponse(), rows, "create_time", "webhook_failure_id"
-        )
-        return reply
+        return wanted.fill(pb.ListWebhookFailuresResponse, rows, "create_time", "webhook_failure_id")
 
 
 async def _record(conn: Any, received: Received, reply: pb.IngestWebhookResponse) -> None:

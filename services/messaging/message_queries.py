@@ -4,7 +4,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_one, fetch_page, fetch_rows
+from libs.db import STAMP, Loaded, elements, encoder, fetch_one, fetch_page, fetch_undecoded
 from libs.rpc import Page
 from parlor.messaging.v1.messaging_pb2 import Message, MessageStatusEvent
 
@@ -29,7 +29,7 @@ async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, what
     return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
 
 
-async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: str, whatsapp_id: str) -> Message | None:
+async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: str, whatsapp_id: str) -> bytes | None:
     """Return a message with its raw item and its status events, oldest first; of both ids, where both are given.
 
     Source: indexes messages_pkey, whatsapp_id, raw_messages_pkey, message_status_events_pkey.
@@ -46,19 +46,18 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
         ) AS event ON true
         ORDER BY event_time, event.status"""
     params = {"salon_id": salon_id, "message_id": message_id, "whatsapp_id": whatsapp_id}
-    names, rows = await fetch_rows(conn, query, params)
+    names, rows = await fetch_undecoded(conn, query, params)
     if not rows:
         return None
     first = names.index("raw_json") + 1
-    events = [dict(zip(names[first:], row[first:], strict=True)) for row in rows if row[first] is not None]
-    message = Message(**dict(zip(names[:first], rows[0][:first], strict=True)))
-    message.status_events.extend(MessageStatusEvent(**event) for event in events)
-    return message
+    message, event = encoder(Message, *names[:first]), encoder(MessageStatusEvent, *names[first:])
+    events = [event(row[first:]) for row in rows if row[first] is not None]
+    return message(rows[0][:first]) + elements(events, Message.STATUS_EVENTS_FIELD_NUMBER)
 
 
 async def list_messages(
     conn: AsyncConnection[Any], salon_id: str, conversation_id: str, phone_number: str, direction: str, page: Page
-) -> Loaded[list[Message]]:
+) -> Loaded[list[bytes]]:
     """Return up to one message more than the page has, newest first.
 
     Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,

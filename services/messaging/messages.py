@@ -62,7 +62,7 @@ class MessageRpcs(Rpcs):
             )
         return message
 
-    async def GetMessage(self, request: pb.GetMessageRequest, context: Any) -> pb.Message:
+    async def GetMessage(self, request: pb.GetMessageRequest, context: Any) -> bytes:
         """Return a message with the item it came as and all that WhatsApp said of it."""
         salon_id, message_id, whatsapp_id = request.salon_id, request.message_id, request.whatsapp_id
         async with self.database.connection() as conn:
@@ -78,11 +78,11 @@ class MessageRpcs(Rpcs):
         wanted = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = word(pb.MessageDirection, request.direction) if request.direction else ""
 
-        async def load(conn: Any) -> Loaded[pb.ListMessagesResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             stamp, rows = await queries.list_messages(
                 conn, salon_id, request.conversation_id, phone_number, direction, wanted
             )
-            return Loaded(stamp, wanted.fill(pb.ListMessagesResponse(), rows, "create_time", "message_id"))
+            return Loaded(stamp, wanted.fill(pb.ListMessagesResponse, rows, "create_time", "message_id"))
 
         return await self.cache.read(self.groups.messages(salon_id).key(digest(wanted)), load)
 

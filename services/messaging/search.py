@@ -3,7 +3,7 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
+from libs.db import Loaded, elements
 from libs.rpc import Page, fitting, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import search_queries as queries
@@ -21,13 +21,13 @@ class SearchRpcs(Rpcs):
         salon_id = request.salon_id
         wanted = page(request.page_size, request.page_token, "SearchMessages", salon_id, request.query)
 
-        async def load(conn: Any) -> Loaded[pb.SearchMessagesResponse]:
+        async def load(conn: Any) -> Loaded[bytes]:
             return await _search(conn, salon_id, request.query, wanted)
 
         return await self.cache.read(self.groups.messages(salon_id).key("search", digest(wanted)), load)
 
 
-async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[pb.SearchMessagesResponse]:
+async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[bytes]:
     """Return a page of the words, or of similar ones where the words find nothing; the stamp is the first look's."""
     after = wanted.after_micros or 0
     if after >= SIMILAR:
@@ -41,10 +41,11 @@ async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[
     return Loaded(stamp, _response(wanted, found, SIMILAR))
 
 
-def _response(wanted: Page, found: list[queries.Found], way: int) -> pb.SearchMessagesResponse:
-    shown = fitting([message for _, message in found[: wanted.size]])
-    response = pb.SearchMessagesResponse(messages=shown)
+def _response(wanted: Page, found: list[queries.Found], way: int) -> bytes:
+    shown = fitting([one.message for one in found[: wanted.size]])
+    response = elements(shown)
     if len(found) > len(shown):
         last = found[len(shown) - 1]
-        response.next_page_token = wanted.token(way + last.relevance, last.message.message_id)
+        token = wanted.token(way + last.relevance, last.message_id)
+        response += pb.SearchMessagesResponse(next_page_token=token).SerializeToString()
     return response

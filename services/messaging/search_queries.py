@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_rows
+from libs.db import STAMP, Loaded, encoder, fetch_undecoded
 from libs.rpc import Page
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
@@ -18,10 +18,11 @@ ESCAPED = "replace(replace(replace(content, '&', '&amp;'), '<', '&lt;'), '>', '&
 
 
 class Found(NamedTuple):
-    """A message that was found, and how well it fits."""
+    """A message that was found, its id, and how well it fits."""
 
     relevance: int
-    message: Message
+    message_id: str
+    message: bytes
 
 
 async def search_messages(
@@ -48,8 +49,7 @@ async def search_messages(
             ) AS found
             ORDER BY relevance DESC, found.message_id DESC
         ) AS page ON true"""
-    names, rows = await fetch_rows(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
-    found = [
-        Found(row[-1], Message(**dict(zip(names[1:-1], row[1:-1], strict=True)))) for row in rows if row[1] is not None
-    ]
+    names, rows = await fetch_undecoded(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
+    message = encoder(Message, *names[1:-1])
+    found = [Found(row[-1], row[1].decode(), message(row[1:-1])) for row in rows if row[1] is not None]
     return Loaded(rows[0][0], found)

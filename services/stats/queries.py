@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_rows, fetch_stamped
+from libs.db import STAMP, Loaded, elements, encoder, fetch_page, fetch_undecoded
 from parlor.stats.v1.stats_pb2 import (
     AiAnalytics,
     BookingStats,
@@ -18,23 +18,21 @@ from parlor.stats.v1.stats_pb2 import (
     SalonStats,
 )
 
-M = TypeVar("M", bound=Message)
-
 # A sum as the proto can carry it.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
 PERIOD = "%(start)s::timestamptz AS start_time, %(end)s::timestamptz AS end_time"
 COST = "jsonb_build_object('currency_code', currency_code, 'cost_micros', cost)"
 
 
-async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[SalonStats]:
-    """Count a period in one statement that reads each table once.
+async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[bytes]:
+    """Count a period in one statement that reads indexes only, and no message's price but of those that have one.
 
     Raises: LookupError if there is no such salon.
     Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, idx_messages_salon_created,
-    idx_conversations_salon_started.
+    idx_messages_salon_priced, idx_conversations_salon_started.
     """
     query = f"""
-        SELECT stamp, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, m.costs, m.total_cost_micros,
+        SELECT stamp, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
             now() AS as_of
         FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s
         CROSS JOIN LATERAL (
@@ -42,15 +40,19 @@ async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime
             WHERE salon_id = %(salon_id)s AND start_ts >= %(start)s AND start_ts < %(end)s
         ) AS b
         CROSS JOIN LATERAL (
-            SELECT coalesce(sum(messages), 0)::bigint AS messages,
-                coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE cost > 0), '[]') AS costs,
-                CASE WHEN count(*) FILTER (WHERE cost > 0) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
+            SELECT count(*) AS messages FROM messages
+            WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
+        ) AS m
+        CROSS JOIN LATERAL (
+            SELECT coalesce(jsonb_agg({COST} ORDER BY currency_code), '[]') AS costs,
+                CASE WHEN count(*) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
             FROM (
-                SELECT currency_code, count(*) AS messages, {SUM.format("cost_micros")} AS cost FROM messages
+                SELECT currency_code, {SUM.format("cost_micros")} AS cost FROM messages
                 WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
+                    AND cost_micros > 0
                 GROUP BY currency_code
             ) AS of_currency
-        ) AS m
+        ) AS p
         CROSS JOIN LATERAL (
             SELECT count(*) AS conversations FROM conversations
             WHERE salon_id = %(salon_id)s AND started_at >= %(start)s AND started_at < %(end)s
@@ -60,7 +62,7 @@ async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime
 
 async def message_direction_stats(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime
-) -> Loaded[MessageDirectionStats]:
+) -> Loaded[bytes]:
     """Count the messages of a period and their cost by direction.
 
     Raises: LookupError if there is no such salon.
@@ -82,9 +84,7 @@ async def message_direction_stats(
     return await _one(conn, MessageDirectionStats, query, {"salon_id": salon_id, "start": start, "end": end})
 
 
-async def ai_analytics(
-    conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime
-) -> Loaded[AiAnalytics]:
+async def ai_analytics(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[bytes]:
     """Count the AI messages of a period, their tokens, cost, latency and the bookings they led to, by model.
 
     Raises: LookupError if there is no such salon.
@@ -120,7 +120,7 @@ async def ai_analytics(
 
 async def booking_stats(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime, bucket: str
-) -> Loaded[ListBookingStatsResponse]:
+) -> Loaded[bytes]:
     """Count the bookings created in each bucket of a period, by status; `bucket` is day, week or month.
 
     Raises: LookupError if there is no such salon.
@@ -134,13 +134,12 @@ async def booking_stats(
     columns = [field.name for field in BookingStats.DESCRIPTOR.fields][2:]
     query = _bucketed("bookings", "created_at", counted, columns)
     params = {"salon_id": salon_id, "start": start, "end": end, "bucket": bucket}
-    stamp, as_of, rows = await _rows(conn, BookingStats, query, params)
-    return Loaded(stamp, ListBookingStatsResponse(booking_stats=rows, as_of=as_of))
+    return await _rows(conn, BookingStats, ListBookingStatsResponse, query, params)
 
 
 async def conversation_stats(
     conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime, bucket: str
-) -> Loaded[ListConversationStatsResponse]:
+) -> Loaded[bytes]:
     """Count the conversations started in each bucket of a period; `bucket` is day, week or month.
 
     Raises: LookupError if there is no such salon.
@@ -148,8 +147,7 @@ async def conversation_stats(
     """
     query = _bucketed("conversations", "started_at", "count(*) AS conversations", ["conversations"])
     params = {"salon_id": salon_id, "start": start, "end": end, "bucket": bucket}
-    stamp, as_of, rows = await _rows(conn, ConversationStats, query, params)
-    return Loaded(stamp, ListConversationStatsResponse(conversation_stats=rows, as_of=as_of))
+    return await _rows(conn, ConversationStats, ListConversationStatsResponse, query, params)
 
 
 def _bucketed(table: str, time: str, counted: str, columns: Sequence[str]) -> str:
@@ -182,18 +180,18 @@ def _first_moment(wall_time: str) -> str:
     return f"CASE WHEN {earlier} AT TIME ZONE time_zone = {wall_time} THEN {earlier} ELSE {moment} END"
 
 
-async def _one(conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]) -> Loaded[M]:
-    rows = await fetch_stamped(conn, kind, query, params)
-    if not rows or rows[0].value is None:
-        raise LookupError
-    return Loaded(rows[0].stamp, rows[0].value)
+async def _one(conn: AsyncConnection[Any], kind: type[Message], query: str, params: dict[str, Any]) -> Loaded[bytes]:
+    stamp, rows = await fetch_page(conn, kind, query, params)
+    return Loaded(stamp, rows[0])
 
 
 async def _rows(
-    conn: AsyncConnection[Any], kind: type[M], query: str, params: dict[str, Any]
-) -> tuple[int, Any, list[M]]:
-    """Return the stamp, the moment, and the other columns as messages."""
-    names, rows = await fetch_rows(conn, query, params)
+    conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, params: dict[str, Any]
+) -> Loaded[bytes]:
+    """Return a response of the rows, whose first columns are the stamp and the moment."""
+    names, rows = await fetch_undecoded(conn, query, params)
     if not rows:
         raise LookupError
-    return rows[0][0], rows[0][1], [kind(**dict(zip(names[2:], row[2:], strict=True))) for row in rows]
+    stamp, as_of = rows[0][:2]
+    encode = encoder(kind, *names[2:])
+    return Loaded(stamp, elements([encode(row[2:]) for row in rows]) + encoder(response, "as_of")([as_of]))

@@ -590,6 +590,54 @@ class GetSalonByPhoneNumberIdRequest(_message.Message):
 Global___GetSalonByPhoneNumberIdRequest: _TypeAlias = GetSalonByPhoneNumberIdRequest  # noqa: Y015
 
 @_typing.final
+class BatchGetSalonsRequest(_message.Message):
+    """What BatchGetSalons needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def salon_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The salons, 1 to 100 of them."""
+
+    def __init__(
+        self,
+        *,
+        salon_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["salon_ids", b"salon_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetSalonsRequest: _TypeAlias = BatchGetSalonsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetSalonsResponse(_message.Message):
+    """The salons asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def salons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Salon]:
+        """The salons, in the order of the ids."""
+
+    def __init__(
+        self,
+        *,
+        salons: _abc.Iterable[Global___Salon] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["salons", b"salons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetSalonsResponse: _TypeAlias = BatchGetSalonsResponse  # noqa: Y015
+
+@_typing.final
 class ListSalonsRequest(_message.Message):
     """What ListSalons needs."""
 

@@ -50,6 +50,11 @@ class BookingServiceStub:
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.GetSalonByPhoneNumberIdRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Salon.FromString,
                 _registered_method=True)
+        self.BatchGetSalons = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/BatchGetSalons',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetSalonsRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetSalonsResponse.FromString,
+                _registered_method=True)
         self.ListSalons = channel.unary_unary(
                 '/parlor.booking.v1.BookingService/ListSalons',
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListSalonsRequest.SerializeToString,
@@ -136,6 +141,14 @@ class BookingServiceServicer:
         """Returns the salon that a WhatsApp phone_number_id belongs to: the tenant look-up of every inbound message. Cached
         for 1800 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetSalons(self, request, context):
+        """Returns up to 100 salons by their ids, in the order of the ids. Cached for 1800 s each.
+        Errors: NOT_FOUND SALON_NOT_FOUND for the first that does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,6 +277,11 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     servicer.GetSalonByPhoneNumberId,
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.GetSalonByPhoneNumberIdRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Salon.SerializeToString,
+            ),
+            'BatchGetSalons': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetSalons,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetSalonsRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetSalonsResponse.SerializeToString,
             ),
             'ListSalons': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSalons,
@@ -408,6 +426,33 @@ class BookingService:
             '/parlor.booking.v1.BookingService/GetSalonByPhoneNumberId',
             parlor_dot_booking_dot_v1_dot_booking__pb2.GetSalonByPhoneNumberIdRequest.SerializeToString,
             parlor_dot_booking_dot_v1_dot_booking__pb2.Salon.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetSalons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/BatchGetSalons',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetSalonsRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.BatchGetSalonsResponse.FromString,
             options,
             channel_credentials,
             insecure,

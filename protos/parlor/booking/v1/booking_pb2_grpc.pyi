@@ -55,6 +55,10 @@ class BookingServiceStub:
     for 1800 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
+    BatchGetSalons: _grpc.UnaryUnaryMultiCallable[_booking_pb2.BatchGetSalonsRequest, _booking_pb2.BatchGetSalonsResponse]
+    """Returns up to 100 salons by their ids, in the order of the ids. Cached for 1800 s each.
+    Errors: NOT_FOUND SALON_NOT_FOUND for the first that does not exist.
+    """
     ListSalons: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListSalonsRequest, _booking_pb2.ListSalonsResponse]
     """Lists all salons, ordered by salon_id. Not cached."""
     UpsertResource: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpsertResourceRequest, _booking_pb2.Resource]
@@ -130,6 +134,10 @@ class BookingServiceAsyncStub(BookingServiceStub):
     """Returns the salon that a WhatsApp phone_number_id belongs to: the tenant look-up of every inbound message. Cached
     for 1800 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
+    """
+    BatchGetSalons: _aio.UnaryUnaryMultiCallable[_booking_pb2.BatchGetSalonsRequest, _booking_pb2.BatchGetSalonsResponse]  # type: ignore[assignment]
+    """Returns up to 100 salons by their ids, in the order of the ids. Cached for 1800 s each.
+    Errors: NOT_FOUND SALON_NOT_FOUND for the first that does not exist.
     """
     ListSalons: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListSalonsRequest, _booking_pb2.ListSalonsResponse]  # type: ignore[assignment]
     """Lists all salons, ordered by salon_id. Not cached."""
@@ -221,6 +229,16 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the salon that a WhatsApp phone_number_id belongs to: the tenant look-up of every inbound message. Cached
         for 1800 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetSalons(
+        self,
+        request: _booking_pb2.BatchGetSalonsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.BatchGetSalonsResponse, _abc.Awaitable[_booking_pb2.BatchGetSalonsResponse]]:
+        """Returns up to 100 salons by their ids, in the order of the ids. Cached for 1800 s each.
+        Errors: NOT_FOUND SALON_NOT_FOUND for the first that does not exist.
         """
 
     @_abc_1.abstractmethod
