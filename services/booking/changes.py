@@ -35,8 +35,7 @@ class ChangeRpcs(Rpcs):
         salon_id, resource_id = request.salon_id, request.resource_id
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(6))
         locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
-        groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
-        async with self.write(request, salon_id, *groups, locks=locks) as write:
+        async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
             booking = write.reply = await queries.insert_booking(write.conn, request, phone, code, start, end)
             if booking is None:
                 raise taken(request)
@@ -46,7 +45,7 @@ class ChangeRpcs(Rpcs):
         """Move a booking to another status."""
         salon_id = request.salon_id
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_")
-        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+        async with self.write(request, salon_id, *self.touched(salon_id)) as write:
             lock = self._locked_with_time if request.status == pb.BOOKING_STATUS_CONFIRMED else self._locked
             before = await lock(write, request)
             transitions.check_status(before.booking, request.status, hold_expired=before.hold_expired)
@@ -57,7 +56,7 @@ class ChangeRpcs(Rpcs):
     async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> pb.Booking:
         """Move a booking to another time or resource."""
         salon_id, said = request.salon_id, Said(request.actor, request.reason)
-        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+        async with self.write(request, salon_id, *self.touched(salon_id)) as write:
             before = await self._locked_with_time(write, request, request.resource_id)
             transitions.check_time(before.booking, hold_expired=before.hold_expired)
             start, end = _times(request, before.booking)
@@ -71,13 +70,12 @@ class ChangeRpcs(Rpcs):
         """Remove a customer from their bookings, and from what is kept of these anywhere else."""
         salon_id = request.salon_id
         phone = await self.phone(request, "phone_number")
-        groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
         try:
-            async with self.write(request, salon_id, *groups) as write:
+            async with self.write(request, salon_id, *self.touched(salon_id)) as write:
                 booking_ids = await self._all_locked_with_time(write, salon_id, phone)
                 erased = write.reply = await queries.erase_customer(write.conn, salon_id, phone, booking_ids)
         finally:  # also after a repeat, whose first time may have ended right after its commit
-            await self.cache.erase(*groups)
+            await self.cache.erase(*self.touched(salon_id))
         return erased
 
     async def _locked(self, write: Write, request: Any) -> Locked:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from libs.cache import Cache, Reply
+from libs.cache import Cache, Group, Reply
 from libs.db import Database
 from libs.rpc import Mutations, errors
 from parlor.booking.v1 import booking_pb2 as pb
@@ -24,6 +24,10 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.now = now
         self.groups = Groups(cache)
         self.write = Mutations(cache, "booking_requests")
+
+    def touched(self, salon_id: str) -> tuple[Group, ...]:
+        """Return the groups that a booking's change invalidates."""
+        return self.groups.bookings(salon_id), self.groups.stats(salon_id)
 
     async def salon(self, salon_id: str) -> Reply:
         """Return a salon as it is cached. Raises: SALON_NOT_FOUND."""

@@ -112,36 +112,14 @@ def _new_message(salon: Salon, item: Incoming) -> NewMessage:
     return NewMessage(
         salon_id=salon.salon_id,
         salon_known=True,
-        phone_number=item.phone_number,
-        user_id=item.user_id,
-        customer_name=item.customer_name,
         direction="INBOUND",
-        whatsapp_id=item.whatsapp_id,
         type=item.type_name,
-        content=item.content,
-        media_id=item.media_id,
-        reply_to_whatsapp_id=item.reply_to_whatsapp_id,
-        error_code=item.error_code,
-        error_title=item.error_title,
         cost_micros=0,
         currency_code=None,
         language=salon.language_code,
-        created_at=item.created_at,
-        item=item.raw,
+        **item.model_dump(exclude={"type"}),
     )
 
 
 def _new_status(salon: Salon, item: Status) -> NewStatus:
-    return NewStatus(
-        salon_id=salon.salon_id,
-        whatsapp_id=item.whatsapp_id,
-        status=item.status.upper(),
-        occurred_at=item.occurred_at,
-        error_code=item.error_code,
-        error_title=item.error_title,
-        pricing_category=item.pricing_category,
-        billable=item.billable,
-        cost_micros=item.cost_micros,
-        currency_code=item.currency_code,
-        conversation_origin=item.conversation_origin,
-    )
+    return NewStatus(salon_id=salon.salon_id, status=item.status.upper(), **item.model_dump(exclude={"status"}))

@@ -5,17 +5,18 @@ from typing import Any
 from libs.cache import Cache, Group, Key, digest
 from libs.db import Database
 from libs.rpc import Mutations, Page
+from parlor.messaging.v1 import messaging_pb2_grpc
 from services.groups import Groups
 from services.messaging.salons import Salons
 from services.messaging.settings import MessagingSettings
 from services.phones import e164
 
 
-class Rpcs:
-    """What every RPC stands on."""
+class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
+    """A part of the service."""
 
     def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
-        """Take it."""
+        """Take what the RPCs stand on."""
         self.cache = cache
         self.database = database
         self.groups = Groups(cache)
