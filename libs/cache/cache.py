@@ -251,13 +251,20 @@ class Cache:
     # By hand
 
     async def invalidate(self, *groups: Group) -> int:
-        """Invalidate groups whose rows were changed by other means, after the commit. Raises: CacheUnavailable."""
+        """Invalidate groups, and their parts, whose rows were changed by other means, after the commit.
+
+        Return how many there were. Raises: CacheUnavailable.
+        """
         try:
             await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
-        except StoreAway as error:
+            parts = tuple(group.name + ":" for group in groups)
+            metas = [meta for meta in await self.store.metas() if meta.startswith(parts)]
+            await self.store.unlink(metas)
+        except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error
-        self.counters.invalidations += len(groups)
-        return len(groups)
+        invalidated = len(groups) + len(metas)
+        self.counters.invalidations += invalidated
+        return invalidated
 
     async def erase(self, *groups: Group) -> None:
         """Remove what is kept of groups, after the commit that invalidated them; the rest ends by its TTL."""

@@ -64,11 +64,11 @@ class BookingRpcs(Rpcs):
                 raise errors.not_found("booking", f"{salon_id}/{code}") from error
             return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse(), events, "revision", "booking_code"))
 
-        return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
+        return await self.cache.read(self.groups.booking(salon_id, code).key("events", digest(wanted)), load)
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
         return found(await self._look_up(salon_id, code), "booking", f"{salon_id}/{code}")
 
     async def _look_up(self, salon_id: str, code: str) -> Reply:
-        key = self.groups.bookings(salon_id).key("code", code)
+        key = self.groups.booking(salon_id, code).key()
         return await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)

@@ -25,9 +25,10 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.groups = Groups(cache)
         self.write = Mutations(cache, "booking_requests")
 
-    def touched(self, salon_id: str) -> tuple[Group, ...]:
-        """Return the groups that a booking's change invalidates."""
-        return self.groups.bookings(salon_id), self.groups.stats(salon_id)
+    def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
+        """Return the groups that a change of bookings invalidates."""
+        bookings = [self.groups.booking(salon_id, code) for code in booking_codes]
+        return [self.groups.bookings(salon_id), self.groups.stats(salon_id), *bookings]
 
     async def salon(self, salon_id: str) -> Reply:
         """Return a salon as it is cached. Raises: SALON_NOT_FOUND."""

@@ -9,7 +9,7 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 # What a script does inside the server, what a new connection says, and the counting itself.
-NOT_CALLS = {"get", "set", "time", "info", "select", "auth", "client|setinfo", "hello"}
+NOT_CALLS = {"get", "set", "pexpire", "time", "info", "select", "auth", "client|setinfo", "hello"}
 
 
 def valkey_calls(redis_url: str) -> Counter[str]:
