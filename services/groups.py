@@ -3,9 +3,14 @@
 query:salon:id:{salon-123}   query:salon:{phone_number_id}   query:booking:salon:{salon-123}:...
 query:stats:salon:{salon-123}:...   query:ai:salon:{salon-123}:...
 query:conversation:{salon-123}:...   query:messages:salon:{salon-123}:...
+
+A look-up of one booking or one conversation has a part of these of its own, so that it outlives the salon's other
+writes: query:booking:salon:{salon-123}:code:B1, query:conversation:{salon-123}:id:UUID, ...:phone:DIGEST.
 """
 
-from libs.cache import Cache, Group
+from collections.abc import Iterable, Iterator
+
+from libs.cache import Cache, Group, digest
 
 
 class Groups:
@@ -45,7 +50,35 @@ class Groups:
         """Return the group of a salon's messages."""
         return self._messages.group(salon_id, "salon:")
 
+    def booking(self, salon_id: str, booking_code: str) -> Group:
+        """Return the group of one booking."""
+        return self.bookings(salon_id).part("code", booking_code)
+
+    def ai_messages(self, salon_id: str, conversation_id: str) -> Group:
+        """Return the group of the AI messages of one conversation."""
+        return self.conversations(salon_id).part("ai", conversation_id)
+
     async def of_salon(self, salon_id: str) -> list[Group]:
         """Return all that a salon's id names."""
         makers = (self.salon, self.bookings, self.stats, self.ai, self.conversations, self.messages)
         return [make(salon_id) for make in makers]
+
+
+def of_name(group: Group, conversation_id: str, phone_number: str = "") -> Group:
+    """Return the part of a salon's conversations or messages that a look-up by these names depends on.
+
+    Whoever writes to a conversation invalidates the parts `of_names`. A look-up by anything else, such as a user_id,
+    which a conversation may change for another, depends on the whole.
+    """
+    if conversation_id:
+        return group.part("id", conversation_id)
+    return group.part("phone", digest(phone_number)) if phone_number else group
+
+
+def of_names(group: Group, conversation_ids: Iterable[str], phone_numbers: Iterable[str]) -> Iterator[Group]:
+    """Yield a salon's conversations or messages, and the parts of it that look-ups by these names depend on."""
+    yield group
+    for conversation_id in conversation_ids:
+        yield of_name(group, conversation_id)
+    for phone_number in phone_numbers:
+        yield of_name(group, "", phone_number)

@@ -374,13 +374,18 @@ class Cache:
     # By hand
 
     async def invalidate(self, *groups: Group) -> int:
-        """Invalidate groups whose rows were changed by other means, after the commit. Raises: CacheUnavailable."""
+        """Invalidate groups, and their parts, whose rows were changed by other means, after the commit.
+
+        Return how many there were. Raises: CacheUnavailable.
+        """
         try:
             await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
-        except StoreAway as error:
+            parts = await self.store.servers.unlink_parts(groups)
+        except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error
-        self.counters.invalidations += len(groups)
-        return len(groups)
+        invalidated = len(groups) + parts
+        self.counters.invalidations += invalidated
+        return invalidated
 
     async def erase(self, *groups: Group) -> None:
         """Remove what is kept of groups, after the commit that invalidated them; the rest ends by its TTL."""

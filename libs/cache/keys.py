@@ -4,6 +4,9 @@ A group is what a write invalidates together: `query:booking:salon:{salon-123}`,
 keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name. What the caller gives
 is quoted, so that whatever it holds, no two replies share a key, no entry can take the place of a meta, and the first
 braces of a key are the group's.
+
+A part is a finer group of the same slot, `query:booking:salon:{salon-123}:code:B1`: its whole's writes leave it alone,
+its own invalidate the whole, too.
 """
 
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from typing import NamedTuple
 PREFIX = "query:"
 META = "#meta"
 NOTHING = "%"  # empty braces would not be seen as a hash tag
-_QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
+_QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D", "#": "%23"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,6 +49,10 @@ class Group(NamedTuple):
         """The key that holds the group's generation."""
         return self.name + META
 
+    def part(self, kind: str, identifier: str) -> "Group":
+        """Return a part of this group, such as all that is kept of one booking."""
+        return Group(self.namespace, self.key(kind, identifier).entry)
+
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
         return Key(self, ":".join([self.name, *[quoted(str(part)) for part in parts]]))
@@ -61,6 +68,11 @@ class Key(NamedTuple):
 def quoted(text: str) -> str:
     """Return a text without the characters that structure a key."""
     return text if text.isalnum() else text.translate(_QUOTED)
+
+
+def whole(name: str) -> str:
+    """Return the meta of the group that a group, named by its name or its meta, is a part of; its own if of none."""
+    return name[: name.index("}") + 1] + META
 
 
 def digest(*values: object) -> str:

@@ -6,7 +6,7 @@ through redis-py's plain clients, one a server: connecting, and walks over all k
 
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
@@ -141,6 +141,11 @@ class Servers:
             return name.startswith(start) or start.startswith(name.removesuffix(meta))
 
         return await self._unlink(f"{PREFIX}*{META}", is_meant)
+
+    async def unlink_parts(self, groups: Sequence[Group]) -> int:
+        """Unlink the metas of all parts of groups; return how many there were. Raises: RedisError."""
+        starts = tuple(f"{group.name}:".encode() for group in groups)
+        return await self._unlink(f"{PREFIX}*{META}", lambda name: name.startswith(starts))
 
     async def unlink_entries(self, group: Group) -> None:
         """Unlink every entry of a group, whatever its generation. Raises: RedisError."""

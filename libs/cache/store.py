@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
-from libs.cache.keys import META, Key
+from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
 from libs.cache.near import Near
 from libs.cache.servers import Node, Servers, Slot, only_slot
@@ -30,6 +30,7 @@ from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
+PART_LIFETIME_SECONDS = 60  # until its first entry is stored: see FILL
 
 # Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
 FILL_DELAY_SECONDS = 0.005
@@ -146,7 +147,9 @@ class Store:
                 future.set_exception(StoreAway(str(error)))
 
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
-        reply = await self._run(self.open_script, metas, secrets.token_hex(8), META_LIFETIME_SECONDS)
+        names = [name for meta in metas for name in (meta, whole(meta))]
+        lifetimes = META_LIFETIME_SECONDS, PART_LIFETIME_SECONDS
+        reply = await self._run(self.open_script, names, secrets.token_hex(8), *lifetimes)
         return [Meta.parse(meta) for meta in reply]
 
     async def _register_all(self, writes: Sequence[tuple[str, int]]) -> list[None]:
@@ -161,7 +164,7 @@ class Store:
 
     async def _fill_all(self, fills: Sequence[Fill]) -> list[bool]:
         names = [name for fill in fills for name in (fill.key.group.meta, fill.key.entry)]
-        args: list[Any] = [META_LIFETIME_SECONDS]
+        args: list[Any] = []
         for fill in fills:
             value = encode(fill.key.entry, fill.entry)
             args += (fill.generation, fill.stamp, fill.barrier, fill.ttl_ms, value)

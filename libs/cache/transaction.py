@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from libs.cache.keys import Group
+from libs.cache.keys import Group, whole
 from libs.cache.store import Store
 
 
@@ -37,10 +37,13 @@ class Transaction:
         return cls(conn, xact_id, store)
 
     def invalidate(self, *groups: Group) -> None:
-        """Register the transaction with more groups, beside its statements."""
-        for group in groups:
-            if group.meta not in self.metas:
-                self.metas[group.meta] = self._store.register(group.meta, self.xact_id)
+        """Register the transaction with more groups, beside its statements.
+
+        With a part's whole no later than with the part: what opens the part takes over what the whole knows.
+        """
+        for meta in (meta for group in groups for meta in (whole(group.name), group.meta)):
+            if meta not in self.metas:
+                self.metas[meta] = self._store.register(meta, self.xact_id)
 
     async def registered(self) -> None:
         """Return when every registration has been answered. Raises: StoreAway."""

@@ -20,8 +20,9 @@ class BookingRpcs(Rpcs):
     async def BatchGetBookings(self, request: pb.BatchGetBookingsRequest, context: Any) -> Reply:
         """Return bookings by their codes."""
         salon_id, codes = request.salon_id, [code.upper() for code in request.booking_codes]
-        group, wanted = self.groups.bookings(salon_id), list(dict.fromkeys(codes))
-        keys, arguments = [group.key("code", code) for code in wanted], [(salon_id, code) for code in wanted]
+        wanted = list(dict.fromkeys(codes))
+        keys = [self.groups.booking(salon_id, code).key() for code in wanted]
+        arguments = [(salon_id, code) for code in wanted]
         replies = await self.cache.look_up_many(keys, arguments, queries.bookings_by_code)
         return batch(dict(zip(wanted, replies, strict=True)), codes, "booking", f"{salon_id}/")
 
@@ -56,9 +57,9 @@ class BookingRpcs(Rpcs):
                 raise errors.not_found("booking", f"{salon_id}/{code}") from error
             return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse, events, "revision", "booking_code"))
 
-        return await self.cache.read(self.groups.bookings(salon_id).key("events", digest(wanted)), load)
+        return await self.cache.read(self.groups.booking(salon_id, code).key("events", digest(wanted)), load)
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
-        key = self.groups.bookings(salon_id).key("code", code)
+        key = self.groups.booking(salon_id, code).key()
         reply = await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)
         return found(reply, "booking", f"{salon_id}/{code}")

@@ -7,13 +7,13 @@ A change is made at its statement_timestamp(), when its locks are held: by now()
 had to wait would be earlier than the one before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import encoder, fetch_one, fetch_returned, fetch_rows, fetch_undecoded
+from libs.db import encoder, fetch_returned, fetch_rows, fetch_undecoded
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
 from services.booking.booking_queries import BOOKING
 
@@ -39,11 +39,12 @@ _TAKE = f"""
     )"""
 _CANCELLED = "(SELECT count(*) FROM expired) >= 0"
 _SAID = f"SELECT {_ROW}, %(type)s::text AS type, %(actor)s::text AS actor, %(reason)s::text AS reason FROM booking"
+_EXPIRED = "ARRAY(SELECT booking_code FROM expired), "
 _TAKEN = f"{_SAID} UNION ALL SELECT {_ROW}, 'STATUS_CHANGED', 'system', 'HOLD_EXPIRED' FROM expired"
 
 
-def _and_history(changes: str) -> str:
-    """Return the end of a statement: it writes the history of what changed and returns the booking.
+def _and_history(changes: str, besides: str = "") -> str:
+    """Return the end of a statement: it writes the history of what changed and returns the booking, after `besides`.
 
     `before` is what the statement's snapshot has: the booking as it was, nothing of a new one.
     """
@@ -55,7 +56,7 @@ def _and_history(changes: str) -> str:
             after.updated_at
         FROM ({changes}) AS after LEFT JOIN bookings AS before USING (salon_id, booking_id)
     )
-    SELECT {BOOKING} FROM booking"""
+    SELECT {besides}{BOOKING} FROM booking"""
 
 
 class Said(NamedTuple):
@@ -63,6 +64,13 @@ class Said(NamedTuple):
 
     actor: str
     reason: str
+
+
+class Taken(NamedTuple):
+    """A booking that has its time now, and the codes of the expired holds that were cancelled for it."""
+
+    booking: Booking
+    expired: list[str]
 
 
 class Locked(NamedTuple):
@@ -79,8 +87,8 @@ async def insert_booking(
     booking_code: str,
     start: datetime | None,
     end: datetime | None,
-) -> Booking | None:
-    """Insert a booking; return it, or None if its resource is taken at that time.
+) -> Taken | None:
+    """Insert a booking; return it, None if its resource is taken at that time.
 
     Raises: ForeignKeyViolation of bookings_salon_id_fkey, resources_salon_id_fkey; UniqueViolation of
     booking_code_salon_id.
@@ -94,7 +102,7 @@ async def insert_booking(
             WHERE {_CANCELLED}
             ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
             RETURNING {_ROW}
-        ){_and_history(_TAKEN)}"""
+        ){_and_history(_TAKEN, _EXPIRED)}"""
     params = {
         "salon_id": request.salon_id,
         "booking_id": None,
@@ -111,7 +119,8 @@ async def insert_booking(
         "notes": request.notes,
         "hold": request.hold_duration.seconds if request.HasField("hold_duration") else None,
     }
-    return await fetch_one(conn, Booking, query, params | {"type": "CREATED", "actor": request.actor, "reason": ""})
+    taken = await _fetch_taken(conn, query, params | {"type": "CREATED", "actor": request.actor, "reason": ""})
+    return next(taken, None)
 
 
 async def resource_of(conn: AsyncConnection[Any], salon_id: str, booking_code: str) -> str | None:
@@ -145,7 +154,7 @@ async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, st
 
 async def reschedule_booking(
     conn: AsyncConnection[Any], booking: Booking, resource_id: str, start: datetime, end: datetime, said: Said
-) -> Booking:
+) -> Taken:
     """Move a booking to a time and a resource; return it as it is now.
 
     Raises: ExclusionViolation of bookings_no_overlap if the resource is taken at that time.
@@ -156,7 +165,7 @@ async def reschedule_booking(
                 revision = revision + 1, updated_at = statement_timestamp()
             WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_CANCELLED}
             RETURNING {_ROW}
-        ){_and_history(_TAKEN)}"""
+        ){_and_history(_TAKEN, _EXPIRED)}"""
     params = {
         "salon_id": booking.salon_id,
         "booking_id": booking.booking_id,
@@ -164,7 +173,12 @@ async def reschedule_booking(
         "start": start,
         "end": end,
     }
-    return await fetch_returned(conn, Booking, query, params | {"type": "RESCHEDULED", **said._asdict()})
+    return next(await _fetch_taken(conn, query, params | {"type": "RESCHEDULED", **said._asdict()}))
+
+
+async def _fetch_taken(conn: AsyncConnection[Any], query: str, params: Mapping[str, object]) -> Iterator[Taken]:
+    names, rows = await fetch_rows(conn, query, params)
+    return (Taken(Booking(**dict(zip(names[1:], row[1:], strict=True))), row[0]) for row in rows)
 
 
 async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> list[str]:
@@ -182,14 +196,15 @@ async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, custo
 
 async def lock_bookings_of_customer(
     conn: AsyncConnection[Any], salon_id: str, customer_phone: str
-) -> list[tuple[str, str | None]]:
-    """Lock a customer's bookings until the transaction ends; return their ids, and the resources whose time they take.
+) -> list[tuple[str, str, str | None]]:
+    """Lock a customer's bookings until the transaction ends.
 
+    Shape:  a list of booking_id, booking_code and the resource whose time the booking takes.
     Source: index idx_bookings_customer_salon.
     """
     query = """
-        SELECT booking_id::text, CASE WHEN status IN ('PENDING', 'CONFIRMED') THEN resource_id END FROM bookings
-        WHERE customer_phone = %s AND salon_id = %s ORDER BY booking_id FOR UPDATE"""
+        SELECT booking_id::text, booking_code, CASE WHEN status IN ('PENDING', 'CONFIRMED') THEN resource_id END
+        FROM bookings WHERE customer_phone = %s AND salon_id = %s ORDER BY booking_id FOR UPDATE"""
     _, rows = await fetch_rows(conn, query, (customer_phone, salon_id))
     return rows
 

@@ -35,18 +35,19 @@ class ChangeRpcs(Rpcs):
         salon_id, resource_id = request.salon_id, request.resource_id
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(6))
         locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
-        groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
-        async with self.write(request, salon_id, *groups, locks=locks) as write:
-            booking = write.reply = await queries.insert_booking(write.conn, request, phone, code, start, end)
-            if booking is None:
+        async with self.write(request, salon_id, *self.touched(salon_id, code), locks=locks) as write:
+            inserted = await queries.insert_booking(write.conn, request, phone, code, start, end)
+            if inserted is None:
                 raise taken(request)
-        return booking
+            write.invalidate(*self.touched(salon_id, *inserted.expired))
+            write.reply = inserted.booking
+        return inserted.booking
 
     async def UpdateBookingStatus(self, request: pb.UpdateBookingStatusRequest, context: Any) -> pb.Booking:
         """Move a booking to another status."""
-        salon_id = request.salon_id
+        salon_id, code = request.salon_id, request.booking_code.upper()
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_")
-        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+        async with self.write(request, salon_id, *self.touched(salon_id, code)) as write:
             lock = self._locked_with_time if request.status == pb.BOOKING_STATUS_CONFIRMED else self._locked
             before = await lock(write, request)
             transitions.check_status(before.booking, request.status, hold_expired=before.hold_expired)
@@ -57,27 +58,27 @@ class ChangeRpcs(Rpcs):
     async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> pb.Booking:
         """Move a booking to another time or resource."""
         salon_id, said = request.salon_id, Said(request.actor, request.reason)
-        async with self.write(request, salon_id, self.groups.bookings(salon_id), self.groups.stats(salon_id)) as write:
+        async with self.write(request, salon_id, *self.touched(salon_id, request.booking_code.upper())) as write:
             before = await self._locked_with_time(write, request, request.resource_id)
             transitions.check_time(before.booking, hold_expired=before.hold_expired)
             start, end = _times(request, before.booking)
             resource_id = request.resource_id or before.booking.resource_id
-            after = write.reply = await queries.reschedule_booking(
-                write.conn, before.booking, resource_id, start, end, said
-            )
-        return after
+            after = await queries.reschedule_booking(write.conn, before.booking, resource_id, start, end, said)
+            write.invalidate(*self.touched(salon_id, *after.expired))
+            write.reply = after.booking
+        return after.booking
 
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove a customer from their bookings, and from what is kept of these anywhere else."""
         salon_id = request.salon_id
         phone = await self.phone(request, "phone_number")
-        groups = self.groups.bookings(salon_id), self.groups.stats(salon_id)
         try:
-            async with self.write(request, salon_id, *groups) as write:
-                booking_ids = await self._all_locked_with_time(write, salon_id, phone)
-                erased = write.reply = await queries.erase_customer(write.conn, salon_id, phone, booking_ids)
+            async with self.write(request, salon_id, *self.touched(salon_id)) as write:
+                bookings = await self._all_locked_with_time(write, salon_id, phone)
+                write.invalidate(*self.touched(salon_id, *bookings.values()))
+                erased = write.reply = await queries.erase_customer(write.conn, salon_id, phone, list(bookings))
         finally:  # also after a repeat, whose first time may have ended right after its commit
-            await self.cache.erase(*groups)
+            await self.cache.erase(*self.touched(salon_id))
         return erased
 
     async def _locked(self, write: Write, request: Any) -> Locked:
@@ -105,8 +106,8 @@ class ChangeRpcs(Rpcs):
             await write.unlock()
         raise errors.conflict()
 
-    async def _all_locked_with_time(self, write: Write, salon_id: str, phone: str) -> list[str]:
-        """Return the ids of a customer's bookings, locked after the time of their resources.
+    async def _all_locked_with_time(self, write: Write, salon_id: str, phone: str) -> dict[str, str]:
+        """Return the codes of a customer's bookings by their ids, locked after the time of their resources.
 
         Raises: CONFLICT if their resources keep changing.
         """
@@ -114,8 +115,8 @@ class ChangeRpcs(Rpcs):
             resource_ids = await queries.resources_of_customer(write.conn, salon_id, phone)
             await write.lock(*(resource_lock(salon_id, resource_id) for resource_id in resource_ids))
             locked = await queries.lock_bookings_of_customer(write.conn, salon_id, phone)
-            if {resource_id for _, resource_id in locked if resource_id} <= set(resource_ids):
-                return [booking_id for booking_id, _ in locked]
+            if {resource_id for _, _, resource_id in locked if resource_id} <= set(resource_ids):
+                return {booking_id: code for booking_id, code, _ in locked}
             await write.unlock()
         raise errors.conflict()
 

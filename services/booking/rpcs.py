@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from libs.cache import Cache, Reply
+from libs.cache import Cache, Group, Reply
 from libs.db import Database, elements
 from libs.rpc import Mutations, errors
 from parlor.booking.v1 import booking_pb2 as pb
@@ -24,6 +24,11 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.now = now
         self.groups = Groups(cache)
         self.write = Mutations(cache, "booking_requests")
+
+    def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
+        """Return the groups that a change of bookings invalidates."""
+        bookings = [self.groups.booking(salon_id, code) for code in booking_codes]
+        return [self.groups.bookings(salon_id), self.groups.stats(salon_id), *bookings]
 
     async def salon(self, salon_id: str) -> Reply:
         """Return a salon as it is cached. Raises: SALON_NOT_FOUND."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from libs.cache import Reply
+from libs.cache import Reply, digest
 from libs.db import Loaded
 from libs.rpc import errors, page
 from parlor.messaging.v1 import messaging_pb2 as pb
@@ -15,7 +15,8 @@ class AiRpcs(Rpcs):
 
     async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
         """Record what an AI model was asked or answered."""
-        async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
+        group = self.groups.ai_messages(request.salon_id, request.conversation_id.lower())
+        async with self.write(request, request.salon_id, group) as write:
             message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
             if message is None:
                 raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
@@ -30,4 +31,4 @@ class AiRpcs(Rpcs):
             stamp, rows = await ai_queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
             return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse, rows, "create_time", "ai_message_id"))
 
-        return await self.cache.read(self.list_key(salon_id, wanted), load)
+        return await self.cache.read(self.groups.ai_messages(salon_id, conversation_id).key(digest(wanted)), load)

@@ -7,6 +7,7 @@ from libs.cache import Reply, digest
 from libs.db import Loaded
 from libs.rpc import errors, page, size
 from parlor.messaging.v1 import messaging_pb2 as pb
+from services.groups import of_name, of_names
 from services.messaging import conversation_queries as queries
 from services.messaging.conversation_queries import Filters, Named
 from services.messaging.rpcs import Rpcs, word
@@ -26,8 +27,8 @@ class ConversationRpcs(Rpcs):
         async def load(conn: Any) -> Loaded[bytes | None]:
             return await queries.conversation_with_messages(conn, named, limit)
 
-        key = self.groups.conversations(request.salon_id).key("get", digest(named, limit))
-        reply = await self.cache.read(key, load)
+        group = of_name(self.groups.conversations(request.salon_id), named.conversation_id, named.phone_number)
+        reply = await self.cache.read(group.key("get", digest(named, limit)), load)
         if reply.body is None:
             raise errors.not_found("conversation", str(named))
         return reply
@@ -43,7 +44,7 @@ class ConversationRpcs(Rpcs):
             response = wanted.fill(pb.ListConversationsResponse, rows, "last_message_time", "conversation_id")
             return Loaded(stamp, response)
 
-        return await self.cache.read(self.list_key(request.salon_id, wanted), load)
+        return await self.cache.read(self.groups.conversations(request.salon_id).key("list", digest(wanted)), load)
 
     async def UpdateConversationStatus(
         self, request: pb.UpdateConversationStatusRequest, context: Any
@@ -87,13 +88,15 @@ class ConversationRpcs(Rpcs):
     ) -> pb.Conversation:
         """Set a column of the conversation that a request names, to what `value` makes of it; None leaves it."""
         named = await self._named(request)
-        async with self.write(request, request.salon_id, self.groups.conversations(request.salon_id)) as write:
+        async with self.write(request, request.salon_id) as write:
             conversation = await queries.lock_conversation(write.conn, named)
             if conversation is None:
                 raise errors.not_found("conversation", str(named))
             if getattr(request, "etag", "") not in ("", conversation.etag):
                 raise errors.etag_mismatch("conversation", str(named))
             if (new := value(conversation)) is not None:
+                group = self.groups.conversations(request.salon_id)
+                write.invalidate(*of_names(group, [conversation.conversation_id], [conversation.phone_number]))
                 conversation = await queries.update_conversation(write.conn, conversation, column, new)
             write.reply = conversation
         return conversation

@@ -1,8 +1,11 @@
 """The RPC that erases a customer."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from libs.cache import Group
 from parlor.messaging.v1 import messaging_pb2 as pb
+from services.groups import of_names
 from services.messaging import erasure_queries as queries
 from services.messaging.conversation_queries import Named
 from services.messaging.messages import lock
@@ -19,8 +22,9 @@ class ErasureRpcs(Rpcs):
         async with self.database.connection() as conn:
             locks = tuple({lock(salon_id, name) for name in await queries.names(conn, named)})
         try:
-            async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
+            async with self.write(request, salon_id, locks=locks) as write:
                 customer = await queries.lock_customer(write.conn, named)
+                write.invalidate(*self._touched(customer))
                 await queries.erase_replies(write.conn, customer)
                 await queries.erase_conversations(write.conn, customer)
                 reply = write.reply = pb.EraseCustomerResponse(
@@ -30,5 +34,11 @@ class ErasureRpcs(Rpcs):
                 )
                 await queries.erase_webhook_failures(write.conn, customer)
         finally:  # also after a repeat, whose first time may have ended right after its commit
-            await self.cache.erase(*self.touched(salon_id))
+            await self.cache.erase(*self.wholes(salon_id))
         return reply
+
+    def _touched(self, customer: queries.Customer) -> Iterator[Group]:
+        for group in self.wholes(customer.salon_id):
+            yield from of_names(group, customer.conversation_ids, customer.phone_numbers)
+        for conversation_id in customer.conversation_ids:
+            yield self.groups.ai_messages(customer.salon_id, conversation_id)

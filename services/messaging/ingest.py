@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from libs.rpc import page
+from libs.rpc import Write, page
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import failure_queries, ingest_queries, status_queries, webhook
@@ -29,10 +29,6 @@ class Received(NamedTuple):
         for status in self.statuses:
             yield lock(status.salon_id, status.whatsapp_id)
 
-    def salon_ids(self) -> set[str]:
-        """Name the salons whose messages change."""
-        return {message.salon_id for message in self.messages} | {status.salon_id for status in self.statuses}
-
 
 class WebhookRpcs(Rpcs):
     """Webhook bodies, taken in."""
@@ -52,10 +48,32 @@ class WebhookRpcs(Rpcs):
                 _count_unplaced(change, reply)
         received = _received(sorted(changes, key=lambda pair: pair[0].salon_id))
         if any(received):
-            groups = [group for salon_id in sorted(received.salon_ids()) for group in self.touched(salon_id)]
-            async with self.write(request, "", *groups, locks=tuple(set(received.locks()))) as write:
-                await _record(write.conn, received, reply)
+            async with self.write(request, "", locks=tuple(set(received.locks()))) as write:
+                await self._record(write, received, reply)
         return reply
+
+    async def _record(self, write: Write, received: Received, reply: pb.IngestWebhookResponse) -> None:
+        """Record what the salons received, one statement a table, and count it."""
+        messages, statuses, failures = received
+        if messages:
+            told = await ingest_queries.tell_phone_numbers(write.conn, messages)
+            inserted = await ingest_queries.insert_messages(write.conn, messages)
+            write.invalidate(*self.touched(*told, *inserted))
+            unknown = sum(message.type == pb.MESSAGE_TYPE_UNKNOWN for message in inserted)
+            reply.unknown += unknown
+            reply.messages += len(inserted) - unknown
+            reply.duplicates += len(messages) - len(inserted)
+        if statuses:
+            names = await status_queries.insert_statuses(write.conn, statuses)
+            write.invalidate(*self.touched(*await status_queries.apply_statuses(write.conn, names)))
+            reply.statuses += len(names)
+            reply.duplicates += len(statuses) - len(names)
+        if failures:
+            fresh = await failure_queries.insert_failures(write.conn, failures)
+            expected = {(salon_id, failure.digest) for salon_id, failure in failures if failure.unknown}
+            reply.unknown += len(fresh & expected)
+            reply.rejected += len(fresh - expected)
+            reply.duplicates += len(failures) - len(fresh)
 
     async def ListWebhookFailures(self, request: pb.ListWebhookFailuresRequest, context: Any) -> bytes:
         """List the webhook items of a salon that could not be recorded."""
@@ -63,29 +81,6 @@ class WebhookRpcs(Rpcs):
         async with self.database.connection() as conn:
             rows = await failure_queries.list_failures(conn, request.salon_id, wanted)
         return wanted.fill(pb.ListWebhookFailuresResponse, rows, "create_time", "webhook_failure_id")
-
-
-async def _record(conn: Any, received: Received, reply: pb.IngestWebhookResponse) -> None:
-    """Record what the salons received, one statement a table, and count it."""
-    messages, statuses, failures = received
-    if messages:
-        await ingest_queries.tell_phone_numbers(conn, messages)
-        inserted = await ingest_queries.insert_messages(conn, messages)
-        unknown = sum(message.type == pb.MESSAGE_TYPE_UNKNOWN for message in inserted)
-        reply.unknown += unknown
-        reply.messages += len(inserted) - unknown
-        reply.duplicates += len(messages) - len(inserted)
-    if statuses:
-        names = await status_queries.insert_statuses(conn, statuses)
-        await status_queries.apply_statuses(conn, names)
-        reply.statuses += len(names)
-        reply.duplicates += len(statuses) - len(names)
-    if failures:
-        fresh = await failure_queries.insert_failures(conn, failures)
-        expected = {(salon_id, failure.digest) for salon_id, failure in failures if failure.unknown}
-        reply.unknown += len(fresh & expected)
-        reply.rejected += len(fresh - expected)
-        reply.duplicates += len(failures) - len(fresh)
 
 
 def _count_unplaced(change: webhook.Change, reply: pb.IngestWebhookResponse) -> None:
@@ -107,36 +102,14 @@ def _new_message(salon: Salon, item: Incoming) -> NewMessage:
     return NewMessage(
         salon_id=salon.salon_id,
         salon_known=True,
-        phone_number=item.phone_number,
-        user_id=item.user_id,
-        customer_name=item.customer_name,
         direction="INBOUND",
-        whatsapp_id=item.whatsapp_id,
         type=item.type_name,
-        content=item.content,
-        media_id=item.media_id,
-        reply_to_whatsapp_id=item.reply_to_whatsapp_id,
-        error_code=item.error_code,
-        error_title=item.error_title,
         cost_micros=0,
         currency_code=None,
         language=salon.language_code,
-        created_at=item.created_at,
-        item=item.raw,
+        **item.model_dump(exclude={"type"}),
     )
 
 
 def _new_status(salon: Salon, item: Status) -> NewStatus:
-    return NewStatus(
-        salon_id=salon.salon_id,
-        whatsapp_id=item.whatsapp_id,
-        status=item.status.upper(),
-        occurred_at=item.occurred_at,
-        error_code=item.error_code,
-        error_title=item.error_title,
-        pricing_category=item.pricing_category,
-        billable=item.billable,
-        cost_micros=item.cost_micros,
-        currency_code=item.currency_code,
-        conversation_origin=item.conversation_origin,
-    )
+    return NewStatus(salon_id=salon.salon_id, status=item.status.upper(), **item.model_dump(exclude={"status"}))

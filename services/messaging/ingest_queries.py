@@ -39,6 +39,14 @@ class NewMessage(NamedTuple):
     item: str | None
 
 
+class Told(NamedTuple):
+    """A conversation that was told its phone number."""
+
+    salon_id: str
+    conversation_id: str
+    phone_number: str
+
+
 def _upsert(place: str, conflict: str) -> str:
     """Return the statement that creates or revives the conversations of customers that have a phone number, or not."""
     return f"""
@@ -162,15 +170,15 @@ async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> b
     return bool((await conn.execute(query, message._asdict())).rowcount)
 
 
-async def tell_phone_numbers(conn: AsyncConnection[Any], messages: Sequence[NewMessage]) -> None:
-    """Give the conversations of a user_id without a phone number the one that a new message tells.
+async def tell_phone_numbers(conn: AsyncConnection[Any], messages: Sequence[NewMessage]) -> list[Told]:
+    """Give the conversations of a user_id without a phone number the one that a new message tells; return those.
 
     A number that has a conversation already stays with that. The caller holds the locks of both.
     Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
     """
     told = [message for message in messages if message.phone_number and message.user_id]
     if not told:
-        return
+        return []
     query = """
         WITH given AS (
             SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
@@ -199,8 +207,11 @@ async def tell_phone_numbers(conn: AsyncConnection[Any], messages: Sequence[NewM
                 -- No index by the salon: with it Postgres may read all the salon's messages for each conversation.
                 ON m.conversation_id = told.conversation_id AND m.salon_id || '' = told.salon_id
             ORDER BY m.message_id FOR NO KEY UPDATE OF m
+        ), moved AS (
+            UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
+            WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id
         )
-        UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
-        WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id"""
+        SELECT salon_id, conversation_id::text, phone_number FROM told"""
     names = ("salon_id", "user_id", "phone_number", "whatsapp_id")
-    await conn.execute(query.encode(), {name: [getattr(message, name) for message in told] for name in names})
+    params = {name: [getattr(message, name) for message in told] for name in names}
+    return [Told(*row) for row in await (await conn.execute(query.encode(), params)).fetchall()]

@@ -8,6 +8,7 @@ from libs.cache import Reply, digest
 from libs.db import Loaded
 from libs.rpc import errors, moment, page
 from parlor.messaging.v1 import messaging_pb2 as pb
+from services.groups import of_name
 from services.messaging import ingest_queries, status_queries
 from services.messaging import message_queries as queries
 from services.messaging.ingest_queries import NewMessage
@@ -36,9 +37,10 @@ class MessageRpcs(Rpcs):
         salon_id = request.salon_id
         names = (message.whatsapp_id, message.user_id, message.phone_number)
         locks = tuple(lock(salon_id, name) for name in names if name)
-        async with self.write(request, salon_id, *self.touched(salon_id), locks=locks) as write:
-            await ingest_queries.tell_phone_numbers(write.conn, [message])
+        async with self.write(request, salon_id, locks=locks) as write:
+            told = await ingest_queries.tell_phone_numbers(write.conn, [message])
             inserted = await ingest_queries.insert_messages(write.conn, [message])
+            write.invalidate(*self.touched(*told, *inserted))
             recorded = inserted[0] if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
@@ -50,11 +52,10 @@ class MessageRpcs(Rpcs):
     async def RecordMessageStatus(self, request: pb.RecordMessageStatusRequest, context: Any) -> pb.Message:
         """Record what became of a message."""
         salon_id, whatsapp_id = request.salon_id, request.whatsapp_id
-        async with self.write(
-            request, salon_id, *self.touched(salon_id), locks=(lock(salon_id, whatsapp_id),)
-        ) as write:
+        async with self.write(request, salon_id, locks=(lock(salon_id, whatsapp_id),)) as write:
             inserted = await status_queries.insert_statuses(write.conn, [_new_status(request)])
             changed = await status_queries.apply_statuses(write.conn, inserted)
+            write.invalidate(*self.touched(*changed))
             message = write.reply = (
                 next(iter(changed), None)
                 or await queries.message_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
@@ -84,7 +85,8 @@ class MessageRpcs(Rpcs):
             )
             return Loaded(stamp, wanted.fill(pb.ListMessagesResponse, rows, "create_time", "message_id"))
 
-        return await self.cache.read(self.groups.messages(salon_id).key(digest(wanted)), load)
+        group = of_name(self.groups.messages(salon_id), request.conversation_id.lower(), phone_number)
+        return await self.cache.read(group.key(digest(wanted)), load)
 
 
 def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, known: bool) -> NewMessage:

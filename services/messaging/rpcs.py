@@ -2,20 +2,21 @@
 
 from typing import Any
 
-from libs.cache import Cache, Group, Key, digest
+from libs.cache import Cache, Group
 from libs.db import Database
-from libs.rpc import Mutations, Page
-from services.groups import Groups
+from libs.rpc import Mutations
+from parlor.messaging.v1 import messaging_pb2_grpc
+from services.groups import Groups, of_names
 from services.messaging.salons import Salons
 from services.messaging.settings import MessagingSettings
 from services.phones import e164
 
 
-class Rpcs:
-    """What every RPC stands on."""
+class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
+    """A part of the service."""
 
     def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
-        """Take it."""
+        """Take what the RPCs stand on."""
         self.cache = cache
         self.database = database
         self.groups = Groups(cache)
@@ -29,13 +30,19 @@ class Rpcs:
             return ""
         return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
 
-    def touched(self, salon_id: str) -> tuple[Group, ...]:
-        """Return the groups that a message or its status invalidates."""
+    def wholes(self, salon_id: str) -> tuple[Group, Group]:
+        """Return the groups of all that a salon's messages show in."""
         return self.groups.messages(salon_id), self.groups.conversations(salon_id)
 
-    def list_key(self, salon_id: str, wanted: Page) -> Key:
-        """Return the key of a page in the group of a salon's conversations."""
-        return self.groups.conversations(salon_id).key("list", digest(wanted))
+    def touched(self, *rows: Any) -> list[Group]:
+        """Return the groups that a change of these messages, or of what names these conversations, invalidates."""
+        names = {(row.salon_id, row.conversation_id, row.phone_number) for row in rows}
+        return [
+            part
+            for salon_id, conversation_id, phone_number in names
+            for group in self.wholes(salon_id)
+            for part in of_names(group, [conversation_id], [phone_number])
+        ]
 
 
 def word(kind: Any, value: int) -> str:

@@ -16,11 +16,11 @@ class SalonUnknown(Exception):
 
 
 class Salons:
-    """Asks the booking service for salons, and remembers what it said."""
+    """Asks the booking service for salons, and remembers which there are."""
 
     def __init__(self, cache: Cache, booking: Any, timeout_ms: int) -> None:
         """Take a stub of the booking service, and how long to wait for it."""
-        self.known: dict[str, Salon] = {}  # a salon once seen never ends; what else is said of it may be old
+        self.known: set[str] = set()  # ids: a salon once seen never ends
         self._cache = cache
         self._groups = Groups(cache)
         self._booking = booking
@@ -57,5 +57,5 @@ class Salons:
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise errors.not_found("salon", getattr(request, "salon_id", "")) from error
             raise errors.unavailable("BOOKING_UNAVAILABLE", "the booking service does not answer") from error
-        self.known[salon.salon_id] = salon
+        self.known.add(salon.salon_id)
         return salon

@@ -16,15 +16,7 @@ from services.messaging.search import SearchRpcs
 from services.messaging.settings import MessagingSettings
 
 
-class MessagingService(
-    MessageRpcs,
-    WebhookRpcs,
-    ConversationRpcs,
-    SearchRpcs,
-    ErasureRpcs,
-    AiRpcs,
-    messaging_pb2_grpc.MessagingServiceServicer,
-):
+class MessagingService(MessageRpcs, WebhookRpcs, ConversationRpcs, SearchRpcs, ErasureRpcs, AiRpcs):
     """Conversations and their messages."""
 
 

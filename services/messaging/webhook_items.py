@@ -62,7 +62,7 @@ Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
 class Incoming(BaseModel):
-    """An inbound message; `raw` is the item as JSON."""
+    """An inbound message; `item` is the JSON that it came as."""
 
     whatsapp_id: Identifier = Field(alias="id")
     phone_number: Phone = Field(alias="from")
@@ -75,7 +75,7 @@ class Incoming(BaseModel):
     reply_to_whatsapp_id: str | None
     error_code: int | None
     error_title: str | None
-    raw: str
+    item: str
 
     @property
     def type_name(self) -> str:
@@ -146,7 +146,7 @@ def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
         "content": parts.content,
         "media_id": parts.media_id,
         "reply_to_whatsapp_id": parts.reply_to,
-        "raw": raw,
+        "item": raw,
     }
     return _validated(Incoming, fields)
 

@@ -1,14 +1,13 @@
 """A writer cut off from Valkey while readers still reach it: what each setting promises them, by the real clock."""
 
 import asyncio
-from urllib.parse import urlsplit
 
 import pytest
 
 from libs.cache import WithoutRedis
 from tests.cache.away import ready
-from tests.cache.shop import Shop, Start, until
-from tests.proxy import proxy
+from tests.cache.nearby import Single
+from tests.cache.shop import Shop, until
 
 POLL = 300
 
@@ -60,25 +59,25 @@ class Readers:
 
 
 @pytest.mark.parametrize("without", [WithoutRedis.WAIT, WithoutRedis.BOUNDED])
-async def test_readers_on_the_other_side_of_a_partition(start: Start, without: WithoutRedis) -> None:
-    async with proxy(urlsplit(start.redis_url).port or 0) as between:
-        shops = [await start(without=without, poll=POLL) for _ in range(2)]
-        writer = await start(redis_url=f"redis://127.0.0.1:{between.port}", without=without, poll=POLL)
+async def test_readers_on_the_other_side_of_a_partition(single: Single, without: WithoutRedis) -> None:
+    start, between = single.start, single.between
+    shops = [await start(without=without, poll=POLL) for _ in range(2)]
+    writer = await start(redis_url=f"redis://127.0.0.1:{between.port}", without=without, poll=POLL)
+    await ready(writer)
+    await writer.write("0")
+    readers, over = Readers(shops), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for shop in [*shops, *shops]:
+            tasks.create_task(readers.read(shop, over))
+        await readers.write(writer, 5)
+        assert readers.behind == 0
+        between.refuse = True
+        between.reset()
+        await readers.write(writer, 10)
+        assert not writer.cache.store.connected
+        between.refuse = False
         await ready(writer)
-        await writer.write("0")
-        readers, over = Readers(shops), asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            for shop in [*shops, *shops]:
-                tasks.create_task(readers.read(shop, over))
-            await readers.write(writer, 5)
-            assert readers.behind == 0
-            between.refuse = True
-            between.reset()
-            await readers.write(writer, 10)
-            assert not writer.cache.store.connected
-            between.refuse = False
-            await ready(writer)
-            await readers.write(writer, 5)
-            over.set()
+        await readers.write(writer, 5)
+        over.set()
     assert readers.overdue == 0
     assert (readers.behind > 0) is (without is WithoutRedis.BOUNDED)

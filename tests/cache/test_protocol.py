@@ -182,6 +182,7 @@ async def test_a_cancelled_reader_leaves_the_load_to_those_who_wait_with_it(shop
         await first
     pause.go_on.set()
     assert (await second).body == b"old"
+    await shop.cache.settle()
     assert (shop.loads, (await shop.read()).source) == (["tea"], "hit")
 
 

@@ -216,9 +216,13 @@ def makes_generations(cache: Cache) -> None:
 def fills_any_generation(cache: Cache) -> None:
     """What was loaded is stored under whatever generation there is."""
     cache.store.fill_script = """
-        local generation = string.sub(redis.call('GET', KEYS[1]), 1, 29)
-        redis.call('SET', KEYS[2], generation .. ARGV[6], 'PX', ARGV[5])
-        return {1}
+        local stored = {}
+        for i = 1, #KEYS, 2 do
+            local generation, last = string.sub(redis.call('GET', KEYS[i]), 1, 29), (i + 1) / 2 * 5
+            redis.call('SET', KEYS[i + 1], generation .. ARGV[last], 'PX', ARGV[last - 1])
+            stored[#stored + 1] = 1
+        end
+        return stored
     """
 
 

@@ -1,0 +1,114 @@
+"""The two workloads of docs/workloads.md, beside the same calls past the cache: hit rates and statements."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from libs.cache import Cache, CacheSettings
+from libs.cache.settings import NAMESPACES
+from ops.seed import seed
+from ops.servers import Postgres, postgres_url
+from services.groups import Groups
+from tests.benchmarks.workloads import SEED, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
+from tests.stack import Stack, executed, running
+
+IN_FLIGHT = 4
+# An hour for every entry: what a busy machine makes last longer than it should must not end by its time.
+SETTINGS: dict[str, Any] = {"cache": {"poll": 60_000, "timeout": 100, "ttl": dict.fromkeys(NAMESPACES, 3600)}}
+PAST_THE_CACHE = (("cache-control", "no-cache"),)
+
+
+class Databases:
+    """Copies of one database that has the data set."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        """Seed the first."""
+        self._port = postgres.port
+        self.url = self.copy("workload", "parlor")
+        seed(self.url, 1)
+
+    def copy(self, name: str, template: str = "workload") -> str:
+        """Return the URL of a fresh copy."""
+        with psycopg.connect(postgres_url(self._port, "postgres"), autocommit=True) as admin:
+            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        return postgres_url(self._port, name)
+
+
+@pytest.fixture(scope="module")
+def databases(postgres: Postgres) -> Iterator[Databases]:
+    """The data set."""
+    yield Databases(postgres)
+
+
+async def play(stack: Stack, steps: Sequence[Step], metadata: Any = None) -> dict[str, int]:
+    """Make the calls, IN_FLIGHT at a time; return how many reads came from where, and the statements of all."""
+    stubs = {"booking": stack.booking, "messaging": stack.messaging, "stats": stack.stats}
+    before = sum([await executed(stack, name) for name in stubs])
+    figures = {"hit": 0, "miss": 0, "bypass": 0}
+    waiting = iter(steps)
+
+    async def caller() -> None:
+        for step in waiting:
+            call = getattr(stubs[step.service], step.method)(step.request, metadata=None if step.writes else metadata)
+            await call
+            if not step.writes:
+                figures[str(dict(await call.trailing_metadata())["x-cache"])] += 1
+
+    await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+    for server in stack.servers.values():
+        await server.cache.settle()
+    return figures | {"statements": sum([await executed(stack, name) for name in stubs]) - before}
+
+
+async def measure(workload: Workload, databases: Databases, redis_url: str) -> dict[str, float]:
+    """Return hit rate, its ceilings, and the statements of the reads with the cache and without."""
+    groups = Groups(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
+    steps = list(Trace(workload, salons(databases.url), groups).steps())
+    before = warm_up(steps) if workload.warm else []
+    reads = [step for step in steps if not step.writes]
+    async with running(databases.copy("workload_on"), redis_url, **SETTINGS) as stack:
+        await play(stack, before)
+        on = await play(stack, steps)
+        refused = sum(server.cache.counters.refused_fills for server in stack.servers.values())
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    async with running(databases.copy("workload_off"), redis_url, **SETTINGS) as stack:
+        off = await play(stack, steps, PAST_THE_CACHE)
+    async with running(databases.copy("workload_writes"), redis_url, **SETTINGS) as stack:
+        writes = (await play(stack, [step for step in steps if step.writes]))["statements"]
+    assert off["bypass"] == len(reads)
+    return {
+        "reads": len(reads),
+        "writes": len(steps) - len(reads),
+        "hit rate": on["hit"] / len(reads),
+        "ceiling": ceiling(before, steps),
+        "ceiling, salon-wide groups": ceiling(before, steps, parts=False),
+        "fills refused": refused,
+        "read statements": on["statements"] - writes,
+        "read statements, cache off": off["statements"] - writes,
+    }
+
+
+@pytest.mark.parametrize("workload", [SEED, ZIPF], ids=["seed", "zipf"])
+async def test_workload(
+    workload: Workload, databases: Databases, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = await measure(workload, databases, redis_url)
+    saved = 1 - figures["read statements"] / figures["read statements, cache off"]
+    reached = figures["hit rate"] / figures["ceiling"]
+    with capsys.disabled():
+        print(f"\n| {workload.name} | |\n|---|---|")
+        for name, figure in (figures | {"statements saved": saved, "of the ceiling": reached}).items():
+            print(f"| {name} | {figure:.1%} |" if isinstance(figure, float) else f"| {name} | {figure} |")
+    if workload is SEED:
+        assert figures["hit rate"] >= 0.90
+        assert saved >= 0.85
+    else:
+        assert reached >= 0.97

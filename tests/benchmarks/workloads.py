@@ -1,0 +1,289 @@
+"""Two traces over the seed's data set, written down in docs/workloads.md, and how often a perfect cache would hit."""
+
+import bisect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.cache.keys import META, whole
+from parlor.booking.v1 import booking_pb2 as booking
+from parlor.messaging.v1 import messaging_pb2 as messaging
+from parlor.stats.v1 import stats_pb2 as stats
+from services.groups import Groups, of_name, of_names
+
+T = TypeVar("T")
+NOW = 1_737_158_400  # 2025-01-18: the data set's messages end here
+DAY = 86_400
+FAR = 1_900_000_000  # from here on nothing is booked
+
+
+class Customer(NamedTuple):
+    """Who writes to a salon."""
+
+    conversation_id: str
+    phone_number: str
+
+
+@dataclass
+class Salon:
+    """A salon, what it has by popularity, and its share of the calls."""
+
+    salon_id: str
+    phone_number_id: str
+    share: int
+    codes: list[str]
+    open_codes: list[str]
+    customers: list[Customer]
+
+
+class Step(NamedTuple):
+    """A call. A read depends on its one group; a write invalidates its groups. All by the names of their metas."""
+
+    service: str
+    method: str
+    request: Message
+    groups: frozenset[str]
+    writes: bool
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """What a cached reply is kept by."""
+        return self.method, self.request.SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A mix: how often each method is called, and how reads and writes mix. `warm`: each read was made once before."""
+
+    name: str
+    reads: dict[str, int]
+    writes: dict[str, int]
+    mix: tuple[int, int]
+    calls: int
+    warm: bool
+
+
+# docs/workloads.md says where the numbers are from.
+SEED = Workload(
+    "the seed's mix",
+    reads={
+        **{"GetSalonByPhoneNumberId": 50, "GetConversation": 50},
+        **{"ListMessages": 10, "GetBookingByCode": 10, "ListBookings": 10, "GetSalonStats": 2, "GetAiAnalytics": 2},
+    },
+    writes={"RecordMessage": 50, "RecordAiMessage": 20, "CreateBooking": 10, "RescheduleBooking": 10},
+    mix=(9787, 234),
+    calls=10_021,
+    warm=True,
+)
+ZIPF = Workload(
+    "Zipf, 5% writes",
+    reads={
+        **{"GetSalon": 1, "GetBookingByCode": 3, "ListBookingEvents": 1, "ListBookings": 1, "GetConversation": 3},
+        **{"ListMessages": 2, "ListAiMessages": 1, "ListConversations": 1, "GetSalonStats": 1},
+    },
+    writes={
+        **{"RecordMessage": 4, "RecordAiMessage": 1, "AssignConversation": 1},
+        **{"CreateBooking": 1, "RescheduleBooking": 1},
+    },
+    mix=(95, 5),
+    calls=15_000,
+    warm=False,
+)
+
+
+def salons(database_url: str) -> list[Salon]:
+    """Read what the data set has, each list shuffled: the order is the popularity."""
+    query = """
+        SELECT salon_id, phone_number_id,
+            (SELECT count(*)::int FROM bookings AS b WHERE b.salon_id = s.salon_id),
+            ARRAY(SELECT booking_code FROM bookings AS b WHERE b.salon_id = s.salon_id ORDER BY 1),
+            ARRAY(SELECT booking_code FROM bookings AS b
+                  WHERE b.salon_id = s.salon_id AND status IN ('PENDING', 'CONFIRMED') ORDER BY 1),
+            ARRAY(SELECT conversation_id || ' ' || phone_number FROM conversations AS c
+                  WHERE c.salon_id = s.salon_id ORDER BY 1)
+        FROM salons AS s ORDER BY 3 DESC, 1"""
+    shuffled = Random("popularity")
+
+    def mixed(values: list[T]) -> list[T]:
+        return shuffled.sample(values, len(values))
+
+    with psycopg.connect(database_url) as conn:
+        rows = conn.execute(query).fetchall()
+    return [
+        Salon(
+            salon_id,
+            number_id,
+            share,
+            mixed(codes),
+            mixed(open_codes),
+            mixed([Customer(*one.split()) for one in names]),
+        )
+        for salon_id, number_id, share, codes, open_codes, names in rows
+    ]
+
+
+class Trace:
+    """Makes a workload's calls: the same each time."""
+
+    def __init__(self, workload: Workload, salons: Sequence[Salon], groups: Groups) -> None:
+        """`groups` are the services' own."""
+        self.workload, self.salons, self.groups = workload, salons, groups
+        self._random = Random(workload.name)
+        self._numbers = itertools.count()
+        self._sums = list(itertools.accumulate(1 / rank for rank in range(1, 10_000)))
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the calls."""
+        workload = self.workload
+        for _ in range(workload.calls):
+            [writes] = self._random.choices((False, True), workload.mix)
+            weights = workload.writes if writes else workload.reads
+            [method] = self._random.choices(list(weights), list(weights.values()))
+            [salon] = self._random.choices(self.salons, [salon.share for salon in self.salons])
+            make: Callable[[Salon], tuple[str, Message, Any]] = getattr(self, f"_{method}")
+            service, request, groups = make(salon)
+            metas = frozenset(name for group in groups for name in (group.meta, whole(group.name))[: 1 + writes])
+            yield Step(service, method, request, metas, writes)
+
+    def _popular(self, values: Sequence[T]) -> T:
+        """Return one of the values, the first most often: Zipf."""
+        last = len(values) - 1
+        return values[bisect.bisect(self._sums, self._random.random() * self._sums[last], hi=last)]
+
+    def _GetSalon(self, salon: Salon) -> Any:
+        return "booking", booking.GetSalonRequest(salon_id=salon.salon_id), [self.groups.salon(salon.salon_id)]
+
+    def _GetSalonByPhoneNumberId(self, salon: Salon) -> Any:
+        request = booking.GetSalonByPhoneNumberIdRequest(phone_number_id=salon.phone_number_id)
+        return "booking", request, [self.groups.phone_number_id(salon.phone_number_id)]
+
+    def _GetBookingByCode(self, salon: Salon) -> Any:
+        code = self._popular(salon.codes)
+        request = booking.GetBookingByCodeRequest(salon_id=salon.salon_id, booking_code=code)
+        return "booking", request, [self.groups.booking(salon.salon_id, code)]
+
+    def _ListBookingEvents(self, salon: Salon) -> Any:
+        code = self._popular(salon.codes)
+        request = booking.ListBookingEventsRequest(salon_id=salon.salon_id, booking_code=code)
+        return "booking", request, [self.groups.booking(salon.salon_id, code)]
+
+    def _ListBookings(self, salon: Salon) -> Any:
+        """One of the calendar's first days, all or only what is confirmed."""
+        day = NOW + DAY * self._popular(range(7))
+        days: dict[str, Any] = {"start_time": Timestamp(seconds=day), "end_time": Timestamp(seconds=day + DAY)}
+        status = self._popular((booking.BOOKING_STATUS_UNSPECIFIED, booking.BOOKING_STATUS_CONFIRMED))
+        request = booking.ListBookingsRequest(salon_id=salon.salon_id, status=status, **days)
+        return "booking", request, [self.groups.bookings(salon.salon_id)]
+
+    def _GetSalonStats(self, salon: Salon) -> Any:
+        request = stats.GetSalonStatsRequest(salon_id=salon.salon_id, **self._period())
+        return "stats", request, [self.groups.stats(salon.salon_id)]
+
+    def _GetAiAnalytics(self, salon: Salon) -> Any:
+        request = stats.GetAiAnalyticsRequest(salon_id=salon.salon_id, **self._period())
+        return "stats", request, [self.groups.ai(salon.salon_id)]
+
+    def _period(self) -> dict[str, Any]:
+        """The last 30, 7 or 90 days."""
+        days = self._popular((30, 7, 90))
+        return {"start_time": Timestamp(seconds=NOW - days * DAY), "end_time": Timestamp(seconds=NOW)}
+
+    def _ListMessages(self, salon: Salon) -> Any:
+        """A customer's messages; one in four times the salon's."""
+        messages = self.groups.messages(salon.salon_id)
+        if self._random.random() < 0.25:
+            return "messaging", messaging.ListMessagesRequest(salon_id=salon.salon_id), [messages]
+        found = self._popular(salon.customers).conversation_id
+        request = messaging.ListMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
+        return "messaging", request, [of_name(messages, found)]
+
+    def _GetConversation(self, salon: Salon) -> Any:
+        phone = self._popular(salon.customers).phone_number
+        request = messaging.GetConversationRequest(salon_id=salon.salon_id, phone_number=phone)
+        return "messaging", request, [of_name(self.groups.conversations(salon.salon_id), "", phone)]
+
+    def _ListAiMessages(self, salon: Salon) -> Any:
+        found = self._popular(salon.customers).conversation_id
+        request = messaging.ListAiMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
+        return "messaging", request, [self.groups.ai_messages(salon.salon_id, found)]
+
+    def _ListConversations(self, salon: Salon) -> Any:
+        request = messaging.ListConversationsRequest(salon_id=salon.salon_id)
+        return "messaging", request, [self.groups.conversations(salon.salon_id)]
+
+    def _RecordMessage(self, salon: Salon) -> Any:
+        customer = self._popular(salon.customers)
+        request = messaging.RecordMessageRequest(
+            salon_id=salon.salon_id,
+            phone_number=customer.phone_number,
+            whatsapp_id=f"wamid.workload.{next(self._numbers)}",
+            direction=messaging.MESSAGE_DIRECTION_INBOUND,
+            content="hi",
+        )
+        wholes = self.groups.messages(salon.salon_id), self.groups.conversations(salon.salon_id)
+        return "messaging", request, [
+            group for of in wholes for group in of_names(of, [customer.conversation_id], [customer.phone_number])
+        ]  # fmt: skip
+
+    def _RecordAiMessage(self, salon: Salon) -> Any:
+        found = self._popular(salon.customers).conversation_id
+        request = messaging.RecordAiMessageRequest(
+            salon_id=salon.salon_id, conversation_id=found, model="m", role=messaging.AI_ROLE_ASSISTANT, content="hello"
+        )
+        return "messaging", request, [self.groups.ai_messages(salon.salon_id, found)]
+
+    def _AssignConversation(self, salon: Salon) -> Any:
+        customer = self._popular(salon.customers)
+        request = messaging.AssignConversationRequest(
+            salon_id=salon.salon_id, phone_number=customer.phone_number, assignee=f"user-{next(self._numbers) % 3}"
+        )
+        names = [customer.conversation_id], [customer.phone_number]
+        return "messaging", request, of_names(self.groups.conversations(salon.salon_id), *names)
+
+    def _CreateBooking(self, salon: Salon) -> Any:
+        phone = self._popular(salon.customers).phone_number
+        request = booking.CreateBookingRequest(salon_id=salon.salon_id, customer_phone=phone, **self._hour())
+        return "booking", request, [self.groups.bookings(salon.salon_id), self.groups.stats(salon.salon_id)]
+
+    def _RescheduleBooking(self, salon: Salon) -> Any:
+        code = self._popular(salon.open_codes)
+        request = booking.RescheduleBookingRequest(salon_id=salon.salon_id, booking_code=code, **self._hour())
+        groups = self.groups.booking(salon.salon_id, code), self.groups.stats(salon.salon_id)
+        return "booking", request, groups
+
+    def _hour(self) -> dict[str, Any]:
+        """An hour that nothing else takes."""
+        start = FAR + next(self._numbers) * 3600
+        return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+
+
+def warm_up(steps: Sequence[Step]) -> list[Step]:
+    """Return each different read once."""
+    return list({step.key: step for step in steps if not step.writes}.values())
+
+
+def ceiling(before: Sequence[Step], steps: Sequence[Step], *, parts: bool = True) -> float:
+    """Return the hit rate of the steps in a cache that stores each miss at once and loses nothing to time.
+
+    Without `parts` each read depends on its whole group, and each write invalidates whole groups.
+    """
+    kept: dict[str, set[tuple[str, bytes]]] = {}
+    hits = reads = 0
+    for number, step in enumerate((*before, *steps), -len(before)):
+        groups = step.groups if parts else {whole(meta.removesuffix(META)) for meta in step.groups}
+        if step.writes:
+            for group in groups:
+                kept.pop(group, None)
+            continue
+        [group] = groups
+        entries = kept.setdefault(group, set())
+        reads += number >= 0
+        hits += number >= 0 and step.key in entries
+        entries.add(step.key)
+    return hits / reads

@@ -1,0 +1,200 @@
+"""Parts: finer groups that outlive their whole's writes, and know what it knows when nobody else does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from libs.cache import Cache, CacheUnavailable, Group, Key, Transaction
+from libs.cache.keys import whole
+from libs.cache.store import META_LIFETIME_SECONDS
+from ops.process import free_port
+from tests.cache.outside import each, reaching
+from tests.cache.shop import Pause, Shop, Start, lose, put
+from tests.cache.wire import Wire, traced
+
+
+class Items(Shop):
+    """A shop where each item is a part of its shelf."""
+
+    def item(self, name: str = "tea", shelf: str = "a") -> Group:
+        """Return an item's group."""
+        return self.shelf(shelf).part("item", name)
+
+    def key(self, name: str = "tea", shelf: str = "a") -> Key:
+        """Return the key of an item."""
+        return self.item(name, shelf).key()
+
+    async def write(self, label: str = "new", name: str = "tea", *, shelf: str = "a") -> None:
+        """Write an item, and answer."""
+        async with self.cache.transaction(self.item(name, shelf)) as write:
+            await put(write.conn, label, name, shelf)
+
+    @asynccontextmanager
+    async def writing(self, label: str = "new") -> AsyncIterator[Transaction]:
+        """Write the item and be registered; the end of the block commits."""
+        async with self.cache.transaction(self.item()) as write:
+            await put(write.conn, label)
+            await write.registered()
+            yield write
+
+    async def of_shelf(self) -> str:
+        """Return where a reply about the whole shelf came from."""
+        reply = await self.cache.read(self.shelf().key("all"), lambda conn: self.select(conn, "a", "tea"))
+        await self.cache.settle()
+        return reply.source
+
+
+every_way = pytest.mark.parametrize(
+    "invalidate",
+    [
+        lambda cache: cache.invalidate(cache.namespace("shop").group("a", "shelf:")),
+        lambda cache: cache.invalidate_namespace(cache.namespace("shop")),
+        lambda cache: cache.invalidate_pattern("query:shop:shelf:{a}:*"),
+    ],
+    ids=["group", "namespace", "pattern"],
+)
+
+
+def items(shop: Shop) -> Items:
+    return Items(shop.cache, shop.pool)
+
+
+@pytest.fixture
+async def parts(shop: Shop) -> Items:
+    """One process."""
+    return items(shop)
+
+
+async def test_a_part_of_a_warm_whole_is_opened_without_a_barrier(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with traced(database_url, redis_url, tmp_path / "trace") as (pool, wire), AsyncExitStack() as exits:
+        shop = items(await Start(exits, pool, redis_url)())
+
+        async def cost(name: str) -> tuple[dict[str, int], int]:
+            wire.reset()
+            await shop.text(name)
+            return wire.valkey, wire.postgres
+
+        await shop.text("first")  # whatever a first call sends
+        assert await cost("cold") == ({"mget": 1, "evalsha": 2}, 2)
+        await shop.of_shelf()
+        assert await cost("warm") == ({"mget": 1, "evalsha": 2}, 1)
+        assert await cost("warm") == ({"mget": 1}, 0)
+        await write_costs_one_call(shop, wire)
+
+
+async def write_costs_one_call(shop: Items, wire: Wire) -> None:
+    await shop.write()
+    wire.reset()
+    await shop.write("newer")
+    assert (wire.valkey, wire.postgres) == ({"evalsha": 1}, 3)  # BEGIN with the id; the INSERT; COMMIT
+
+
+async def test_a_write_to_a_part_takes_the_whole_and_no_other_part(parts: Items) -> None:
+    for name in ("tea", "milk"):
+        await parts.text(name)
+    await parts.of_shelf()
+    await parts.write("new")
+    assert [(await parts.read(name)).source for name in ("tea", "milk")] == ["miss", "hit"]
+    assert await parts.of_shelf() == "miss"
+    assert await parts.text() == "new"
+
+
+async def test_a_write_to_the_whole_leaves_its_parts(parts: Items) -> None:
+    await parts.text()
+    await parts.of_shelf()
+    async with parts.cache.transaction(parts.shelf()):
+        pass
+    assert ((await parts.read()).source, await parts.of_shelf()) == ("hit", "miss")
+
+
+async def test_a_part_that_nobody_has_read_is_not_kept(parts: Items, redis_url: str) -> None:
+    await parts.write("new")
+    metas = [name for client in each(redis_url) for name in client.scan_iter("query:*#meta")]
+    assert metas == [parts.shelf().meta.encode()]
+    assert await parts.text() == "new"
+
+
+@pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
+@pytest.mark.parametrize("lost", ["query:*:item:*", "query:*"])
+async def test_part_without_whole_is_opened_as_if_nobody_wrote(
+    start: Start, redis_url: str, monkeypatch: pytest.MonkeyPatch, lost: str, variant: bool
+) -> None:
+    """Whoever opens a part takes over its whole's past: a variant registers with the part alone."""
+    writer, reader = items(await start()), items(await start())
+    await reader.of_shelf()
+    if variant:
+        monkeypatch.setattr("libs.cache.transaction.whole", lambda name: name + "#meta")
+    async with writer.writing("new"):
+        lose(redis_url, lost)
+        assert await reader.text() == "old"
+    stale = variant and lost != "query:*"  # without its whole it is cold
+    assert await reader.text() == ("old" if stale else "new")
+
+
+async def test_a_part_is_cold_where_its_whole_is(start: Start, redis_url: str) -> None:
+    writer, reader = items(await start()), items(await start())
+    async with writer.writing("new"):
+        lose(redis_url)
+        await writer.cache.invalidate(writer.shelf())  # the whole is there again, and knows nothing
+        assert await reader.text() == "old"
+    assert await reader.text() == "new"
+
+
+@every_way
+async def test_a_load_of_a_part_under_way_during_a_bulk_invalidation_is_not_stored(
+    start: Start, invalidate: Callable[[Cache], Awaitable[int]]
+) -> None:
+    shop, operator = items(await start()), await start()
+    await shop.of_shelf()
+    await shop.text()
+    pause = Pause()
+    slow = asyncio.create_task(shop.read("milk", after=pause))
+    await pause.reached.wait()
+    async with shop.pool.connection() as conn:
+        await put(conn, "new", "milk")
+    assert await invalidate(operator.cache) == 3  # the whole, tea and milk
+    pause.go_on.set()
+    assert (await slow).body is None
+    assert await shop.text("milk") == "new"
+    assert (await shop.read("milk")).source == "hit"
+
+
+async def test_an_invalidation_of_a_whole_counts_its_parts_and_leaves_others(parts: Items) -> None:
+    for shelf in ("a", "ab"):
+        for name in ("tea", "milk"):
+            await parts.text(name, shelf=shelf)
+    assert await parts.cache.invalidate(parts.shelf()) == 3
+    assert [(await parts.read(shelf=shelf)).source for shelf in ("a", "ab")] == ["miss", "hit"]
+
+
+async def test_a_write_without_valkey_invalidates_the_part_once_it_is_drained(start: Start) -> None:
+    reader, cut_off = items(await start()), items(await start(redis_url=f"redis://127.0.0.1:{free_port()}"))
+    assert await reader.text() == "old"
+    await cut_off.write("new")
+    await reader.cache._watch.drain()
+    assert await reader.text() == "new"
+    with pytest.raises(CacheUnavailable):
+        await cut_off.cache.invalidate(cut_off.shelf())
+
+
+async def test_a_parts_meta_outlives_its_entries_by_far_less_than_a_wholes(parts: Items, redis_url: str) -> None:
+    await parts.text()
+    await parts.of_shelf()
+    with reaching(redis_url) as client:
+        entry, part, shelf = (client.pttl(name) for name in (parts.key().entry, parts.item().meta, parts.shelf().meta))
+    ttl = parts.cache.namespace("shop").ttl * 1000
+    assert isinstance(entry, int) and isinstance(part, int) and isinstance(shelf, int)
+    assert 0.89 * ttl < entry <= ttl < part <= 2 * ttl
+    assert shelf > 0.99 * META_LIFETIME_SECONDS * 1000
+
+
+def test_no_name_of_a_part_or_an_entry_is_that_of_a_meta(parts: Items) -> None:
+    shelf = parts.shelf("a}#meta")
+    names = {shelf.part("item", "tea#meta").name, shelf.key("item", "tea#meta").entry, shelf.key("x", "#meta").entry}
+    assert not any(name.endswith("#meta") for name in names)
+    assert whole(shelf.part("item", "}").name) == whole(shelf.meta) == shelf.meta

@@ -1,0 +1,276 @@
+"""Every mutation against every cached read: what it changes is in the next reply, and nothing else leaves the cache."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parlor.booking.v1 import booking_pb2 as booking
+from parlor.messaging.v1 import messaging_pb2 as messaging
+from parlor.ops.v1 import ops_pb2 as ops
+from parlor.stats.v1 import stats_pb2 as stats
+from tests.stack import PHONE, SALON, Fields, Stack, booking_request, message_request, rows, salon, webhook_body
+from tests.test_webhook import signed, text
+from tests.test_webhook import status as whatsapp_status
+
+NOON, HOUR = 1_800_000_000, 3600
+MINE, OTHERS, NEW, TOLD = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
+USER, NEW_CODE = "DE.1", "ZZZZZZ"
+USER_ONLY: Fields = {"phone_number": "", "user_id": USER}
+WHOLE_CONVERSATIONS = {"conversations", "conversation by user_id"}  # what depends on all of a salon's
+
+
+class Read(NamedTuple):
+    """A cached read: its service, its RPC and its request."""
+
+    service: str
+    rpc: Any
+    request: Any
+
+
+class Fresh:
+    """A salon and its cached reads by name.
+
+    It has two bookings and two expired holds of one resource, two customers with a phone number and one without; what
+    is called new or told is asked for before it is there.
+    """
+
+    def __init__(self, stack: Stack, codes: dict[str, str], ids: dict[str, str], created: int) -> None:
+        """Take the codes of bookings and the ids of conversations; the first booking was made at `created`."""
+        self.stack, self.codes, self.ids = stack, codes, ids
+        self.reads = {**self._booking_reads(created), **self._messaging_reads()}
+
+    def _booking_reads(self, created: int) -> dict[str, Read]:
+        service = self.stack.booking
+        of_salon: Fields = {"salon_id": SALON}
+        days: Fields = {"start_time": {"seconds": created - 86_400}, "end_time": {"seconds": created + 86_400}}
+        by_phone = booking.GetSalonByPhoneNumberIdRequest(phone_number_id=f"10{SALON}")
+        reads = {
+            "salon": Read("booking", service.GetSalon, booking.GetSalonRequest(**of_salon)),
+            "salon by phone_number_id": Read("booking", service.GetSalonByPhoneNumberId, by_phone),
+            "bookings": Read("booking", service.ListBookings, booking.ListBookingsRequest(**of_salon)),
+            "resources": Read("booking", service.ListResources, booking.ListResourcesRequest(**of_salon)),
+            "stats": Read(
+                "stats", self.stack.stats.ListBookingStats, stats.ListBookingStatsRequest(**of_salon, **days)
+            ),
+        }
+        for name, code in self.codes.items():
+            one: Fields = {"salon_id": SALON, "booking_code": code}
+            reads[name] = Read("booking", service.GetBookingByCode, booking.GetBookingByCodeRequest(**one))
+            if name != "new booking":  # of which there is no answer to keep
+                events = booking.ListBookingEventsRequest(**one)
+                reads[f"events of {name}"] = Read("booking", service.ListBookingEvents, events)
+        return reads
+
+    def _messaging_reads(self) -> dict[str, Read]:
+        service = self.stack.messaging
+        of_salon: Fields = {"salon_id": SALON}
+        phones = {"mine": MINE, "other": OTHERS, "new": NEW, "told": TOLD}
+        names: dict[str, Fields] = {
+            **{f"of {name}, by id": {"conversation_id": found} for name, found in self.ids.items()},
+            **{f"of {name}, by phone": {"phone_number": phone} for name, phone in phones.items()},
+        }
+        lists: dict[str, tuple[Any, Any]] = {
+            "conversation by user_id": (
+                service.GetConversation,
+                messaging.GetConversationRequest(**of_salon, user_id=USER),
+            ),
+            "conversations": (service.ListConversations, messaging.ListConversationsRequest(**of_salon)),
+            "messages": (service.ListMessages, messaging.ListMessagesRequest(**of_salon)),
+            "search": (service.SearchMessages, messaging.SearchMessagesRequest(**of_salon, query="hi")),
+        }
+        for name, named in names.items():
+            found = messaging.GetConversationRequest(**of_salon, **named)
+            lists[f"conversation {name}"] = (service.GetConversation, found)
+            lists[f"messages {name}"] = (service.ListMessages, messaging.ListMessagesRequest(**of_salon, **named))
+        for name, conversation_id in self.ids.items():
+            request = messaging.ListAiMessagesRequest(**of_salon, conversation_id=conversation_id)
+            lists[f"AI messages of {name}"] = (service.ListAiMessages, request)
+        return {name: Read("messaging", *read) for name, read in lists.items()}
+
+    def of(self, *names: str) -> set[str]:
+        """Return the reads whose names end so."""
+        return {read for read in self.reads if read.endswith(names)}
+
+    async def look(self, name: str, **options: Any) -> tuple[str, bool]:
+        """Return what a read shows, and whether it came from the cache."""
+        service, rpc, request = self.reads[name]
+        cache = self.stack.servers[service].cache
+        hits = cache.counters.hits
+        try:
+            reply = await rpc(request, **options)
+            if service == "stats":
+                reply.ClearField("as_of")
+            shown = str(reply)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() == grpc.StatusCode.NOT_FOUND
+            shown = "nothing"
+        await cache.settle()
+        return shown, cache.counters.hits > hits
+
+    async def missed(self, write: Callable[[], Awaitable[Any]]) -> set[str]:
+        """Cache every read, write, and return which are not cached any more; each must show what is there now."""
+        for name in self.reads:
+            async with asyncio.timeout(10):
+                while not (await self.look(name))[1]:
+                    pass
+        await write()
+        looks = {name: await self.look(name) for name in self.reads}
+        for name, (shown, _) in looks.items():
+            now, _ = await self.look(name, metadata=(("cache-control", "no-cache"),))
+            assert (name, shown) == (name, now)
+        return {name for name, (_, hit) in looks.items() if not hit}
+
+
+@pytest.fixture
+async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
+    """Make the rows; the next booking's code is known."""
+    await salon(stack)
+    made = {}
+    for hours, name in enumerate(("my booking", "other booking", "first hold", "second hold")):
+        phone = MINE if name == "my booking" else OTHERS
+        request = booking_request(NOON + hours * HOUR, resource_id="anna", customer_phone=phone)
+        if "hold" in name:
+            request.hold_duration.seconds = 600
+        made[name] = await stack.booking.CreateBooking(request)
+    rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() WHERE hold_expires_at > now() RETURNING 1")
+    ids = {}
+    for name, named in {
+        "mine": {"phone_number": MINE},
+        "other": {"phone_number": OTHERS},
+        "unnumbered": USER_ONLY,
+    }.items():
+        ids[name] = (await stack.messaging.RecordMessage(message_request(f"wamid.{name}", **named))).conversation_id
+    monkeypatch.setattr("services.booking.changes.secrets.choice", lambda letters: NEW_CODE[0])
+    codes = {"new booking": NEW_CODE, **{name: one.booking_code for name, one in made.items()}}
+    return Fresh(stack, codes, ids, made["my booking"].create_time.seconds)
+
+
+async def each(fresh: Fresh, writes: Iterable[tuple[Any, Any, set[str]]]) -> None:
+    """Make each write and check what it takes out of the cache."""
+    for rpc, request, expected in writes:
+        name = type(request).__name__
+        assert (name, await fresh.missed(partial(rpc, request))) == (name, expected)
+
+
+async def test_changes_of_bookings(fresh: Fresh) -> None:
+    service = fresh.stack.booking
+    mine: Fields = {"salon_id": SALON, "booking_code": fresh.codes["my booking"].lower()}
+    take = booking_request(NOON + 2 * HOUR, resource_id="anna")
+    to_second_hold = booking.RescheduleBookingRequest(**mine, start_time=Timestamp(seconds=NOON + 3 * HOUR))
+    confirm = booking.UpdateBookingStatusRequest(**mine, status=booking.BOOKING_STATUS_CONFIRMED)
+    anna = booking.UpsertResourceRequest(salon_id=SALON, resource_id="anna", name="Anna", active=True)
+    elsewhere = booking.Salon(salon_id=SALON, phone_number_id=f"10{SALON}", name="New", time_zone="Asia/Tokyo")
+    erase = booking.EraseCustomerRequest(salon_id=SALON, phone_number=MINE)
+    lists = {"bookings", "resources", "stats"}
+    await each(
+        fresh,
+        [
+            (service.CreateBooking, take, lists | {"new booking"} | fresh.of("first hold")),
+            (service.RescheduleBooking, to_second_hold, lists | fresh.of("my booking", "second hold")),
+            (service.UpdateBookingStatus, confirm, lists | fresh.of("my booking")),
+            (service.UpsertResource, anna, {"bookings", "resources"}),
+            (
+                service.UpsertSalon,
+                booking.UpsertSalonRequest(salon=elsewhere),
+                {"salon", "salon by phone_number_id", "stats"},
+            ),
+            (service.EraseCustomer, erase, lists | fresh.of(*fresh.codes)),
+        ],
+    )
+
+
+async def test_changes_of_conversations(fresh: Fresh) -> None:
+    service, mine = fresh.stack.messaging, fresh.ids["mine"]
+    named: Fields = {"salon_id": SALON, "phone_number": MINE}
+    ai = messaging.RecordAiMessageRequest(
+        salon_id=SALON, conversation_id=mine.upper(), model="m", role=messaging.AI_ROLE_ASSISTANT, content="x"
+    )
+    shown = WHOLE_CONVERSATIONS | {"conversation of mine, by id", "conversation of mine, by phone"}
+    read = messaging.MarkConversationReadRequest(**named)
+    await each(
+        fresh,
+        [
+            (service.RecordAiMessage, ai, WHOLE_CONVERSATIONS | {"AI messages of mine"}),
+            (service.AssignConversation, messaging.AssignConversationRequest(**named, assignee="anna"), shown),
+            (service.TagConversation, messaging.TagConversationRequest(**named, add_tags=["vip"]), shown),
+            (service.MarkConversationRead, read, shown),
+            (service.MarkConversationRead, read, set()),
+            (
+                service.UpdateConversationStatus,
+                messaging.UpdateConversationStatusRequest(**named, status=messaging.CONVERSATION_STATUS_CLOSED),
+                shown,
+            ),
+            (
+                service.AssignConversation,
+                messaging.AssignConversationRequest(salon_id=SALON, user_id=USER, assignee="ben"),
+                WHOLE_CONVERSATIONS | {"conversation of unnumbered, by id"},
+            ),
+        ],
+    )
+
+
+async def test_changes_of_messages(fresh: Fresh) -> None:
+    service = fresh.stack.messaging
+    mine, wholes = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | {"messages", "search"}
+    told = fresh.of("of unnumbered, by id", "of told, by phone")
+    again = message_request("wamid.again")
+    sent = message_request("wamid.sent", direction="MESSAGE_DIRECTION_OUTBOUND")
+    status = messaging.RecordMessageStatusRequest(
+        salon_id=SALON, whatsapp_id="wamid.sent", status=messaging.MESSAGE_STATUS_READ
+    )
+    unknown = messaging.RecordMessageStatusRequest(
+        salon_id=SALON, whatsapp_id="wamid.nobody's", status=messaging.MESSAGE_STATUS_READ
+    )
+    first = message_request("wamid.new", phone_number=NEW)
+    number = message_request("wamid.told", phone_number=TOLD, user_id=USER)
+    inbound = webhook_body(f"10{SALON}", messages=[text("hook", **{"from": MINE[1:]})])
+    became = webhook_body(f"10{SALON}", statuses=[whatsapp_status(id="wamid.sent")])
+    erase = messaging.EraseCustomerRequest(salon_id=SALON, phone_number=MINE)
+    await each(
+        fresh,
+        [
+            (service.RecordMessage, again, wholes | mine),
+            (service.RecordMessage, again, set()),
+            (service.RecordMessage, sent, wholes | mine),
+            (service.RecordMessageStatus, status, wholes | mine),
+            (service.RecordMessageStatus, status, set()),
+            (service.RecordMessageStatus, unknown, set()),
+            (service.RecordMessage, first, wholes | fresh.of("of new, by phone")),
+            (service.RecordMessage, number, wholes | told),
+            (service.IngestWebhook, signed(inbound), wholes | mine),
+            (service.IngestWebhook, signed(inbound), set()),
+            (service.IngestWebhook, signed(became), wholes | mine),
+            (service.EraseCustomer, erase, {name for name, read in fresh.reads.items() if read.service == "messaging"}),
+        ],
+    )
+
+
+async def test_invalidations_by_hand(fresh: Fresh) -> None:
+    service = fresh.stack.ops["messaging"]
+    code = f"query:booking:salon:{{{SALON}}}:code:{fresh.codes['my booking']}"
+    everything = set(fresh.reads)
+    of_salons = {"salon", "salon by phone_number_id"}
+    conversations = {name for name in fresh.reads if name.startswith(("conversation", "AI"))}
+    await each(
+        fresh,
+        [
+            (fresh.stack.ops["booking"].InvalidateSalon, ops.InvalidateSalonRequest(salon_id=SALON), everything),
+            (
+                service.InvalidateSalon,
+                ops.InvalidateSalonRequest(salon_id=SALON),
+                everything - {"salon by phone_number_id"},
+            ),
+            (service.InvalidateNamespace, ops.InvalidateNamespaceRequest(namespace="conversation"), conversations),
+            (service.InvalidateNamespace, ops.InvalidateNamespaceRequest(namespace="salon"), of_salons),
+            (
+                service.InvalidatePattern,
+                ops.InvalidatePatternRequest(pattern=code),
+                {"bookings", "resources"} | fresh.of("my booking"),
+            ),
+        ],
+    )
