@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -75,17 +76,19 @@ class Stubs(NamedTuple):
     stats: Any
 
 
-def stubs(spec: Spec) -> Stubs:
-    """Return stubs of the services; their channels live as long as the event loop."""
+@asynccontextmanager
+async def stubs(spec: Spec) -> AsyncIterator[Stubs]:
+    """Connect to the services."""
+    async with AsyncExitStack() as stack:
 
-    def channel(address: str) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(address, options=OPTIONS)
+        async def channel(address: str) -> grpc.aio.Channel:
+            return await stack.enter_async_context(grpc.aio.insecure_channel(address, options=OPTIONS))
 
-    return Stubs(
-        [booking_pb2_grpc.BookingServiceStub(channel(address)) for address in spec.booking],
-        messaging_pb2_grpc.MessagingServiceStub(channel(spec.messaging)),
-        stats_pb2_grpc.StatsServiceStub(channel(spec.stats)),
-    )
+        yield Stubs(
+            [booking_pb2_grpc.BookingServiceStub(await channel(address)) for address in spec.booking],
+            messaging_pb2_grpc.MessagingServiceStub(await channel(spec.messaging)),
+            stats_pb2_grpc.StatsServiceStub(await channel(spec.stats)),
+        )
 
 
 class Client(Protocol):
@@ -103,7 +106,8 @@ def start(kind: type[Client]) -> None:
     process, spec = int(sys.argv[1]), Spec.parse(sys.argv[2])
 
     async def run() -> None:
-        await kind(spec, process, stubs(spec)).run()
+        async with stubs(spec) as services:
+            await kind(spec, process, services).run()
 
     uvloop.run(run())
 

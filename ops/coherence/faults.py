@@ -16,7 +16,7 @@ from ops.process import Server
 DOWN_SECONDS = 0.0, 1.0
 PAUSED_SECONDS = 0.5, 3.0
 CUT_SECONDS = 0.5, 3.0
-CALM_SECONDS = 4.0, 8.0
+CALM_SECONDS = 3.0, 7.0
 EVICTED = 300  # keys, at most
 
 

@@ -36,6 +36,7 @@ class Reader:
         reads = Reads(self.board, self.random, self.spec.began)
         of_booking = [reads.salon, reads.salon_by_phone_number_id, reads.batch]
         of_booking += [reads.booking] * 3 + [reads.bookings] * 2 + [reads.events] * 2
+        self.board.count_total("ready")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(AT_ONCE):
                 for stub in self.services.booking:

@@ -26,6 +26,7 @@ from ops.process import StartError, spawn
 from ops.up import Plan, data_folder
 
 READY_SECONDS = 60
+END_SECONDS = 4 * TIMEOUT_SECONDS
 TICK_SECONDS = 0.2
 
 
@@ -34,6 +35,10 @@ class Client(NamedTuple):
 
     process: subprocess.Popen[bytes]
     log: Path
+
+    def last_words(self) -> str:
+        """Return the end of what it printed."""
+        return self.log.read_text()[-5000:]
 
 
 class Live(ProgressColumn):
@@ -67,12 +72,13 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
         with clients("writers", range(WRITERS), spec, folder) as writers:
             until_ready(board, writers)
             with clients("readers", range(WRITERS, PROCESSES), spec, folder) as readers:
+                until_ready(board, writers + readers)
                 columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(board, report))
                 with Progress(*columns, console=console) as progress:
                     watch(report, board, system, Faults(system, seed) if faults else None, progress, writers + readers)
                 board.end()
                 for client in readers + writers:
-                    client.process.wait(2 * TIMEOUT_SECONDS)
+                    until_ended(client)
         report.lost += lost(system.postgres.dsn, board)
         report.rpcs = {rpc: {what: board.counted(rpc, what) for what in COUNTS} for rpc in RPCS}
         report.acknowledged, report.retried = board.total("acknowledged"), board.total("retried")
@@ -87,7 +93,7 @@ def clients(kind: str, numbers: range, spec: Spec, folder: Path) -> Iterator[lis
     started = []
     for number in numbers:
         log = folder / f"log/clients-{number}.log"
-        command = [sys.executable, "-m", f"ops.coherence.{kind}", str(number), str(spec)]
+        command = [sys.executable, "-X", "faulthandler", "-m", f"ops.coherence.{kind}", str(number), str(spec)]
         started.append(Client(spawn(command, log, signal.SIGTERM), log))
     try:
         yield started
@@ -97,13 +103,13 @@ def clients(kind: str, numbers: range, spec: Spec, folder: Path) -> Iterator[lis
             client.process.wait()
 
 
-def until_ready(board: Board, writers: list[Client]) -> None:
-    """Wait until the writers have made what is read. Raises: StartError."""
+def until_ready(board: Board, clients: list[Client]) -> None:
+    """Wait until the writers have made what is read, and the readers have begun. Raises: StartError."""
     deadline = time.monotonic() + READY_SECONDS
-    while board.total("ready") < len(writers):
-        check(writers)
+    while board.total("ready") < len(clients):
+        check(clients)
         if time.monotonic() > deadline:
-            raise StartError("the first writes took more than a minute")
+            raise StartError("the first writes and reads took more than a minute")
         time.sleep(TICK_SECONDS)
 
 
@@ -111,7 +117,17 @@ def check(clients: list[Client]) -> None:
     """Raise StartError if a process has ended."""
     for client in clients:
         if client.process.poll() is not None:
-            raise StartError(f"a client ended by itself: {client.log.read_text()[-2000:]}")
+            raise StartError(f"a client ended by itself: {client.last_words()}")
+
+
+def until_ended(client: Client) -> None:
+    """Wait until a process has ended. Raises: StartError, with where it stood, if it does not."""
+    try:
+        client.process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        client.process.send_signal(signal.SIGABRT)
+        client.process.wait()
+        raise StartError(f"a client did not end: {client.last_words()}") from None
 
 
 def watch(
