@@ -129,7 +129,7 @@ class Reads:
     def _one(self, salon: int) -> int:
         """Return a booking that has a code."""
         coded = self.board.coded(facts.bookings(salon, self._low(CUSTOMERS)))
-        return coded[int(len(coded) * self.random.random() ** 3)]
+        return coded[int(len(coded) * self.random.random() ** 6)]
 
 
 def _newest(reply: Any) -> list[int]:
