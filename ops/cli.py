@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -137,7 +137,7 @@ def verify_indexes(
 def coherence(
     seconds: Annotated[int, typer.Option(min=1, help="How long to read and write.")] = 60,
     mode: Annotated[
-        str,
+        Literal["refuse", "wait", "bounded"],
         typer.Option(
             help="REDIS_WITHOUT of the services: `refuse` and `wait` are strict, `bounded` is behind by 1 s at most."
         ),
@@ -148,9 +148,8 @@ def coherence(
 ) -> None:
     """Exit with 1 if a read of the running system shows less than what was acknowledged before it began.
 
-    Starts a system of its own with two processes of booking; writers and readers are processes of their own. Meanwhile
-    services, Valkey and PostgreSQL are killed, paused, flushed and cut off. A reply is one read; a batch is as many as
-    it has keys. In the end, and after each crash, PostgreSQL must have all that was acknowledged.
+    The system is one of its own. Meanwhile services, Valkey and PostgreSQL are killed, paused, flushed and cut off.
+    A reply is one read, a batch as many as it has keys. PostgreSQL must have all that was acknowledged, too.
     """
     import secrets
 

@@ -23,10 +23,11 @@ EVICTED = 300  # keys, at most
 class Faults:
     """Does what a shuffled deck says; when it is through, shuffles again."""
 
-    def __init__(self, system: System, seed: int) -> None:
-        """Do nothing yet."""
+    def __init__(self, system: System, seed: int, *, strict: bool) -> None:
+        """Do nothing yet; `strict` says whether no read may be stale, whatever happens at once."""
         self.system = system
         self.random = random.Random(seed)  # noqa: S311
+        self._strict = strict
         self._deck: list[tuple[str, Callable[[], None]]] = []
 
     def calm(self) -> float:
@@ -49,6 +50,8 @@ class Faults:
         for name, service in system.services.items():
             deck.append((f"{name} killed", partial(self.restart, service)))
             deck.append((f"{name} paused", partial(self.pause, service)))
+        if self._strict:
+            deck.append((f"PostgreSQL crashed while {CUT_OFF} was cut off from Valkey", self.crash_in_a_cut))
         return [
             *deck,
             ("PostgreSQL crashed", partial(self.restart, system.postgres)),
@@ -95,6 +98,13 @@ class Faults:
         """Keep one service from Valkey for a while."""
         self.system.line.cut(silent=silent)
         self.sleep(CUT_SECONDS)
+        self.system.line.mend()
+
+    def crash_in_a_cut(self) -> None:
+        """Crash PostgreSQL while one service is kept from Valkey: nobody can see what that has left pending."""
+        self.system.line.cut(silent=False)
+        self.sleep(DOWN_SECONDS)
+        self.restart(self.system.postgres)
         self.system.line.mend()
 
     @contextmanager

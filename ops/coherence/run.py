@@ -68,6 +68,7 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
         console.print(f"starting: mode {mode}, seed {seed}", highlight=False)
         system = stack.enter_context(running(folder, mode))
         board = Board(folder / "board")
+        chaos = Faults(system, seed, strict=mode != "bounded") if faults else None
         spec = system.spec(folder / "board", mode, seed, int(time.time()))
         with clients("writers", range(WRITERS), spec, folder) as writers:
             until_ready(board, writers)
@@ -75,7 +76,7 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
                 until_ready(board, writers + readers)
                 columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(board, report))
                 with Progress(*columns, console=console) as progress:
-                    watch(report, board, system, Faults(system, seed) if faults else None, progress, writers + readers)
+                    watch(report, board, system, chaos, progress, writers + readers)
                 board.end()
                 for client in readers + writers:
                     until_ended(client)
