@@ -12,7 +12,7 @@ PARLOR = Path(sys.executable).with_name("parlor")
 
 def coherence(*options: str, **environment: str) -> tuple[int, Any]:
     """Run it for a moment; return its exit code and what it found."""
-    command = [str(PARLOR), "coherence", "--seconds", "3", "--no-faults", "--json", *options]
+    command = [str(PARLOR), "coherence", "--seconds", "2", "--no-faults", "--json", *options]
     ended = subprocess.run(  # noqa: S603 - ours
         command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=120, check=False
     )

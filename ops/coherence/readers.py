@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from ops.coherence.board import SALONS, Board, describe
+from ops.coherence.board import SALONS, WRITERS, Board, describe
 from ops.coherence.calls import AWAY, TIMEOUT_SECONDS, Spec, Stubs, start
 from ops.coherence.reads import Read, Reads
 
@@ -32,10 +32,12 @@ class Reader:
         self.found = 0
 
     async def run(self) -> None:
-        """Read until all shall end."""
+        """Read until all shall end, once there is something to read."""
         reads = Reads(self.board, self.random, self.spec.began)
         of_booking = [reads.salon, reads.salon_by_phone_number_id, reads.batch]
         of_booking += [reads.booking] * 3 + [reads.bookings] * 2 + [reads.events] * 2
+        while self.board.total("ready") < WRITERS:  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(AWAY_SECONDS)
         self.board.count_total("ready")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(AT_ONCE):

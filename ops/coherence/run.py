@@ -70,16 +70,14 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
         board = Board(folder / "board")
         chaos = Faults(system, seed, strict=mode != "bounded") if faults else None
         spec = system.spec(folder / "board", mode, seed, int(time.time()))
-        with clients("writers", range(WRITERS), spec, folder) as writers:
-            until_ready(board, writers)
-            with clients("readers", range(WRITERS, PROCESSES), spec, folder) as readers:
-                until_ready(board, writers + readers)
-                columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(board, report))
-                with Progress(*columns, console=console) as progress:
-                    watch(report, board, system, chaos, progress, writers + readers)
-                board.end()
-                for client in readers + writers:
-                    until_ended(client)
+        with clients(spec, folder) as started:
+            until_ready(board, started)
+            columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(board, report))
+            with Progress(*columns, console=console) as progress:
+                watch(report, board, system, chaos, progress, started)
+            board.end()
+            for client in started:
+                until_ended(client)
         report.lost += lost(system.postgres.dsn, board)
         report.rpcs = {rpc: {what: board.counted(rpc, what) for what in COUNTS} for rpc in RPCS}
         report.acknowledged, report.retried = board.total("acknowledged"), board.total("retried")
@@ -89,10 +87,11 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
 
 
 @contextmanager
-def clients(kind: str, numbers: range, spec: Spec, folder: Path) -> Iterator[list[Client]]:
-    """Run writers or readers for the block; in the end they are killed if they have not ended."""
+def clients(spec: Spec, folder: Path) -> Iterator[list[Client]]:
+    """Run writers and readers for the block; in the end they are killed if they have not ended."""
     started = []
-    for number in numbers:
+    for number in range(PROCESSES):
+        kind = "writers" if number < WRITERS else "readers"
         log = folder / f"log/clients-{number}.log"
         command = [sys.executable, "-X", "faulthandler", "-m", f"ops.coherence.{kind}", str(number), str(spec)]
         started.append(Client(spawn(command, log, signal.SIGTERM), log))

@@ -26,6 +26,7 @@ AT_ONCE = 6  # writes of this process under way
 MOST_IN_A_ROW = 5
 PAUSE_SECONDS = 0.6  # after each write, in the mean
 AWAY_SECONDS = 0.1
+TICK_SECONDS = 0.05
 
 
 class Writer:
@@ -60,7 +61,9 @@ class Writer:
             salon, writes = self.random.choice(self.salons), self.random.randint(1, MOST_IN_A_ROW)
             for _ in range(writes):
                 await self.random.choice(kinds)(salon)
-            await asyncio.sleep(self.random.expovariate(1 / (PAUSE_SECONDS * writes)))
+            rested = time.monotonic() + self.random.expovariate(1 / (PAUSE_SECONDS * writes))
+            while time.monotonic() < rested and not self.board.ending:  # noqa: ASYNC110 - of other processes
+                await asyncio.sleep(TICK_SECONDS)
 
     # Writes
 
