@@ -50,6 +50,8 @@ class Faults:
         for name, service in system.services.items():
             deck.append((f"{name} killed", partial(self.restart, service)))
             deck.append((f"{name} paused", partial(self.pause, service)))
+        for silent, how in ((False, "cut off"), (True, "cut off silently")):
+            deck += [(f"{CUT_OFF} {how} from Valkey", partial(self.cut, silent=silent))] * 2
         if self._strict:
             deck.append((f"PostgreSQL crashed while {CUT_OFF} was cut off from Valkey", self.crash_in_a_cut))
         return [
@@ -60,8 +62,6 @@ class Faults:
             ("Valkey flushed", self.flush),
             ("Valkey flushed while booking-1 was paused", self.flush_in_a_pause),
             ("keys evicted", self.evict),
-            (f"{CUT_OFF} cut off from Valkey", partial(self.cut, silent=False)),
-            (f"{CUT_OFF} cut off silently from Valkey", partial(self.cut, silent=True)),
         ]
 
     def restart(self, server: Server) -> None:
