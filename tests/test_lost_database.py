@@ -8,9 +8,9 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
+from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.proxy import Proxy, proxy
 from tests.stack import SALON, Stack, booking_request, failure, rows, running, salon, warm
 from tests.test_errors import GET_SALON, assert_told
 

@@ -10,12 +10,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from ops.cluster import Cluster
 from ops.migrate import MIGRATIONS
+from ops.proxy import proxy
 from ops.servers import Postgres, Valkey
 from tests.cache.nearby import Single
 from tests.cache.outside import CacheServer, each
 from tests.cache.shop import RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
-from tests.proxy import proxy
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -37,10 +37,13 @@ class Proxy:
 
     async def serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter, port: int) -> None:
         """Serve one connection."""
-        if self.refuse:
+        try:
+            if self.refuse:
+                raise ConnectionRefusedError
+            server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
             to_client.transport.abort()
             return
-        server, to_server = await asyncio.open_connection("127.0.0.1", port)
         self._open |= {to_client, to_server}
         try:
             with suppress(OSError):
