@@ -19,7 +19,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
 }
-WIDTH, LINE, FRAME = 8.6, 0.38, 1.1  # inches: of a chart, of a line of it, of what stands above and below
+WIDTH, LINE, FRAME = 7.2, 0.36, 1.0  # inches: of a chart, of a line of it, of what stands above and below
 
 
 def charts(report: Report) -> dict[str, str]:
@@ -43,8 +43,9 @@ def _rows(rows: Sequence[Row]) -> str:
         [aim for _, aim in aims], [place + 0.2 for place, _ in aims], marker="|", s=120, color=TARGET, zorder=3
     )
     axes.set_xscale("log")
-    axes.set_xlabel("time on data, ms, median at 32 callers, logarithmic; the mark is the target")
-    return _svg(figure, "rows")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("ms, median at 32 callers, logarithmic; the mark is the target")
+    return _svg(figure, "rows", "Time on data of each query, before and after")
 
 
 def _indexes(indexes: Sequence[IndexGain]) -> str:
@@ -55,7 +56,7 @@ def _indexes(indexes: Sequence[IndexGain]) -> str:
     )
     axes.set_xlim(0, 100)
     axes.set_xlabel("time saved by the index, %")
-    return _svg(figure, "indexes")
+    return _svg(figure, "indexes", "Gain of each index, expected and measured")
 
 
 def _pools(pools: Pools) -> str:
@@ -65,7 +66,7 @@ def _pools(pools: Pools) -> str:
     figure, axes = _bars(names)
     _pair(axes, old, new)
     axes.set_xlabel(f"wait for a connection, ms, {pools.callers} callers at once")
-    return _svg(figure, "pools")
+    return _svg(figure, "pools", "Waits for a connection, before and after")
 
 
 def _bars(names: Sequence[str]) -> tuple[Figure, Any]:
@@ -84,14 +85,14 @@ def _pair(axes: Any, before: Sequence[float], after: Sequence[float], first: str
     axes.barh(
         [place + 0.2 for place in places], after, 0.38, color=AFTER, label="after" if first == "before" else "measured"
     )
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0)
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """Return the bare element; `name` keeps the ids of several in one page apart."""
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """Return the bare element; `name` keeps the ids of several in one page apart, `title` is for who can't see it."""
     drawn = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.id": name}):
         figure.savefig(drawn, format="svg", metadata=nothing, transparent=True)
     text = drawn.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -71,9 +71,9 @@ def row(line: Line, rpc: str, index: str, at: list[Measured]) -> Row:
     ok = line.target is None or ratio <= line.target
     seed = line.after_ms / line.before_ms
     if line.target is None:
-        verdict = "no target; " + ("no worse than the seed's ratio" if ratio <= seed else "worse than the seed's ratio")
+        verdict = "no worse than the seed's ratio" if ratio <= seed else "worse than the seed's ratio"
     else:
-        verdict = "met" if ok else "NOT met"
+        verdict = ("met" if ok else "NOT met") + (" (not checked)" if line.first else "")
     figures = line.before_ms, line.after_ms, at, most.before, after, whole, round(ratio, 4), line.target
     return Row(line.table, line.name, rpc, index, line.first, *figures, ok, verdict)
 

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ops.report import tables
 from ops.report.charts import charts
 from ops.report.figures import Report
-from ops.report.seed_figures import SEED
 
 TEMPLATES = Path(__file__).parent / "templates"
 BEGIN, END = "<!-- report -->", "<!-- /report -->"
@@ -48,11 +48,5 @@ def _render(template: str, report: Report, **more: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["ms"] = ms
-    tables = list(dict.fromkeys(row.table for row in report.rows))
-    return environment.get_template(template).render(report=report, tables=tables, seed=SEED, **more)
-
-
-def ms(value: float) -> str:
-    """Return a time with three digits that count."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
+    environment.filters["ms"] = tables.ms
+    return environment.get_template(template).render(report=report, tables=tables, **more)
