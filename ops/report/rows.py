@@ -34,7 +34,7 @@ class Effort:
     operations: int
 
 
-FULL = Effort(rounds=3, calls=256, seconds=1.0, operations=20_000)
+FULL = Effort(rounds=6, calls=128, seconds=0.6, operations=20_000)
 QUICK = Effort(rounds=1, calls=64, seconds=0.06, operations=600)
 
 
