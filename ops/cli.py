@@ -168,8 +168,12 @@ def report(
 
     log.configure("error", service="report")
     told = Console(stderr=True)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=told) as progress:
-        measured = measure(scale, QUICK if quick else FULL, progress, cached=cache)
+    try:
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=told) as progress:
+            measured = measure(scale, QUICK if quick else FULL, progress, cached=cache)
+    except StartError as error:
+        told.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from None
     output.write_text(html(measured))
     if markdown:
         write_markdown(measured, markdown)

@@ -101,7 +101,7 @@ class IndexGain:
 
 @dataclass(frozen=True)
 class Plan:
-    """How Postgres ran a statement."""
+    """How Postgres ran a statement; `read_a_row` is the rows read for each one returned."""
 
     serves: str
     index: str
@@ -110,6 +110,7 @@ class Plan:
     execution_ms: float
     rows_read: int
     rows_returned: int
+    read_a_row: float
     ok: bool
     verdict: str
 
@@ -118,9 +119,10 @@ class Plan:
 class Workload:
     """Zipf reads with some writes: what the cache answered, and what was left for Postgres, the writes' own excluded.
 
-    Rates are %; `average` is the mean time on data of a read, in ms.
+    `asks` are the different reads. Rates are %; `average` is the mean time on data of a read, in ms.
     """
 
+    asks: int
     reads: int
     writes: int
     callers: int

@@ -33,9 +33,9 @@ def _explain(conn: psycopg.Connection, check: PlanCheck) -> Plan:
     text = "\n".join(line for (line,) in rows)
     verdict = f"{check.verdict}, no sequential scan" if "Seq Scan" not in text else check.verdict
     returned = round(run["Plan"]["Actual Rows"])
-    return Plan(
-        check.serves, check.proves or "", check.sql, text, run["Execution Time"], read, returned, check.ok, verdict
-    )
+    read_a_row = round(read / max(returned, 1), 1)
+    figures = run["Execution Time"], read, returned, read_a_row
+    return Plan(check.serves, check.proves or "", check.sql, text, *figures, check.ok, verdict)
 
 
 def gains(system: System, rounds: int, advance: Callable[[], None]) -> list[IndexGain]:
