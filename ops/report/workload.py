@@ -64,7 +64,7 @@ class Write(NamedTuple):
 
 
 def steps(cases: Sequence[Case], count: int, random: Random) -> list[Read | Write]:
-    """Return what callers do: reads of all cases, in one Zipf order over their asks, and writes to Zipf-chosen salons."""
+    """Return what callers do: reads of all cases in one Zipf order over their asks, writes to Zipf-chosen salons."""
     asks = [Read(case, ask) for case in cases for ask in case.asks[:DISTINCT]]
     random.shuffle(asks)
     reads, salons = zipf(len(asks), count, random), zipf(len(SALONS), count, random)
