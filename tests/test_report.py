@@ -80,12 +80,18 @@ class Run:
         self.page = Page(self.html)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("report"))
+def test_a_quick_report_is_whole(tmp_path: Path) -> None:
+    """One test: on two workers a fixture would run the command twice."""
+    run = Run(tmp_path)
+    html_refers_to_nothing_outside(run)
+    every_line_of_the_seeds_tables_stands_in_all_forms(run)
+    every_index_has_its_measured_gain_and_its_plan(run)
+    load_and_pools_are_measured(run)
+    the_check_is_the_exit_code(run)
+    the_markdown_stays_between_its_markers(run)
 
 
-def test_the_html_is_whole_and_refers_to_nothing_outside(run: Run) -> None:
+def html_refers_to_nothing_outside(run: Run) -> None:
     assert run.page.open == []
     drawn = re.findall(r"<svg.*?</svg>", run.html, flags=re.DOTALL)
     assert len(drawn) == 3
@@ -98,7 +104,7 @@ def test_the_html_is_whole_and_refers_to_nothing_outside(run: Run) -> None:
     assert "@import" not in run.html
 
 
-def test_every_line_of_the_seeds_tables_stands_in_all_forms(run: Run) -> None:
+def every_line_of_the_seeds_tables_stands_in_all_forms(run: Run) -> None:
     rows = run.json["rows"]
     assert [(row["table"], row["name"]) for row in rows] == [(line.table, line.name) for line in LINES]
     for row in rows:
@@ -117,7 +123,7 @@ def test_every_line_of_the_seeds_tables_stands_in_all_forms(run: Run) -> None:
             )
 
 
-def test_every_index_has_its_measured_gain_and_its_plan(run: Run) -> None:
+def every_index_has_its_measured_gain_and_its_plan(run: Run) -> None:
     indexes = {index["name"]: index for index in run.json["indexes"]}
     assert list(indexes) == [index.name for index in INDEXES]
     shown = {cells[0]: cells for cells in run.page.rows}
@@ -132,7 +138,7 @@ def test_every_index_has_its_measured_gain_and_its_plan(run: Run) -> None:
     assert all("Buffers" in plan["text"] and plan["ok"] for plan in plans)
 
 
-def test_load_and_pools_are_measured(run: Run) -> None:
+def load_and_pools_are_measured(run: Run) -> None:
     work, pools = run.json["workload"], run.json["pools"]
     assert work["writes"] > 0
     assert 0 < work["statements_after"] < work["statements_before"]
@@ -144,7 +150,7 @@ def test_load_and_pools_are_measured(run: Run) -> None:
     assert run.json["buffer_hit_rate"] > 90
 
 
-def test_the_check_is_the_exit_code(run: Run) -> None:
+def the_check_is_the_exit_code(run: Run) -> None:
     required = [check for check in run.json["checks"] if check["required"]]
     assert [check["name"] for check in required] == ["Booking queries", "Stats queries", "Salon look-ups"]
     assert run.json["ok"] == all(check["ok"] for check in required)
@@ -152,7 +158,7 @@ def test_the_check_is_the_exit_code(run: Run) -> None:
     assert ("Every checked target is met." in run.html) == run.json["ok"]
 
 
-def test_the_markdown_stays_between_its_markers(run: Run) -> None:
+def the_markdown_stays_between_its_markers(run: Run) -> None:
     assert run.markdown.startswith("above\n<!-- report -->\n")
     assert run.markdown.endswith("<!-- /report -->\nbelow\n")
     assert "\nold\n" not in run.markdown
