@@ -1,6 +1,6 @@
 # `make run` and `make test` need python3 with venv and make, nothing else; `make check` needs git too.
 
-.PHONY: run test test-cache check bench protos lock
+.PHONY: run test test-cache check bench report protos lock
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -22,6 +22,9 @@ test-cache: .venv/.dev  ## The cache's tests on another server: SERVER=cluster, 
 
 bench: .venv/.dev
 	$(BIN)/pytest tests/benchmarks
+
+report: .venv/.dev  ## The seed's report, measured anew: report.html, and its place in docs/performance.md.
+	$(BIN)/parlor report --markdown docs/performance.md
 
 check: .venv/.dev  ## Everything that needs no server.
 	$(BIN)/ruff check

@@ -172,3 +172,55 @@ def coherence(
     else:
         Console(width=max(100, console.width)).print(tables(report), highlight=False)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, too.")] = False,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Write it also between the report markers of this file, such as docs/performance.md.",
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless the targets are met.")] = False,
+    scale: Scale = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer calls: a look, not a measurement.")] = False,
+    cache: Annotated[bool, typer.Option(help="Without it, --check must notice.")] = True,
+) -> None:
+    """Measure the seed's report anew, on a system of its own, and write it as one HTML file.
+
+    The targets: after/before at most 0.25 (bookings), 0.30 (stats) and 0.10 (salon look-ups), by the median time on
+    data at 32 callers. The machine should have nothing else to do.
+    """
+    try:
+        from ops.report.page import BEGIN, has_markers, html, write_markdown
+    except ModuleNotFoundError as error:
+        console.print(f"[red]`parlor report` needs {error.name}: pip install matplotlib jinja2[/red]", highlight=False)
+        raise typer.Exit(2) from None
+    if markdown and not has_markers(markdown):
+        raise typer.BadParameter(f"{markdown} has no {BEGIN}", param_hint="--markdown")
+    from libs.rpc import log
+    from ops.report.measure import measure
+    from ops.report.rows import FULL, QUICK
+
+    log.configure("error", service="report")
+    told = Console(stderr=True)
+    try:
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=told) as progress:
+            measured = measure(scale, QUICK if quick else FULL, progress, cached=cache)
+    except StartError as error:
+        told.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from None
+    output.write_text(html(measured))
+    if markdown:
+        write_markdown(measured, markdown)
+    if as_json:
+        typer.echo(json.dumps(measured.as_dict(), indent=2))
+    for line in measured.checks:
+        told.print(f"{line.name}: {line.figure}, {line.target}: {'met' if line.ok else 'NOT met'}", highlight=False)
+    told.print(f"written: {output}", highlight=False)
+    raise typer.Exit(1 if check and not measured.ok else 0)
