@@ -36,7 +36,7 @@ def is_due(key: Key, reply: Reply) -> bool:
     so that mostly one of them does it, and not for all keys at once.
     """
     ttl, share = key.group.namespace.ttl, key.group.namespace.refresh
-    if share == 1 or reply.body is None or reply.age_ms < ttl * share * 1000:
+    if share >= 1 or reply.body is None or reply.age_ms < ttl * share * 1000:
         return False
     return reply.age_ms >= ttl * 1000 * share * (1 + (1 - share) / 2 * (hash(key.entry) % 256 / 256))
 

@@ -194,7 +194,7 @@ class Cache:
             if meta is not None and reply is not None:
                 if key.entry in self.warmer.unasked:
                     self.warmer.hit(key)
-                if is_due(key, reply):
+                if key.group.namespace.refresh < 1 and is_due(key, reply):
                     self._refresh(key, meta, ask)
                 return reply
             if meta is None:
