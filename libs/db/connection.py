@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
-from psycopg.waiting import READY_R, WAIT_R
+from psycopg.waiting import READY_R, WAIT_R, Wait
 
 from libs.db.encoding import undecoded
 from libs.db.queries import Queries, TimedCursor
@@ -46,6 +46,8 @@ class Connection(psycopg.AsyncConnection[Any]):
                     await self._readable()
                     state = gen.send(READY_R)
             except StopIteration as end:
+                if self.pgconn.status != ConnStatus.OK:
+                    self._unwatch()  # at once: libpq has closed the socket, and its number may be another's soon
                 answer: T = end.value
                 return answer
             except asyncio.CancelledError:
@@ -54,8 +56,14 @@ class Connection(psycopg.AsyncConnection[Any]):
             except BaseException:
                 self._unwatch()  # the socket may be closed
                 raise
+            gen = _continued(gen, state)
         self._unwatch()
         return await super().wait(gen, interval, timeout)
+
+    @property
+    def watched(self) -> bool:
+        """Whether the event loop looks at the socket."""
+        return self._watched >= 0
 
     async def close(self) -> None:
         """Close the connection."""
@@ -67,7 +75,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         try:
             with suppress(psycopg.Error):
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
-                await self.wait(gen, timeout=CANCEL_SECONDS)
+                await self.wait(_continued(gen, WAIT_R), timeout=CANCEL_SECONDS)
         finally:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 await self.close()
@@ -75,7 +83,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     def _readable(self) -> "asyncio.Future[None]":
         """Return a future that is done when there is something to read."""
         loop = asyncio.get_running_loop()
-        if self._watched < 0:
+        if not self.watched:
             self._watched = self.pgconn.socket
             loop.add_reader(self._watched, self._told)
         self._answer = loop.create_future()
@@ -88,6 +96,16 @@ class Connection(psycopg.AsyncConnection[Any]):
             self._answer.set_result(None)
 
     def _unwatch(self) -> None:
-        if self._watched >= 0:
+        if self.watched:
             asyncio.get_running_loop().remove_reader(self._watched)
             self._watched = -1
+
+
+def _continued(gen: PQGen[T], state: Wait) -> PQGen[T]:
+    """Return a generator that goes on where another waits: that can't be begun again."""
+    try:
+        while True:
+            state = gen.send((yield state))
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
