@@ -107,23 +107,6 @@ def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usab
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_what_comes_while_nobody_reads_is_left_for_the_next_statement(database_url: str, run: Run) -> None:
-    async def tell() -> None:
-        async with await connect(database_url) as conn, await connect(database_url) as other:
-            told: list[str] = []
-            conn.add_notify_handler(lambda notify: told.append(notify.payload))
-            await conn.execute("LISTEN news")
-            for payload in ("one", "two"):
-                await other.execute("SELECT pg_notify('news', %s)", [payload])
-                await until(lambda: not conn.watched)
-                assert await (await conn.execute("SELECT 1")).fetchall() == [(1,)]
-                assert conn.watched
-            assert told == ["one", "two"]
-
-    run(tell())
-
-
-@pytest.mark.parametrize("run", LOOPS)
 def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, run: Run) -> None:
     async def send() -> None:
         async with await connect(database_url) as conn:
@@ -136,8 +119,6 @@ def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, ru
 
 @pytest.mark.parametrize("run", LOOPS)
 def test_connections_that_the_server_ends_are_replaced(database_url: str, run: Run) -> None:
-    """The new ones get the numbers of the old ones' sockets."""
-
     async def end() -> None:
         database = Database(DatabaseSettings(url=SecretStr(database_url), connection_limit=2), "ended")
         await database.open()
