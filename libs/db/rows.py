@@ -53,8 +53,8 @@ def _sent(query: str) -> bytes:
 
 def text_array(values: Iterable[str]) -> str:
     """Return a text[] as its literal, for `%s::text[]`: a tenth of the cost of a list (measured at 100)."""
-    quoted = '","'.join([value.replace("\\", "\\\\").replace('"', '\\"') for value in values])
-    return f'{{"{quoted}"}}' if quoted else "{}"
+    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return "{" + ",".join([f'"{value}"' for value in quoted]) + "}"
 
 
 async def fetch_rows(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
