@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.messaging.v1 import messaging_pb2 as pb
-from tests.stack import PHONE, SALON, Fields, Stack, cached, failure, fresh, message_request, salon, walk, warm
+from tests.stack import PHONE, SALON, Fields, Stack, cached, failure, message_request, salon, walk, warm
 
 ACTIVE, CLOSED, ARCHIVED = pb.ConversationStatus.values()[1:]
 INBOUND, OUTBOUND = pb.MESSAGE_DIRECTION_INBOUND, pb.MESSAGE_DIRECTION_OUTBOUND
@@ -150,28 +150,32 @@ async def test_each_write_is_in_the_next_reply_of_what_it_touches(stack: Stack) 
     await salon(stack)
     first = await stack.messaging.RecordMessage(message_request(direction=OUTBOUND, type=pb.MESSAGE_TYPE_TEMPLATE))
     named: Fields = {"salon_id": SALON, "conversation_id": first.conversation_id}
-    messages = [(stack.messaging.ListMessages, pb.ListMessagesRequest(salon_id=SALON))]
-    conversation: list[tuple[Any, Any]] = [
-        (stack.messaging.GetConversation, pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE)),
-        (stack.messaging.ListConversations, pb.ListConversationsRequest(salon_id=SALON)),
-        (stack.messaging.ListAiMessages, pb.ListAiMessagesRequest(**named)),
-    ]
+    by_phone = pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE)
+    reads: dict[str, tuple[Any, Any]] = {
+        "messages": (stack.messaging.ListMessages, pb.ListMessagesRequest(salon_id=SALON)),
+        "conversation": (
+            stack.messaging.GetConversation,
+            pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE),
+        ),
+        "conversations": (stack.messaging.ListConversations, pb.ListConversationsRequest(salon_id=SALON)),
+        "AI messages": (stack.messaging.ListAiMessages, pb.ListAiMessagesRequest(**named)),
+    }
     read: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.1", "status": pb.MESSAGE_STATUS_READ}
-    writes: list[tuple[Any, Any, bool]] = [
-        (stack.messaging.RecordMessage, message_request("wamid.2"), True),
-        (stack.messaging.RecordMessageStatus, pb.RecordMessageStatusRequest(**read), True),
-        (stack.messaging.UpdateConversationStatus, pb.UpdateConversationStatusRequest(**named, status=CLOSED), False),
-        (stack.messaging.RecordAiMessage, ai_request(first.conversation_id), False),
+    closed = pb.UpdateConversationStatusRequest(**named, status=CLOSED)
+    shown = {"messages", "conversation", "conversations"}
+    writes: list[tuple[Any, Any, set[str]]] = [
+        (stack.messaging.RecordMessage, message_request("wamid.2"), shown),
+        (stack.messaging.RecordMessageStatus, pb.RecordMessageStatusRequest(**read), shown),
+        (stack.messaging.UpdateConversationStatus, closed, {"conversation", "conversations"}),
+        (stack.messaging.RecordAiMessage, ai_request(first.conversation_id), {"conversations", "AI messages"}),
     ]
-    for rpc, request, touches_messages in writes:
-        for reader, wanted in messages + conversation:
+    for rpc, request, touched in writes:
+        for reader, wanted in reads.values():
             await warm(reader, wanted)
         await rpc(request)
-        for reader, wanted in conversation:
-            await fresh(reader, wanted)
-        reply, source = await cached(stack.messaging.ListMessages(messages[0][1]))
-        assert (source != "hit") == touches_messages
+        found = {name: await cached(reader(wanted)) for name, (reader, wanted) in reads.items()}
+        assert {name for name, (_, source) in found.items() if source != "hit"} == touched
+    reply, conversation, listed, said = (reply for reply, _ in found.values())
     assert [message.status for message in reply.messages] == [pb.MESSAGE_STATUS_RECEIVED, pb.MESSAGE_STATUS_READ]
-    found, listed, said = [await warm(reader, wanted) for reader, wanted in conversation]
-    assert list(found.messages) == list(reply.messages)
+    assert list(conversation.messages) == list(reply.messages)
     assert (listed.conversations[0].status, len(said.ai_messages)) == (CLOSED, 1)

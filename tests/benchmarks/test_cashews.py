@@ -89,6 +89,7 @@ async def cpu_us(get: Get, callers: int) -> float:
     return (time.process_time_ns() - began) / CALLS / 1000
 
 
+@pytest.mark.filterwarnings("ignore:Call to deprecated close")  # by cashews
 @pytest.mark.parametrize("callers", [1, 32])
 async def test_a_hit_costs_no_more_than_one_of_cashews(
     ours: Get, theirs: Get, callers: int, capsys: pytest.CaptureFixture[str]
