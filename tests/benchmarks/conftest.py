@@ -64,8 +64,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         ports = {name: free_port() for name in ("booking", "messaging", "stats")}
         plan = Plan(folder, None, False, 1, ports, free_port())
         settings = environments(plan, postgres.dsn, valkey.url)
+        cold = {"REDIS_WARM": "0"}  # what was dropped stays a miss
         servers: dict[str, Server] = {
-            name: stack.enter_context(Service(name, ports[name], folder / f"{name}.log", settings[name]))
+            name: stack.enter_context(Service(name, ports[name], folder / f"{name}.log", settings[name] | cold))
             for name in ports
         }
         servers["echo"] = stack.enter_context(Echo(folder / "echo.log"))
