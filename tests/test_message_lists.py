@@ -153,10 +153,7 @@ async def test_each_write_is_in_the_next_reply_of_what_it_touches(stack: Stack) 
     by_phone = pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE)
     reads: dict[str, tuple[Any, Any]] = {
         "messages": (stack.messaging.ListMessages, pb.ListMessagesRequest(salon_id=SALON)),
-        "conversation": (
-            stack.messaging.GetConversation,
-            pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE),
-        ),
+        "conversation": (stack.messaging.GetConversation, by_phone),
         "conversations": (stack.messaging.ListConversations, pb.ListConversationsRequest(salon_id=SALON)),
         "AI messages": (stack.messaging.ListAiMessages, pb.ListAiMessagesRequest(**named)),
     }
