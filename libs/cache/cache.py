@@ -118,7 +118,7 @@ class Cache:
             return None
         self.counters.hits += 1
         self.counters.near += 1
-        return Reply(entry.body, "near", max(0, _now_ms() - entry.loaded_ms))
+        return Reply(entry.body, "near", max(0, _now_ms() - entry.loaded_ms), key)
 
     async def look_up_many(self, keys: Sequence[Key], arguments: Sequence[Any], load: LoadMany) -> list[Reply]:
         """Return the replies of different keys, as `look_up` does: one MGET, and one load of all that is missing.
@@ -196,7 +196,7 @@ class Cache:
                     self.warmer.hit(key)
                 if key.group.namespace.refresh < 1 and is_due(key, reply):
                     self._refresh(key, meta, ask)
-                return reply
+                return reply._replace(key=key) if key.group.namespace.near else reply
             if meta is None:
                 meta = await self.store.open(key.group.meta)
         except StoreAway:

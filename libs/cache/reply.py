@@ -3,6 +3,8 @@
 from contextvars import ContextVar
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from libs.cache.keys import Key
+
 V = TypeVar("V", covariant=True)
 
 # How old an answer the caller takes, in s: 0 asks past the cache, None takes any.
@@ -22,8 +24,12 @@ class Stamped(Protocol, Generic[V]):
 
 
 class Reply(NamedTuple):
-    """The bytes of a reply, None if there is nothing; by which of `near`, `hit`, `miss`, `bypass`; how old."""
+    """The bytes of a reply, None if there is nothing; by which of `near`, `hit`, `miss`, `bypass`; how old.
+
+    `key` names it where the near cache keeps such replies.
+    """
 
     body: bytes | None
     source: str
     age_ms: int
+    key: Key | None = None
