@@ -26,7 +26,7 @@ from libs.rpc import log
 from libs.rpc.errors import RpcError
 from libs.rpc.exchange import Exchange
 from libs.rpc.health import NOT_SERVING, SERVING, HealthServicer
-from libs.rpc.interceptor import Methods
+from libs.rpc.methods import Methods
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
 from libs.rpc.settings import ServerSettings, explain
