@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -64,9 +64,10 @@ def workers(started: Processes) -> dict[int, int]:
     """Return how many callers are connected to each worker that listens, by process id."""
     booking, found = started.services["booking"], {}
     for child in psutil.Process(booking.pid).children():
-        states = [each.status for each in child.net_connections() if each.laddr.port == booking.port]
-        if psutil.CONN_LISTEN in states:
-            found[child.pid] = states.count(psutil.CONN_ESTABLISHED)
+        with suppress(psutil.NoSuchProcess):  # killed since it was listed
+            states = [each.status for each in child.net_connections() if each.laddr.port == booking.port]
+            if psutil.CONN_LISTEN in states:
+                found[child.pid] = states.count(psutil.CONN_ESTABLISHED)
     return found
 
 

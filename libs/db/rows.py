@@ -52,7 +52,7 @@ def _sent(query: str) -> bytes:
 
 
 def text_array(values: Iterable[str]) -> str:
-    """Return a text[] as its literal, for `%s::text[]`: a tenth of the cost of a list (measured at 100)."""
+    """Return a text[] as its literal, for `%s::text[]`: 0.13 to 0.23 of a list's cost (100 values; decision 0020)."""
     quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
     return "{" + ",".join([f'"{value}"' for value in quoted]) + "}"
 

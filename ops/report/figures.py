@@ -30,7 +30,7 @@ class Measured:
 
     `before`, `first` and `after` are the time spent on data: the predecessor's, that of a first read, and that of a
     read again. `rpc` is the whole RPC of the last, `rpc_first` of a first read, where a line shows that. `hits` are the
-    reads again that the cache answered, in %.
+    reads again that the cache answered, in %; `near` are those of them that needed no server.
     """
 
     callers: int
@@ -40,6 +40,7 @@ class Measured:
     rpc_first: Times | None
     rpc: Times
     hits: float
+    near: float
 
 
 @dataclass(frozen=True)

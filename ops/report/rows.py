@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -92,7 +93,7 @@ class CaseRounds:
         self._effort = effort
         self._taken: dict[str, list[float]] = {name: [] for name in ("before", "first", "after", "rpc_first", "rpc")}
         self._shows_first = any(line.first for line in LINES if line.case == case.key)
-        self._hits = 0
+        self._sources: Counter[str] = Counter()
 
     async def warm_up(self, before: Before, after: After) -> None:
         """Open the connections and prepare the statements."""
@@ -109,7 +110,7 @@ class CaseRounds:
 
         async def read(ask: Ask) -> None:
             reply = await after.read(case, ask)
-            self._hits += reply.source in CACHED
+            self._sources[reply.source] += 1
 
         await self._add("before", lambda ask: before.read(case, ask), again)
         if self._shows_first:
@@ -142,7 +143,11 @@ class CaseRounds:
         taken = self._taken
         before, first, after, rpc = (times(taken[name]) for name in ("before", "first", "after", "rpc"))
         rpc_first = times(taken["rpc_first"]) if self._shows_first else None
-        return Measured(self._callers, before, first, after, rpc_first, rpc, round(100 * self._hits / after.calls, 2))
+        hits, near = (
+            round(100 * sum(self._sources[source] for source in sources) / after.calls, 2)
+            for sources in (CACHED, CACHED[1:])
+        )
+        return Measured(self._callers, before, first, after, rpc_first, rpc, hits, near)
 
 
 async def measure_case(

@@ -54,6 +54,7 @@ def system(scale: int, progress: Progress) -> Iterator[System]:
         for name, own in settings.items():  # whatever this process has for services of its own
             own[f"{name.upper()}_DATABASE_URL"] = service_url(postgres.dsn, f"parlor_{name}")
             own["DB_SLOW_QUERY_THRESHOLD"] = str(SLOW_MS)
+            own["REDIS_WARM"] = "0"  # a first read is one
         start_services(settings, plan, folder, stack)
         progress.advance(started)
         yield System(postgres.dsn, copy_url, valkey.url, ports)

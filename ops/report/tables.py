@@ -73,7 +73,7 @@ def every_quantile(report: Report) -> Table:
     for row in report.rows:
         for at in row.at:
             after, rpc = (at.first, at.rpc_first or at.rpc) if row.first else (at.after, at.rpc)
-            hits = NOTHING if row.first else f"{at.hits:.0f} %"
+            hits = NOTHING if row.first else f"{at.hits:.0f} %" + (f", {at.near:.0f} % near" if at.near else "")
             shown.append((row.name, str(at.callers), *map(quantiles, (at.before, at.first, after, rpc)), hits))
     return Table("quantiles", heads, shown)
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from operator import methodcaller
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
@@ -172,9 +171,9 @@ class After:
             limits = DatabaseSettings(url=url, slow_query_threshold=SLOW_MS)
             database = self.databases[name] = WatchedDatabase(limits, f"report-{name}", self.waits)
             cache = self.caches[name] = Cache(
-                CacheSettings(url=system.redis_url),
+                CacheSettings(url=system.redis_url, warm=0),  # a first read is one
                 database.connection,
-                methodcaller("SerializeToString"),
+                bytes,
                 read_only=name == "stats",
             )
             service = self.services[name] = build(cache, database)
