@@ -171,7 +171,9 @@ async def test_a_connection_that_broke_is_one_error_and_one_read_past_the_cache(
 ) -> None:
     shop = await start()
     await shop.text()
-    disconnect_all(nodes(own_valkey)[0])
+    store = shop.cache.store
+    _, port = store._wires[store._slot(shop.shelf().meta)]._transport.get_extra_info("peername")
+    disconnect_all(next(node for node in nodes(own_valkey) if node.port == port))
     assert (await shop.read()).source == "bypass"
     await ready(shop)
     assert (await shop.read()).source == "hit"
