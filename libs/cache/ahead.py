@@ -15,11 +15,8 @@ from typing import Any
 from cachetools import FIFOCache
 
 from libs.cache.keys import Key
-from libs.cache.reply import Reply, Stamped
+from libs.cache.reply import Read, Reply
 from libs.cache.statistics import Counters
-
-# Asks for a load; with True for one that no caller waits for, so that none waits for its end either.
-Ask = Callable[..., "asyncio.Future[Stamped[Any]]"]
 
 WARMING: ContextVar[bool] = ContextVar("warming", default=False)
 
@@ -45,8 +42,7 @@ def is_due(key: Key, reply: Reply) -> bool:
 class _Asked:
     """What callers missed: how to load it, and how often it was missed."""
 
-    key: Key
-    ask: Ask
+    read: Read
     misses: int
 
 
@@ -62,7 +58,7 @@ class Warmer:
         count: int,
         counters: Counters,
         gone: Callable[[Sequence[Key]], Awaitable[Sequence[bool]]],
-        load: Callable[[Key, Ask], Awaitable[Any]],
+        load: Callable[[Read], Awaitable[Any]],
     ) -> None:
         """Prepare; nothing runs before `open`."""
         self.busy: Callable[[], bool] = lambda: False
@@ -85,12 +81,13 @@ class Warmer:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def missed(self, key: Key, ask: Ask) -> None:
+    def missed(self, read: Read) -> None:
         """Note what a caller had to wait for."""
         if self._asked is not None:
-            known = self._asked.get(key.entry)
-            self._asked[key.entry] = _Asked(key, ask, known.misses + 1 if known else 1)  # and it is the newest
-            self.unasked.discard(key.entry)
+            entry = read.key.entry
+            known = self._asked.get(entry)
+            self._asked[entry] = _Asked(read, known.misses + 1 if known else 1)  # and it is the newest
+            self.unasked.discard(entry)
             self._wake.set()
 
     def hit(self, key: Key) -> None:
@@ -98,13 +95,13 @@ class Warmer:
         self._counters.warmed_hits += 1
         self.unasked.discard(key.entry)
 
-    def warmed(self, key: Key, ask: Ask, *, stored: bool) -> None:
+    def warmed(self, read: Read, *, stored: bool) -> None:
         """Note what was loaded for nobody yet; if it may not be stored, the next look tries again."""
         if self._asked is not None:
-            self._asked[key.entry] = _Asked(key, ask, OFTEN)
+            self._asked[read.key.entry] = _Asked(read, OFTEN)
             if stored:
                 self._counters.warmed += 1
-                self.unasked.add(key.entry)
+                self.unasked.add(read.key.entry)
 
     async def expect(self, reads: Iterable[Callable[[], Awaitable[Any]]]) -> None:
         """Read what will be asked for, by the RPCs' own ways; what fails is left to its callers."""
@@ -122,14 +119,14 @@ class Warmer:
         if self._asked is None:
             return
         often = [asked for asked in self._asked.values() if asked.misses >= OFTEN]
-        for asked, gone in zip(often, await self._gone([asked.key for asked in often]), strict=True):
-            name = asked.key.entry
+        for asked, gone in zip(often, await self._gone([asked.read.key for asked in often]), strict=True):
+            name = asked.read.key.entry
             if gone and name in self.unasked:
                 self._asked.pop(name, None)
             elif gone:
                 await self._idle()
                 with suppress(Exception):
-                    await self._load(asked.key, asked.ask)
+                    await self._load(asked.read)
         self.unasked &= set(self._asked)
 
     async def _idle(self) -> None:

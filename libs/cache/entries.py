@@ -6,6 +6,7 @@ the highest transaction id registered, in decimal digits (below 2^53, since Lua 
 """
 
 import struct
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -79,3 +80,8 @@ def encode(key: str, entry: Entry) -> bytes:
 def _check(key: str) -> bytes:
     """Return what an entry says of its key, so that a reply meant for another is never taken for it."""
     return blake2b(key.encode(), digest_size=8).digest()
+
+
+def now_ms() -> int:
+    """Return the time that entries are dated by, in ms since 1970."""
+    return time.time_ns() // 1_000_000

@@ -23,16 +23,16 @@ class Gather:
         self._lanes: dict[Hashable, Waiting] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def ask(self, lane: Hashable, key: Hashable, run: Run, delay: float = 0) -> asyncio.Future[Any]:
+    def ask(self, lane: Hashable, key: Hashable, run: Run) -> asyncio.Future[Any]:
         """Return the future answer for `key` out of the lane's next call of `run`.
 
         `run` gets the different keys asked for and returns as many answers, in their order. What it raises, all get.
-        A caller that goes away cancels its future; the call goes on. A call waits `delay` s for more to gather.
+        A caller that goes away cancels its future; the call goes on.
         """
         waiting = self._lanes.get(lane)
         if waiting is None:
             waiting = self._lanes[lane] = {}
-            task = asyncio.create_task(self._drain(lane, waiting, run, delay))
+            task = asyncio.create_task(self._drain(lane, waiting, run))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -43,11 +43,9 @@ class Gather:
         """Wait for the calls under way, even those that nobody waits for any more."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _drain(self, lane: Hashable, waiting: Waiting, run: Run, delay: float) -> None:
+    async def _drain(self, lane: Hashable, waiting: Waiting, run: Run) -> None:
         try:
             while waiting:
-                if delay:
-                    await asyncio.sleep(delay)
                 keys = list(waiting)[:LARGEST_CALL]
                 await _answer(keys, [waiting.pop(key) for key in keys], run)
         finally:

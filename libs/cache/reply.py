@@ -1,7 +1,10 @@
 """What a caller asks for and gets, and what a load returns."""
 
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import ContextVar
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import psycopg
 
 from libs.cache.keys import Key
 
@@ -23,13 +26,25 @@ class Stamped(Protocol, Generic[V]):
         """The value."""
 
 
+LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]]
+
+
+class Read(NamedTuple):
+    """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments of its lane."""
+
+    key: Key
+    lane: Hashable
+    argument: Hashable
+    load: LoadMany
+
+
 class Reply(NamedTuple):
     """The bytes of a reply, None if there is nothing; by which of `near`, `hit`, `miss`, `bypass`; how old.
 
-    `key` names it where the near cache keeps such replies.
+    `again` is the read to do for the next request of the same bytes, if the caller has said that it depends on no more.
     """
 
     body: bytes | None
     source: str
     age_ms: int
-    key: Key | None = None
+    again: Read | None = None

@@ -25,6 +25,7 @@ from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
+from libs.cache.linger import ENOUGH, Linger
 from libs.cache.near import Near
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
@@ -32,9 +33,6 @@ from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
 PART_LIFETIME_SECONDS = 60  # until its first entry is stored: see FILL
-
-# Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
-FILL_DELAY_SECONDS = 0.005
 
 # Set by the test of `parlor coherence` (docs/decisions/0018), which must find what then goes wrong.
 WITHOUT_REGISTRATION = "PARLOR_TEST_WITHOUT_REGISTRATION" in os.environ
@@ -60,6 +58,9 @@ class Store:
         self._timeout = settings.timeout / 1000
         self._gather = gather
         self._looks: Looks = []
+        self._under_way = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._linger = Linger(settings.linger / 1000)
         self._slot: Slot = only_slot
         self._wires: dict[int, Wire] = {}  # by slot
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
@@ -72,12 +73,20 @@ class Store:
         await self.servers.close()
 
     def look(self, key: Key) -> "asyncio.Future[Found]":
-        """Look for a meta and its entry, together with all that is looked for in this tick."""
+        """Look for a meta and its entry, together with all that is looked for in this tick, or while it lingers."""
         loop = asyncio.get_running_loop()
-        if not self._looks:
-            loop.call_soon(self._look)
         future: asyncio.Future[Found] = loop.create_future()
         self._looks.append((key, future))
+        if len(self._looks) == 1:
+            if wait := self._linger.wait(now(), self._under_way):
+                self._timer = loop.call_later(wait, self._time_out)
+            else:
+                loop.call_soon(self._look)
+        elif self._timer and len(self._looks) == ENOUGH:
+            self._timer.cancel()
+            self._timer = None
+            self._linger.enough()
+            self._look()
         return future
 
     async def look_many(self, keys: Sequence[Key]) -> list[Found]:
@@ -104,15 +113,17 @@ class Store:
         """Give a group a new generation and note the transaction."""
         return self._gather.ask(("register", self._slot(meta)), (meta, xact_id), self._register_all)
 
-    def fill(self, fill: Fill) -> "asyncio.Future[bool]":
-        """Store an entry if no write may be missing in it; say whether it was stored."""
-        return self._gather.ask(("fill", self._slot(fill.key.group.meta)), fill, self._fill_all, FILL_DELAY_SECONDS)
+    async def fill(self, fills: Sequence[Fill]) -> int:
+        """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
+        lots: dict[int, list[Fill]] = defaultdict(list)
+        for fill in fills:
+            lots[self._slot(fill.key.group.meta)].append(fill)
+        return sum(await asyncio.gather(*map(self._fill_slot, lots.values())))
 
-    async def fill_many(self, fills: Sequence[Fill]) -> list[bool]:
-        """Store several entries, as `fill` does. Raises: StoreAway."""
-        if len(self._wires) > 1:
-            return await asyncio.gather(*map(self.fill, fills))
-        return await self._fill_all(fills)
+    def _time_out(self) -> None:
+        self._timer = None
+        self._linger.too_few(now())
+        self._look()
 
     def _look(self) -> None:
         looks, self._looks = self._looks, []
@@ -132,7 +143,12 @@ class Store:
         command = ["MGET"]
         for key, _ in looks:
             command += (key.group.meta, key.entry)
-        wire.send(partial(self._looked, looks, now()), *command)
+        self._under_way += len(looks)
+        wire.send(partial(self._got, looks, now()), *command)
+
+    def _got(self, looks: Looks, sent: float, reply: Any) -> None:
+        self._under_way -= len(looks)
+        self._looked(looks, sent, reply)
 
     def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
@@ -168,13 +184,13 @@ class Store:
             self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
 
-    async def _fill_all(self, fills: Sequence[Fill]) -> list[bool]:
+    async def _fill_slot(self, fills: Sequence[Fill]) -> int:
         names = [name for fill in fills for name in (fill.key.group.meta, fill.key.entry)]
         args: list[Any] = []
         for fill in fills:
             value = encode(fill.key.entry, fill.entry)
             args += (fill.generation, fill.stamp, fill.barrier, fill.ttl_ms, value)
-        return [bool(stored) for stored in await self._run(self.fill_script, names, *args)]
+        return sum(await self._run(self.fill_script, names, *args))
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
         """Run a script on keys of one slot, by its hash where the server knows it.

@@ -15,13 +15,12 @@ import grpc
 import protovalidate
 import psycopg
 import structlog
-from cachetools import LRUCache
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import CollectorRegistry
 
-from libs.cache import MAX_AGE, Key, Reply
+from libs.cache import MAX_AGE, Cache, Key, Read, Reply
 from libs.rpc import errors
 from libs.rpc.deadlines import Deadlines
 from libs.rpc.metrics import Latencies
@@ -63,13 +62,10 @@ class Methods(grpc.GenericRpcHandler):
         settings: ServerSettings,
         constraints: Constraints,
         registry: CollectorRegistry,
-        near: Callable[[Key], Reply | None] = lambda _: None,
+        cache: Cache,
     ) -> None:
-        """Prepare; `constraints` says what the violation of a named constraint means to a request.
-
-        `near` returns a reply that this process has kept.
-        """
-        self.near = near
+        """Prepare; `constraints` says what the violation of a named constraint means to a request."""
+        self.cache = cache
         self.limit = settings.max_concurrent_rpcs
         self.deadlines = Deadlines(settings.request_timeout / 1000)
         self.constraints = constraints
@@ -116,17 +112,21 @@ class Methods(grpc.GenericRpcHandler):
 
 
 class _Seen(NamedTuple):
-    """A request that was read and found valid, and the key of its reply if the near cache keeps such."""
+    """A request that was read and found valid; the read that answers it, if that depends on its bytes alone.
+
+    `near` is the read's key, if the near cache keeps such replies.
+    """
 
     request: Message
-    key: Key | None
+    again: Read | None
+    near: Key | None
 
 
 class _Call:
     """One method, wrapped.
 
-    A request to read whose bytes were seen before is not parsed and validated again: a quarter of what an RPC costs
-    besides grpc. Handlers don't change requests.
+    A request to read whose bytes were seen before is not parsed and validated again, nor is its key made anew where it
+    follows from the bytes: half of what an RPC costs besides grpc. Handlers don't change requests.
     """
 
     def __init__(self, owner: Methods, method: str, handler: Any, *, is_read: bool) -> None:
@@ -135,14 +135,14 @@ class _Call:
         self._parse: Callable[[bytes], Message] = handler.request_deserializer
         self._handler: Handler = handler.unary_unary
         self._largest_seen = LARGEST_SEEN if is_read else -1
-        self._seen: LRUCache[bytes, _Seen] = LRUCache(MOST_SEEN)
+        self._seen: dict[bytes, _Seen] = {}
 
     async def answer(self, data: bytes, context: Any) -> bytes:
         """Answer one RPC; at once if this process knows the reply."""
         owner, seen = self._owner, self._seen.get(data)
-        if seen is not None and seen.key is not None and not owner.draining:
+        if seen is not None and seen.near is not None and not owner.draining:
             started = time.perf_counter()
-            if (reply := owner.near(seen.key)) is not None and reply.body is not None:
+            if (reply := owner.cache.near(seen.near)) is not None and reply.body is not None:
                 owner.latencies.add(self._method, "OK", time.perf_counter() - started)
                 return _reply(reply, context)
         return await self._answer(data, context, seen)
@@ -158,11 +158,15 @@ class _Call:
                 raise errors.unavailable("DRAINING", "the service is about to end")
             if len(owner.deadlines) > owner.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
-            request = seen.request if seen else self._read(data)
+            if seen is None:
+                request = self._read(data)
+            else:
+                request = seen.request
+                if seen.again is not None and (reply := await owner.cache.again(seen.again)).body is not None:
+                    return _reply(reply, context)
             reply = await self._handle(request, context)
-            key = getattr(reply, "key", None)
-            if (seen is None or (key is not None and key != seen.key)) and len(data) <= self._largest_seen:
-                self._seen[data] = _Seen(request, key)
+            if len(data) <= self._largest_seen and (seen is None or seen.again is None):
+                self._see(data, request, reply)
             return _reply(reply, context)
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -179,6 +183,13 @@ class _Call:
             owner.latencies.add(self._method, code, time.perf_counter() - started)
         await context.abort(error.code, error.message, error.trailing_metadata())
         raise AssertionError  # abort raises
+
+    def _see(self, data: bytes, request: Message, reply: Any) -> None:
+        """Remember a request, instead of the oldest: a dict takes half the time of an LRU, at each RPC (measured)."""
+        if len(self._seen) >= MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+        again: Read | None = getattr(reply, "again", None)
+        self._seen[data] = _Seen(request, again, again.key if again and again.key.group.namespace.near else None)
 
     async def answer_no_older(self, max_age: int | None, data: bytes, context: Any) -> bytes:
         """Answer one RPC whose caller says how old a reply may be, in s."""

@@ -86,7 +86,7 @@ async def serve(
     registry.register(Figures(cache, database))
     exchange = Exchange(registry, database.queries, worker)
     healths = HealthServicer()
-    methods: Any = Methods(settings, service.constraints, registry, cache.near)
+    methods: Any = Methods(settings, service.constraints, registry, cache)
     cache.warmer.busy = lambda: len(methods.deadlines) > 0
     service.add(service.servicer, methods)
     ops = OpsService(cache, database, exchange, service.salon_groups)

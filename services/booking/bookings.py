@@ -43,7 +43,8 @@ class BookingRpcs(Rpcs):
                 raise errors.not_found("salon", salon_id) from error
             return Loaded(stamp, wanted.fill(pb.ListBookingsResponse, bookings, "start_time", "booking_id"))
 
-        return await self.cache.read(self.groups.bookings(salon_id).key("list", digest(wanted)), load)
+        key = self.groups.bookings(salon_id).key("list", digest(wanted))
+        return await self.cache.read(key, load, repeatable=not phone)
 
     async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:
         """List what happened to a booking."""
@@ -57,9 +58,10 @@ class BookingRpcs(Rpcs):
                 raise errors.not_found("booking", f"{salon_id}/{code}") from error
             return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse, events, "revision", "booking_code"))
 
-        return await self.cache.read(self.groups.booking(salon_id, code).key("events", digest(wanted)), load)
+        key = self.groups.booking(salon_id, code).key("events", digest(wanted))
+        return await self.cache.read(key, load, repeatable=True)
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
         key = self.groups.booking(salon_id, code).key()
-        reply = await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code)
+        reply = await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code, repeatable=True)
         return found(reply, "booking", f"{salon_id}/{code}")

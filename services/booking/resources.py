@@ -40,7 +40,8 @@ class ResourceRpcs(Rpcs):
                 raise errors.not_found("salon", salon_id) from error
             return Loaded(stamp, wanted.fill(pb.ListResourcesResponse, resources, "create_time", "resource_id"))
 
-        return await self.cache.read(self.groups.bookings(salon_id).key("resources", digest(wanted)), load)
+        key = self.groups.bookings(salon_id).key("resources", digest(wanted))
+        return await self.cache.read(key, load, repeatable=True)
 
     async def SearchAvailability(self, request: pb.SearchAvailabilityRequest, context: Any) -> bytes:
         """Return the free slots of a salon's resources in a period."""

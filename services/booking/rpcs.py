@@ -33,7 +33,8 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
     async def salon(self, salon_id: str) -> Reply:
         """Return a salon as it is cached. Raises: SALON_NOT_FOUND."""
         key = self.groups.salon(salon_id).key()
-        return found(await self.cache.look_up(key, salon_id, salon_queries.salons_by_id), "salon", salon_id)
+        reply = await self.cache.look_up(key, salon_id, salon_queries.salons_by_id, repeatable=True)
+        return found(reply, "salon", salon_id)
 
     async def phone(self, request: Any, field: str) -> str:
         """Return a phone number of a request as E.164. Raises: INVALID_FIELD; SALON_NOT_FOUND if it is national."""

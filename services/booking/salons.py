@@ -50,8 +50,9 @@ class SalonRpcs(Rpcs):
     async def GetSalonByPhoneNumberId(self, request: pb.GetSalonByPhoneNumberIdRequest, context: Any) -> Reply:
         """Return a salon by its WhatsApp phone_number_id."""
         key = self.groups.phone_number_id(request.phone_number_id).key()
-        reply = await self.cache.look_up(key, request.phone_number_id, queries.salons_by_phone_number_id)
-        return found(reply, "salon", request.phone_number_id)
+        named = request.phone_number_id
+        reply = await self.cache.look_up(key, named, queries.salons_by_phone_number_id, repeatable=True)
+        return found(reply, "salon", named)
 
     async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> bytes:
         """List all salons."""

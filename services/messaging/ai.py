@@ -31,4 +31,5 @@ class AiRpcs(Rpcs):
             stamp, rows = await ai_queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
             return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse, rows, "create_time", "ai_message_id"))
 
-        return await self.cache.read(self.groups.ai_messages(salon_id, conversation_id).key(digest(wanted)), load)
+        key = self.groups.ai_messages(salon_id, conversation_id).key(digest(wanted))
+        return await self.cache.read(key, load, repeatable=True)

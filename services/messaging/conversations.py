@@ -28,7 +28,8 @@ class ConversationRpcs(Rpcs):
             return await queries.conversation_with_messages(conn, named, limit)
 
         group = of_name(self.groups.conversations(request.salon_id), named.conversation_id, named.phone_number)
-        reply = await self.cache.read(group.key("get", digest(named, limit)), load)
+        repeatable = not named.phone_number  # which may be a national one, of the region that the salon has by now
+        reply = await self.cache.read(group.key("get", digest(named, limit)), load, repeatable=repeatable)
         if reply.body is None:
             raise errors.not_found("conversation", str(named))
         return reply
@@ -44,7 +45,8 @@ class ConversationRpcs(Rpcs):
             response = wanted.fill(pb.ListConversationsResponse, rows, "last_message_time", "conversation_id")
             return Loaded(stamp, response)
 
-        return await self.cache.read(self.groups.conversations(request.salon_id).key("list", digest(wanted)), load)
+        key = self.groups.conversations(request.salon_id).key("list", digest(wanted))
+        return await self.cache.read(key, load, repeatable=True)
 
     async def UpdateConversationStatus(
         self, request: pb.UpdateConversationStatusRequest, context: Any

@@ -86,7 +86,7 @@ class MessageRpcs(Rpcs):
             return Loaded(stamp, wanted.fill(pb.ListMessagesResponse, rows, "create_time", "message_id"))
 
         group = of_name(self.groups.messages(salon_id), request.conversation_id.lower(), phone_number)
-        return await self.cache.read(group.key(digest(wanted)), load)
+        return await self.cache.read(group.key(digest(wanted)), load, repeatable=not phone_number)
 
 
 def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, known: bool) -> NewMessage:

@@ -24,7 +24,8 @@ class SearchRpcs(Rpcs):
         async def load(conn: Any) -> Loaded[bytes]:
             return await _search(conn, salon_id, request.query, wanted)
 
-        return await self.cache.read(self.groups.messages(salon_id).key("search", digest(wanted)), load)
+        key = self.groups.messages(salon_id).key("search", digest(wanted))
+        return await self.cache.read(key, load, repeatable=True)
 
 
 async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[bytes]:

@@ -63,7 +63,8 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
             except LookupError as error:
                 raise errors.not_found("salon", request.salon_id) from error
 
-        return await self.cache.read(group.key(name, *bucket, _compact(start), _compact(end)), load)
+        key = group.key(name, *bucket, _compact(start), _compact(end))
+        return await self.cache.read(key, load, repeatable=True)
 
 
 def build(cache: Cache, database: Database) -> Service:

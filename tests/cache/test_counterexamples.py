@@ -156,7 +156,8 @@ async def test_no_cold_barrier_lets_a_writer_commit_behind_a_fill(start: Start, 
 async def test_barrier_from_snapshot_does_not_cover_a_running_writer(
     start: Start, redis_url: str, pool: AsyncConnectionPool, variant: bool
 ) -> None:
-    writer, reader = await start(), await start(variants.BarrierFromSnapshot if variant else Cache)
+    writer = await start()
+    reader = await start(prepare=variants.takes_barriers_from_snapshots if variant else lambda _: None)
     async with pool.connection() as other:
         await Transaction.begin(other, writer.cache.store, ())  # an id just below the writer's
         async with writer.writing("new"):
@@ -170,7 +171,7 @@ async def test_barrier_from_snapshot_does_not_cover_a_running_writer(
 async def test_load_in_a_writing_transaction_stores_rows_that_are_never_committed(start: Start, variant: bool) -> None:
     writer, reader = await start(), await start()
     await reader.text("milk")  # the group is warm
-    connect = reader.cache._connect
+    connect = reader.cache.loads.connect
     with pytest.raises(Killed):
         async with writer.cache.transaction() as write:
             await write.conn.execute("UPDATE items SET label = 'never'")
@@ -178,7 +179,7 @@ async def test_load_in_a_writing_transaction_stores_rows_that_are_never_committe
                 variants.lends(reader.cache, write.conn)
             await reader.text()
             raise Killed
-    reader.cache._connect = connect
+    reader.cache.loads.connect = connect
     assert await reader.text() == ("never" if variant else "old")
 
 

@@ -320,7 +320,7 @@ def machine(
     database_url: str, own_valkey: CacheServer, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[type[Machine]]:
     """The machine, on servers of its own."""
-    monkeypatch.setattr("libs.cache.store.FILL_DELAY_SECONDS", 0)  # the machine has no clock
+    monkeypatch.setattr("libs.cache.loads.FILL_DELAY_SECONDS", 0)  # the machine has no clock
     world = World(database_url, own_valkey.url, variant)
     yield type("Machine", (Machine,), {"world": world, "ours": variant == Variant()})
     world.close()

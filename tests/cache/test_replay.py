@@ -145,13 +145,13 @@ async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warme
     async with writer.writing("new"):
         lose(redis_url)
         meta = await store.open(reader.shelf().meta)
-        [barrier] = await reader.cache._barrier([None])
+        [barrier] = await reader.cache.loads.barrier([None])
         async with reader.pool.connection() as conn:
             early = await reader.select(conn, "a", "tea")
     assert (early.value, early.stamp < barrier) == ("old", True)
     await reader.text("milk")
     fill = Fill(reader.key(), meta.generation, early.stamp, barrier, 60_000, Entry(b"old", 0))
-    assert not await store.fill(fill)
+    assert await store.fill([fill]) == 0
     assert await reader.text() == "new"
 
 

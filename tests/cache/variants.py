@@ -2,14 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 
-from libs.cache import Cache, Reply, Transaction, lease, scripts
-from libs.cache.entries import Meta
+from libs.cache import Cache, Read, Reply, Transaction, lease, scripts
+from libs.cache.entries import Entry, Meta
 from libs.cache.watch import Watch
 from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, at_once, put
@@ -113,32 +113,23 @@ def tracks_push_only(cache: Cache) -> None:
     cache.store.near.lease = math.inf
 
 
-class BarrierFromSnapshot(Cache):
-    """A barrier that takes no transaction id."""
-
-    async def _barrier(self, keys: Sequence[None]) -> list[int]:
-        async with self._connect() as conn:
-            cursor = await conn.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
-            return [row[0] for row in await cursor.fetchall()]
-
-
 class JoinsAnyLoad(Cache):
     """Single flight by key."""
 
-    async def _load(self, key: Any, meta: Meta, ask: Any) -> bytes | None:
-        for (entry, _), flight in self._flights.items():
-            if entry == key.entry:
-                return (await asyncio.shield(flight)).entry.body
-        return await super()._load(key, meta, ask)
+    async def _load(self, read: Read, meta: Meta) -> Entry:
+        for (entry, _), flight in self.loads._flights.items():
+            if entry == read.key.entry:
+                return await flight.landed()
+        return await super()._load(read, meta)
 
 
 class JoinsByGeneration(Cache):
     """Single flight by key and generation, whether or not the load may be stored."""
 
-    async def _load(self, key: Any, meta: Meta, ask: Any) -> bytes | None:
-        if flight := self._flights.get((key.entry, meta.generation)):
-            return (await asyncio.shield(flight)).entry.body
-        return await super()._load(key, meta, ask)
+    async def _load(self, read: Read, meta: Meta) -> Entry:
+        if flight := self.loads.under_way(read.key, meta):
+            return await flight.landed()
+        return await super()._load(read, meta)
 
 
 class DeletesFirst(Watch):
@@ -192,7 +183,12 @@ def lends(cache: Cache, conn: psycopg.AsyncConnection[Any]) -> None:
     async def lend() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         yield conn
 
-    cache._connect = lend
+    cache.loads.connect = lend
+
+
+def takes_barriers_from_snapshots(cache: Cache) -> None:
+    """A barrier that takes no transaction id."""
+    cache.loads.barrier_statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 
 def opens_warm(cache: Cache) -> None:

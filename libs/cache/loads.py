@@ -1,0 +1,214 @@
+"""Loads what is not cached, and stores it behind the replies.
+
+Callers share loads, and loads share statements: a hundred misses of one key send one, and so do a hundred keys that are
+looked up alike. A load has no task of its own, which would cost more than its row: one task runs what has gathered in a
+lane, one statement after the other.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, TypeAlias
+
+import psycopg
+
+from libs.cache.entries import Entry, Fill, Meta, now_ms
+from libs.cache.gather import LARGEST_CALL, Gather
+from libs.cache.keys import Key
+from libs.cache.reply import LoadMany, Read, Stamped
+from libs.cache.statistics import Counters
+from libs.cache.store import Store, StoreAway
+
+Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
+
+# An id above that of every transaction whose registration may have been lost.
+BARRIER = "SELECT pg_current_xact_id()::text::bigint"
+
+# Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
+FILL_DELAY_SECONDS = 0.005
+
+
+class Flight:
+    """One load, of a reply that belongs to a generation if it is to be stored.
+
+    Once it has landed `may_be_stored` says whether all that was registered with the generation had ended before it
+    looked.
+    """
+
+    __slots__ = ("_entry", "_error", "_waiting", "may_be_stored", "meta", "read")
+
+    def __init__(self, read: Read, meta: Meta | None) -> None:
+        """Prepare; nothing is under way."""
+        self.read = read
+        self.meta = meta
+        self.may_be_stored = False
+        self._entry: Entry | None = None
+        self._error: BaseException | None = None
+        self._waiting: list[asyncio.Future[Entry]] = []
+
+    async def landed(self) -> Entry:
+        """Return what is loaded. Raises what the load does; a caller that goes away does not end it."""
+        if self._entry is None and self._error is None:
+            future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            return await future
+        if self._entry is None:
+            raise self._error or AssertionError
+        return self._entry
+
+    def land(self, entry: Entry, *, may_be_stored: bool) -> None:
+        """Hand the entry to all who wait."""
+        self._entry, self.may_be_stored = entry, may_be_stored
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(entry)
+
+    def fail(self, error: BaseException) -> None:
+        """Hand the error to all who wait."""
+        self._error = error
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+
+
+class Loads:
+    """The loads of one process. `encode` makes the bytes of a loaded value; `connect` lends connections."""
+
+    def __init__(
+        self,
+        store: Store,
+        gather: Gather,
+        counters: Counters,
+        connect: Connect,
+        encode: Callable[[Any], bytes],
+        ttl_negative: int,
+    ) -> None:
+        """Prepare; an answer that there is nothing is kept for `ttl_negative` s at most."""
+        self.connect = connect
+        self.barrier_statement = BARRIER
+        self._store = store
+        self._gather = gather
+        self._counters = counters
+        self._encode = encode
+        self._ttl_negative = ttl_negative
+        self._lanes: dict[Hashable, list[Flight]] = {}
+        self._flights: dict[tuple[str, bytes], Flight] = {}
+        self._landed: list[tuple[Flight, Fill]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def settle(self) -> None:
+        """Wait for the loads and fills that are under way now."""
+        self._store_landed()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._store_landed()
+
+    def under_way(self, key: Key, meta: Meta) -> Flight | None:
+        """Return the load of a key under a generation, also if it has landed and is not stored yet."""
+        return self._flights.get((key.entry, meta.generation))
+
+    def start(self, read: Read, meta: Meta | None, *, behind: bool = False) -> Flight:
+        """Start a load, which is stored if it may be; without a meta it is not.
+
+        One that no caller waits for goes `behind`, so that none waits for its end either.
+        """
+        flight = Flight(read, meta)
+        if meta is not None:
+            self._flights[read.key.entry, meta.generation] = flight
+        lane = read.lane, behind
+        if (flights := self._lanes.get(lane)) is None:
+            flights = self._lanes[lane] = []
+            self._spawn(self._drain(lane, flights, read.load))
+        flights.append(flight)
+        return flight
+
+    async def _drain(self, lane: Hashable, flights: list[Flight], load: LoadMany) -> None:
+        try:
+            while flights:
+                lot = flights[:LARGEST_CALL]
+                del flights[:LARGEST_CALL]
+                await self._fly(lot, load)
+        finally:
+            del self._lanes[lane]
+            self._fail(flights, asyncio.CancelledError())  # only if this task was cancelled
+
+    async def _fly(self, flights: Sequence[Flight], load: LoadMany) -> None:
+        """Load by one statement, and hand out what it found, or the error."""
+        try:
+            is_cold = any(flight.meta is not None and flight.meta.cold for flight in flights)
+            barrier = await self._gather.ask("barrier", None, self.barrier) if is_cold else 0
+            loaded_ms = now_ms()
+            arguments = list(dict.fromkeys([flight.read.argument for flight in flights]))
+            async with self.connect() as conn:
+                loaded = await load(conn, arguments)
+            found = dict(zip(arguments, loaded, strict=True))
+            for flight in flights:
+                self._land(flight, found[flight.read.argument], barrier, loaded_ms)
+        except BaseException as error:
+            self._fail(flights, error)
+            if not isinstance(error, Exception):
+                raise
+
+    async def barrier(self, keys: Sequence[None]) -> list[int]:
+        """Return a barrier, which holds for every load that begins after it was asked for."""
+        async with self.connect() as conn:
+            cursor = await conn.execute(self.barrier_statement)
+            return [row[0] for row in await cursor.fetchall()]
+
+    def _land(self, flight: Flight, loaded: Stamped[Any], barrier: int, loaded_ms: int) -> None:
+        """Hand out an entry, and keep it for the next fill if it may be stored."""
+        entry, meta = Entry(None if loaded.value is None else self._encode(loaded.value), loaded_ms), flight.meta
+        may_be_stored = meta is not None and loaded.stamp > max(meta.highest, barrier)
+        flight.land(entry, may_be_stored=may_be_stored)
+        if meta is None:
+            return
+        if not may_be_stored:
+            self._counters.refused_fills += 1
+            self._forget(flight)
+            return
+        if not self._landed:
+            asyncio.get_running_loop().call_later(FILL_DELAY_SECONDS, self._store_landed)
+        key = flight.read.key
+        fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
+        self._landed.append((flight, fill))
+
+    def _ttl_ms(self, key: Key, entry: Entry) -> int:
+        """Return the lifetime of an entry: up to a tenth shorter, so that what was stored together ends apart."""
+        ttl = key.group.namespace.ttl
+        if entry.body is None:
+            ttl = min(ttl, self._ttl_negative)
+        return int(ttl * 1000 * random.uniform(0.9, 1))  # noqa: S311
+
+    def _store_landed(self) -> None:
+        landed, self._landed = self._landed, []
+        for first in range(0, len(landed), LARGEST_CALL):
+            self._spawn(self._fill(landed[first : first + LARGEST_CALL]))
+
+    async def _fill(self, landed: Sequence[tuple[Flight, Fill]]) -> None:
+        """Store what has landed, but for what a write has overtaken."""
+        try:
+            with suppress(StoreAway):
+                stored = await self._store.fill([fill for _, fill in landed])
+                self._counters.sets += stored
+                self._counters.refused_fills += len(landed) - stored
+        finally:
+            for flight, _ in landed:
+                self._forget(flight)
+
+    def _fail(self, flights: Sequence[Flight], error: BaseException) -> None:
+        for flight in flights:
+            flight.fail(error)
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        """Let no caller join any more."""
+        if flight.meta is not None:
+            name = flight.read.key.entry, flight.meta.generation
+            if self._flights.get(name) is flight:
+                del self._flights[name]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
