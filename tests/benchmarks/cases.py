@@ -15,13 +15,14 @@ from parlor.stats.v1 import stats_pb2 as stats
 
 SALON = "salon-123"
 CALLS = 1000
+BATCH = 100
 BUSY = "bench-busy"  # a salon with a calendar in the future, where slots can be free
 BUSY_RESOURCES = 10
 BUSY_WEEKS = 9
 
 
 class Case(NamedTuple):
-    """A read RPC: its service, its method, and a thousand different requests."""
+    """A read RPC: its service, its method, and a thousand different requests, or as many in batches."""
 
     service: str
     method: str
@@ -135,8 +136,12 @@ def cases(database_url: str) -> Iterator[Case]:
             booking.ListBookingEventsRequest(salon_id=SALON, booking_code=code) for (code,) in codes
         ),
         ("booking", "BatchGetBookings"): (
-            booking.BatchGetBookingsRequest(salon_id=SALON, booking_codes=[code for (code,) in codes[n : n + 10]])
-            for n in range(0, CALLS, 10)
+            booking.BatchGetBookingsRequest(salon_id=SALON, booking_codes=[code for (code,) in codes[n : n + BATCH]])
+            for n in range(0, CALLS, BATCH)
+        ),
+        ("booking", "BatchGetSalons"): (
+            booking.BatchGetSalonsRequest(salon_ids=[f"bench-{n + 1}" for n in range(first, first + BATCH)])
+            for first in range(0, CALLS, BATCH)
         ),
         ("booking", "SearchAvailability"): _weeks(),
         ("messaging", "GetMessage"): (
