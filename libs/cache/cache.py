@@ -118,10 +118,9 @@ class Cache:
 
         It has no task a key, which would cost more than all the rest, and joins no load under way.
         """
-        reads = [Read(key, load, argument, load) for key, argument in zip(keys, arguments, strict=True)]
         max_age = MAX_AGE.get()
         if max_age == 0 or not all(map(self._may_hit, keys)):
-            return await self._bypass(reads)
+            return await self._bypass(_reads(keys, arguments, load))
         try:
             looks = await self.store.look_many(keys)
             replies = [self._hit(entry, max_age) for _, entry in looks]
@@ -129,10 +128,11 @@ class Cache:
             unknown = [place for place in missed if looks[place].meta is None]
             opened = await asyncio.gather(*(self.store.open(keys[place].group.meta) for place in unknown))
         except StoreAway:
-            return await self._bypass(reads)
+            return await self._bypass(_reads(keys, arguments, load))
         self.counters.misses += len(missed)
         metas = dict(zip(unknown, opened, strict=True))
-        flights = [self.loads.start(reads[at], looks[at].meta or metas[at]) for at in missed]
+        reads = _reads([keys[at] for at in missed], [arguments[at] for at in missed], load)
+        flights = [self.loads.start(read, looks[at].meta or metas[at]) for at, read in zip(missed, reads, strict=True)]
         for place, flight in zip(missed, flights, strict=True):
             replies[place] = Reply((await flight.landed()).body, "miss", 0)
         return [reply for reply in replies if reply is not None]
@@ -317,3 +317,7 @@ class Cache:
     async def invalidate_namespace(self, namespace: Namespace) -> int:
         """Invalidate every group of a namespace; return how many there were. Raises: CacheUnavailable."""
         return await self.invalidate_pattern(namespace.prefix + "*")
+
+
+def _reads(keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Read]:
+    return [Read(key, load, argument, load) for key, argument in zip(keys, arguments, strict=True)]

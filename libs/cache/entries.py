@@ -77,6 +77,7 @@ def encode(key: str, entry: Entry) -> bytes:
     return _HEADER.pack(_check(key), entry.loaded_ms, entry.body is not None) + (entry.body or b"")
 
 
+@lru_cache(4096)
 def _check(key: str) -> bytes:
     """Return what an entry says of its key, so that a reply meant for another is never taken for it."""
     return blake2b(key.encode(), digest_size=8).digest()

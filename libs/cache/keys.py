@@ -10,6 +10,7 @@ its own invalidate the whole, too.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Namespace:
     refresh: float = 1.0
     near: bool = False
 
+    @lru_cache(4096)  # noqa: B019 - namespaces are few, and live as long as the process
     def group(self, identifier: str, middle: str = "") -> "Group":
         """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""
         return Group(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
@@ -55,7 +57,7 @@ class Group(NamedTuple):
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
-        return Key(self, ":".join([self.name, *[quoted(str(part)) for part in parts]]))
+        return Key(self, ":".join([self.name, *[quoted(str(part)) for part in parts]]) if parts else self.name)
 
 
 class Key(NamedTuple):

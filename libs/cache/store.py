@@ -264,11 +264,14 @@ class Store:
             await node.client.set(node.run_id_key, run_id)
 
     async def _track(self, wire: Wire) -> None:
-        """Have the server tell whatever changes in the namespaces of the near cache."""
+        """Have the server tell whatever others change in the namespaces of the near cache.
+
+        Of this connection's own commands fills change no generation, and a registration drops its groups itself.
+        """
         if not self._tracked:
             return
         prefixes = [word for prefix in self._tracked for word in ("PREFIX", prefix)]
-        commands = ("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
+        commands = ("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *prefixes)
         for reply in await asyncio.gather(*(wire.call(*command) for command in commands)):
             if isinstance(reply, Exception):
                 raise reply

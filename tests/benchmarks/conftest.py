@@ -24,16 +24,17 @@ HEADING = "| RPC | in flight | echo, us | near | warm | cold | cache off |\n|---
 
 
 class Echo(Server):
-    """The bare grpcio server."""
+    """The bare grpcio server: grpc as it comes, without what libs/rpc/transport.py sets, unless it is asked for."""
 
-    def __init__(self, log: Path) -> None:
-        """Start nothing yet."""
+    def __init__(self, log: Path, experiments: str = "") -> None:
+        """Start nothing yet; `experiments` are GRPC_EXPERIMENTS, which this process has from libs/rpc."""
         super().__init__("echo", None, log)
+        self.experiments = experiments
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start it with this Python."""
         command = [sys.executable, "-m", "tests.benchmarks.echo", str(self.port)]
-        return spawn(command, self.log, self.stop_signal)
+        return spawn(command, self.log, self.stop_signal, environment={"GRPC_EXPERIMENTS": self.experiments})
 
     def is_ready(self) -> bool:
         """Return whether it listens."""

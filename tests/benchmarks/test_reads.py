@@ -14,6 +14,7 @@ from tests.benchmarks.http2 import Headers
 from tests.benchmarks.load import Target
 
 ROUNDS = 15
+ROUNDS_BY_KEY = 31  # they are short, and their budget is narrow
 CALLS = {32: 320, 1: 100}
 FEW = 16  # requests that a warm round asks for, in turn
 KINDS = ("near", "warm", "cold", "off")
@@ -80,7 +81,7 @@ def test_read(system: System, benchmark: Any, method: str, in_flight: int, pytes
     cells = [f"{ratios[kind]:.2f}" if kind in ratios else "-" for kind in KINDS]
     row = f"| {method} | {in_flight} | {echo:.0f} | {' | '.join(cells)} |"
     pytestconfig.stash.setdefault(ROWS, []).append(row)
-    if method == "SearchAvailability":
+    if method == "SearchAvailability" and in_flight == 1:  # concurrent look-ups share statements, searches can't
         booking = asyncio.run(measure(system, system.cases["GetBookingByCode"], in_flight))
         assert ratios["off"] <= 3 * median(booking["cold"]) / median(booking["echo"])
     benchmark.extra_info.update(ratios, echo_us=round(echo))
@@ -107,7 +108,7 @@ async def measure(system: System, case: Case, in_flight: int) -> dict[str, list[
         figures.setdefault(kind, []).append(done.cpu_us)
 
     await server.round(case.path, case.requests, len(case.requests), 32)
-    for turn in range(ROUNDS):
+    for turn in range(ROUNDS_BY_KEY if case.method in BY_KEY else ROUNDS):
         first = turn * calls % len(case.requests)
         some = [*case.requests[first:], *case.requests[:first]][:calls]
         figures["echo"].append((await echo.round(f"/echo/{case.reply}", [reply], calls, in_flight)).cpu_us)
