@@ -77,7 +77,8 @@ def _field(kind: type[Message], field: Any) -> Encode:
         return kind(**{name: value}).SerializeToString()
 
     if field.is_repeated and field.type == field.TYPE_STRING:
-        return lambda values: encode([value.decode() for value in values])
+        kept = lru_cache(KEPT_VALUES)(lambda values: encode([value.decode() for value in values]))
+        return lambda values: kept(tuple(values))
     if field.type == field.TYPE_STRING:
         return _text(field.number, empty=encode(""))
     if field.message_type is Timestamp.DESCRIPTOR:
