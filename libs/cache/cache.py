@@ -19,7 +19,7 @@ from libs.cache.ahead import WARMING, Warmer, is_due
 from libs.cache.entries import Entry, Meta, now_ms
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
-from libs.cache.loads import Connect, Loads
+from libs.cache.loads import Connect, Flight, Loads
 from libs.cache.reply import MAX_AGE, LoadMany, Read, Reply, Stamped
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
@@ -116,7 +116,7 @@ class Cache:
     async def look_up_many(self, keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Reply]:
         """Return the replies of different keys, as `look_up` does: one MGET, and one load of all that is missing.
 
-        It has no task a key, which would cost more than all the rest, and joins no load under way.
+        It has no task a key, which would cost more than all the rest, and joins no load that has not landed.
         """
         max_age = MAX_AGE.get()
         if max_age == 0 or not all(map(self._may_hit, keys)):
@@ -132,7 +132,7 @@ class Cache:
         self.counters.misses += len(missed)
         metas = dict(zip(unknown, opened, strict=True))
         reads = _reads([keys[at] for at in missed], [arguments[at] for at in missed], load)
-        flights = [self.loads.start(read, looks[at].meta or metas[at]) for at, read in zip(missed, reads, strict=True)]
+        flights = [self._flight(read, looks[at].meta or metas[at]) for at, read in zip(missed, reads, strict=True)]
         for place, flight in zip(missed, flights, strict=True):
             replies[place] = Reply((await flight.landed()).body, "miss", 0)
         return [reply for reply in replies if reply is not None]
@@ -198,6 +198,11 @@ class Cache:
             if running.may_be_stored:
                 return entry
         return await self.loads.start(read, meta).landed()
+
+    def _flight(self, read: Read, meta: Meta) -> Flight:
+        """Return a load that is about to be stored, else start one."""
+        running = self.loads.under_way(read.key, meta)
+        return running if running is not None and running.may_be_stored else self.loads.start(read, meta)
 
     def _refresh(self, read: Read, meta: Meta) -> None:
         """Load behind a reply, unless a load is under way; it is stored only under the generation that was hit."""

@@ -49,13 +49,13 @@ class Flight:
 
     async def landed(self) -> Entry:
         """Return what is loaded. Raises what the load does; a caller that goes away does not end it."""
-        if self._entry is None and self._error is None:
-            future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            return await future
-        if self._entry is None:
-            raise self._error or AssertionError
-        return self._entry
+        if self._error is not None:
+            raise self._error
+        if self._entry is not None:
+            return self._entry
+        future: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return await future
 
     def land(self, entry: Entry, *, may_be_stored: bool) -> None:
         """Hand the entry to all who wait."""
@@ -145,7 +145,7 @@ class Loads:
             found = dict(zip(arguments, loaded, strict=True))
             for flight in flights:
                 self._land(flight, found[flight.read.argument], barrier, loaded_ms)
-        except BaseException as error:
+        except BaseException as error:  # also a cancellation: no caller may wait for ever
             self._fail(flights, error)
             if not isinstance(error, Exception):
                 raise
