@@ -91,7 +91,7 @@ class Cache:
         async def load_one(conn: psycopg.AsyncConnection[Any], _: Sequence[None]) -> list[Stamped[Any]]:
             return [await load(conn)]
 
-        return await self._read(Read(key, key.entry, None, load_one), repeatable=repeatable)
+        return await self.answer(Read(key, key.entry, None, load_one, repeatable))
 
     async def look_up(self, key: Key, argument: Hashable, load: LoadMany, *, repeatable: bool = False) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it together with all that is looked up in the same tick.
@@ -99,11 +99,7 @@ class Cache:
         `load` gets the arguments and returns as many results, in their order, of one statement. It must be the same
         function at each call: a bound method or a module's function, no lambda. `repeatable` is as in `read`.
         """
-        return await self._read(Read(key, load, argument, load), repeatable=repeatable)
-
-    async def again(self, read: Read) -> Reply:
-        """Do a read again that a reply has named."""
-        return await self._read(read)
+        return await self.answer(Read(key, load, argument, load, repeatable))
 
     def near(self, key: Key) -> Reply | None:
         """Return the reply of `key` if this process has seen it within the near cache's lease."""
@@ -150,10 +146,11 @@ class Cache:
                 return self._hit((await self.store.look(key)).entry, None)
         return None
 
-    async def _read(self, read: Read, *, repeatable: bool = False) -> Reply:
+    async def answer(self, read: Read) -> Reply:
+        """Return the reply to a read, such as one that a reply has named to be done `again`."""
         if WARMING.get():
             return await self._warm(read)
-        key, again, max_age = read.key, read if repeatable else None, MAX_AGE.get()
+        key, again, max_age = read.key, read if read.repeatable else None, MAX_AGE.get()
         if key.group.namespace.near and max_age is None and (reply := self.near(key)) is not None:
             return reply._replace(again=again)
         if max_age == 0 or not self._may_hit(key):

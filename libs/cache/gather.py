@@ -58,9 +58,7 @@ class Gather:
 async def _answer(keys: list[Any], batch: list[list["asyncio.Future[Any]"]], run: Run) -> None:
     """Make one call and give each future its answer, or the error."""
     try:
-        answers = await run(keys)
-        if len(answers) != len(keys):
-            raise ValueError(f"{len(answers)} answers to {len(keys)} questions")
+        answers = of_each(keys, await run(keys))
     except Exception as error:
         for future in _unanswered(batch):
             future.set_exception(error)
@@ -69,10 +67,17 @@ async def _answer(keys: list[Any], batch: list[list["asyncio.Future[Any]"]], run
             future.cancel()
         raise
     else:
-        for futures, answer in zip(batch, answers, strict=True):
+        for futures, answer in zip(batch, answers.values(), strict=True):
             for future in futures:
                 if not future.done():
                     future.set_result(answer)
+
+
+def of_each(questions: Sequence[Any], answers: Sequence[Any]) -> dict[Any, Any]:
+    """Return the answer of each of different questions. Raises: ValueError if there are not as many."""
+    if len(answers) != len(questions):
+        raise ValueError(f"{len(answers)} answers to {len(questions)} questions")
+    return dict(zip(questions, answers, strict=True))
 
 
 def _unanswered(batch: list[list["asyncio.Future[Any]"]]) -> list["asyncio.Future[Any]"]:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import psycopg
 
 from libs.cache.entries import Entry, Fill, Meta, now_ms
-from libs.cache.gather import LARGEST_CALL, Gather
+from libs.cache.gather import LARGEST_CALL, Gather, of_each
 from libs.cache.keys import Key
 from libs.cache.reply import LoadMany, Read, Stamped
 from libs.cache.statistics import Counters
@@ -141,8 +141,7 @@ class Loads:
             loaded_ms = now_ms()
             arguments = list(dict.fromkeys([flight.read.argument for flight in flights]))
             async with self.connect() as conn:
-                loaded = await load(conn, arguments)
-            found = dict(zip(arguments, loaded, strict=True))
+                found = of_each(arguments, await load(conn, arguments))
             for flight in flights:
                 self._land(flight, found[flight.read.argument], barrier, loaded_ms)
         except BaseException as error:  # also a cancellation: no caller may wait for ever

@@ -30,18 +30,22 @@ LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Aw
 
 
 class Read(NamedTuple):
-    """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments of its lane."""
+    """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments of its lane.
+
+    `repeatable` says that all of it follows from the request's bytes alone.
+    """
 
     key: Key
     lane: Hashable
     argument: Hashable
     load: LoadMany
+    repeatable: bool = False
 
 
 class Reply(NamedTuple):
     """The bytes of a reply, None if there is nothing; by which of `near`, `hit`, `miss`, `bypass`; how old.
 
-    `again` is the read to do for the next request of the same bytes, if the caller has said that it depends on no more.
+    `again` is the read to do for the next request of the same bytes, if it is repeatable.
     """
 
     body: bytes | None

@@ -127,6 +127,7 @@ class Store:
 
     def _look(self) -> None:
         looks, self._looks = self._looks, []
+        self._under_way += len(looks)
         if not self.ready:  # it was when they asked
             self._looked(looks, 0, StoreAway("not ready"))
             return
@@ -143,14 +144,10 @@ class Store:
         command = ["MGET"]
         for key, _ in looks:
             command += (key.group.meta, key.entry)
-        self._under_way += len(looks)
-        wire.send(partial(self._got, looks, now()), *command)
-
-    def _got(self, looks: Looks, sent: float, reply: Any) -> None:
-        self._under_way -= len(looks)
-        self._looked(looks, sent, reply)
+        wire.send(partial(self._looked, looks, now()), *command)
 
     def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
+        self._under_way -= len(looks)
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         for place, (key, future) in enumerate(looks):

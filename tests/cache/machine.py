@@ -7,7 +7,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -17,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from libs.cache import Cache, CacheSettings, Group, Key
 from libs.cache.entries import Found
 from libs.cache.wire import OnReply
-from tests.cache.shop import STAMP, Loaded, Shop
+from tests.cache.shop import Loaded, Shop
 
 T = TypeVar("T")
 
@@ -28,16 +27,6 @@ PARTS = ("tea", "milk")
 
 class Killed(psycopg.OperationalError, ConnectionError):
     """What a process that was killed would never learn."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The library, or one of the ways to get it wrong."""
-
-    shop: type[Shop] = Shop
-    cache: type[Cache] = Cache
-    prepare: Callable[[Cache], None] = lambda cache: None
-    stamp: str = STAMP
 
 
 class Row(NamedTuple):
@@ -95,13 +84,12 @@ class Process:
         self.dead = False
         self.steps: list[asyncio.Future[None]] = []
         self.passed: Counter[str] = Counter()
-        self.cache = world.variant.cache(world.settings, self.connection, str.encode)
+        self.cache = Cache(world.settings, self.connection, str.encode)
         self._connect, self._recover = self.cache.store._connect, self.cache.store.recover
         self.cache.store._connect = self._connect_held  # type: ignore[method-assign]
         self.cache.store.recover = self._recover_at_once  # type: ignore[method-assign]
-        world.variant.prepare(self.cache)
-        kind = type("Shop", (Shelves, world.variant.shop), {})
-        self.shop: Shop = kind(self.cache, cast(Any, self), world.variant.stamp)
+        kind = type("Shop", (Shelves, world.variant), {})
+        self.shop: Shop = kind(self.cache, cast(Any, self))
 
     @property
     def ready(self) -> bool:
@@ -185,7 +173,7 @@ class Process:
 class World:
     """The two servers, an event loop, and what outlives processes."""
 
-    def __init__(self, dsn: str, redis_url: str, variant: Variant) -> None:
+    def __init__(self, dsn: str, redis_url: str, variant: type[Shop]) -> None:
         """Connect, and keep a process beside the others, to look and to send again what they have sent."""
         self.variant = variant
         self.settings = CacheSettings(url=redis_url, poll=60_000, warm=0).model_copy(update={"timeout": 30_000})

@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from libs.cache.keys import META
 from libs.cache.store import StoreAway
 from tests.cache import variants
-from tests.cache.machine import PARTS, Process, Row, Variant, World
+from tests.cache.machine import PARTS, Process, Row, World
 from tests.cache.outside import CacheServer
-from tests.cache.shop import put
+from tests.cache.shop import Shop, put
 
 PROCESSES = 2
 JOBS = 3  # of a process at once
@@ -306,23 +306,23 @@ def _names(body: bytes | None) -> set[str]:
 
 
 # The others of tests/cache/variants.py are found now and then, too; by name, and always, in test_counterexamples.py.
-WRONG = {"register_after_commit": Variant(shop=variants.RegistersAfterCommit)}
+WRONG = {"register_after_commit": variants.RegistersAfterCommit}
 
 
 @pytest.fixture
-def variant() -> Variant:
+def variant() -> type[Shop]:
     """The library."""
-    return Variant()
+    return Shop
 
 
 @pytest.fixture
 def machine(
-    database_url: str, own_valkey: CacheServer, variant: Variant, monkeypatch: pytest.MonkeyPatch
+    database_url: str, own_valkey: CacheServer, variant: type[Shop], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[type[Machine]]:
     """The machine, on servers of its own."""
     monkeypatch.setattr("libs.cache.loads.FILL_DELAY_SECONDS", 0)  # the machine has no clock
     world = World(database_url, own_valkey.url, variant)
-    yield type("Machine", (Machine,), {"world": world, "ours": variant == Variant()})
+    yield type("Machine", (Machine,), {"world": world, "ours": variant is Shop})
     world.close()
 
 
