@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from libs.db import Database, DatabaseSettings, DatabaseUnavailable, PoolExhausted, split_pool_parameters
 from ops.servers import Postgres
+from tests.load import until
 
 SEED_URL = (
     "postgresql://u:hidden@db:5432/parlor?connection_limit=7&sslmode=disable&pool_timeout=8&statement_cache_size=9"
@@ -187,6 +188,29 @@ async def test_more_callers_than_may_wait_fail_at_once(database_url: str) -> Non
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         assert answers.count(1) == 50
         assert database.exhaustions == 10
+
+
+async def test_the_connection_given_back_last_is_the_next_callers_unless_one_waits(database_url: str) -> None:
+    async with opened(database_url, connection_limit=1) as database:
+        turns: list[str] = []
+
+        async def turn(name: str) -> None:
+            async with database.connection():
+                turns.append(name)
+
+        async with database.connection() as conn:
+            waiting = asyncio.create_task(turn("waited"))
+            await until(lambda: database.pool.get_stats().get("requests_waiting", 0) == 1)
+        await turn("came later")
+        assert waiting.done()
+        assert turns == ["waited", "came later"]
+        async with database.connection() as same:
+            assert same is conn
+            assert database.idle == 0
+        assert database.idle == 1
+        await until(lambda: database.pool.get_stats()["pool_available"] == 1)  # which ends it when it is old
+        assert database.idle == 1
+    assert conn.closed
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError])

@@ -7,7 +7,7 @@ lane, one statement after the other.
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConne
 BARRIER = "SELECT pg_current_xact_id()::text::bigint"
 
 # Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
-FILL_DELAY_SECONDS = 0.005
+FILL_DELAY_SECONDS = 0.02
 
 
 class Flight:
@@ -92,16 +92,16 @@ class Loads:
         self._counters = counters
         self._encode = encode
         self._ttl_negative = ttl_negative
-        self._lanes: dict[Hashable, list[Flight]] = {}
+        self._lanes: dict[Hashable, tuple[list[Flight], asyncio.Task[None]]] = {}
         self._flights: dict[tuple[str, bytes], Flight] = {}
         self._landed: list[tuple[Flight, Fill]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._fills: set[asyncio.Task[None]] = set()
 
     async def settle(self) -> None:
         """Wait for the loads and fills that are under way now."""
         self._store_landed()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        while tasks := [*self._fills, *(task for _, task in self._lanes.values())]:
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._store_landed()
 
     def under_way(self, key: Key, meta: Meta) -> Flight | None:
@@ -117,10 +117,10 @@ class Loads:
         if meta is not None:
             self._flights[read.key.entry, meta.generation] = flight
         lane = read.lane, behind
-        if (flights := self._lanes.get(lane)) is None:
-            flights = self._lanes[lane] = []
-            self._spawn(self._drain(lane, flights, read.load))
-        flights.append(flight)
+        if (known := self._lanes.get(lane)) is None:
+            flights: list[Flight] = []
+            known = self._lanes[lane] = flights, asyncio.create_task(self._drain(lane, flights, read.load))
+        known[0].append(flight)
         return flight
 
     async def _drain(self, lane: Hashable, flights: list[Flight], load: LoadMany) -> None:
@@ -177,12 +177,14 @@ class Loads:
         ttl = key.group.namespace.ttl
         if entry.body is None:
             ttl = min(ttl, self._ttl_negative)
-        return int(ttl * 1000 * random.uniform(0.9, 1))  # noqa: S311
+        return int(ttl * 1000 * (1 - random.random() / 10))  # noqa: S311
 
     def _store_landed(self) -> None:
         landed, self._landed = self._landed, []
         for first in range(0, len(landed), LARGEST_CALL):
-            self._spawn(self._fill(landed[first : first + LARGEST_CALL]))
+            task = asyncio.create_task(self._fill(landed[first : first + LARGEST_CALL]))
+            self._fills.add(task)
+            task.add_done_callback(self._fills.discard)
 
     async def _fill(self, landed: Sequence[tuple[Flight, Fill]]) -> None:
         """Store what has landed, but for what a write has overtaken."""
@@ -206,8 +208,3 @@ class Loads:
             name = flight.read.key.entry, flight.meta.generation
             if self._flights.get(name) is flight:
                 del self._flights[name]
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

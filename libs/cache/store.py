@@ -115,6 +115,8 @@ class Store:
 
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
+        if len(self._wires) == 1:
+            return await self._fill_slot(fills)
         lots: dict[int, list[Fill]] = defaultdict(list)
         for fill in fills:
             lots[self._slot(fill.key.group.meta)].append(fill)

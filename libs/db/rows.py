@@ -6,7 +6,7 @@ A cached statement has its stamp (see libs/cache) as its first column. It starts
 carries one too: `FROM (SELECT ... AS stamp) LEFT JOIN LATERAL (...) ON true`; its second column, an id, is NULL then.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -72,10 +72,13 @@ async def fetch_undecoded(conn: AsyncConnection[Any], query: str, params: Params
 
 
 async def fetch_stamped(
-    conn: AsyncConnection[Any], kind: type[Message], query: str, params: Params
+    conn: AsyncConnection[Any], kind: type[Message], query: str, params: Sequence[Any]
 ) -> list[Loaded[bytes | None]]:
-    """Return every row of a cached statement as a message's bytes: None where the column after the stamp is NULL."""
-    names, rows = await fetch_undecoded(conn, query, params)
+    """Return every row of a cached statement as a message's bytes: None where the column after the stamp is NULL.
+
+    Its parameters are `$1`, `$2`...
+    """
+    names, rows = await cast(Connection, conn).look_up(query, params)
     encode = encoder(kind, *names[1:])
     return [Loaded(row[0], None if row[1] is None else encode(row[1:])) for row in rows]
 

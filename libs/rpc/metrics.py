@@ -94,7 +94,7 @@ class Figures(Collector):
             ("parlor_cache_near_bytes", "Bytes in the near cache", cache.store.near.bytes),
             ("parlor_db_available", "Whether Postgres answers", database.available),
             ("parlor_db_connections", "Connections open", pool["pool_size"]),
-            ("parlor_db_connections_idle", "Connections open and not in use", pool["pool_available"]),
+            ("parlor_db_connections_idle", "Connections open and not in use", database.idle),
             ("parlor_db_connections_limit", "Most connections there may be", database.settings.connection_limit),
             ("parlor_db_connections_awaited", "Requests that wait for one", pool.get("requests_waiting", 0)),
         ):

@@ -32,7 +32,7 @@ async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str,
     """
     query = f"""
         SELECT stamp, {BOOKING}
-        FROM {STAMP}, unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (salon, code, place)
+        FROM {STAMP}, unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (salon, code, place)
         LEFT JOIN bookings ON booking_code = wanted.code AND salon_id = wanted.salon
         ORDER BY place"""
     return await fetch_stamped(conn, Booking, query, [text_array(column) for column in zip(*keys, strict=True)])

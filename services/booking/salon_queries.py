@@ -26,7 +26,7 @@ async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> 
     """
     query = f"""
         SELECT stamp, {SALON}
-        FROM {STAMP}, unnest(%s::text[]) WITH ORDINALITY AS wanted (id, place)
+        FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
         LEFT JOIN salons ON salon_id = wanted.id
         ORDER BY place"""
     return await fetch_stamped(conn, Salon, query, [text_array(salon_ids)])
@@ -41,7 +41,7 @@ async def salons_by_phone_number_id(
     """
     query = f"""
         SELECT stamp, {SALON}
-        FROM {STAMP}, unnest(%s::text[]) WITH ORDINALITY AS wanted (id, place)
+        FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
         LEFT JOIN salons ON phone_number_id = wanted.id
         ORDER BY place"""
     return await fetch_stamped(conn, Salon, query, [text_array(phone_number_ids)])

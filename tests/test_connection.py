@@ -1,0 +1,143 @@
+"""libs/db: the connection, on both event loops: what waits, fails or is lost."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import psycopg
+import pytest
+import uvloop
+from psycopg.pq import TransactionStatus
+from pydantic import SecretStr
+
+from libs.db import Connection, Database, DatabaseSettings, DatabaseUnavailable, Queries, fetch_rows
+from tests.load import until
+
+LOOPS = [asyncio.run, uvloop.run]
+Run = Callable[[Coroutine[Any, Any, None]], None]
+TWICE = "SELECT $1::text AS once, $1::text || $2 AS twice"
+
+
+async def connect(url: str) -> Connection:
+    conn = await Connection.connect(url, autocommit=True)
+    conn.queries = Queries(threshold=60)
+    return conn
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(2, 1), (None, 0)])
+async def test_a_look_up_is_prepared_at_its_first_use_unless_none_may_be(
+    database_url: str, threshold: int | None, kept: int
+) -> None:
+    async with await connect(database_url) as conn:
+        conn.prepare_threshold = threshold
+        for value in ("a", "é"):
+            assert await conn.look_up(TWICE, [value, "b"]) == (
+                ["once", "twice"],
+                [(value.encode(), f"{value}b".encode())],
+            )
+        _, [(prepared,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
+        assert prepared == kept
+        assert conn.queries.executed == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "error"),
+    [
+        ("SELECT $1::text FROM nothing", "a", psycopg.errors.UndefinedTable),
+        ("SELECT $1::int", "a", psycopg.errors.InvalidTextRepresentation),
+        ("SELECT $1::text", "a\0b", psycopg.DataError),
+        ("SELECT $1::text, pg_terminate_backend(pg_backend_pid())", "a", psycopg.OperationalError),
+    ],
+)
+async def test_a_look_up_that_fails_is_counted_and_leaves_nothing_half_done(
+    database_url: str, query: str, param: str, error: type[Exception]
+) -> None:
+    async with await connect(database_url) as conn:
+        for count in (1, 2):
+            with pytest.raises(error if count == 1 or not conn.broken else psycopg.OperationalError):
+                await conn.look_up(query, [param])
+            assert conn.queries.errors == count
+        if not conn.broken:
+            assert await conn.look_up(TWICE, ["a", "b"]) == (["once", "twice"], [(b"a", b"ab")])
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_who_waits_on_a_connection_that_is_closed_is_told(database_url: str, run: Run) -> None:
+    async def close() -> None:
+        conn = await connect(database_url)
+        statement = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
+        await until(lambda: conn.pgconn.transaction_status == TransactionStatus.ACTIVE)
+        await conn.close()
+        with pytest.raises(psycopg.OperationalError):
+            await asyncio.wait_for(statement, 5)
+
+    run(close())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_an_answer_that_the_loop_never_tells_of_is_read(database_url: str, run: Run) -> None:
+    async def lose() -> None:
+        async with await connect(database_url) as conn:
+            statement = asyncio.create_task(conn.look_up("SELECT pg_sleep(0.05)", []))
+            await until(lambda: conn._watched >= 0)
+            asyncio.get_running_loop().remove_reader(conn._watched)
+            await asyncio.wait_for(statement, 5)
+            await asyncio.wait_for(conn.look_up("SELECT pg_sleep(0.05)", []), 5)
+
+    run(lose())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usable(database_url: str, run: Run) -> None:
+    async def cancel() -> None:
+        async with await connect(database_url) as conn, await connect(database_url) as other:
+            asleep = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+
+            async def sleeping() -> bool:
+                return bool((await other.execute(asleep, [conn.info.backend_pid])).rowcount)
+
+            statement = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
+            await until(sleeping)
+            statement.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await statement
+            assert not await sleeping()
+            assert conn.pgconn.transaction_status == TransactionStatus.IDLE
+            assert await (await conn.execute("SELECT 1")).fetchall() == [(1,)]
+
+    run(cancel())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, run: Run) -> None:
+    async def send() -> None:
+        async with await connect(database_url) as conn:
+            text = "x" * 8_000_000
+            _, [(found,)] = await fetch_rows(conn, "SELECT %s::text", [text])
+            assert found == text
+
+    run(send())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_connections_that_the_server_ends_are_replaced(database_url: str, run: Run) -> None:
+    async def end() -> None:
+        database = Database(DatabaseSettings(url=SecretStr(database_url), connection_limit=2), "ended")
+        await database.open()
+        query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'ended'"
+
+        async def usable() -> bool:
+            try:
+                async with database.connection() as conn, database.connection() as second:
+                    await asyncio.gather(conn.execute("SELECT 1"), second.execute("SELECT 1"))
+            except (psycopg.OperationalError, DatabaseUnavailable):  # the probe's connection was ended twice in a row
+                return False
+            return True
+
+        async with await connect(database_url) as other:
+            for _ in range(3):
+                await other.execute(query)
+                await until(usable)
+        await database.close()
+
+    run(end())
