@@ -29,24 +29,14 @@ class Target:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in self.tasks.iterdir())
 
     async def round(
-        self,
-        method: str,
-        requests: Sequence[bytes],
-        calls: int,
-        in_flight: int,
-        metadata: Headers = (),
-        behind: float = 0,
+        self, method: str, requests: Sequence[bytes], calls: int, in_flight: int, metadata: Headers = ()
     ) -> Round:
-        """Send `calls` requests, in turn out of `requests`, `in_flight` at a time; each must be answered OK.
-
-        What the server does for `behind` s after the last reply counts, too.
-        """
+        """Send `calls` requests, in turn out of `requests`, `in_flight` at a time; each must be answered OK."""
         caller = await Caller.connect(self.port, method, metadata)
         await caller.run(requests[:1], 1)
         before = self._cpu_ns()
         async with asyncio.timeout(60):
             await caller.run(islice(cycle(requests), calls), in_flight)
-            await asyncio.sleep(behind)
         cpu_us = (self._cpu_ns() - before) / calls / 1000
         caller.transport.close()
         return Round(cpu_us, caller.trailers.get("x-cache", ""))
