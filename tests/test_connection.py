@@ -40,6 +40,22 @@ async def test_a_look_up_is_prepared_at_its_first_use_unless_none_may_be(
         assert conn.queries.executed == 3
 
 
+async def test_a_look_up_is_prepared_anew_after_a_rollback(database_url: str) -> None:
+    """The driver then deallocates all statements of the connection, if any are its own."""
+    async with await connect(database_url) as conn:
+        conn.prepare_threshold = 0
+        for _ in range(2):
+            assert await conn.look_up(TWICE, ["a", "b"]) == (["once", "twice"], [(b"a", b"ab")])
+            await conn.execute("SELECT 1")
+            async with conn.transaction(force_rollback=True):
+                await conn.execute("SELECT 2")
+            await conn.execute("SELECT 3", prepare=False)
+            _, rows = await fetch_rows(conn, "SELECT FROM pg_prepared_statements WHERE name LIKE 'look_up%%'", [])
+            assert not rows
+        assert await conn.look_up(TWICE, ["a", "b"]) == (["once", "twice"], [(b"a", b"ab")])
+        assert conn.queries.errors == 0
+
+
 @pytest.mark.parametrize(
     ("query", "param", "error"),
     [

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
+from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
@@ -74,16 +74,19 @@ class Connection(psycopg.AsyncConnection[Any]):
         return names, adapt.load_rows(0, result.ntuples, tuple)
 
     def _execute(self, query: str, values: Sequence[Any]) -> PQGen[PGresult]:
-        pgconn, name = self.pgconn, self._prepared_names.get(query)
-        if name is None and self.prepare_threshold is not None:
-            name = b"look_up_%d" % next(self._names)
-            pgconn.send_prepare(name, query.encode())
-            yield from self._result()
-            self._prepared_names[query] = name
-        if name is None:
+        pgconn = self.pgconn
+        if self.prepare_threshold is None:
             pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
-        else:
-            pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
+            return (yield from self._result())
+        if (name := self._prepared_names.get(query)) is not None:
+            with suppress(InvalidSqlStatementName):  # psycopg deallocates all statements after a rollback
+                pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
+                return (yield from self._result())
+        name = b"look_up_%d" % next(self._names)
+        pgconn.send_prepare(name, query.encode())
+        yield from self._result()
+        self._prepared_names[query] = name
+        pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
         return (yield from self._result())
 
     def _result(self) -> PQGen[PGresult]:
