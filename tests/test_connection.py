@@ -15,7 +15,7 @@ from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
 Run = Callable[[Coroutine[Any, Any, None]], None]
-TWICE = "SELECT $1::text AS once, $1::text || $2 AS twice"
+TWICE = "SELECT $1::text, $1::text || $2"
 
 
 async def connect(url: str) -> Connection:
@@ -31,10 +31,7 @@ async def test_a_look_up_is_prepared_at_its_first_use_unless_none_may_be(
     async with await connect(database_url) as conn:
         conn.prepare_threshold = threshold
         for value in ("a", "é"):
-            assert await conn.look_up(TWICE, [value, "b"]) == (
-                ["once", "twice"],
-                [(value.encode(), f"{value}b".encode())],
-            )
+            assert (await conn.look_up(TWICE, [value, "b"]))[1] == [(value.encode(), f"{value}b".encode())]
         _, [(prepared,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
         assert prepared == kept
         assert conn.queries.executed == 3
@@ -45,14 +42,14 @@ async def test_a_look_up_is_prepared_anew_after_a_rollback(database_url: str) ->
     async with await connect(database_url) as conn:
         conn.prepare_threshold = 0
         for _ in range(2):
-            assert await conn.look_up(TWICE, ["a", "b"]) == (["once", "twice"], [(b"a", b"ab")])
+            assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
             await conn.execute("SELECT 1")
             async with conn.transaction(force_rollback=True):
                 await conn.execute("SELECT 2")
             await conn.execute("SELECT 3", prepare=False)
             _, rows = await fetch_rows(conn, "SELECT FROM pg_prepared_statements WHERE name LIKE 'look_up%%'", [])
             assert not rows
-        assert await conn.look_up(TWICE, ["a", "b"]) == (["once", "twice"], [(b"a", b"ab")])
+        assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
         assert conn.queries.errors == 0
 
 
@@ -74,7 +71,7 @@ async def test_a_look_up_that_fails_is_counted_and_leaves_nothing_half_done(
                 await conn.look_up(query, [param])
             assert conn.queries.errors == count
         if not conn.broken:
-            assert await conn.look_up(TWICE, ["a", "b"]) == (["once", "twice"], [(b"a", b"ab")])
+            assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
 
 
 @pytest.mark.parametrize("run", LOOPS)

@@ -26,7 +26,7 @@ Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConne
 BARRIER = "SELECT pg_current_xact_id()::text::bigint"
 
 # Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
-FILL_DELAY_SECONDS = 0.02
+FILL_DELAY_SECONDS = 0.005
 
 
 class Flight:

@@ -29,10 +29,6 @@ T = TypeVar("T")
 CANCEL_SECONDS = 5.0
 POKE_SECONDS = 0.5  # after which one who waits looks for an answer unasked
 
-# The names of a statement's columns, by its text: asking the driver anew costs more than making the messages. The texts
-# are composed of constants, so they are few.
-_columns: dict[str, list[str]] = {}
-
 
 class Connection(psycopg.AsyncConnection[Any]):
     """A connection whose statements are counted in `queries`.
@@ -54,8 +50,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         self._answer: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def look_up(self, query: str, params: Sequence[Any]) -> tuple[list[str], list[Any]]:
-        """Return the names of the columns, and the rows as `encoder` takes them, of a statement with `$1`, `$2`...
+    async def look_up(self, query: str, params: Sequence[Any]) -> tuple[PGresult, list[Any]]:
+        """Return the result, and the rows as `encoder` takes them, of a statement with `$1`, `$2`...
 
         The connection must be in autocommit. The texts must be few: each stays prepared, unless none may be.
         """
@@ -68,10 +64,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             raise
         finally:
             self.queries.add(query, time.perf_counter() - started)
-        if (names := _columns.get(query)) is None:
-            names = _columns[query] = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
         adapt.set_pgresult(result)
-        return names, adapt.load_rows(0, result.ntuples, tuple)
+        return result, adapt.load_rows(0, result.ntuples, tuple)
 
     def _execute(self, query: str, values: Sequence[Any]) -> PQGen[PGresult]:
         pgconn = self.pgconn

@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from google.protobuf.message import Message
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 from psycopg.abc import Params
+from psycopg.pq.abc import PGresult
 
 from libs.db.connection import Connection
 from libs.db.encoding import encoder
@@ -37,12 +38,12 @@ class Loaded(NamedTuple, Generic[T]):
 _columns: dict[str, list[str]] = {}
 
 
-def columns(cursor: AsyncCursor[Any], query: str) -> list[str]:
+def columns(result: PGresult | None, query: str) -> list[str]:
     """Return the names of a statement's columns."""
     names = _columns.get(query)
-    if names is None:
-        names = _columns[query] = [column.name for column in cursor.description or ()]
-    return names
+    if names is None and result is not None:
+        names = _columns[query] = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
+    return names or []
 
 
 @cache
@@ -61,14 +62,14 @@ async def fetch_rows(conn: AsyncConnection[Any], query: str, params: Params) -> 
     """Return the names of the columns, and the rows."""
     cursor = conn.cursor(binary=True)
     await cursor.execute(_sent(query), params)
-    return columns(cursor, query), await cursor.fetchall()
+    return columns(cursor.pgresult, query), await cursor.fetchall()
 
 
 async def fetch_undecoded(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
     """Return the names of the columns, and the rows as `encoder` takes them."""
     cursor = cast(Connection, conn).rows
     await cursor.execute(_sent(query), params)
-    return columns(cursor, query), await cursor.fetchall()
+    return columns(cursor.pgresult, query), await cursor.fetchall()
 
 
 async def fetch_stamped(
@@ -78,8 +79,8 @@ async def fetch_stamped(
 
     Its parameters are `$1`, `$2`...
     """
-    names, rows = await cast(Connection, conn).look_up(query, params)
-    encode = encoder(kind, *names[1:])
+    result, rows = await cast(Connection, conn).look_up(query, params)
+    encode = encoder(kind, *columns(result, query)[1:])
     return [Loaded(row[0], None if row[1] is None else encode(row[1:])) for row in rows]
 
 

@@ -16,7 +16,7 @@ from tests.benchmarks.load import Target
 ROUNDS = 15
 ROUNDS_BY_KEY = 31  # they are short, and their budget is narrow
 CALLS = {32: 320, 1: 100}
-CALLS_BY_KEY = 320  # so that of what goes on behind the replies, for 20 ms, most is within the round
+CALLS_BY_KEY = 320  # so that of what goes on behind the replies, for 5 ms, most is within the round
 FEW = 16  # requests that a warm round asks for, in turn
 KINDS = ("near", "warm", "cold", "off")
 NEAR = ["GetSalon", "GetSalonByPhoneNumberId"]
@@ -88,8 +88,6 @@ def test_read(system: System, benchmark: Any, method: str, in_flight: int, pytes
     if method == "SearchAvailability":
         booking = asyncio.run(measure(system, system.cases["GetBookingByCode"], in_flight))
         times = ratios["off"] * median(booking["echo"]) / median(booking["cold"])
-        if times > 3 and in_flight > 1:
-            pytest.xfail(f"{times:.1f} cold look-ups, which share statements as searches can't")
         assert times <= 3
 
 

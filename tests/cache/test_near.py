@@ -78,8 +78,8 @@ async def test_no_reply_is_further_behind_than_the_lease(single: Single, fault: 
     if fault == "a connection that is cut":
         single.between.refuse = True
         single.between.reset()
-    for step in range(120):
-        if step % 12 == 0:  # rarer than loads take to be stored
+    for step in range(60):
+        if step % 5 == 0:
             await clock.write(writer)
         await clock.read(reader)
         await asyncio.sleep(LEASE / 15)
