@@ -35,11 +35,31 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a free port below the ephemeral range.
+    """Return a free port; see free_ports."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> range:
+    """Return free ports in a row, below the ephemeral range; no other call takes them for a minute.
 
     Within that range a client that keeps trying to reach a stopped server may connect to itself and so take its port.
     """
-    return next(port for port in random.sample(range(20_000, 32_000), 1_000) if is_free(port))
+    rows = (range(first, first + count) for first in random.sample(range(20_000, 32_000), 1_000))
+    return next(row for row in rows if all(map(_take, row)))
+
+
+def _take(port: int) -> bool:
+    """Leave a connection of the port in TIME_WAIT: servers may listen there (SO_REUSEADDR), this function may not."""
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.listen()
+        with socket.create_connection(("127.0.0.1", port)):
+            taken.accept()[0].close()  # who closes first is left in TIME_WAIT
+    return True
 
 
 def spawn(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from ops.process import free_port, is_free
+from ops.process import free_ports
 from ops.up import SERVICES, Plan, Service, environments, start_services
 from parlor.booking.v1 import booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2_grpc
@@ -23,14 +23,6 @@ class Processes:
     services: dict[str, Service]
     database_url: str
     metrics_ports: dict[str, int]
-
-
-def free_ports(count: int) -> range:
-    """Return free ports in a row."""
-    while True:
-        ports = range(first := free_port(), first + count)
-        if all(map(is_free, ports)):
-            return ports
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from ops.health import is_serving
+from ops.process import free_ports
 from ops.up import SERVICES
-from tests.processes import free_ports
 
 BIN = Path(sys.executable).parent
 README = Path(__file__).parents[1] / "README.md"

@@ -15,11 +15,12 @@ import psycopg
 import pytest
 
 from libs.rpc import channel
+from ops.process import free_ports
 from ops.up import SERVICES, Plan, Service, connections, environments
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from tests.load import DAY, FIRST, until, waiting_for_a_lock
-from tests.processes import Processes, free_ports
+from tests.processes import Processes
 from tests.stack import SALON, booking_request
 from tests.test_processes import STARTING, sample, scrape, start_in_vain, until_away
 

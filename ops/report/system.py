@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from ops.indexes import INDEXES, TABLES
 from ops.migrate import migrate, service_url
-from ops.process import free_port
+from ops.process import free_port, free_ports
 from ops.seed import seed
 from ops.servers import Postgres, Valkey
 from ops.up import SERVICES, Plan, environments, start_services
@@ -49,7 +49,7 @@ def system(scale: int, progress: Progress) -> Iterator[System]:
         copy_url = copy(postgres.dsn)
         progress.advance(started)
         ports = {name: free_port() for name in SERVICES}
-        plan = Plan(folder, None, True, scale, ports, free_port())
+        plan = Plan(folder, None, True, scale, ports, free_ports(len(SERVICES))[0])
         settings = environments(plan, postgres.dsn, valkey.url)
         for name, own in settings.items():  # whatever this process has for services of its own
             own[f"{name.upper()}_DATABASE_URL"] = service_url(postgres.dsn, f"parlor_{name}")

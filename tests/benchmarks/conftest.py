@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ops.migrate import migrate
-from ops.process import Server, free_port, is_free, spawn
+from ops.process import Server, free_port, free_ports, is_free, spawn
 from ops.seed import seed
 from ops.servers import Postgres, Valkey
 from ops.up import Plan, Service, environments
@@ -63,7 +63,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         add_salons(postgres.dsn)
         add_calendar(postgres.dsn)
         ports = {name: free_port() for name in ("booking", "messaging", "stats")}
-        plan = Plan(folder, None, False, 1, ports, free_port())
+        plan = Plan(folder, None, False, 1, ports, free_ports(len(ports))[0])
         settings = environments(plan, postgres.dsn, valkey.url)
         cold = {"REDIS_WARM": "0"}  # what was dropped stays a miss
         servers: dict[str, Server] = {
