@@ -41,7 +41,7 @@ class Spec:
     """What the processes are told.
 
     `began` is when the run began, in s since 1970. A reply may be behind by `behind_ms`, one of the near cache by
-    `near_ms` more; with 0 it may not be at all.
+    `near_ms` more; with 0 it may not be at all. In `mode` "refuse" it may not be behind what any reader was shown.
     """
 
     board: str
@@ -50,6 +50,7 @@ class Spec:
     stats: str
     seed: int
     began: int
+    mode: str
     behind_ms: int
     near_ms: int
 

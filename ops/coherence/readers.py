@@ -56,7 +56,7 @@ class Reader:
     async def read(self, rpc: Any, read: Read) -> bool:
         """Make a read and check it; return whether it was answered."""
         behind = self.spec.behind_ms * NS
-        known = self.board.acknowledged if behind else self.board.known
+        known = self.board.known if self.spec.mode == "refuse" else self.board.acknowledged
         least = [known(fact) for fact in read.facts]
         began = time.monotonic_ns()
         call, source = rpc(read.request, timeout=TIMEOUT_SECONDS), ""

@@ -90,6 +90,7 @@ class System:
             stats=addresses["stats"],
             seed=seed,
             began=began,
+            mode=mode,
             behind_ms=POLL_MS if mode == "bounded" else 0,
             near_ms=NEAR_MS,
         )
