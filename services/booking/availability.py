@@ -4,6 +4,7 @@ All times are in whole s since 1970.
 """
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
@@ -16,7 +17,7 @@ from libs.db import prefix
 from libs.rpc import Page, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
 from services.booking import hours
-from services.booking.hours import Calendar, Stretch
+from services.booking.hours import Calendar
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
@@ -72,14 +73,13 @@ def free(rows: Sequence[Any], resource_ids: Sequence[str], want: Wanted, most: i
     for resource_id, active, working, special, begins, ends in rows:
         own = hours.narrowed(salon, working, special)
         grid = shared if own is salon else starts(own, zone, want)
-        busy = list(zip(begins or (), ends or (), strict=True))
-        found[resource_id] = [] if active is None else _without(grid, busy, want)
+        found[resource_id] = [] if active is None else _without(grid, begins or (), ends or (), want)
     until = _until([free for ranges in found.values() for free in ranges], most)
-    by_start: dict[int, list[str]] = {}
+    by_start: dict[int, list[str]] = defaultdict(list)
     for resource_id in sorted(found):
         for ranged in found[resource_id]:
-            for start in ranged[: bisect_right(ranged, until)]:
-                by_start.setdefault(start, []).append(resource_id)
+            for start in ranged if ranged[-1] <= until else ranged[: bisect_right(ranged, until)]:
+                by_start[start].append(resource_id)
     return by_start
 
 
@@ -92,16 +92,18 @@ def page_of(by_start: Mapping[int, Sequence[str]], page: Page, duration: int) ->
     after = ((page.after_micros or 0) // 1_000_000, page.after_id or "")
     parts: list[bytes] = []
     left = page.size
-    heads: dict[int, _Heads] = {}
+    heads = _Heads(0)
     slot = Slot(start_time=Timestamp(), end_time=Timestamp())
+    begin, end = slot.start_time, slot.end_time
     for start in sorted(by_start):
         names = by_start[start] if start > after[0] else [name for name in by_start[start] if (start, name) > after]
         shown = names[:left]
-        slot.start_time.seconds, slot.end_time.seconds = start, start + duration
-        times = slot.SerializeToString()
-        head = heads.get(len(times)) or heads.setdefault(len(times), _Heads(len(times)))
-        parts += [times.join([head[name] for name in shown]), times] if shown else []
         if shown:
+            begin.seconds, end.seconds = start, start + duration
+            times = slot.SerializeToString()
+            if len(times) != heads.times:
+                heads = _Heads(len(times))
+            parts += times.join(map(heads.__getitem__, shown)), times
             after, left = (start, shown[-1]), left - len(shown)
         if len(shown) < len(names):
             token = page.token(after[0] * 1_000_000, after[1])
@@ -114,11 +116,11 @@ class _Heads(dict[str, bytes]):
     """What comes before the times of each resource's slots, which are so many bytes."""
 
     def __init__(self, times: int) -> None:
-        self._times = times
+        self.times = times
 
     def __missing__(self, resource_id: str) -> bytes:
         head = Slot(resource_id=resource_id).SerializeToString()
-        self[resource_id] = prefix(len(head) + self._times) + head
+        self[resource_id] = prefix(len(head) + self.times) + head
         return self[resource_id]
 
 
@@ -133,18 +135,19 @@ def starts(calendar: Calendar, zone: ZoneInfo, want: Wanted) -> list[range]:
     return [free for free in found if free]
 
 
-def _without(grid: Sequence[range], busy: Sequence[Stretch], want: Wanted) -> list[range]:
-    """Return the starts of a grid whose slots keep their buffers from what is busy, which is in order."""
+def _without(grid: Sequence[range], begins: Sequence[int], ends: Sequence[int], want: Wanted) -> list[range]:
+    """Return the starts of a grid whose slots keep their buffers from what is busy, which is in order and apart."""
     found: list[range] = []
-    begins = [begin - want.duration - want.after for begin, _ in busy]
-    ends = [end + want.before for _, end in busy]
+    closes = [begin - want.duration - want.after for begin in begins]  # later starts come too close
+    opens = [end + want.before for end in ends]  # from then on they do not
     for free in grid:
-        count, at = 0, bisect_right(ends, free.start)
-        while count < len(free) and at < len(busy) and begins[at] < free[-1]:
-            until = max(count, (begins[at] - free.start) // want.step + 1)
+        first, count = free.start, 0
+        at, most = bisect_right(opens, first), bisect_left(closes, free[-1])
+        for close, opened in zip(closes[at:most], opens[at:most], strict=True):
+            until = (close - first) // want.step + 1
             if until > count:
                 found.append(free[count:until])
-            count, at = max(until, -((free.start - ends[at]) // want.step)), at + 1
+            count = -((first - opened) // want.step)
         if count < len(free):
             found.append(free[count:])
     return found

@@ -68,7 +68,7 @@ async def availability(
 
     Shape:  the salon: NULL, its time zone, opening hours, special hours, NULL, NULL; and each of the resources, or of
             the active ones if none is named: its id, NULL unless it is active, working hours, special hours, and the
-            starts and ends of the bookings that block it, in order, in whole s.
+            starts and ends of when bookings block it, in order and apart, in whole s.
     Source: indexes salons_pkey, resources_pkey; constraint bookings_no_overlap.
     """
     named = " AND resource_id = ANY(%(resource_ids)s)" if resource_ids else ""
@@ -79,13 +79,17 @@ async def availability(
         UNION ALL
         SELECT resource_id, CASE WHEN active THEN '' END, working_hours, special_hours, starts, ends
         FROM resources LEFT JOIN (
-            SELECT resource_id, array_agg(floor(extract(epoch FROM start_ts))::bigint ORDER BY start_ts) AS starts,
-                array_agg(ceil(extract(epoch FROM end_ts))::bigint ORDER BY start_ts) AS ends
-            FROM bookings
-            WHERE salon_id = %(salon_id)s{named or " AND resource_id IS NOT NULL"}
-                AND status IN ('PENDING', 'CONFIRMED')
-                AND tstzrange(start_ts, end_ts) && tstzrange(to_timestamp(%(start)s), to_timestamp(%(end)s))
-                AND (hold_expires_at IS NULL OR hold_expires_at > now())
+            SELECT resource_id, array_agg(lower(busy) ORDER BY busy) AS starts, array_agg(upper(busy) ORDER BY busy) AS ends
+            FROM (
+                SELECT resource_id, unnest(range_agg(int8range(
+                    floor(extract(epoch FROM start_ts))::bigint, ceil(extract(epoch FROM end_ts))::bigint))) AS busy
+                FROM bookings
+                WHERE salon_id = %(salon_id)s{named or " AND resource_id IS NOT NULL"}
+                    AND status IN ('PENDING', 'CONFIRMED')
+                    AND tstzrange(start_ts, end_ts) && tstzrange(to_timestamp(%(start)s), to_timestamp(%(end)s))
+                    AND (hold_expires_at IS NULL OR hold_expires_at > now())
+                GROUP BY resource_id
+            ) AS merged
             GROUP BY resource_id
         ) AS busy USING (resource_id)
         WHERE salon_id = %(salon_id)s{named or " AND active"}"""
