@@ -79,7 +79,8 @@ async def availability(
         UNION ALL
         SELECT resource_id, CASE WHEN active THEN '' END, working_hours, special_hours, starts, ends
         FROM resources LEFT JOIN (
-            SELECT resource_id, array_agg(lower(busy) ORDER BY busy) AS starts, array_agg(upper(busy) ORDER BY busy) AS ends
+            SELECT resource_id,
+                array_agg(lower(busy) ORDER BY busy) AS starts, array_agg(upper(busy) ORDER BY busy) AS ends
             FROM (
                 SELECT resource_id, unnest(range_agg(int8range(
                     floor(extract(epoch FROM start_ts))::bigint, ceil(extract(epoch FROM end_ts))::bigint))) AS busy
