@@ -15,7 +15,6 @@ from tests.benchmarks.load import Target
 
 ROUNDS = 61
 CALLS = {32: 320, 1: 100}
-MOST = {32: 1.05, 1: 0.95}  # many at once gain little or nothing, by the run
 
 
 @pytest.mark.parametrize("in_flight", [32, 1])
@@ -35,4 +34,4 @@ def test_transport(tmp_path: Path, benchmark: Any, in_flight: int) -> None:
     ratio = round(median(figures["ours"]) / median(figures["bare"]), 2)
     benchmark.extra_info["ours/bare"] = ratio
     print(f"transport: {ratio} of the bare echo, {in_flight} in flight")
-    assert ratio <= MOST[in_flight]
+    assert ratio < 1
