@@ -26,9 +26,9 @@ RPCS = (
     "ListMessages",
 )
 SOURCES = ("near", "hit", "miss", "bypass")
-# What a process counts of each RPC. `reads` are cached replies: a batch has as many as keys. `oldest` is the largest
-# age of what a reply still showed, in ns.
-COUNTS = ("rpcs", "reads", *SOURCES, "failed", "stale", "oldest")
+# What a process counts of each RPC. `reads` are cached replies: a batch has as many as keys. `split` ones are behind
+# what another reader had been shown of a write under way. `oldest` is the largest age of what a reply still showed, ns.
+COUNTS = ("rpcs", "reads", *SOURCES, "failed", "split", "stale", "oldest")
 # What a process counts of itself.
 TOTALS = ("ready", "acknowledged", "retried", "unexpected")
 KEPT = 64  # acknowledgements of a fact whose time is remembered

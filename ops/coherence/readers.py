@@ -56,8 +56,8 @@ class Reader:
     async def read(self, rpc: Any, read: Read) -> bool:
         """Make a read and check it; return whether it was answered."""
         behind = self.spec.behind_ms * NS
-        known = self.board.known if self.spec.mode == "refuse" else self.board.acknowledged
-        least = [known(fact) for fact in read.facts]
+        known = [self.board.known(fact) for fact in read.facts]
+        least = known if self.spec.mode == "refuse" else [self.board.acknowledged(fact) for fact in read.facts]
         began = time.monotonic_ns()
         call, source = rpc(read.request, timeout=TIMEOUT_SECONDS), ""
         self.board.count(read.rpc, "rpcs")
@@ -72,6 +72,8 @@ class Reader:
             shown = [0] * len(read.facts)  # what it says of all that it was asked for
         self.board.count(read.rpc, "reads", len(shown) if read.rpc == "BatchGetBookings" else 1)
         self.check(read, least, shown, source, began, behind + (self.spec.near_ms * NS if source == "near" else 0))
+        if any(one <= value < other for one, value, other in zip(least, shown, known, strict=True)):
+            self.board.count(read.rpc, "split")
         return True
 
     def check(

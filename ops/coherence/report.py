@@ -58,6 +58,7 @@ class Report:
             "writes_acknowledged": self.acknowledged,
             "writes_retried": self.retried,
             "faults": [{"at_seconds": round(at, 1), "what": what} for at, what in self.faults],
+            "split_replies": self.total("split"),
             "stale_replies": self.total("stale"),
             "oldest_ms": round(self.oldest_ms, 1),
             "lost_writes": self.lost,
@@ -86,6 +87,7 @@ def tables(report: Report) -> Group:
         "writes acknowledged", f"{report.acknowledged:,}; {report.retried:,} attempts failed and were repeated"
     )
     verdict.add_row("faults", f"{len(report.faults)}")
+    verdict.add_row("split replies", f"{report.total('split'):,}; behind what another saw of a write under way")
     verdict.add_row("stale replies", f"{report.total('stale'):,}")
     verdict.add_row("largest age seen", f"{report.oldest_ms:.0f} ms; {allowed}")
     verdict.add_row("lost writes", f"{len(report.lost)}")
