@@ -11,11 +11,12 @@ from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
 from libs.db import Connection, Database, DatabaseSettings, DatabaseUnavailable, Queries, fetch_rows
+from libs.db.rows import columns
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
 Run = Callable[[Coroutine[Any, Any, None]], None]
-TWICE = "SELECT $1::text, $1::text || $2"
+TWICE = "SELECT $1::text AS once, $1::text || $2 AS twice"
 
 
 async def connect(url: str) -> Connection:
@@ -31,7 +32,9 @@ async def test_a_look_up_is_prepared_at_its_first_use_unless_none_may_be(
     async with await connect(database_url) as conn:
         conn.prepare_threshold = threshold
         for value in ("a", "é"):
-            assert (await conn.look_up(TWICE, [value, "b"]))[1] == [(value.encode(), f"{value}b".encode())]
+            result, rows = await conn.look_up(TWICE, [value, "b"])
+            assert columns(result, TWICE) == ["once", "twice"]
+            assert rows == [(value.encode(), f"{value}b".encode())]
         _, [(prepared,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
         assert prepared == kept
         assert conn.queries.executed == 3
