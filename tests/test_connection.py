@@ -1,7 +1,7 @@
 """libs/db: the connection, on both event loops: what waits, fails or is lost."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import psycopg
@@ -10,13 +10,25 @@ import uvloop
 from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
-from libs.db import Connection, Database, DatabaseSettings, DatabaseUnavailable, Queries, fetch_rows
+from libs.db import Connection, Database, DatabaseSettings, DatabaseUnavailable, Queries, fetch_rows, fetch_undecoded
 from libs.db.rows import columns
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
 Run = Callable[[Coroutine[Any, Any, None]], None]
 TWICE = "SELECT $1::text AS once, $1::text || $2 AS twice"
+Send = Callable[[Connection, str, list[str]], Awaitable[Any]]
+
+
+async def by_cursor(conn: Connection, query: str, params: list[str]) -> Any:
+    return (await fetch_undecoded(conn, query.replace("$1", "%s"), params))[1]
+
+
+async def by_look_up(conn: Connection, query: str, params: list[str]) -> Any:
+    return (await conn.look_up(query, params))[1]
+
+
+both_ways = pytest.mark.parametrize("send", [by_cursor, by_look_up])
 
 
 async def connect(url: str) -> Connection:
@@ -77,11 +89,12 @@ async def test_a_look_up_that_fails_is_counted_and_leaves_nothing_half_done(
             assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
 
 
+@both_ways
 @pytest.mark.parametrize("run", LOOPS)
-def test_who_waits_on_a_connection_that_is_closed_is_told(database_url: str, run: Run) -> None:
+def test_who_waits_on_a_connection_that_is_closed_is_told(database_url: str, run: Run, send: Send) -> None:
     async def close() -> None:
         conn = await connect(database_url)
-        statement = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
+        statement = asyncio.ensure_future(send(conn, "SELECT pg_sleep(60)", []))
         await until(lambda: conn.pgconn.transaction_status == TransactionStatus.ACTIVE)
         await conn.close()
         with pytest.raises(psycopg.OperationalError):
@@ -103,8 +116,11 @@ def test_an_answer_that_the_loop_never_tells_of_is_read(database_url: str, run: 
     run(lose())
 
 
+@both_ways
 @pytest.mark.parametrize("run", LOOPS)
-def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usable(database_url: str, run: Run) -> None:
+def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usable(
+    database_url: str, run: Run, send: Send
+) -> None:
     async def cancel() -> None:
         async with await connect(database_url) as conn, await connect(database_url) as other:
             asleep = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
@@ -112,27 +128,28 @@ def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usab
             async def sleeping() -> bool:
                 return bool((await other.execute(asleep, [conn.info.backend_pid])).rowcount)
 
-            statement = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
+            statement = asyncio.ensure_future(send(conn, "SELECT pg_sleep(60)", []))
             await until(sleeping)
             statement.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await statement
             assert not await sleeping()
             assert conn.pgconn.transaction_status == TransactionStatus.IDLE
-            assert await (await conn.execute("SELECT 1")).fetchall() == [(1,)]
+            assert await send(conn, "SELECT $1::text", ["a"]) == [(b"a",)]
 
     run(cancel())
 
 
+@both_ways
 @pytest.mark.parametrize("run", LOOPS)
-def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, run: Run) -> None:
-    async def send() -> None:
+def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, run: Run, send: Send) -> None:
+    async def pass_through() -> None:
         async with await connect(database_url) as conn:
             text = "x" * 8_000_000
-            _, [(found,)] = await fetch_rows(conn, "SELECT %s::text", [text])
-            assert found == text
+            for _ in range(2):
+                assert await send(conn, "SELECT $1::text", [text]) == [(text.encode(),)]
 
-    run(send())
+    run(pass_through())
 
 
 @pytest.mark.parametrize("run", LOOPS)

@@ -58,7 +58,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         started, adapt = time.perf_counter(), self._adapt
         try:
             values = adapt.dump_sequence(params, [PyFormat.TEXT] * len(params))
-            result = await self.wait(self._execute(query, values))
+            result = await self._answer_to(query, values)
         except Exception:
             self.queries.errors += 1
             raise
@@ -67,24 +67,38 @@ class Connection(psycopg.AsyncConnection[Any]):
         adapt.set_pgresult(result)
         return result, adapt.load_rows(0, result.ntuples, tuple)
 
-    def _execute(self, query: str, values: Sequence[Any]) -> PQGen[PGresult]:
+    async def _answer_to(self, query: str, values: Sequence[Any]) -> PGresult:
         pgconn = self.pgconn
         if self.prepare_threshold is None:
             pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
-            return (yield from self._result())
+            return await self._result()
         if (name := self._prepared_names.get(query)) is not None:
             with suppress(InvalidSqlStatementName):  # psycopg deallocates all statements after a rollback
                 pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
-                return (yield from self._result())
+                return await self._result()
         name = b"look_up_%d" % next(self._names)
         pgconn.send_prepare(name, query.encode())
-        yield from self._result()
+        await self._result()
         self._prepared_names[query] = name
         pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
-        return (yield from self._result())
+        return await self._result()
 
-    def _result(self) -> PQGen[PGresult]:
-        result: PGresult = (yield from execute(self.pgconn))[0]
+    async def _result(self) -> PGresult:
+        """Return the one result of what was sent: as `wait(execute(...))` does, without its generators."""
+        pgconn, result = self.pgconn, None
+        if not pgconn.flush():
+            try:
+                await self._readable()
+            except asyncio.CancelledError:
+                await self._cancel(execute(pgconn))
+                raise
+            pgconn.consume_input()
+            if not pgconn.is_busy():
+                result = pgconn.get_result()
+        if result is None or pgconn.is_busy() or pgconn.get_result() is not None:
+            self._unwatch()  # not all is here, see wait
+            rest = await self.wait(execute(pgconn))
+            result = result or rest[0]
         if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
             raise error_from_result(result)
         return result
@@ -104,7 +118,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             answer: T = end.value
             return answer
         except asyncio.CancelledError:
-            await self._cancel(gen)
+            await self._cancel(_continued(gen, WAIT_R))
             raise
         return await super().wait(_continued(gen, state), interval, timeout)
 
@@ -118,7 +132,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         try:
             with suppress(psycopg.Error):
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
-                await self.wait(_continued(gen, WAIT_R), timeout=CANCEL_SECONDS)
+                await self.wait(gen, timeout=CANCEL_SECONDS)
         finally:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 await self.close()

@@ -16,7 +16,7 @@ from psycopg.abc import Params
 from psycopg.pq.abc import PGresult
 
 from libs.db.connection import Connection
-from libs.db.encoding import encoder
+from libs.db.encoding import Encode, encoder
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -36,6 +36,7 @@ class Loaded(NamedTuple, Generic[T]):
 # The names of a statement's columns, by its text: asking the driver anew costs more than making the messages. The texts
 # are composed of constants, so they are few.
 _columns: dict[str, list[str]] = {}
+_encoders: dict[str, Encode] = {}
 
 
 def columns(result: PGresult | None, query: str) -> list[str]:
@@ -80,7 +81,8 @@ async def fetch_stamped(
     Its parameters are `$1`, `$2`...
     """
     result, rows = await cast(Connection, conn).look_up(query, params)
-    encode = encoder(kind, *columns(result, query)[1:])
+    if (encode := _encoders.get(query)) is None:
+        encode = _encoders[query] = encoder(kind, *columns(result, query)[1:])
     return [Loaded(row[0], None if row[1] is None else encode(row[1:])) for row in rows]
 
 

@@ -23,6 +23,11 @@ EVENT = (
     " to_start_ts AS to_start_time, to_end_ts AS to_end_time, from_resource_id, to_resource_id,"
     " created_at AS create_time"
 )
+BOOKINGS_BY_CODE = f"""
+    SELECT stamp, {BOOKING}
+    FROM {STAMP}, unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (salon, code, place)
+    LEFT JOIN bookings ON booking_code = wanted.code AND salon_id = wanted.salon
+    ORDER BY place"""
 
 
 async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str, str]]) -> list[Loaded[bytes | None]]:
@@ -30,12 +35,8 @@ async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str,
 
     Source: report, "Unique Constraints"; index booking_code_salon_id.
     """
-    query = f"""
-        SELECT stamp, {BOOKING}
-        FROM {STAMP}, unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (salon, code, place)
-        LEFT JOIN bookings ON booking_code = wanted.code AND salon_id = wanted.salon
-        ORDER BY place"""
-    return await fetch_stamped(conn, Booking, query, [text_array(column) for column in zip(*keys, strict=True)])
+    columns = [text_array(column) for column in zip(*keys, strict=True)]
+    return await fetch_stamped(conn, Booking, BOOKINGS_BY_CODE, columns)
 
 
 async def list_bookings(

@@ -17,6 +17,16 @@ SALON = (
     "salon_id, phone_number_id, name, time_zone, region_code, opening_hours, special_hours, language_code,"
     " revision::text AS etag, created_at AS create_time, updated_at AS update_time"
 )
+SALONS_BY_ID = f"""
+    SELECT stamp, {SALON}
+    FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
+    LEFT JOIN salons ON salon_id = wanted.id
+    ORDER BY place"""
+SALONS_BY_PHONE_NUMBER_ID = f"""
+    SELECT stamp, {SALON}
+    FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
+    LEFT JOIN salons ON phone_number_id = wanted.id
+    ORDER BY place"""
 
 
 async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> list[Loaded[bytes | None]]:
@@ -24,12 +34,7 @@ async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> 
 
     Source: index salons_pkey.
     """
-    query = f"""
-        SELECT stamp, {SALON}
-        FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
-        LEFT JOIN salons ON salon_id = wanted.id
-        ORDER BY place"""
-    return await fetch_stamped(conn, Salon, query, [text_array(salon_ids)])
+    return await fetch_stamped(conn, Salon, SALONS_BY_ID, [text_array(salon_ids)])
 
 
 async def salons_by_phone_number_id(
@@ -39,12 +44,7 @@ async def salons_by_phone_number_id(
 
     Source: index salons_phone_number_id_key.
     """
-    query = f"""
-        SELECT stamp, {SALON}
-        FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
-        LEFT JOIN salons ON phone_number_id = wanted.id
-        ORDER BY place"""
-    return await fetch_stamped(conn, Salon, query, [text_array(phone_number_ids)])
+    return await fetch_stamped(conn, Salon, SALONS_BY_PHONE_NUMBER_ID, [text_array(phone_number_ids)])
 
 
 async def list_salons(conn: AsyncConnection[Any], page: Page) -> list[bytes]:
