@@ -115,6 +115,8 @@ class Cache:
         It has no task a key, which would cost more than all the rest, and joins no load that has not landed.
         """
         max_age = MAX_AGE.get()
+        if not self.loads.unstored.isdisjoint([key.entry for key in keys]):
+            await self.loads.store()
         if max_age == 0 or not all(map(self._may_hit, keys)):
             return await self._bypass(_reads(keys, arguments, load))
         try:
@@ -153,6 +155,8 @@ class Cache:
         key, again, max_age = read.key, read if read.repeatable else None, MAX_AGE.get()
         if key.group.namespace.near and max_age is None and (reply := self.near(key)) is not None:
             return reply._replace(again=again)
+        if key.entry in self.loads.unstored:
+            await self.loads.store()
         if max_age == 0 or not self._may_hit(key):
             return (await self._bypass([read]))[0]
         try:

@@ -25,8 +25,8 @@ Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConne
 # An id above that of every transaction whose registration may have been lost.
 BARRIER = "SELECT pg_current_xact_id()::text::bigint"
 
-# Nobody waits for a fill, and who asks for its reply meanwhile joins the load that made it.
-FILL_DELAY_SECONDS = 0.005
+# Nobody waits for a fill; but who asks this process for its entry meanwhile has it sent first.
+FILL_DELAY_SECONDS = 0.02
 
 
 class Flight:
@@ -87,6 +87,7 @@ class Loads:
         """Prepare; an answer that there is nothing is kept for `ttl_negative` s at most."""
         self.connect = connect
         self.barrier_statement = BARRIER
+        self.unstored: set[str] = set()  # entries that wait to be stored
         self._store = store
         self._gather = gather
         self._counters = counters
@@ -103,6 +104,11 @@ class Loads:
         while tasks := [*self._fills, *(task for _, task in self._lanes.values())]:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._store_landed()
+
+    async def store(self) -> None:
+        """Store what waits for it, and return when it is done."""
+        self._store_landed()
+        await asyncio.gather(*self._fills, return_exceptions=True)
 
     def under_way(self, key: Key, meta: Meta) -> Flight | None:
         """Return the load of a key under a generation, also if it has landed and is not stored yet."""
@@ -171,6 +177,7 @@ class Loads:
         key = flight.read.key
         fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
         self._landed.append((flight, fill))
+        self.unstored.add(key.entry)
 
     def _ttl_ms(self, key: Key, entry: Entry) -> int:
         """Return the lifetime of an entry: up to a tenth shorter, so that what was stored together ends apart."""
@@ -181,6 +188,7 @@ class Loads:
 
     def _store_landed(self) -> None:
         landed, self._landed = self._landed, []
+        self.unstored.clear()
         for first in range(0, len(landed), LARGEST_CALL):
             task = asyncio.create_task(self._fill(landed[first : first + LARGEST_CALL]))
             self._fills.add(task)

@@ -16,7 +16,7 @@ from tests.benchmarks.load import Target
 ROUNDS = 15
 ROUNDS_BY_KEY = 31  # they are short, and their budget is narrow
 CALLS = {32: 320, 1: 100}
-CALLS_BY_KEY = 320  # so that of what goes on behind the replies, for 5 ms, most is within the round
+CALLS_BY_KEY = 320
 FEW = 16  # requests that a warm round asks for, in turn
 KINDS = ("near", "warm", "cold", "off")
 NEAR = ["GetSalon", "GetSalonByPhoneNumberId"]

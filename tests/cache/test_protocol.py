@@ -94,6 +94,27 @@ async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wire
     assert (await shop.read("none"))[:2] == (None, "hit")
 
 
+async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_for_goes_with_it(wired: Wired) -> None:
+    shop, wire = wired
+    wire.reset()
+    for name in ("tea", "none"):
+        assert (await shop.read_together(name)).source == "miss"
+    assert wire.valkey == {"mget": 2}
+    assert (await shop.read_together("tea"))[:2] == (b"old", "hit")
+    [found] = await shop.cache.look_up_many([shop.key("none")], [("a", "none")], shop.select_many)
+    assert found[:2] == (None, "hit")
+    assert (wire.valkey, wire.postgres) == ({"mget": 4, "evalsha": 1}, 2)
+
+
+async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
+    shop, wire = wired
+    assert (await shop.read_together("tea")).source == "miss"
+    wire.reset()
+    [found] = await shop.cache.look_up_many([shop.key("tea")], [("a", "tea")], shop.select_many)
+    assert found[:2] == (b"old", "hit")
+    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 0)
+
+
 async def test_a_hundred_misses_at_once_run_one_statement(shop: Shop) -> None:
     replies = await asyncio.gather(*(shop.read() for _ in range(100)))
     assert {reply.body for reply in replies} == {b"old"}
