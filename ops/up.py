@@ -149,24 +149,25 @@ def check_ports(plan: Plan) -> None:
 def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[Server]:
     """Start the servers, migrate, seed and start the services, in this order; the stack stops them."""
     steps = progress.add_task("PostgreSQL and Valkey", total=4)
-    database_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
+    database_url = services_url = os.environ.get("DATABASE_URL", "")
+    redis_url = os.environ.get("REDIS_URL", "")
     servers: list[Server] = []
     if not database_url:
         settings = {"max_connections": str(connections(plan.workers))}
         postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, settings=settings, log=data / "log/postgres.log")
         servers.append(stack.enter_context(postgres))
-        database_url = postgres.dsn
+        database_url, services_url = postgres.dsn, postgres.local_dsn
     if not redis_url:
         valkey = Valkey(data=data / "valkey", log=data / "log/valkey.log")
         servers.append(stack.enter_context(valkey))
-        redis_url = valkey.url
+        redis_url = valkey.local_url
     progress.update(steps, advance=1, description="schema")
     migrate(database_url, passwords(os.environ))
     progress.update(steps, advance=1, description="data")
     if plan.scale and is_empty(database_url):
         seed(database_url, plan.scale, progress=progress, redis_url=redis_url)
     progress.update(steps, advance=1, description="services")
-    services = start_services(environments(plan, database_url, redis_url), plan, data, stack)
+    services = start_services(environments(plan, services_url, redis_url), plan, data, stack)
     progress.update(steps, advance=1, description="started")
     return [*servers, *services]
 

@@ -52,7 +52,15 @@ def test_the_pool_parameters_of_the_url_are_settings_and_libpq_never_sees_them(m
     assert settings.url.get_secret_value() == "postgresql://u:hidden@db:5432/parlor?sslmode=disable"
 
 
-@pytest.mark.parametrize("url", ["host=db dbname=parlor", "postgresql://db/parlor", "postgres:///parlor?host=%2Ftmp"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host=db dbname=parlor",
+        "postgresql://db/parlor",
+        "postgres:///parlor?host=%2Ftmp",
+        "postgresql://db/parlor?options=-c%20search_path%3Da%26b&application_name=a+b",
+    ],
+)
 def test_a_url_without_pool_parameters_means_what_it_meant(url: str) -> None:
     kept, taken = split_pool_parameters(url)
     assert psycopg.conninfo.conninfo_to_dict(kept) == psycopg.conninfo.conninfo_to_dict(url)

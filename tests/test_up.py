@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 
 from ops.health import is_serving
@@ -79,6 +80,10 @@ def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_c
         assert len(conversations["conversations"]) == 2
         assert int(statistics["bookings"]) > 100
         talk(running)
+        [dsn] = re.findall("^PostgreSQL: (.*)$", running.printed, re.MULTILINE)
+        with psycopg.connect(dsn) as conn:
+            query = "SELECT DISTINCT client_addr FROM pg_stat_activity WHERE application_name = ANY(%s)"
+            assert conn.execute(query, [[f"parlor-{name}" for name in SERVICES]]).fetchall() == [(None,)]  # by the socket
         logs = Path(re.findall("^logs: (.*)$", running.printed, re.MULTILINE)[0])
         assert (logs / "booking.log").exists()
         running.process.send_signal(signal.SIGINT)

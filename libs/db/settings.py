@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -21,10 +21,10 @@ def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
     base, _, parameters = url.partition("?")
     if not base.startswith("postgres"):
         return url, {}
-    query = parse_qsl(parameters, keep_blank_values=True)
+    query = parse_qsl(parameters.replace("+", "%2B"), keep_blank_values=True)  # to libpq a plus is no space
     kept = [(name, value) for name, value in query if name not in POOL_PARAMETERS]
     taken = {name: value for name, value in query if name in POOL_PARAMETERS}
-    return base + ("?" + urlencode(kept) if kept else ""), taken
+    return base + ("?" + urlencode(kept, quote_via=quote) if kept else ""), taken
 
 
 class DatabaseSettings(BaseSettings):

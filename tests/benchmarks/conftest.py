@@ -64,7 +64,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         add_calendar(postgres.dsn)
         ports = {name: free_port() for name in ("booking", "messaging", "stats")}
         plan = Plan(folder, None, False, 1, ports, free_ports(len(ports))[0])
-        settings = environments(plan, postgres.dsn, valkey.url)
+        settings = environments(plan, postgres.local_dsn, valkey.local_url)
         cold = {"REDIS_WARM": "0"}  # what was dropped stays a miss
         servers: dict[str, Server] = {
             name: stack.enter_context(Service(name, ports[name], folder / f"{name}.log", settings[name] | cold))
