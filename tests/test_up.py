@@ -83,7 +83,9 @@ def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_c
         [dsn] = re.findall("^PostgreSQL: (.*)$", running.printed, re.MULTILINE)
         with psycopg.connect(dsn) as conn:
             query = "SELECT DISTINCT client_addr FROM pg_stat_activity WHERE application_name = ANY(%s)"
-            assert conn.execute(query, [[f"parlor-{name}" for name in SERVICES]]).fetchall() == [(None,)]  # by the socket
+            assert conn.execute(query, [[f"parlor-{name}" for name in SERVICES]]).fetchall() == [
+                (None,)
+            ]  # by the socket
         logs = Path(re.findall("^logs: (.*)$", running.printed, re.MULTILINE)[0])
         assert (logs / "booking.log").exists()
         running.process.send_signal(signal.SIGINT)

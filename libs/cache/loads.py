@@ -106,9 +106,9 @@ class Loads:
             self._store_landed()
 
     async def store(self) -> None:
-        """Store what waits for it, and return when it is done."""
+        """Store what waits for it, of which there is something, and return when it is done."""
         self._store_landed()
-        await asyncio.gather(*self._fills, return_exceptions=True)
+        await asyncio.wait(self._fills)
 
     def under_way(self, key: Key, meta: Meta) -> Flight | None:
         """Return the load of a key under a generation, also if it has landed and is not stored yet."""

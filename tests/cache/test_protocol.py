@@ -94,6 +94,13 @@ async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wire
     assert (await shop.read("none"))[:2] == (None, "hit")
 
 
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is stored unless somebody asks for it."""
+    monkeypatch.setattr("libs.cache.loads.FILL_DELAY_SECONDS", 60)
+
+
+@pytest.mark.usefixtures("late")
 async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_for_goes_with_it(wired: Wired) -> None:
     shop, wire = wired
     wire.reset()
@@ -106,6 +113,7 @@ async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_f
     assert (wire.valkey, wire.postgres) == ({"mget": 4, "evalsha": 1}, 2)
 
 
+@pytest.mark.usefixtures("late")
 async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
     shop, wire = wired
     assert (await shop.read_together("tea")).source == "miss"
@@ -113,6 +121,18 @@ async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
     [found] = await shop.cache.look_up_many([shop.key("tea")], [("a", "tea")], shop.select_many)
     assert found[:2] == (b"old", "hit")
     assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 0)
+
+
+@pytest.mark.usefixtures("late")
+async def test_who_goes_away_while_its_entry_is_stored_does_not_end_that(wired: Wired) -> None:
+    shop, _ = wired
+    assert (await shop.read_together("tea")).source == "miss"
+    stored, again = shop.cache.counters.sets, asyncio.create_task(shop.read_together("tea"))
+    await asyncio.sleep(0)
+    again.cancel()
+    await shop.cache.settle()
+    assert again.cancelled()
+    assert shop.cache.counters.sets == stored + 1
 
 
 async def test_a_hundred_misses_at_once_run_one_statement(shop: Shop) -> None:
