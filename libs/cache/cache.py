@@ -116,7 +116,7 @@ class Cache:
         """
         max_age = MAX_AGE.get()
         if not self.loads.unstored.isdisjoint([key.entry for key in keys]):
-            await self.loads.store()
+            await self.loads.store_now()
         if max_age == 0 or not all(map(self._may_hit, keys)):
             return await self._bypass(_reads(keys, arguments, load))
         try:
@@ -156,7 +156,7 @@ class Cache:
         if key.group.namespace.near and max_age is None and (reply := self.near(key)) is not None:
             return reply._replace(again=again)
         if key.entry in self.loads.unstored:
-            await self.loads.store()
+            await self.loads.store_now()
         if max_age == 0 or not self._may_hit(key):
             return (await self._bypass([read]))[0]
         try:

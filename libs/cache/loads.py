@@ -105,7 +105,7 @@ class Loads:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._store_landed()
 
-    async def store(self) -> None:
+    async def store_now(self) -> None:
         """Store what waits for it, of which there is something, and return when it is done."""
         self._store_landed()
         await asyncio.wait(self._fills)
