@@ -49,12 +49,19 @@ def seed(
     url, _ = split_pool_parameters(database_url)
     with psycopg.connect(url) as conn:
         _claim_tables(conn, replace)
-        written = {table: _copy(conn, table, rows, advance) for table, rows in data_set(scale)}
+        # Resources and events follow from the bookings: how many there are is not known before.
+        written = {
+            table: _copy(conn, table, rows, advance if table in ROWS else _ignore) for table, rows in data_set(scale)
+        }
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(_TABLE_LIST))
     if redis_url:
         asyncio.run(drop(redis_url))
     return written
+
+
+def _ignore(_: float) -> None:
+    pass
 
 
 def _claim_tables(conn: psycopg.Connection, replace: bool) -> None:
