@@ -265,7 +265,8 @@ class Store:
     async def _track(self, wire: Wire) -> None:
         """Have the server tell whatever others change in the namespaces of the near cache.
 
-        Of this connection's own commands fills change no generation, and a registration drops its groups itself.
+        Of this connection's own commands fills change no generation, and a registration drops its groups itself; but
+        Valkey tells what scripts have changed all the same, after their replies.
         """
         if not self._tracked:
             return
