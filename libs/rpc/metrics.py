@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -10,6 +11,9 @@ from prometheus_client.utils import floatToGoString
 
 from libs.cache import Cache
 from libs.db import Database
+
+if TYPE_CHECKING:
+    from libs.http2 import Counters
 
 # Of several workers these tell the least, where counters and all other gauges are added up.
 LEAST = frozenset({"parlor_cache_connected", "parlor_db_available"})
@@ -47,15 +51,18 @@ class Latencies(Collector):
 
 
 class Figures(Collector):
-    """Collects the figures of a cache and a database when they are asked for."""
+    """Collects the figures of a cache, a database and a transport when they are asked for."""
 
-    def __init__(self, cache: Cache, database: Database) -> None:
-        """Remember whose figures to read."""
+    def __init__(self, cache: Cache, database: Database, http2: "Counters | None") -> None:
+        """Remember whose figures to read; grpcio's server has none."""
         self._cache = cache
         self._database = database
+        self._http2 = http2
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
+        if self._http2 is not None:
+            yield from _http2_metrics(self._http2)
         cache, database = self._cache, self._database
         reads = CounterMetricFamily(
             "parlor_cache_reads", "Cached reads, by where the reply came from", labels=["source"]
@@ -99,3 +106,26 @@ class Figures(Collector):
             ("parlor_db_connections_awaited", "Requests that wait for one", pool.get("requests_waiting", 0)),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+
+
+def _http2_metrics(counters: "Counters") -> Iterator[Metric]:
+    for name, text, value in (
+        ("parlor_http2_connections_opened", "Connections accepted", counters.connections_opened),
+        ("parlor_http2_connections_refused", "Connections beyond MAX_CONNECTIONS", counters.connections_refused),
+        ("parlor_http2_connections_retired", "Connections told to end: their age, idle", counters.connections_retired),
+        ("parlor_http2_connections_timed_out", "Connections whose client was gone", counters.connections_timed_out),
+        ("parlor_http2_protocol_errors", "Connections ended for what was no HTTP/2", counters.protocol_errors),
+        ("parlor_http2_floods", "Connections ended for frames that only cost", counters.floods),
+        ("parlor_http2_streams", "Requests begun", counters.streams),
+        ("parlor_http2_streams_reset", "Requests that their clients gave up", counters.streams_reset),
+        ("parlor_http2_requests_refused", "Requests beyond what may be received at once", counters.requests_refused),
+        ("parlor_http2_replies_refused", "Replies beyond what may wait for clients", counters.replies_refused),
+        ("parlor_http2_deadlines_exceeded", "Requests ended at their clients' deadlines", counters.deadlines_exceeded),
+    ):
+        yield CounterMetricFamily(name, text, value=value)
+    for name, text, value in (
+        ("parlor_http2_connections", "Connections open", counters.connections),
+        ("parlor_http2_receiving_bytes", "Bytes of requests that are not whole", counters.receiving),
+        ("parlor_http2_sending_bytes", "Bytes of replies that wait for clients", counters.sending),
+    ):
+        yield GaugeMetricFamily(name, text, value=value)

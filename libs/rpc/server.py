@@ -11,12 +11,11 @@ from functools import partial
 from typing import Any, NoReturn
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-import grpc
 import structlog
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
@@ -30,14 +29,10 @@ from libs.rpc.methods import Methods
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
 from libs.rpc.settings import ServerSettings, explain
+from libs.rpc.transport import GrpcioTransport, Transport, make_transport
 from libs.rpc.workers import ALONE, SIGNALS, CannotListen, Worker, reserve, supervise
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
-LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
-OPTIONS = [
-    ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
-]
 OPS = ops_pb2.DESCRIPTOR.services_by_name["OpsService"].full_name
 
 
@@ -83,7 +78,6 @@ async def serve(
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
-    registry.register(Figures(cache, database))
     exchange = Exchange(registry, database.queries, worker)
     healths = HealthServicer()
     methods: Any = Methods(settings, service.constraints, registry, cache)
@@ -92,14 +86,17 @@ async def serve(
     ops = OpsService(cache, database, exchange, service.salon_groups)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
     shared = not worker.is_alone  # else a port in use is an error
-    server = grpc.aio.server(handlers=[methods], options=[*OPTIONS, ("grpc.so_reuseport", int(shared))])
+    server: Any = make_transport(settings, [methods], share_port=shared)
+    registry.register(Figures(cache, database, server.counters))
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    reflection.enable_server_reflection([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(shown, server)  # type: ignore[no-untyped-call]
     port = _listen(server, settings)
 
     async def drain() -> None:
         await healths.drain()
-        await methods.drain()
+        if isinstance(server, GrpcioTransport):
+            await methods.drain()
         await server.stop(settings.drain_timeout / 1000)
 
     async with AsyncExitStack() as stack:
@@ -121,11 +118,13 @@ async def serve(
         yield Server(port, cache, database, drain)
 
 
-def _listen(server: grpc.aio.Server, settings: ServerSettings) -> int:
+def _listen(server: Transport, settings: ServerSettings) -> int:
+    is_path = settings.host.startswith("unix:")
+    address = settings.host if is_path else f"{settings.host}:{settings.port}"
     try:
-        return server.add_insecure_port(f"{settings.host}:{settings.port}")
-    except RuntimeError as error:  # grpc says no more than that
-        raise CannotListen(f"cannot listen on {settings.host}:{settings.port}: is the port in use?") from error
+        return server.listen(address)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
 class _MetricsServer(ThreadingWSGIServer):

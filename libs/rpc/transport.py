@@ -1,10 +1,148 @@
-"""How grpc serves connections; it reads this when it is imported.
-
-By default the event engine's pollers hand each RPC from thread to thread. Without them a server polls in one thread,
-which takes about a sixth less CPU one by one (tests/benchmarks/test_transport.py, decision 0015). An operator's own
-setting goes before.
-"""
+"""What carries the RPCs: our own server on libnghttp2 or grpcio's, behind one interface (decision 0027)."""
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+# grpcio reads this when it is imported. By default its pollers hand each RPC from thread to thread; without them a
+# server polls in one thread, which takes about a sixth less CPU one by one (decision 0015).
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+
+import grpc
+import structlog
+
+from libs.rpc.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from libs.http2 import Counters
+
+LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
+
+log = structlog.get_logger()
+
+
+class Transport(Protocol):
+    """A server of gRPC: generated servicers are added to it before it starts."""
+
+    @property
+    def counters(self) -> "Counters | None":
+        """What it has seen; None if it does not count."""
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Add handlers that are asked for each call's method."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Add the methods of a service."""
+
+    def listen(self, address: str) -> int:
+        """Listen on `host:port` or `unix:path`; return the port. Raises: OSError, ValueError."""
+
+    async def start(self) -> None:
+        """Begin to serve."""
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls; end those that take longer than `grace` seconds."""
+
+
+def make_transport(
+    settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], *, share_port: bool
+) -> Transport:
+    """Return the server that the settings name; grpcio's if ngh2 is not installed."""
+    if settings.server_transport == "http2":
+        try:
+            return _http2(settings, handlers, share_port)
+        except ImportError as error:
+            log.warning("ngh2 can't be imported: serving on grpcio", error=str(error))
+    return GrpcioTransport(settings, handlers, share_port=share_port)
+
+
+def _http2(settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], share_port: bool) -> Transport:
+    from libs.http2 import Limits, Server, Tls
+
+    limits = Limits(
+        max_message=LARGEST_MESSAGE_BYTES,
+        max_connections=settings.max_connections,
+        max_concurrent_streams=settings.max_concurrent_streams,
+        max_connection_age=settings.max_connection_age / 1000,
+        max_connection_age_grace=settings.max_connection_age_grace / 1000,
+        max_connection_idle=settings.max_connection_idle / 1000,
+        keepalive_time=settings.keepalive_time / 1000,
+        keepalive_timeout=settings.keepalive_timeout / 1000,
+        send_timeout=settings.send_timeout / 1000,
+    )
+    files = settings.tls_files
+    return Server(handlers, limits, tls=None if files is None else Tls(*files), share_port=share_port)
+
+
+class GrpcioTransport:
+    """grpcio's own server."""
+
+    counters: "Counters | None" = None
+
+    def __init__(
+        self, settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], *, share_port: bool
+    ) -> None:
+        """Prepare; nothing listens before `listen`."""
+        options = {
+            "grpc.max_receive_message_length": LARGEST_MESSAGE_BYTES,
+            "grpc.max_send_message_length": LARGEST_MESSAGE_BYTES,
+            "grpc.so_reuseport": int(share_port),
+            "grpc.max_concurrent_streams": settings.max_concurrent_streams,
+            "grpc.max_connection_age_grace_ms": settings.max_connection_age_grace,
+            "grpc.keepalive_timeout_ms": settings.keepalive_timeout,
+            "grpc.http2.min_ping_interval_without_data_ms": 1000,
+        }
+        unlimited = {
+            "grpc.max_connection_age_ms": settings.max_connection_age,
+            "grpc.max_connection_idle_ms": settings.max_connection_idle,
+            "grpc.keepalive_time_ms": settings.keepalive_time,
+        }
+        options |= {name: value for name, value in unlimited.items() if value}
+        self._server = grpc.aio.server(handlers=handlers, options=list(options.items()))
+        self._tls_files = settings.tls_files
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Add handlers that are asked for each call's method."""
+        self._server.add_generic_rpc_handlers(tuple(handlers))
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Add the methods of a service."""
+        self._server.add_registered_method_handlers(service, dict(handlers))
+
+    def listen(self, address: str) -> int:
+        """Listen on `host:port` or `unix:path`; return the port. Raises: OSError, ValueError."""
+        try:
+            if self._tls_files is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, _credentials(self._tls_files))
+        except RuntimeError as error:  # grpc says no more than that
+            raise OSError("is the port in use?") from error
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self._server.start()
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls; end those that take longer than `grace` seconds."""
+        await self._server.stop(grace)
+
+
+def _credentials(files: tuple[Path, Path, Path | None]) -> grpc.ServerCredentials:
+    """Return credentials that are read again when their files change. Raises: OSError."""
+    cert_file, key_file, client_ca_file = files
+    used: list[list[int]] = []
+
+    def read_again() -> Any:
+        changed = [file.stat().st_mtime_ns for file in files if file]
+        if used == [changed]:
+            return None
+        used[:] = [changed]
+        return read()
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        authorities = None if client_ca_file is None else client_ca_file.read_bytes()
+        pair = key_file.read_bytes(), cert_file.read_bytes()
+        return grpc.ssl_server_certificate_configuration([pair], authorities)
+
+    return grpc.dynamic_ssl_server_credentials(read(), read_again, client_ca_file is not None)

@@ -1,0 +1,372 @@
+"""One call: its request as it comes in, its handler, its reply."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from libs.http2.context import Context
+from libs.http2.framing import (
+    PREFIX_SIZE,
+    RESPONSE,
+    Head,
+    Messages,
+    Refused,
+    frame,
+    inflate,
+    is_frame,
+    status_trailers,
+    write_metadata,
+)
+
+if TYPE_CHECKING:
+    from libs.http2.connection import Connection
+
+INFLATED_AT_ONCE = 16 * 1024  # bytes; more is inflated in a thread
+UNREAD_BYTES = 256 * 1024  # of requests that a handler has not read; beyond it the client's window is not opened
+UNSENT_BYTES = 256 * 1024  # of a stream's replies; beyond it `write` waits
+
+log = logging.getLogger(__name__)
+
+
+class Call(Context):
+    """A call of a method; the connection tells it what comes in and whether its stream is closed."""
+
+    __slots__ = (
+        "_connection",
+        "_handler",
+        "_has_head",
+        "_held",
+        "_is_ended",
+        "_is_finished",
+        "_messages",
+        "_read",
+        "_requests",
+        "_task",
+        "_tick",
+        "_unacknowledged",
+        "_unread",
+        "is_closed",
+        "stream_id",
+    )
+
+    def __init__(self, connection: "Connection", stream_id: int, head: Head, handler: Any) -> None:
+        """Begin with what the headers say."""
+        super().__init__(head, connection)
+        self.stream_id = stream_id
+        self.is_closed = False
+        self._connection = connection
+        self._handler = handler
+        self._has_head = False
+        self._is_finished = False
+        self._is_ended = False
+        self._messages: Messages | None = None
+        self._held = 0
+        self._task: asyncio.Task[None] | None = None
+        self._tick: int | None = None
+        if head.timeout is not None:
+            self._set_deadline(head.timeout)
+
+    def begin(self, end: bool) -> None:
+        """Begin to serve it; `end` says that no data follow the headers."""
+        if self._handler.request_streaming:
+            self._requests: deque[tuple[bool, bytes]] = deque()
+            self._read: asyncio.Future[None] | None = None
+            self._unread = self._unacknowledged = 0
+            self._connection.start(self, self._run_streaming())
+        if end:
+            self.receive(b"", end)
+
+    # What comes in
+
+    def receive(self, data: bytes, end: bool) -> None:
+        """Take data of the request."""
+        if self._is_finished:
+            self._connection.acknowledge(self.stream_id, len(data))
+        elif self._handler.request_streaming:
+            self._receive_stream(data, end)
+        else:
+            self._receive_only(data, end)
+
+    def _receive_only(self, data: bytes, end: bool) -> None:
+        self._is_ended = end
+        self._connection.acknowledge(self.stream_id, len(data))
+        if end and self._messages is None and is_frame(data):  # as nearly all requests are
+            self._start(data[PREFIX_SIZE:], compressed=False)
+            return
+        try:
+            messages = self._hold(data)
+            if not end:
+                return
+            message = messages.next()
+            if message is None:
+                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request has no whole message")
+            if messages:
+                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request has more than one message")
+        except Refused as refused:
+            self._refuse_request(refused)
+            return
+        self._start(message[1], compressed=message[0])
+
+    def _receive_stream(self, data: bytes, end: bool) -> None:
+        self._is_ended = end
+        self._unacknowledged += len(data)
+        try:
+            messages = self._hold(data)
+            while (message := messages.next()) is not None:
+                self._unread += len(message[1])
+                self._requests.append(message)
+            if end and messages:
+                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the last message of the request is not whole")
+        except Refused as refused:
+            self._refuse_request(refused)
+            return
+        self._acknowledge_stream()
+        if self._read is not None and not self._read.done():
+            self._read.set_result(None)
+
+    def _acknowledge_stream(self) -> None:
+        if self._unread <= UNREAD_BYTES:
+            size, self._unacknowledged = self._unacknowledged, 0
+            self._connection.acknowledge(self.stream_id, size)
+
+    def _hold(self, data: bytes) -> Messages:
+        """Keep data until its message is whole. Raises: Refused if that is too much."""
+        if self._messages is None:
+            self._messages = Messages(self._connection.limits.max_message)
+        counters, limits = self._connection.counters, self._connection.limits
+        if counters.receiving + len(data) > limits.max_receiving:
+            counters.requests_refused += 1
+            text = "the server has too many unfinished requests"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+        self._held += len(data)
+        counters.receiving += len(data)
+        self._messages.add(data)
+        return self._messages
+
+    def _release(self, size: int) -> None:
+        """Give back what `_hold` took of the process's share."""
+        self._connection.counters.receiving -= size
+        self._held -= size
+
+    # Its handler
+
+    def _start(self, message: bytes, *, compressed: bool) -> None:
+        if self._held:
+            self._release(self._held)
+        run = self._run_unary_stream if self._handler.response_streaming else self._run_unary
+        self._connection.start(self, run(message, compressed))
+
+    def started(self, task: "asyncio.Task[None]") -> None:
+        """Take the task that runs the handler."""
+        self._task = task
+
+    async def _run_unary(self, message: bytes, compressed: bool) -> None:
+        handler = self._handler
+        try:
+            request = await self._request(message, compressed)
+            self._reply(await handler.unary_unary(request, self))
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._end()
+
+    async def _run_unary_stream(self, message: bytes, compressed: bool) -> None:
+        try:
+            request = await self._request(message, compressed)
+            await self._write_all(self._handler.unary_stream(request, self))
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._end()
+
+    async def _run_streaming(self) -> None:
+        handler = self._handler
+        try:
+            if handler.response_streaming:
+                await self._write_all(handler.stream_stream(self._all_requests(), self))
+            else:
+                self._reply(await handler.stream_unary(self._all_requests(), self))
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._end()
+
+    async def _request(self, message: bytes, compressed: bool) -> Any:
+        """Return a message as the handler takes it. Raises: Refused."""
+        if compressed:
+            arguments = message, self._head.encoding, self._connection.limits.max_message
+            message = (
+                inflate(*arguments)
+                if len(message) <= INFLATED_AT_ONCE // 1024
+                else await asyncio.to_thread(inflate, *arguments)
+            )
+        parse: Callable[[bytes], Any] | None = self._handler.request_deserializer
+        if parse is None:
+            return message
+        try:
+            return parse(message)
+        except Exception as error:
+            text = "the bytes are no valid message of this method"
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text) from error
+
+    async def _all_requests(self) -> AsyncIterator[Any]:
+        while (request := await self.read()) is not grpc.aio.EOF:
+            yield request
+
+    async def read(self) -> Any:
+        """Return the next message of a streaming request, grpc.aio.EOF at its end."""
+        while not self._requests:
+            if self._is_ended:
+                return grpc.aio.EOF
+            self._read = asyncio.get_running_loop().create_future()
+            await self._read
+        compressed, message = self._requests.popleft()
+        request = await self._request(message, compressed)
+        self._release(PREFIX_SIZE + len(message))
+        self._unread -= len(message)
+        self._acknowledge_stream()
+        return request
+
+    async def _write_all(self, replies: Any) -> None:
+        """Send what a handler yields, or let it write; then finish."""
+        if hasattr(replies, "__aiter__"):
+            async for reply in replies:
+                await self.write(reply)
+        else:
+            await replies
+        self.finish()
+
+    # Its reply
+
+    async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Send the headers of the reply now, with metadata."""
+        self._send_head(write_metadata(initial_metadata))
+
+    async def write(self, message: Any) -> None:
+        """Send a message of a streaming reply; wait while the client is slow to take those before."""
+        body = frame(self._serialize(message))
+        await self._connection.writable(self, UNSENT_BYTES)
+        if not self._is_finished:
+            if not self._has_head:
+                self._send_head([])
+            self._connection.send_data(self.stream_id, body)
+
+    def _serialize(self, reply: Any) -> bytes:
+        serialize: Callable[[Any], bytes] | None = self._handler.response_serializer
+        return reply if serialize is None else serialize(reply)
+
+    def _reply(self, reply: Any) -> None:
+        """Send the one reply and the status."""
+        if self._is_finished:
+            return
+        if self._code:
+            self.finish()
+            return
+        body = frame(self._serialize(reply))
+        if not self._connection.has_room(len(body)):
+            text = "the server holds too many replies that clients have not taken"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+        self._is_finished = True
+        head = None if self._has_head else RESPONSE
+        self._connection.send_reply(self.stream_id, head, body, self._trailers())
+
+    def _send_head(self, metadata: list[tuple[bytes, bytes]]) -> None:
+        if not self._is_finished:
+            self._has_head = True
+            self._connection.send_response(self.stream_id, [*RESPONSE, *metadata] if metadata else RESPONSE)
+
+    def finish(self) -> None:
+        """Send the status, once."""
+        if self._is_finished:
+            return
+        self._is_finished = True
+        if self._has_head:
+            self._connection.send_trailers(self.stream_id, self._trailers())
+        else:
+            self._connection.send_only(self.stream_id, [*RESPONSE, *self._trailers()], reset=not self._is_ended)
+
+    def _trailers(self) -> list[tuple[bytes, bytes]]:
+        trailers = status_trailers(self._code, self._details)
+        if self._trailing:
+            trailers += write_metadata(self._trailing)
+        return trailers
+
+    def _refuse_request(self, refused: Refused) -> None:
+        """Answer a request that can't be served, and end its handler."""
+        self._refuse(refused)
+        self.cancel()
+        self._end_if_unstarted()
+
+    def _refuse(self, refused: Refused) -> None:
+        self._code, self._details = refused.code.value[0], refused.details
+        self._trailing = tuple((name.decode(), value.decode()) for name, value in refused.trailers)
+        self.finish()
+
+    def _fail(self, error: BaseException) -> None:
+        """Answer what a handler raised."""
+        if isinstance(error, Refused):
+            self._refuse(error)
+        elif isinstance(error, grpc.aio.AbortError):
+            self.finish()
+        elif isinstance(error, asyncio.CancelledError):
+            self._code = self._code or grpc.StatusCode.CANCELLED.value[0]
+            self.finish()
+            raise error
+        elif not isinstance(error, Exception):
+            raise error
+        else:
+            log.error("a handler failed: %s", self._head.path, exc_info=error)
+            self._code, self._details = grpc.StatusCode.UNKNOWN.value[0], "the handler of the method failed"
+            self.finish()
+
+    # Its end
+
+    def _set_deadline(self, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self.deadline = now + seconds
+        self._tick = self._connection.deadlines.add(self, self.deadline, seconds)
+
+    def expire(self) -> None:
+        """End the call at its deadline."""
+        self._tick = None
+        self._connection.counters.deadlines_exceeded += 1
+        self.end_with(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def end_with(self, code: grpc.StatusCode, details: str) -> None:
+        """Answer with a status now, and end the handler."""
+        self.is_cancelled = True
+        self._code, self._details, self._trailing = code.value[0], details, ()
+        self.finish()
+        self.cancel()
+        self._end_if_unstarted()
+
+    def cancel(self) -> None:
+        """End the handler."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Take note that the stream is closed: by its end, or before it by the client."""
+        self.is_closed = True
+        if not self._is_finished:
+            self._is_finished = self.is_cancelled = True
+            self.cancel()
+            self._end_if_unstarted()
+
+    def _end_if_unstarted(self) -> None:
+        if self._task is None:
+            self._end()
+
+    def _end(self) -> None:
+        """Let go of all that the call holds."""
+        if self._tick is not None:
+            self._connection.deadlines.discard(self, self._tick)
+            self._tick = None
+        if self._held:
+            self._release(self._held)
+        self._messages = None
+        self.end()

@@ -1,0 +1,405 @@
+"""One HTTP/2 connection: libnghttp2 speaks the protocol, this moves its bytes and its events."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import ngh2
+
+from libs.http2.call import Call
+from libs.http2.framing import RESPONSE, Headers, NotGrpc, Refused, read_head, status_trailers
+from libs.http2.limits import TokenBucket
+from libs.http2.tls import auth_context
+
+if TYPE_CHECKING:
+    from libs.http2.server import Server
+
+SLICE_BYTES = 4096  # read at once: some 130 of the smallest requests, so that no client holds up the others
+MOST_BEGUN = 64  # requests of one read after which the other connections have their turn
+OUTPUT_BYTES = 256 * 1024  # given to the socket at a time
+SENDING_BYTES = 1024 * 1024  # of replies that the client has not taken; beyond it no request of it is begun
+STREAM_WINDOW = 1024 * 1024  # bytes of a request that a client may send unasked
+CONNECTION_WINDOW = 4 * 1024 * 1024
+
+NOTICE_SECONDS = 1.0  # after which a client that does not answer the ping has had its notice
+AGE_SPREAD = 0.1  # so that connections made together do not end together
+SHUTDOWN = b"shutdown"  # opaque data of the ping that follows the first GOAWAY
+KEEPALIVE = b"keepaliv"
+
+_CONTROL_FRAMES = frozenset((ngh2.SettingsReceived, ngh2.PingReceived, ngh2.PriorityUpdateReceived))
+
+Trailers = list[tuple[bytes, bytes]]
+
+
+class Connection(asyncio.Protocol):
+    """A connection of a client; times are the event loop's."""
+
+    def __init__(self, server: "Server") -> None:
+        """Prepare; it begins when the transport is there."""
+        self.limits = server.limits
+        self.counters = server.counters
+        self.deadlines = server.deadlines
+        self.peer = ""
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, Call] = {}
+        self._waiting: deque[tuple[Call, Coroutine[Any, Any, None]]] = deque()
+        self._writers: list[asyncio.Future[None]] = []
+        self._resets: list[int] = []
+        self._unread = b""
+        self._sending = 0
+        self._is_flushing = False
+        self._is_paused = False
+        self._has_settings = False
+        self._is_retiring = False
+        self._auth_context: Mapping[str, Iterable[bytes]] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the connection, unless there are too many."""
+        self._transport = cast(asyncio.Transport, transport)
+        now = self._loop.time()
+        self.opened = self.last_active = self.last_heard = self.stalled_since = now
+        self._pinged: float | None = None
+        self._age_share = random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)  # noqa: S311
+        self._control_frames = TokenBucket(*self.limits.control_frames, now)
+        self.peer = _peer(transport.get_extra_info("peername"))
+        tls = transport.get_extra_info("ssl_object")
+        if not self._server.add(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
+            self._transport.abort()
+            return
+        self._http2 = ngh2.Connection(ngh2.Role.SERVER, self._server.configuration)
+        self._http2.initiate_connection(self._server.http2_settings)
+        self._http2.set_local_window_size(CONNECTION_WINDOW)
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End every call."""
+        self._server.remove(self)
+        self.counters.sending -= self._sending
+        self._sending = 0
+        for call in list(self._calls.values()):
+            call.close()
+        self._calls.clear()
+        self._drop_waiting()
+        self._wake_writers()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what a client sent, a slice at a time."""
+        self.last_heard = self._loop.time()
+        if self._unread:
+            self._unread += data
+        elif len(data) <= SLICE_BYTES:
+            self._take(data)
+        else:
+            self._unread = data
+            self._transport.pause_reading()
+            self._take_slices()
+
+    def pause_writing(self) -> None:
+        """Keep output back: the socket takes no more."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """Go on with the output."""
+        self._is_paused = False
+        self._flush()
+
+    # What comes in
+
+    def _take_slices(self) -> None:
+        """Take slices until so many requests have begun that the other connections should have their turn."""
+        begun, place = self.counters.streams, 0
+        while place < len(self._unread) and self.counters.streams - begun < MOST_BEGUN:
+            self._take(self._unread[place : place + SLICE_BYTES])
+            if self._transport.is_closing():
+                self._unread = b""
+                return
+            place += SLICE_BYTES
+        self._unread = self._unread[place:]
+        if self._unread:
+            self._loop.call_soon(self._take_slices)
+        else:
+            self._transport.resume_reading()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            self._http2.receive_data(data)
+        except (ngh2.NGH2Error, ValueError):  # no answer is possible any more
+            self.counters.protocol_errors += 1
+            self._transport.abort()
+            return
+        self._handle_events()
+        if self._http2.want_write:
+            self.flush_soon()
+
+    def _handle_events(self) -> None:
+        event: Any
+        for event in self._http2.events():
+            kind = type(event)
+            if kind is ngh2.RequestReceived:
+                self._begin(event)
+            elif kind is ngh2.DataReceived:
+                if (call := self._calls.get(event.stream_id)) is not None:
+                    call.receive(event.data, event.end_stream)
+                else:
+                    self.acknowledge(event.stream_id, len(event.data))
+                if not event.data and not event.end_stream:
+                    self._take_control_frame()
+            elif kind is ngh2.StreamClosed:
+                if (call := self._calls.pop(event.stream_id, None)) is not None:
+                    call.close()
+            elif kind is ngh2.TrailersReceived:
+                if (call := self._calls.get(event.stream_id)) is not None:
+                    call.receive(b"", True)
+            elif kind is ngh2.StreamReset:
+                self.counters.streams_reset += 1
+            elif kind is ngh2.PingAcknowledged:
+                self._pinged = None
+                if event.opaque_data == SHUTDOWN:
+                    self._finish_shutdown()
+            elif kind is ngh2.ConnectionClosed:
+                self._transport.close()
+            elif kind in _CONTROL_FRAMES:
+                self._has_settings = True
+                self._take_control_frame()
+
+    def _take_control_frame(self) -> None:
+        """Count a frame that asks for work and brings none."""
+        if not self._control_frames.take(self._loop.time()):
+            self.counters.floods += 1
+            self._http2.terminate_connection(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _begin(self, event: Any) -> None:
+        stream_id, headers = event.stream_id, event.headers
+        self.counters.streams += 1
+        try:
+            head = read_head(headers, self.limits.max_metadata)
+            handler = self._server.find(head)
+        except NotGrpc as error:
+            self.send_only(stream_id, [(b":status", error.status)], reset=not event.end_stream)
+        except Refused as refused:
+            trailers = status_trailers(refused.code.value[0], refused.details)
+            self.send_only(stream_id, [*RESPONSE, *trailers, *refused.trailers], reset=not event.end_stream)
+        else:
+            call = self._calls[stream_id] = Call(self, stream_id, head, handler)
+            call.begin(event.end_stream)
+
+    def acknowledge(self, stream_id: int, size: int) -> None:
+        """Let the client send as much more."""
+        if size:
+            with suppress(ngh2.NGH2Error):  # the connection is about to end
+                self._http2.acknowledge_received_data(size, stream_id)
+
+    def start(self, call: Call, run: Coroutine[Any, Any, None]) -> None:
+        """Run a call's handler, once the client has taken enough of its replies."""
+        if self._sending > SENDING_BYTES:
+            self._waiting.append((call, run))
+        else:
+            call.started(self._loop.create_task(run))
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._sending <= SENDING_BYTES:
+            call, run = self._waiting.popleft()
+            if call.is_done:
+                run.close()
+            else:
+                call.started(self._loop.create_task(run))
+
+    def _drop_waiting(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()[1].close()
+
+    # What goes out
+
+    def has_room(self, size: int) -> bool:
+        """Return whether the process may hold a reply of this size until the client takes it."""
+        return self.counters.sending + size <= self.limits.max_sending or self._server.make_room(size)
+
+    def send_reply(self, stream_id: int, head: Headers | None, body: bytes, trailers: Trailers) -> None:
+        """Send a reply whole: its headers unless they are sent, its message, its status."""
+        http2 = self._http2
+        try:
+            if head is not None:
+                http2.send_response(stream_id, head)
+            http2.send_data(stream_id, body)
+            http2.send_trailers(stream_id, trailers)
+        except ngh2.NGH2Error:  # its stream is closed, and the call will be told so
+            return
+        self._hold(len(body))
+
+    def send_response(self, stream_id: int, headers: Headers) -> None:
+        """Send the headers of a reply."""
+        try:
+            self._http2.send_response(stream_id, headers)
+        except ngh2.NGH2Error:
+            return
+        self.flush_soon()
+
+    def send_data(self, stream_id: int, body: bytes) -> None:
+        """Send a message."""
+        try:
+            self._http2.send_data(stream_id, body)
+        except ngh2.NGH2Error:
+            return
+        self._hold(len(body))
+
+    def send_trailers(self, stream_id: int, trailers: Trailers) -> None:
+        """Send the status."""
+        try:
+            self._http2.send_trailers(stream_id, trailers)
+        except ngh2.NGH2Error:
+            return
+        self.flush_soon()
+
+    def send_only(self, stream_id: int, headers: Headers, *, reset: bool) -> None:
+        """Send headers that are the whole reply; `reset` tells the client to stop sending."""
+        try:
+            self._http2.send_response(stream_id, headers, end_stream=True)
+        except ngh2.NGH2Error:
+            return
+        if reset:
+            self._resets.append(stream_id)
+        self.flush_soon()
+
+    async def writable(self, call: Call, most: int) -> None:
+        """Wait until the client has taken a stream's messages, but for `most` bytes."""
+        while not call.is_closed and (self._http2.queued_body_size(call.stream_id) > most or not self.has_room(most)):
+            future = self._loop.create_future()
+            self._writers.append(future)
+            await future
+
+    def _wake_writers(self) -> None:
+        writers, self._writers = self._writers, []
+        for future in writers:
+            if not future.done():
+                future.set_result(None)
+
+    def _hold(self, size: int) -> None:
+        if not self._sending:
+            self.stalled_since = self._loop.time()
+        self._sending += size
+        self.counters.sending += size
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Send at the end of this tick, together with all that it still brings."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        if self._transport.is_closing():
+            return
+        http2 = self._http2
+        while not self._is_paused:
+            output = http2.data_to_send(OUTPUT_BYTES if self._sending > OUTPUT_BYTES else None)
+            if not output and self._resets:
+                for stream_id in self._resets:
+                    http2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
+                self._resets.clear()
+                continue
+            if not output:
+                break
+            self._transport.write(output)
+            if self._sending <= OUTPUT_BYTES and not self._resets:
+                break
+        if self._sending:
+            self._release()
+        self._handle_events()
+        if self._writers:
+            self._wake_writers()
+        if self._waiting:
+            self._start_waiting()
+
+    def _release(self) -> None:
+        """Take note of what libnghttp2 has given to the socket."""
+        sending = self._http2.queued_body_size()
+        if sending != self._sending:
+            self.stalled_since = self._loop.time()
+            self.counters.sending += sending - self._sending
+            self._sending = sending
+
+    # Its end
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Return who the client is, by its certificate; nothing without one."""
+        if self._auth_context is None:
+            self._auth_context = auth_context(self._transport.get_extra_info("ssl_object"))
+        return self._auth_context
+
+    def is_stalled(self, before: float) -> bool:
+        """Return whether replies are waiting of which the client has taken nothing since then."""
+        return bool(self._sending or self._is_paused) and self.stalled_since < before
+
+    def shut_down(self) -> None:
+        """Tell the client to open no more streams here, and close once those that are open have ended."""
+        if self._is_retiring or self._transport.is_closing():
+            return
+        self._is_retiring = True
+        self.retired = self._loop.time()
+        self._http2.send_shutdown_notice()
+        self._http2.ping(SHUTDOWN)  # when it is answered, no stream that the client opened before is on its way
+        self.flush_soon()
+
+    def _finish_shutdown(self) -> None:
+        self._http2.send_goaway()
+        self.flush_soon()
+
+    def look(self, now: float) -> None:
+        """See to what is due by now: what has lasted too long, and whether the client is still there."""
+        limits = self.limits
+        if self._calls or self._waiting:
+            self.last_active = now
+        if self._is_retiring:
+            self._look_retiring(now)
+        elif not self._has_settings:
+            if now - self.opened > limits.handshake_timeout:
+                self.time_out()
+        elif limits.max_connection_age and now - self.opened > limits.max_connection_age * self._age_share:
+            self.counters.connections_retired += 1
+            self.shut_down()
+        elif limits.max_connection_idle and now - self.last_active > limits.max_connection_idle:
+            self.counters.connections_retired += 1
+            self.shut_down()
+        if self.is_stalled(now - limits.send_timeout):
+            self.time_out()
+        elif self._pinged is not None:
+            if now - max(self._pinged, self.last_heard) > limits.keepalive_timeout:
+                self.time_out()
+        elif limits.keepalive_time and now - self.last_heard > limits.keepalive_time and self._has_settings:
+            self._pinged = now
+            self._http2.ping(KEEPALIVE)
+            self.flush_soon()
+
+    def _look_retiring(self, now: float) -> None:
+        if now - self.retired > NOTICE_SECONDS:
+            self._finish_shutdown()
+        if now - self.retired > self.limits.max_connection_age_grace:
+            self.end(grpc.StatusCode.UNAVAILABLE, "the connection has ended")
+
+    def time_out(self) -> None:
+        """Close the connection of a client that is not there, or takes nothing."""
+        self.counters.connections_timed_out += 1
+        self._transport.abort()
+
+    def end(self, code: grpc.StatusCode, details: str) -> None:
+        """Answer every call with a status, and close."""
+        for call in list(self._calls.values()):
+            call.end_with(code, details)
+        self._flush()
+        self._transport.close()
+
+
+def _peer(name: object) -> str:
+    """Return an address as gRPC writes it."""
+    if not isinstance(name, tuple):
+        return "unix:"
+    host, port = name[:2]
+    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"

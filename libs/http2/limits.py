@@ -1,0 +1,71 @@
+"""What one server takes on, and for how long."""
+
+from dataclasses import dataclass
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server; times are in seconds, sizes in bytes. 0 means none for the times of a connection.
+
+    `max_message` bounds one message, inflated. `max_receiving` and `max_sending` bound what all calls of the process
+    hold together: requests that have not arrived whole, and replies that no client has taken.
+    """
+
+    max_message: int = 16 * MIB
+    max_receiving: int = 48 * MIB
+    max_sending: int = 48 * MIB
+    max_metadata: int = 16 * 1024
+    max_connections: int = 10_000
+    max_concurrent_streams: int = 1000
+    max_connection_age: float = 0
+    max_connection_age_grace: float = 30
+    max_connection_idle: float = 0
+    keepalive_time: float = 60
+    keepalive_timeout: float = 20
+    send_timeout: float = 30
+    handshake_timeout: float = 10
+    resets: tuple[int, int] = (1000, 200)
+    """How many streams a client may reset: at once, and per second from then on."""
+    control_frames: tuple[int, int] = (1000, 100)
+    """How many PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames a client may send: at once, and per second."""
+
+
+@dataclass
+class Counters:
+    """What a server has seen since it started; `connections`, `receiving` and `sending` are what it holds now."""
+
+    connections: int = 0
+    connections_opened: int = 0
+    connections_refused: int = 0
+    connections_retired: int = 0
+    connections_timed_out: int = 0
+    protocol_errors: int = 0
+    floods: int = 0
+    streams: int = 0
+    streams_reset: int = 0
+    requests_refused: int = 0
+    replies_refused: int = 0
+    deadlines_exceeded: int = 0
+    receiving: int = 0
+    sending: int = 0
+
+
+class TokenBucket:
+    """Allows `burst` events at once and `rate` a second from then on."""
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
+
+    def __init__(self, burst: int, rate: int, now: float) -> None:
+        """Start full."""
+        self._burst, self._rate, self._tokens, self._updated = burst, rate, float(burst), now
+
+    def take(self, now: float) -> bool:
+        """Take a token; return False if there is none."""
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
+        self._updated = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

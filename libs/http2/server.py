@@ -1,0 +1,212 @@
+"""A gRPC server on libnghttp2 that takes what grpc.aio's server takes: generated servicers, health, reflection."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import ngh2
+
+from libs.http2.connection import STREAM_WINDOW, Connection
+from libs.http2.deadlines import Deadlines
+from libs.http2.framing import Head, Metadata, Refused, read_metadata
+from libs.http2.limits import Counters, Limits
+from libs.http2.tls import Tls
+
+LOOK_SECONDS = 1.0
+STALLED_SECONDS = 1.0  # after which a client that takes nothing may lose its replies to others
+BACKLOG = 1024
+
+log = logging.getLogger(__name__)
+
+
+class _CallDetails(NamedTuple):
+    """What a generic handler is asked with, as grpc.HandlerCallDetails has it."""
+
+    method: str
+    invocation_metadata: Metadata
+
+
+class Server:
+    """The server of one process. Handlers are added before `start`."""
+
+    def __init__(
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler] = (),
+        limits: Limits | None = None,
+        *,
+        tls: Tls | None = None,
+        share_port: bool = False,
+    ) -> None:
+        """Prepare; nothing listens before `listen`. `share_port`: other processes may listen there, too."""
+        self.limits = limits or Limits()
+        self._tls = tls
+        self._tls_changed: tuple[int, ...] = ()
+        self._share_port = share_port
+        self.counters = Counters()
+        self.deadlines = Deadlines()
+        self.configuration = ngh2.Configuration(
+            auto_window_update=False,
+            max_inbound_header_list_size=4 * self.limits.max_metadata,
+            stream_reset_rate_limit=self.limits.resets,
+            max_send_header_block_length=4 * self.limits.max_metadata,
+        )
+        self.http2_settings = {
+            ngh2.Setting.MAX_CONCURRENT_STREAMS: self.limits.max_concurrent_streams,
+            ngh2.Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            ngh2.Setting.MAX_HEADER_LIST_SIZE: self.limits.max_metadata,
+        }
+        self._generic_handlers = list(handlers)
+        self._methods: dict[str, Any] = {}
+        self._connections: set[Connection] = set()
+        self._sockets: list[socket.socket] = []
+        self._listeners: list[asyncio.Server] = []
+        self._looking: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+
+    # Handlers
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Add handlers that are asked for each call's method, in their order."""
+        self._generic_handlers += handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Add the methods of a service, as a generated `add_…Servicer_to_server` does."""
+        self._methods |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+    def find(self, head: Head) -> Any:
+        """Return the handler of a call. Raises: Refused."""
+        details: Any = _CallDetails(head.path, read_metadata(head.metadata))
+        for generic in self._generic_handlers:
+            if (handler := generic.service(details)) is not None:
+                return handler
+        if (handler := self._methods.get(head.path)) is None:
+            raise Refused(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        return handler
+
+    # Listening
+
+    def listen(self, address: str) -> int:
+        """Listen on `host:port`, `[ipv6]:port` or `unix:path`; return the port, 0 of a path.
+
+        Raises: OSError if that can't be, or a file of the certificate can't be read.
+        """
+        if self._tls is not None:
+            self._tls.context()
+        if address.startswith("unix:"):
+            path = Path(address.removeprefix("unix:"))
+            with suppress(FileNotFoundError):
+                path.unlink()
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(str(path))
+            listening.listen(BACKLOG)
+            port = 0
+        else:
+            host, _, number = address.rpartition(":")
+            family, *_, at = socket.getaddrinfo(host.strip("[]"), int(number), type=socket.SOCK_STREAM)[0]
+            both = family == socket.AF_INET6 and host.strip("[]") == "::"
+            listening = socket.create_server(
+                at, family=family, backlog=BACKLOG, reuse_port=self._share_port, dualstack_ipv6=both
+            )
+            port = listening.getsockname()[1]
+        self._sockets.append(listening)
+        return port
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self._accept()
+        self._looking = asyncio.create_task(self._look())
+
+    async def _accept(self) -> None:
+        """Accept connections, with the certificate that is there now."""
+        loop, handshake_timeout, context = asyncio.get_running_loop(), None, None
+        if self._tls is not None:
+            self._tls_changed, handshake_timeout = self._tls.changed(), self.limits.handshake_timeout
+            context = self._tls.context()
+        before, self._listeners = self._listeners, []
+        for listening in self._sockets:
+            server = await loop.create_server(
+                lambda: Connection(self),
+                sock=listening.dup(),  # the socket itself stays open when this server is closed for another certificate
+                backlog=BACKLOG,
+                ssl=context,
+                ssl_handshake_timeout=handshake_timeout,
+            )
+            self._listeners.append(server)
+        for server in before:
+            server.close()
+
+    # Connections
+
+    def add(self, connection: Connection) -> bool:
+        """Take a connection; return False if there are too many."""
+        if len(self._connections) >= self.limits.max_connections:
+            self.counters.connections_refused += 1
+            return False
+        self._connections.add(connection)
+        self.counters.connections_opened += 1
+        self.counters.connections = len(self._connections)
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        self._connections.discard(connection)
+        self.counters.connections = len(self._connections)
+        if not self._connections:
+            self._closed.set()
+
+    def make_room(self, size: int) -> bool:
+        """Close connections whose clients take nothing, until a reply has room; return whether it has."""
+        before = asyncio.get_running_loop().time() - STALLED_SECONDS
+        stalled = [connection for connection in self._connections if connection.is_stalled(before)]
+        for connection in sorted(stalled, key=lambda each: each.stalled_since):
+            connection.time_out()
+        has_room = self.counters.sending + size <= self.limits.max_sending
+        self.counters.replies_refused += not has_room
+        return has_room
+
+    async def _look(self) -> None:
+        """See to all connections, and to the certificate, every second."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self._connections):
+                connection.look(now)
+            try:
+                await self._read_certificate_again()
+            except OSError as error:
+                log.warning("the certificate can't be read, the last one stays in use: %s", error)
+
+    async def _read_certificate_again(self) -> None:
+        """Serve new connections with another certificate if its files have changed. Raises: OSError."""
+        if self._tls is not None and self._tls.changed() != self._tls_changed:
+            self._tls_changed = self._tls.changed()
+            await self._accept()
+            log.info("the certificate was read again")
+
+    async def stop(self, grace: float | None) -> None:
+        """Take no new calls, let those under way end within `grace` seconds, and end the rest as UNAVAILABLE."""
+        for listener in self._listeners:
+            listener.close()
+        for listening in self._sockets:
+            listening.close()
+        for connection in list(self._connections):
+            connection.shut_down()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace or 0):
+                while self._connections:
+                    self._closed.clear()
+                    await self._closed.wait()
+        for connection in list(self._connections):
+            connection.end(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
+    async def wait_for_termination(self) -> None:
+        """Wait for ever: the server ends when it is stopped."""
+        await asyncio.Event().wait()

@@ -1,0 +1,56 @@
+"""TLS: what a server shows of itself, whom it lets in, and who a client says it is."""
+
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The files of a server's certificate and key, in PEM.
+
+    With `client_ca_file` a client must have a certificate that one of these authorities has signed.
+    """
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Read the files. Raises: OSError, ssl.SSLError."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(self.cert_file, self.key_file)
+        if self.client_ca_file is not None:
+            context.load_verify_locations(self.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def changed(self) -> tuple[int, ...]:
+        """Return when each file was last changed, in ns. Raises: OSError."""
+        files = filter(None, (self.cert_file, self.key_file, self.client_ca_file))
+        return tuple(file.stat().st_mtime_ns for file in files)
+
+
+def auth_context(ssl_object: Any) -> Mapping[str, Iterable[bytes]]:
+    """Return what grpcio's server tells of a client's certificate; nothing of a connection without TLS."""
+    if ssl_object is None:
+        return {}
+    found: dict[str, list[bytes]] = {"transport_security_type": [b"ssl"]}
+    certificate = ssl_object.getpeercert()
+    if not certificate:
+        return found
+    names = [value.encode() for _, value in certificate.get("subjectAltName", ())]
+    common = [value.encode() for part in certificate.get("subject", ()) for name, value in part if name == "commonName"]
+    spiffe = [name for name in names if name.startswith(b"spiffe://")]
+    found["x509_pem_cert"] = [ssl.DER_cert_to_PEM_cert(ssl_object.getpeercert(binary_form=True)).encode()]
+    if names:
+        found["x509_subject_alternative_name"] = names
+    if common:
+        found["x509_common_name"] = common
+    if len(spiffe) == 1:
+        found["peer_spiffe_id"] = spiffe
+    return found
