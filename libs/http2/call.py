@@ -103,9 +103,11 @@ class Call(Context):
                 return
             message = messages.next()
             if message is None:
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request has no whole message")
+                if messages:
+                    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the message of the request is not whole")
+                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, the request has none")
             if messages:
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request has more than one message")
+                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, the request has more")
         except Refused as refused:
             self._refuse_request(refused)
             return

@@ -24,13 +24,15 @@ _CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?(;.*)?", re.IGNORECASE)
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
-# Not for handlers: what HTTP/2 and gRPC use themselves.
+# Not for handlers: what HTTP/2 and gRPC use themselves, as with grpcio's server.
 _RESERVED = frozenset(
     (
         *(b":method", b":scheme", b":path", b":authority", b"te", b"host", b"content-type", b"content-length"),
-        *(b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"accept-encoding"),
+        *(b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-internal-encoding-request"),
+        *(b"grpc-status", b"grpc-message", b"grpc-tags-bin", b"grpc-trace-bin"),
     )
 )
+_FIELD_BYTES = 32  # of a header besides its name and value, as SETTINGS_MAX_HEADER_LIST_SIZE counts
 _STATUS = {code.value[0]: str(code.value[0]).encode() for code in grpc.StatusCode}
 _TEXT = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -74,7 +76,8 @@ def read_head(headers: Headers, max_metadata: int) -> Head:
         raise NotGrpc(b"415")
     metadata = [header for header in headers if header[0] not in _RESERVED]
     path = fields[b":path"]
-    if sum([len(name) + len(value) for name, value in metadata], len(path)) > max_metadata:
+    size = len(path) + _FIELD_BYTES * len(headers)
+    if sum([len(name) + len(value) for name, value in metadata], size) > max_metadata:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the metadata is larger than {max_metadata} bytes")
     encoding = fields.get(b"grpc-encoding")
     if encoding is not None and encoding not in _WINDOW_BITS:
@@ -94,17 +97,30 @@ def _seconds(timeout: bytes) -> float:
     found = _TIMEOUT.fullmatch(timeout)
     if found is None:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "grpc-timeout is malformed")
-    return int(found[1]) * _UNITS[found[2]]
+    if not (number := int(found[1])):
+        raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    return number * _UNITS[found[2]]
 
 
 def read_metadata(headers: Headers) -> Metadata:
     """Return metadata as a handler sees it: values of names in `-bin` are bytes. Raises: Refused."""
-    return tuple((name.decode("latin-1"), _value(name, value)) for name, value in headers)
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in headers:
+        if name.endswith(b"-bin"):
+            metadata += [(name.decode("latin-1"), _decode(name, part)) for part in value.split(b",")]
+        else:
+            metadata.append((name.decode("latin-1"), _text(value)))
+    return tuple(metadata)
 
 
-def _value(name: bytes, value: bytes) -> str | bytes:
-    if not name.endswith(b"-bin"):
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def _decode(name: bytes, value: bytes) -> bytes:
     try:
         return b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except ValueError as error:
@@ -187,6 +203,8 @@ def inflate(message: bytes, encoding: bytes | None, max_size: int) -> bytes:
     """
     if encoding is None:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "a message is compressed and grpc-encoding is not set")
+    if not message:
+        return message
     inflating = zlib.decompressobj(_WINDOW_BITS[encoding])
     parts: list[bytes] = []
     size = 0
@@ -198,15 +216,17 @@ def inflate(message: bytes, encoding: bytes | None, max_size: int) -> bytes:
                 raise _corrupt()
             size += len(part)
             if size > max_size:
-                raise _too_large(size, max_size)
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "Decompressed message larger than max")
             parts.append(part)
     except zlib.error as error:
         raise _corrupt() from error
+    if inflating.unused_data:
+        raise _corrupt()
     return b"".join(parts)
 
 
 def _too_large(size: int, max_size: int) -> Refused:
-    text = f"Received message larger than max ({size} vs. {max_size})"  # as grpcio's server says it
+    text = f"SERVER: Received message larger than max ({size} vs. {max_size})"  # as grpcio's server says it
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
