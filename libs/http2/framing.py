@@ -27,7 +27,7 @@ _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 # Not for handlers: what HTTP/2 and gRPC use themselves, as with grpcio's server.
 _RESERVED = frozenset(
     (
-        *(b":method", b":scheme", b":path", b":authority", b"te", b"host", b"content-type", b"content-length"),
+        *(b":method", b":scheme", b":path", b":authority", b"te", b"content-type"),
         *(b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-internal-encoding-request"),
         *(b"grpc-status", b"grpc-message", b"grpc-tags-bin", b"grpc-trace-bin"),
     )
@@ -212,7 +212,7 @@ def inflate(message: bytes, encoding: bytes | None, max_size: int) -> bytes:
         while not inflating.eof:
             part = inflating.decompress(message, STEP_BYTES)
             message = inflating.unconsumed_tail
-            if not part and not message:
+            if not part and not message and not inflating.eof:
                 raise _corrupt()
             size += len(part)
             if size > max_size:

@@ -1,0 +1,1 @@
+"""The gRPC server on libnghttp2, beside grpcio's."""

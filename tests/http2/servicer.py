@@ -1,0 +1,140 @@
+"""A servicer of every kind of method, over bytes, that each transport serves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+SERVICE = "test.v1.Test"
+DETAILS = b"\x08\x03\x12\x04oops\xff"  # not even a google.rpc.Status: a transport does not look
+
+Handler = Callable[[Any, Any], Any]
+
+
+class Servicer:
+    """Its methods tell the test what they see: `context` is the last call's, `ended` how a slow handler ended."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self.context: Any = None
+        self.begun = asyncio.Event()
+        self.proceed = asyncio.Event()
+        self.ended: asyncio.Queue[str] = asyncio.Queue()
+        self.callbacks: asyncio.Queue[Any] = asyncio.Queue()
+        self.attempts = 0
+        self.written = 0
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return what a server takes."""
+        kinds: dict[str, tuple[Any, Handler]] = {
+            "Echo": (grpc.unary_unary_rpc_method_handler, self.echo),
+            "Report": (grpc.unary_unary_rpc_method_handler, self.report),
+            "Slow": (grpc.unary_unary_rpc_method_handler, self.slow),
+            "Flaky": (grpc.unary_unary_rpc_method_handler, self.flaky),
+            "Run": (grpc.unary_unary_rpc_method_handler, self.run),
+            "Abort": (grpc.unary_unary_rpc_method_handler, self.abort),
+            "Stream": (grpc.unary_stream_rpc_method_handler, self.stream),
+            "Write": (grpc.unary_stream_rpc_method_handler, self.write),
+            "RunStream": (grpc.unary_stream_rpc_method_handler, self.run),
+            "Collect": (grpc.stream_unary_rpc_method_handler, self.collect),
+            "Chat": (grpc.stream_stream_rpc_method_handler, self.chat),
+            "Talk": (grpc.stream_stream_rpc_method_handler, self.talk),
+        }
+        handlers = {name: kind(_noted(self, method)) for name, (kind, method) in kinds.items()}
+        parsed = grpc.unary_unary_rpc_method_handler(self.echo, StringValue.FromString, StringValue.SerializeToString)
+        return grpc.method_handlers_generic_handler(SERVICE, {**handlers, "Parse": parsed})
+
+    behavior: Callable[[bytes, Any], Awaitable[Any]]
+
+    async def echo(self, request: bytes, context: Any) -> bytes:
+        """Answer a message with itself."""
+        return request
+
+    async def run(self, request: bytes, context: Any) -> Any:
+        """Do what the test has set as `behavior`."""
+        return await self.behavior(request, context)
+
+    async def report(self, request: bytes, context: Any) -> bytes:
+        """Answer with what the context says of the call."""
+        metadata = [[name, list(value) if isinstance(value, bytes) else value] for name, value in _own(context)]
+        return json.dumps({"metadata": metadata, "has_deadline": context.time_remaining() is not None}).encode()
+
+    async def slow(self, request: bytes, context: Any) -> bytes:
+        """Answer when the test says so."""
+        context.add_done_callback(self.callbacks.put_nowait)
+        self.begun.set()
+        try:
+            await self.proceed.wait()
+        except asyncio.CancelledError:
+            self.ended.put_nowait("cancelled")
+            raise
+        self.ended.put_nowait("returned")
+        return request
+
+    async def flaky(self, request: bytes, context: Any) -> bytes:
+        """Be UNAVAILABLE as often as the request says; push back by so many ms if it names them."""
+        self.attempts += 1
+        times, _, pushback = request.decode().partition(" ")
+        if self.attempts <= int(times):
+            trailing = (("grpc-retry-pushback-ms", pushback),) if pushback else ()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now", trailing)
+        return request
+
+    async def abort(self, request: bytes, context: Any) -> bytes:
+        """Abort with the code that the request names, with details."""
+        trailing = (("reason", "test"), ("reason", "again"), ("grpc-status-details-bin", DETAILS))
+        await context.abort(grpc.StatusCode[request.decode() or "ABORTED"], "100 % wrong: \u00fc\n", trailing)
+        raise AssertionError
+
+    async def stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Yield `count` messages of `size` bytes."""
+        count, _, size = request.decode().partition(" ")
+        for number in range(int(count or 0)):
+            yield bytes([number % 256]) * int(size or 1)
+            self.written += 1
+
+    async def write(self, request: bytes, context: Any) -> None:
+        """Write as `stream` does."""
+        async for message in self.stream(request, context):
+            await context.write(message)
+
+    async def collect(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        """Answer with all messages, one after the other, and their number."""
+        messages = [message async for message in requests]
+        return b"%d " % len(messages) + b"".join(messages)
+
+    async def chat(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Answer each message with itself."""
+        async for message in requests:
+            yield message
+
+    async def talk(self, requests: Any, context: Any) -> None:
+        """Answer each message with itself, by the context's own reads and writes."""
+        while (message := await context.read()) is not grpc.aio.EOF:
+            await context.write(message)
+
+
+def _noted(servicer: Servicer, method: Handler) -> Handler:
+    """Return the method; what context it was called with is noted."""
+    # grpcio looks at what kind of function it is, so there is one of each kind.
+    if asyncio.iscoroutinefunction(method):
+
+        async def call(request: Any, context: Any) -> Any:
+            servicer.context = context
+            return await method(request, context)
+
+        return call
+
+    async def iterate(request: Any, context: Any) -> AsyncIterator[Any]:
+        servicer.context = context
+        async for reply in method(request, context):
+            yield reply
+
+    return iterate
+
+
+def _own(context: Any) -> list[tuple[str, str | bytes]]:
+    return [(name, value) for name, value in context.invocation_metadata() if name != "user-agent"]
