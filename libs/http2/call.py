@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -230,14 +231,17 @@ class Call(Context):
         request = await self._request(message, compressed)
         self._release(PREFIX_SIZE + len(message))
         self._unread -= len(message)
-        self._acknowledge_stream()
+        if self._unacknowledged:
+            self._acknowledge_stream()
+            self._connection.flush_soon()
         return request
 
     async def _write_all(self, replies: Any) -> None:
         """Send what a handler yields, or let it write; then finish."""
         if hasattr(replies, "__aiter__"):
-            async for reply in replies:
-                await self.write(reply)
+            async with aclosing(replies):
+                async for reply in replies:
+                    await self.write(reply)
         else:
             await replies
         self.finish()
@@ -245,17 +249,23 @@ class Call(Context):
     # Its reply
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Send the headers of the reply now, with metadata."""
+        """Send the headers of the reply now, with metadata. Raises: grpc.aio.UsageError if they are sent."""
+        if self._has_head:
+            raise grpc.aio.UsageError("the headers of the reply are sent")
         self._send_head(write_metadata(initial_metadata))
 
     async def write(self, message: Any) -> None:
-        """Send a message of a streaming reply; wait while the client is slow to take those before."""
+        """Send a message of a streaming reply; wait while the client is slow to take those before.
+
+        Raises: grpc.aio.UsageError if the call has ended.
+        """
         body = frame(self._serialize(message))
         await self._connection.writable(self, UNSENT_BYTES)
-        if not self._is_finished:
-            if not self._has_head:
-                self._send_head([])
-            self._connection.send_data(self.stream_id, body)
+        if self._is_finished:
+            raise grpc.aio.UsageError("the call has ended")
+        if not self._has_head:
+            self._send_head([])
+        self._connection.send_data(self.stream_id, body)
 
     def _serialize(self, reply: Any) -> bytes:
         serialize: Callable[[Any], bytes] | None = self._handler.response_serializer
@@ -322,7 +332,8 @@ class Call(Context):
             raise error
         else:
             log.error("a handler failed: %s", self._head.path, exc_info=error)
-            self._code, self._details = grpc.StatusCode.UNKNOWN.value[0], "the handler of the method failed"
+            self._code = self._code or grpc.StatusCode.UNKNOWN.value[0]
+            self._details = "the handler of the method failed"
             self.finish()
 
     # Its end

@@ -1,6 +1,7 @@
 """What a handler knows of its call: grpc.aio's ServicerContext."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -9,6 +10,8 @@ import grpc
 from libs.http2.framing import Head, Metadata, read_metadata
 
 OnDone: TypeAlias = Callable[[Any], None]
+
+log = logging.getLogger(__name__)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -106,10 +109,16 @@ class Context:
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
     ) -> NoReturn:
         """End the call with a status that is not OK. Raises: grpc.aio.AbortError, which the handler lets pass."""
-        self._code, self._details = code.value[0] or grpc.StatusCode.UNKNOWN.value[0], details
+        self._code = code.value[0] or grpc.StatusCode.UNKNOWN.value[0]
+        self._details = details or self._details
         if trailing_metadata:
             self._trailing = tuple(trailing_metadata)
+        self.finish()  # the handler may take its time, or catch the error
         raise grpc.aio.AbortError
+
+    def finish(self) -> None:
+        """Send the status, once."""
+        raise NotImplementedError
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         """End the call with a status that is not OK. Raises: as `abort` does."""
@@ -137,4 +146,7 @@ class Context:
         self.is_done = True
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
-            callback(self)
+            try:
+                callback(self)
+            except Exception:
+                log.exception("a callback of a call failed: %s", self._head.path)
