@@ -61,6 +61,8 @@ def method(channel: Any, name: str) -> Any:
         "Stream": channel.unary_stream,
         "Write": channel.unary_stream,
         "RunStream": channel.unary_stream,
+        "Iterate": channel.unary_stream,
+        "Discuss": channel.stream_stream,
         "Collect": channel.stream_unary,
         "Chat": channel.stream_stream,
         "Talk": channel.stream_stream,

@@ -47,7 +47,7 @@ class Answer:
     """What came back; `reset` is the code of a RST_STREAM, None if there was none."""
 
     heads: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
-    body: bytes = b""
+    body: bytearray = field(default_factory=bytearray)
     reset: int | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -71,8 +71,9 @@ class Answer:
 class Raw(asyncio.Protocol):
     """A connection."""
 
-    def __init__(self) -> None:
-        """Prepare."""
+    def __init__(self, window: int = WINDOW) -> None:
+        """Prepare; `window` is that of each stream."""
+        self._receive_window = window
         self.goaways: list[tuple[int, int]] = []
         self.settings: dict[int, int] = {}
         self.debug = b""
@@ -86,16 +87,16 @@ class Raw(asyncio.Protocol):
         self._windows: dict[int, int] = {}
 
     @classmethod
-    async def connect(cls, port: int) -> "Raw":
+    async def connect(cls, port: int, window: int = WINDOW) -> "Raw":
         """Connect to a server on this machine."""
         loop = asyncio.get_running_loop()
-        _, raw = await loop.create_connection(cls, "127.0.0.1", port)
+        _, raw = await loop.create_connection(lambda: cls(window), "127.0.0.1", port)
         return raw
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, with windows that never close."""
+        """Begin; the window of the connection never closes."""
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WINDOW)))
+        self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, self._receive_window)))
         self.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW - 2**16 + 1)))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -152,6 +153,10 @@ class Raw(asyncio.Protocol):
         self._window -= len(payload)
         self._windows[stream] -= len(payload)
         self.send(frame(DATA, END_STREAM if end else 0, stream, payload))
+
+    def open_windows(self) -> None:
+        """Let the server send as much as it likes."""
+        self.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WINDOW)))
 
     def reset(self, stream: int, code: int = 8) -> None:
         """Reset a stream."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -25,6 +26,7 @@ class Servicer:
         self.ended: asyncio.Queue[str] = asyncio.Queue()
         self.callbacks: asyncio.Queue[Any] = asyncio.Queue()
         self.attempts = 0
+        self.entered: asyncio.Queue[None] = asyncio.Queue()
         self.written = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -40,6 +42,8 @@ class Servicer:
             "Write": (grpc.unary_stream_rpc_method_handler, self.write),
             "RunStream": (grpc.unary_stream_rpc_method_handler, self.run),
             "Collect": (grpc.stream_unary_rpc_method_handler, self.collect),
+            "Iterate": (grpc.unary_stream_rpc_method_handler, self.run_iterate),
+            "Discuss": (grpc.stream_stream_rpc_method_handler, self.discuss),
             "Chat": (grpc.stream_stream_rpc_method_handler, self.chat),
             "Talk": (grpc.stream_stream_rpc_method_handler, self.talk),
         }
@@ -47,7 +51,10 @@ class Servicer:
         parsed = grpc.unary_unary_rpc_method_handler(self.echo, StringValue.FromString, StringValue.SerializeToString)
         return grpc.method_handlers_generic_handler(SERVICE, {**handlers, "Parse": parsed})
 
+    # What Run and RunStream, Iterate, and Discuss do: the test sets it.
     behavior: Callable[[bytes, Any], Awaitable[Any]]
+    iterate: Callable[[bytes, Any], AsyncIterator[bytes]]
+    talking: Callable[[Any, Any], Awaitable[None]]
 
     async def echo(self, request: bytes, context: Any) -> bytes:
         """Answer a message with itself."""
@@ -56,6 +63,16 @@ class Servicer:
     async def run(self, request: bytes, context: Any) -> Any:
         """Do what the test has set as `behavior`."""
         return await self.behavior(request, context)
+
+    async def run_iterate(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Yield what the test's `iterate` does."""
+        async with aclosing(self.iterate(request, context)) as replies:  # type: ignore[type-var]
+            async for reply in replies:
+                yield reply
+
+    async def discuss(self, requests: Any, context: Any) -> None:
+        """Do what the test has set as `talking`."""
+        await self.talking(requests, context)
 
     async def report(self, request: bytes, context: Any) -> bytes:
         """Answer with what the context says of the call."""
@@ -66,6 +83,7 @@ class Servicer:
         """Answer when the test says so."""
         context.add_done_callback(self.callbacks.put_nowait)
         self.begun.set()
+        self.entered.put_nowait(None)
         try:
             await self.proceed.wait()
         except asyncio.CancelledError:
@@ -130,8 +148,9 @@ def _noted(servicer: Servicer, method: Handler) -> Handler:
 
     async def iterate(request: Any, context: Any) -> AsyncIterator[Any]:
         servicer.context = context
-        async for reply in method(request, context):
-            yield reply
+        async with aclosing(method(request, context)) as replies:
+            async for reply in replies:
+                yield reply
 
     return iterate
 

@@ -36,7 +36,7 @@ def content(answer: Answer) -> tuple[object, ...]:
     pairs = [[pair for pair in head if pair[0] not in _NOT_COMPARED] for head in answer.heads]
     head, trailers = (pairs[0] if len(pairs) > 1 else []), (pairs[-1] if pairs else [])
     details = unquote_to_bytes(answer.trailers.get(b"grpc-message", b"")).decode()
-    return outcome(answer), details, head, trailers, _body(answer.body)
+    return outcome(answer), details, head, trailers, _body(bytes(answer.body))
 
 
 def _body(body: bytes) -> object:
