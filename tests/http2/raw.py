@@ -77,6 +77,8 @@ class Raw(asyncio.Protocol):
         self.goaways: list[tuple[int, int]] = []
         self.settings: dict[int, int] = {}
         self.debug = b""
+        self.answers_pings = True
+        self._pings: list[bytes] = []
         self.lost = asyncio.Event()
         self._changed = asyncio.Event()
         self._encoder, self._decoder = Encoder(), Decoder()
@@ -158,6 +160,12 @@ class Raw(asyncio.Protocol):
         """Let the server send as much as it likes."""
         self.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WINDOW)))
 
+    def answer_pings(self) -> None:
+        """Answer the pings that have come."""
+        for payload in self._pings:
+            self.send(frame(PING, ACK, 0, payload))
+        self._pings.clear()
+
     def reset(self, stream: int, code: int = 8) -> None:
         """Reset a stream."""
         self.send(frame(RST_STREAM, 0, stream, struct.pack(">I", code)))
@@ -208,7 +216,9 @@ class Raw(asyncio.Protocol):
                 self._windows[each] += self.settings.get(4, 2**16 - 1) - before
             self.send(frame(SETTINGS, ACK, 0, b""))
         elif kind == PING and not flags & ACK:
-            self.send(frame(PING, ACK, 0, payload))
+            self._pings.append(payload)
+            if self.answers_pings:
+                self.answer_pings()
         elif kind == GOAWAY:
             last, code = struct.unpack_from(">II", payload)
             self.goaways.append((last, code))
