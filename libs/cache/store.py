@@ -25,7 +25,6 @@ from libs.cache.entries import Fill, Found, Meta, decode, encode
 from libs.cache.gather import Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
-from libs.cache.linger import ENOUGH, Linger
 from libs.cache.near import Near
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
@@ -58,9 +57,6 @@ class Store:
         self._timeout = settings.timeout / 1000
         self._gather = gather
         self._looks: Looks = []
-        self._under_way = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._linger = Linger(settings.linger / 1000)
         self._slot: Slot = only_slot
         self._wires: dict[int, Wire] = {}  # by slot
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
@@ -73,20 +69,12 @@ class Store:
         await self.servers.close()
 
     def look(self, key: Key) -> "asyncio.Future[Found]":
-        """Look for a meta and its entry, together with all that is looked for in this tick, or while it lingers."""
+        """Look for a meta and its entry, together with all that is looked for in this tick."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Found] = loop.create_future()
         self._looks.append((key, future))
         if len(self._looks) == 1:
-            if wait := self._linger.wait(now(), self._under_way):
-                self._timer = loop.call_later(wait, self._time_out)
-            else:
-                loop.call_soon(self._look)
-        elif self._timer and len(self._looks) == ENOUGH:
-            self._timer.cancel()
-            self._timer = None
-            self._linger.enough()
-            self._look()
+            loop.call_soon(self._look)
         return future
 
     async def look_many(self, keys: Sequence[Key]) -> list[Found]:
@@ -122,14 +110,8 @@ class Store:
             lots[self._slot(fill.key.group.meta)].append(fill)
         return sum(await asyncio.gather(*map(self._fill_slot, lots.values())))
 
-    def _time_out(self) -> None:
-        self._timer = None
-        self._linger.too_few(now())
-        self._look()
-
     def _look(self) -> None:
         looks, self._looks = self._looks, []
-        self._under_way += len(looks)
         if not self.ready:  # it was when they asked
             self._looked(looks, 0, StoreAway("not ready"))
             return
@@ -149,7 +131,6 @@ class Store:
         wire.send(partial(self._looked, looks, now()), *command)
 
     def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
-        self._under_way -= len(looks)
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         for place, (key, future) in enumerate(looks):
