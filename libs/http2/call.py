@@ -167,7 +167,8 @@ class Call(Context):
     async def _run_unary(self, message: bytes, compressed: bool) -> None:
         handler = self._handler
         try:
-            request = await self._request(message, compressed)
+            is_ready = handler.request_deserializer is None and not compressed
+            request = message if is_ready else await self._request(message, compressed)
             self._reply(await handler.unary_unary(request, self))
         except BaseException as error:
             self._fail(error)

@@ -4,14 +4,13 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import ngh2
 
 from libs.http2.call import Call
-from libs.http2.framing import RESPONSE, Headers, NotGrpc, Refused, read_head, status_trailers
+from libs.http2.framing import RESPONSE, Headers, NotGrpc, Refused, status_trailers
 from libs.http2.limits import TokenBucket
 from libs.http2.tls import auth_context
 
@@ -179,7 +178,7 @@ class Connection(asyncio.Protocol):
         stream_id, headers = event.stream_id, event.headers
         self.counters.streams += 1
         try:
-            head = read_head(headers, self.limits.max_metadata)
+            head = self._server.heads.read(headers)
             handler = self._server.find(head)
         except NotGrpc as error:
             self.send_only(stream_id, [(b":status", error.status)], reset=not event.end_stream)
@@ -192,9 +191,10 @@ class Connection(asyncio.Protocol):
 
     def acknowledge(self, stream_id: int, size: int) -> None:
         """Let the client send as much more."""
-        if size:
-            with suppress(ngh2.NGH2Error):  # the connection is about to end
-                self._http2.acknowledge_received_data(size, stream_id)
+        try:
+            self._http2.acknowledge_received_data(size, stream_id)
+        except ngh2.NGH2Error:  # the connection is about to end
+            pass
 
     def start(self, call: Call, run: Coroutine[Any, Any, None]) -> None:
         """Run a call's handler, once the client has taken enough of its replies."""

@@ -13,7 +13,7 @@ import ngh2
 
 from libs.http2.connection import STREAM_WINDOW, Connection
 from libs.http2.deadlines import Deadlines
-from libs.http2.framing import Head, Metadata, Refused, read_metadata
+from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
 from libs.http2.tls import Tls
 
@@ -49,6 +49,7 @@ class Server:
         self._share_port = share_port
         self.counters = Counters()
         self.deadlines = Deadlines()
+        self.heads = Heads(self.limits.max_metadata)
         self.configuration = ngh2.Configuration(
             auto_window_update=False,
             max_inbound_header_list_size=4 * self.limits.max_metadata,
@@ -80,7 +81,7 @@ class Server:
 
     def find(self, head: Head) -> Any:
         """Return the handler of a call. Raises: Refused."""
-        details: Any = _CallDetails(head.path, read_metadata(head.metadata))
+        details: Any = _CallDetails(head.path, head.metadata)
         for generic in self._generic_handlers:
             if (handler := generic.service(details)) is not None:
                 return handler
