@@ -1,55 +1,65 @@
-"""Calls from this process, and the CPU time that they cost a server's process."""
+"""Load a server process and read its CPU time. `python -m tests.benchmarks.load --help` does it by hand."""
 
 import asyncio
-from collections.abc import Sequence
-from itertools import cycle, islice
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tests.benchmarks.http2 import Caller, Headers
+from tests.benchmarks.client import Call, Client, Result
 
 BEHIND_SECONDS = 0.03  # longer than anything waits to be stored
 
 
-class Round(NamedTuple):
-    """What one round of calls cost: CPU of the server a call, in us, and the `x-cache` of its last reply."""
-
-    cpu_us: float
-    source: str
-
-
-class Target:
+class Target(NamedTuple):
     """A server process."""
 
-    def __init__(self, port: int, pid: int) -> None:
-        """Remember where to call, and whose CPU time to read."""
-        self.port = port
-        self.tasks = Path(f"/proc/{pid}/task")
+    port: int
+    pid: int
+
+    def cpu_ns(self) -> int:
+        """Return the CPU time of all threads: to the ns, where the process's own figure counts in ticks of 10 ms."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+class Cost(NamedTuple):
+    """The server CPU per call of a round, in us, and the round's result."""
+
+    cpu_us: float
+    result: Result
+
+
+class Load:
+    """Connections to processes that are measured together; `Call.server` is the index of one."""
+
+    def __init__(self, client: Client, targets: Sequence[Target]) -> None:
+        """Take the client that is connected to them."""
+        self.client, self.targets = client, targets
+
+    async def round(self, calls: Iterable[Call], in_flight: int, **options: Any) -> Cost:
+        """Send the calls; `options` are those of Client.run, which also says what is raised.
+
+        The work that goes on behind the replies counts, too.
+        """
+        before = self._cpu_ns()
+        result = await self.client.run(calls, in_flight, **options)
+        await asyncio.sleep(BEHIND_SECONDS)
+        return Cost((self._cpu_ns() - before) / result.calls / 1000, result)
+
+    async def reply(self, call: Call) -> bytes:
+        """Return the message of one reply. Raises: CallsFailed."""
+        return (await self.client.run([call], keep_replies=True)).replies[0]
 
     def _cpu_ns(self) -> int:
-        """Return the CPU time of all threads: to the ns, where the process's own figure counts in ticks of 10 ms."""
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in self.tasks.iterdir())
+        return sum(target.cpu_ns() for target in self.targets)
 
-    async def round(
-        self, method: str, requests: Sequence[bytes], calls: int, in_flight: int, metadata: Headers = ()
-    ) -> Round:
-        """Send `calls` requests, in turn out of `requests`, `in_flight` at a time; each must be answered OK.
 
-        What goes on behind the replies counts, too.
-        """
-        caller = await Caller.connect(self.port, method, metadata)
-        await caller.run(requests[:1], 1)
-        before = self._cpu_ns()
-        async with asyncio.timeout(60):
-            await caller.run(islice(cycle(requests), calls), in_flight)
-            await asyncio.sleep(BEHIND_SECONDS)
-        cpu_us = (self._cpu_ns() - before) / calls / 1000
-        caller.transport.close()
-        return Round(cpu_us, caller.trailers.get("x-cache", ""))
-
-    async def reply(self, method: str, request: bytes) -> bytes:
-        """Return one reply's bytes."""
-        caller = await Caller.connect(self.port, method)
-        await caller.run([request], 1)
-        caller.transport.close()
-        return caller.reply
+@asynccontextmanager
+async def connected(*targets: Target, connections: int = 1) -> AsyncIterator[Load]:
+    """Connect to processes on this machine until the block ends."""
+    client = await Client.connect([target.port for target in targets], connections)
+    try:
+        yield Load(client, targets)
+    finally:
+        client.close()
