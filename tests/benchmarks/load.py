@@ -1,14 +1,28 @@
 """Load a server process and read its CPU time. `python -m tests.benchmarks.load --help` does it by hand."""
 
+from __future__ import annotations
+
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from tests.benchmarks.client import Call, Client, Result
+import psutil
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ops.cli import DatabaseUrl
+from tests.benchmarks.cases import cases, path_of, writes
+from tests.benchmarks.client import Call, Client, Result, calls_of
 
 BEHIND_SECONDS = 0.03  # longer than anything waits to be stored
+PORTS = {"booking": 50051, "messaging": 50052, "stats": 50053}
 
 
 class Target(NamedTuple):
@@ -63,3 +77,130 @@ async def connected(*targets: Target, connections: int = 1) -> AsyncIterator[Loa
         yield Load(client, targets)
     finally:
         client.close()
+
+
+def requests_of(database_url: str, method: str, app_secret: str, most: int) -> tuple[str, list[bytes]]:
+    """Return the path of a method, and requests over the data; of the writes `most`, each of which is valid once.
+
+    Raises: BadParameter, which names the methods that there are.
+    """
+    made = {case.method: case for case in cases(database_url)}
+    if case := made.get(method):
+        return case.path, case.requests
+    if method == "CreateBooking":
+        return path_of("booking", method), list(islice(writes(database_url, app_secret).bookings, most))
+    if method == "IngestWebhook":
+        return path_of("messaging", method), list(islice(writes(database_url, app_secret).webhooks, most))
+    raise typer.BadParameter(f"{method} is none of {', '.join([*made, 'CreateBooking', 'IngestWebhook'])}")
+
+
+def listening(port: int) -> list[Target]:
+    """Return the processes that listen on a port. Raises: BadParameter if there is none."""
+    found = {
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+    }
+    if targets := [Target(port, pid) for pid in found if pid]:
+        return targets
+    raise typer.BadParameter(f"no process of yours listens on port {port}")
+
+
+async def load(targets: Sequence[Target], calls: Iterable[Call], plan: Plan, progress: Progress) -> Cost:
+    """Run a plan against the processes of one port, and show how far it is."""
+    client = await Client.connect([targets[0].port], plan.connections)
+    if plan.warm:
+        await client.run(plan.warm, plan.in_flight, check=False)
+    task = progress.add_task("calls", total=None)
+
+    async def show() -> None:
+        while True:
+            progress.update(task, completed=client.result.calls)
+            await asyncio.sleep(0.2)
+
+    showing = asyncio.create_task(show())
+    try:
+        return await Load(client, targets).round(calls, plan.in_flight, seconds=plan.seconds, check=False)
+    finally:
+        showing.cancel()
+        progress.update(task, completed=client.result.calls)
+        client.close()
+
+
+class Plan(NamedTuple):
+    """How to load; `warm` are calls to make before."""
+
+    in_flight: int
+    connections: int
+    seconds: float
+    warm: Sequence[Call]
+
+
+def figures(cost: Cost) -> dict[str, Any]:
+    """Return what was measured, by name."""
+    result = cost.result
+    return {
+        "calls": result.calls,
+        "errors": result.errors,
+        "calls_per_second": round(result.rate),
+        "p50_us": round(result.percentile_us(0.5)),
+        "p99_us": round(result.percentile_us(0.99)),
+        "server_cpu_us_per_call": round(cost.cpu_us, 1),
+        "statuses": dict(result.statuses),
+        "x_cache": dict(result.sources),
+        "first_error": result.first_error,
+    }
+
+
+def main(
+    method: Annotated[str, typer.Argument(help="A read RPC, such as GetBookingByCode; CreateBooking; IngestWebhook.")],
+    database_url: DatabaseUrl,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port on this machine.", show_default="as `parlor up` has it")
+    ] = None,
+    in_flight: Annotated[int, typer.Option(min=1, max=1000, help="Calls at a time.")] = 32,
+    connections: Annotated[int, typer.Option(min=1, max=100, help="Connections that share them.")] = 1,
+    calls: Annotated[int, typer.Option(min=1, max=10_000_000, help="Calls at most.")] = 100_000,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds at most.")] = 10,
+    cache_control: Annotated[str, typer.Option(help="Sent with each call: no-cache, or max-age=SECONDS.")] = "",
+    warm: Annotated[bool, typer.Option(help="Make each different read once before.")] = True,
+    app_secret: Annotated[
+        str, typer.Option(envvar="WHATSAPP_APP_SECRET", help="Secret that webhook bodies are signed with.")
+    ] = "parlor-dev",  # noqa: S107 - that of `parlor up`
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Load a method of a service on this machine, and measure: calls per second, latencies, the service's CPU per call.
+
+    The requests are different ones, made from the service's sample data; the writes change that data. Calls that fail
+    are counted by status, and the exit code is 1.
+    """
+    path, requests = requests_of(database_url, method, app_secret, calls)
+    service = path.split(".")[1]
+    made = calls_of(path, requests, (("cache-control", cache_control),) if cache_control else ())
+    is_read = path.rpartition("/")[2] not in ("CreateBooking", "IngestWebhook")
+    plan = Plan(in_flight, connections, seconds, made if warm and is_read else ())
+    columns = (TextColumn("{task.completed} {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        targets = listening(port or PORTS[service])
+        try:
+            cost = uvloop.run(load(targets, islice(cycle(made), calls), plan, progress))
+        except (OSError, TimeoutError) as error:
+            raise SystemExit(f"the load ended early: {error or type(error).__name__}") from error
+    show(figures(cost), as_json)
+    raise typer.Exit(min(cost.result.errors, 1))
+
+
+def show(measured: dict[str, Any], as_json: bool) -> None:
+    """Print what was measured."""
+    if as_json:
+        print(json.dumps(measured))
+        return
+    table = Table(show_header=False)
+    for name, value in measured.items():
+        if value or value == 0:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import cycle, islice
+from statistics import median
 
 import redis
 
 from parlor.booking.v1.booking_pb2 import Booking
 from parlor.messaging.v1.messaging_pb2 import IngestWebhookResponse
 from tests.benchmarks.cases import Case, path_of
-from tests.benchmarks.client import Call, Headers, Metadata, calls_of, framed, headers_of
+from tests.benchmarks.client import Call, Headers, Metadata, Result, calls_of, framed, headers_of
 from tests.benchmarks.load import BEHIND_SECONDS, Cost, Load, connected
 from tests.benchmarks.system import SERVICES, System, Variant, target
 
@@ -24,6 +25,7 @@ ENOUGH = 0.99  # of the calls of a round have to come from where it says
 
 # A round of a number of calls, so many in flight; `turn` picks other requests each time.
 Round = Callable[[int, int, int], Awaitable[Cost]]
+Figure = Callable[[Cost], float]
 
 
 class WrongSource(Exception):
@@ -49,38 +51,40 @@ class Reads:
         drop_entries(self._redis_url)
         await asyncio.sleep(BEHIND_SECONDS)  # the near cache is told of what is gone
         calls = window(self._plain, turn, min(count, len(self._plain)))
-        return await self._round(calls, in_flight, "miss")
+        return _checked(await self._load.round(calls, in_flight), "miss")
 
     async def warm(self, turn: int, count: int, in_flight: int) -> Cost:
         """Hits in the shared cache."""
-        calls = window(self._warm, turn, count)
-        await self._until(calls, "hit")
-        return await self._round(calls, in_flight, "hit")
+        return await self._hits(window(self._warm, turn, count), in_flight, "hit")
 
     async def near(self, turn: int, count: int, in_flight: int) -> Cost:
         """Hits in the process's own cache."""
-        calls = window(self._plain, turn, count)
-        await self._until(calls, "near")
-        return await self._round(calls, in_flight, "near")
+        return await self._hits(window(self._plain, turn, count), in_flight, "near")
 
     async def off(self, turn: int, count: int, in_flight: int) -> Cost:
         """Reads past the cache."""
-        return await self._round(window(self._off, turn, count), in_flight, "bypass" if self._cached else "")
+        cost = await self._load.round(window(self._off, turn, count), in_flight)
+        return _checked(cost, "bypass") if self._cached else cost
 
-    async def _until(self, calls: Sequence[Call], source: str) -> None:
-        """Repeat the calls until all are answered from there."""
+    async def _hits(self, calls: Sequence[Call], in_flight: int, source: str) -> Cost:
+        """Make the calls until all are hits, then measure; repeat if entries have expired meanwhile, as near ones do."""
         distinct = list({call.body: call for call in calls}.values())
         for _ in range(MOST_PASSES):
-            result = await self._load.client.run(distinct, 32)
-            if result.sources[source] >= ENOUGH * result.calls:
-                return
-        raise WrongSource(f"{dict(result.sources)}, not {source}")
+            if not _is_from((await self._load.client.run(distinct, 32)), source):
+                continue
+            if _is_from((cost := await self._load.round(calls, in_flight)).result, source):
+                return cost
+        raise WrongSource(f"{dict(self._load.client.result.sources)}, not {source}")
 
-    async def _round(self, calls: Sequence[Call], in_flight: int, source: str) -> Cost:
-        cost = await self._load.round(calls, in_flight)
-        if source and cost.result.sources[source] < ENOUGH * cost.result.calls:
-            raise WrongSource(f"{dict(cost.result.sources)}, not {source}")
-        return cost
+
+def _is_from(result: Result, source: str) -> bool:
+    return result.sources[source] >= ENOUGH * result.calls
+
+
+def _checked(cost: Cost, source: str) -> Cost:
+    if not _is_from(cost.result, source):
+        raise WrongSource(f"{dict(cost.result.sources)}, not {source}")
+    return cost
 
 
 def window(calls: Sequence[Call], turn: int, count: int) -> list[Call]:
@@ -98,20 +102,27 @@ def drop_entries(redis_url: str) -> None:
 
 
 def bookings(variant: Variant, load: Load) -> Round:
-    """Return rounds of CreateBooking; `load` is connected to booking."""
-    headers = headers_of(path_of("booking", "CreateBooking"))
-    return _writes(load, headers, variant.writes.bookings, lambda reply: bool(Booking.FromString(reply).booking_code))
+    """Return rounds of CreateBooking; `load` is connected to all services, in the order of SERVICES."""
+    requests = variant.writes.bookings
+    return _writes(load, "booking", "CreateBooking", requests, lambda reply: bool(Booking.FromString(reply).etag))
 
 
 def webhooks(variant: Variant, load: Load) -> Round:
-    """Return rounds of IngestWebhook, one message each; `load` is connected to messaging."""
-    headers, one = headers_of(path_of("messaging", "IngestWebhook")), IngestWebhookResponse(messages=1)
-    return _writes(load, headers, variant.writes.webhooks, lambda reply: IngestWebhookResponse.FromString(reply) == one)
+    """Return rounds of IngestWebhook, one message each; `load` is connected to all services, in the order of SERVICES.
+
+    Messaging asks booking for the salon, whose CPU counts, too.
+    """
+    one = IngestWebhookResponse(messages=1).SerializeToString()
+    return _writes(load, "messaging", "IngestWebhook", variant.writes.webhooks, one.__eq__)
 
 
-def _writes(load: Load, headers: Headers, requests: Iterable[bytes], is_done: Callable[[bytes], bool]) -> Round:
+def _writes(
+    load: Load, service: str, method: str, requests: Iterable[bytes], is_done: Callable[[bytes], bool]
+) -> Round:
+    headers, server = headers_of(path_of(service, method)), SERVICES.index(service)
+
     async def run(turn: int, count: int, in_flight: int) -> Cost:
-        calls = [Call(headers, framed(request)) for request in islice(requests, count)]
+        calls = [Call(headers, framed(request), server) for request in islice(requests, count)]
         cost = await load.round(calls, in_flight, keep_replies=True)
         if not all(map(is_done, cost.result.replies)):
             raise ValueError("a write was answered OK and not done")
@@ -168,3 +179,30 @@ async def in_turn(rounds: Mapping[str, Round], turns: int, count: int, in_flight
         for name, run in rounds.items():
             costs[name].append(await run(turn, count, in_flight))
     return costs
+
+
+def medians(costs: Mapping[str, Sequence[Cost]], figure: Figure) -> dict[str, float]:
+    """Return the median of a figure of the rounds, by name."""
+    return {name: median(map(figure, of_one)) for name, of_one in costs.items()}
+
+
+def multiples(costs: Mapping[str, Sequence[Cost]], unit: str, figure: Figure) -> dict[str, list[float]]:
+    """Return a figure of each round as a multiple of that of the unit's round in the same turn, by name.
+
+    The two are neighbors in time, so that a machine that is busy with other things disturbs their ratio least.
+    """
+    return {
+        name: [figure(cost) / figure(one) for cost, one in zip(of_one, costs[unit], strict=True)]
+        for name, of_one in costs.items()
+        if name != unit
+    }
+
+
+def cpu(cost: Cost) -> float:
+    """Return the server CPU per call, in us."""
+    return cost.cpu_us
+
+
+def p50(cost: Cost) -> float:
+    """Return the median latency, in us."""
+    return cost.result.percentile_us(0.5)

@@ -10,7 +10,8 @@ import uvloop
 
 from tests.benchmarks.budget import BATCHES, CACHED, NEAR, NOT_CACHED, READ_ECHOES
 from tests.benchmarks.conftest import Report
-from tests.benchmarks.rounds import Round, echo_of, in_turn, reads
+from tests.benchmarks.load import Cost
+from tests.benchmarks.rounds import Round, cpu, echo_of, in_turn, medians, multiples, reads
 from tests.benchmarks.system import System
 
 TURNS = 11
@@ -22,10 +23,10 @@ TITLE = "Reads, 32 in flight: server CPU per RPC in echoes; one by one, warm: p5
 
 @pytest.mark.parametrize("method", [*CACHED, *NOT_CACHED])
 def test_read_costs_at_most_its_budget(system: System, report: Report, method: str) -> None:
-    cpu_us = uvloop.run(measure(system, method))
-    echoes = {kind: round(value / cpu_us["echo"], 3) for kind, value in cpu_us.items()}
+    costs = uvloop.run(measure(system, method))
+    echoes = {kind: round(median(rounds), 3) for kind, rounds in multiples(costs, "echo", cpu).items()}
     cells = {kind: f"{echoes[kind]:.2f}" if kind in echoes else "-" for kind in ("near", "warm", "cold", "off")}
-    report.add(TITLE, method, echo_us=f"{cpu_us['echo']:.0f}", **cells)
+    report.add(TITLE, method, echo_us=f"{medians(costs, cpu)['echo']:.0f}", **cells)
     over = [
         f"{kind}: {echoes[kind]}, at most {most[method]}"
         for kind, most in READ_ECHOES.items()
@@ -34,8 +35,8 @@ def test_read_costs_at_most_its_budget(system: System, report: Report, method: s
     assert not over
 
 
-async def measure(system: System, method: str) -> dict[str, float]:
-    """Return the CPU of a call, in us, of the echo and of each kind of read."""
+async def measure(system: System, method: str) -> dict[str, list[Cost]]:
+    """Return what the rounds of the echo and of each kind of read cost."""
     ours, case, cached = system.variants["ours"], system.cases[method], method in CACHED
     async with AsyncExitStack() as stack:
         read = await reads(stack, ours, case, cached=cached)
@@ -45,5 +46,4 @@ async def measure(system: System, method: str) -> dict[str, float]:
         if method in NEAR:
             rounds["near"] = read.near
         calls = BATCH_CALLS if method in BATCHES else CALLS
-        costs = await in_turn(rounds | {"off": read.off}, TURNS, calls, IN_FLIGHT)
-    return {kind: median(cost.cpu_us for cost in of_kind) for kind, of_kind in costs.items()}
+        return await in_turn(rounds | {"off": read.off}, TURNS, calls, IN_FLIGHT)

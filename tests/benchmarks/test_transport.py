@@ -9,7 +9,7 @@ import uvloop
 
 from parlor.booking.v1.booking_pb2 import Salon
 from tests.benchmarks.load import Cost, Load, connected
-from tests.benchmarks.rounds import Round, echo, in_turn
+from tests.benchmarks.rounds import Round, cpu, echo, in_turn, multiples
 from tests.benchmarks.system import Echo, target
 
 TURNS = 61
@@ -26,8 +26,7 @@ def test_setting_makes_the_echo_cheaper(tmp_path: Path, in_flight: int) -> None:
                 return await in_turn(rounds, TURNS, CALLS[in_flight], in_flight)
 
         costs = uvloop.run(measure())
-    cpu_us = {name: median(cost.cpu_us for cost in of_one) for name, of_one in costs.items()}
-    ratio = round(cpu_us["ours"] / cpu_us["bare"], 2)
+    ratio = round(median(multiples(costs, "bare", cpu)["ours"]), 2)
     print(f"transport: {ratio} of the bare echo, {in_flight} in flight")
     assert ratio < 1
 

@@ -11,7 +11,7 @@ import uvloop
 from tests.benchmarks.budget import WRITE_ECHOES
 from tests.benchmarks.conftest import Report
 from tests.benchmarks.load import Cost, Load, connected
-from tests.benchmarks.rounds import Round, bookings, echo_of, in_turn, mixed, webhooks
+from tests.benchmarks.rounds import Round, bookings, cpu, echo_of, in_turn, medians, mixed, multiples, webhooks
 from tests.benchmarks.system import System, Variant
 
 Maker = Callable[[Variant, Load], Round]
@@ -38,9 +38,8 @@ def test_mixed_workload(system: System, report: Report) -> None:
 def measure(system: System, report: Report, name: str, make: Maker, count: int) -> float:
     """Measure rounds in turn with the echo of a booking; report the row, and return what it costs in echoes."""
     costs = uvloop.run(_measure(system, make, count))
-    cpu_us, echo_us = (median(cost.cpu_us for cost in costs[kind]) for kind in ("run", "echo"))
-    echoes = round(cpu_us / echo_us, 3)
-    report.add(TITLE, name, echo_us=f"{echo_us:.0f}", us=f"{cpu_us:.0f}", echoes=f"{echoes:.2f}")
+    us, echoes = medians(costs, cpu), round(median(multiples(costs, "echo", cpu)["run"]), 3)
+    report.add(TITLE, name, echo_us=f"{us['echo']:.0f}", us=f"{us['run']:.0f}", echoes=f"{echoes:.2f}")
     return echoes
 
 
