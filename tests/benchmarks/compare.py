@@ -1,7 +1,7 @@
-"""Compare two variants of the services, A B A B, to see what a change gains: `python -m tests.benchmarks.compare --help`.
+"""Compare two variants of the services in turn, A B A B: `python -m tests.benchmarks.compare --help`.
 
-The variants differ by environment or by source tree. Each has a database and a Valkey of its own with the same data,
-and is sent the same requests.
+The variants differ by environment or by source tree. Each has its own database and Valkey with the same data, and both
+get the same requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from tests.benchmarks.load import Cost, connected
 from tests.benchmarks.rounds import Round, bookings, cpu, in_turn, medians, mixed, multiples, p50, reads, webhooks
@@ -101,7 +100,7 @@ def main(
     b: Variables = "",
     a_tree: Tree = None,
     b_tree: Tree = None,
-    turns: Annotated[int, typer.Option(min=3, max=200, help="Rounds of each variant.")] = 15,
+    turns: Annotated[int, typer.Option(min=3, max=200, help="Rounds of each variant.")] = 21,
     only: Annotated[
         str, typer.Option(help=f"Regular expression of the rows to measure. Rows: {', '.join(ROWS)}.")
     ] = "",
@@ -133,13 +132,14 @@ def show(rows: list[Row], as_json: bool) -> None:
     if as_json:
         print("\n".join(json.dumps(row._asdict()) for row in rows))
         return
-    table = Table("", "in flight", "A, us CPU", "B", "B/A", "quartiles", "A, us p50", "B", "B/A")
+    print(
+        "| | in flight | A, us CPU | B | B/A | quartiles | A, us p50 | B | B/A |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for row in rows:
         first, middle, third = row.cpu_ratios
         cells = (f"{row.a_cpu_us:.0f}", f"{row.b_cpu_us:.0f}", f"{middle:.2f}", f"{first:.2f} - {third:.2f}")
         latencies = (f"{row.a_p50_us:.0f}", f"{row.b_p50_us:.0f}", f"{row.p50_ratio:.2f}")
-        table.add_row(row.name, str(row.in_flight), *cells, *latencies)
-    Console().print(table)
+        print(f"| {' | '.join((row.name, str(row.in_flight), *cells, *latencies))} |")
 
 
 if __name__ == "__main__":

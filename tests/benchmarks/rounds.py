@@ -67,7 +67,7 @@ class Reads:
         return _checked(cost, "bypass") if self._cached else cost
 
     async def _hits(self, calls: Sequence[Call], in_flight: int, source: str) -> Cost:
-        """Make the calls until all are hits, then measure; repeat if entries have expired meanwhile, as near ones do."""
+        """Make the calls until all are hits, then measure; repeat if entries have expired, as near ones soon do."""
         distinct = list({call.body: call for call in calls}.values())
         for _ in range(MOST_PASSES):
             if not _is_from((await self._load.client.run(distinct, 32)), source):

@@ -14,7 +14,7 @@ from tests.benchmarks.load import Cost
 from tests.benchmarks.rounds import Round, cpu, echo_of, in_turn, medians, multiples, reads
 from tests.benchmarks.system import System
 
-TURNS = 11
+TURNS = 15
 CALLS = 640
 BATCH_CALLS = 128
 IN_FLIGHT = 32
