@@ -20,7 +20,6 @@ from ngh2 import (
     Configuration,
     Connection,
     DataReceived,
-    GoAwayReceived,
     NGH2Error,
     ResponseReceived,
     Role,
@@ -258,6 +257,8 @@ class _Peer(asyncio.Protocol):
         except NGH2Error:
             self.transport.abort()
             return
+        if not h2.can_send_request:  # an event before the GOAWAY would begin a call that is refused
+            self._leave()
         for event in h2.events():
             if isinstance(event, TrailersReceived):
                 self._end(event, now)
@@ -270,8 +271,6 @@ class _Peer(asyncio.Protocol):
             elif isinstance(event, ResponseReceived):
                 if event.end_stream:
                     self._end(event, now)
-            elif isinstance(event, GoAwayReceived):
-                self._leave()
         self.client.flush()
         if h2.want_write:  # acknowledgements of settings and pings
             self.send()

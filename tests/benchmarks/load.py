@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -72,11 +72,8 @@ class Load:
 @asynccontextmanager
 async def connected(*targets: Target, connections: int = 1) -> AsyncIterator[Load]:
     """Connect to processes on this machine until the block ends."""
-    client = await Client.connect([target.port for target in targets], connections)
-    try:
+    with closing(await Client.connect([target.port for target in targets], connections)) as client:
         yield Load(client, targets)
-    finally:
-        client.close()
 
 
 def requests_of(database_url: str, method: str, app_secret: str, most: int) -> tuple[str, list[bytes]]:
@@ -108,23 +105,21 @@ def listening(port: int) -> list[Target]:
 
 async def load(targets: Sequence[Target], calls: Iterable[Call], plan: Plan, progress: Progress) -> Cost:
     """Run a plan against the processes of one port, and show how far it is."""
-    client = await Client.connect([targets[0].port], plan.connections)
-    if plan.warm:
-        await client.run(plan.warm, plan.in_flight, check=False)
-    task = progress.add_task("calls", total=None)
+    with closing(await Client.connect([targets[0].port], plan.connections)) as client:
+        if plan.warm:
+            await client.run(plan.warm, plan.in_flight, check=False)
+        task = progress.add_task("calls", total=None)
 
-    async def show() -> None:
-        while True:
-            progress.update(task, completed=client.result.calls)
-            await asyncio.sleep(0.2)
+        async def show() -> None:
+            while True:
+                progress.update(task, completed=client.result.calls)
+                await asyncio.sleep(0.2)
 
-    showing = asyncio.create_task(show())
-    try:
-        return await Load(client, targets).round(calls, plan.in_flight, seconds=plan.seconds, check=False)
-    finally:
-        showing.cancel()
-        progress.update(task, completed=client.result.calls)
-        client.close()
+        showing = asyncio.create_task(show())
+        try:
+            return await Load(client, targets).round(calls, plan.in_flight, seconds=plan.seconds, check=False)
+        finally:
+            showing.cancel()
 
 
 class Plan(NamedTuple):
