@@ -178,9 +178,10 @@ def cases(database_url: str) -> Iterator[Case]:
             for (phone,) in phones
         ),
         ("messaging", "ListConversations"): (
-            messaging.ListConversationsRequest(salon_id=SALON, page_size=size, status=status)
-            for size in range(40, 61)
+            messaging.ListConversationsRequest(salon_id=SALON, page_size=size, status=status, unread_only=unread)
+            for size in range(25, 76)  # 50 on average
             for status in messaging.ConversationStatus.values()
+            for unread in (False, True)
         ),
         ("messaging", "ListMessages"): (
             messaging.ListMessagesRequest(salon_id=SALON, conversation_id=conversation_id, page_size=50 + size)

@@ -113,6 +113,7 @@ class Client:
         self.result = Result()
         self.keep_replies = False
         self._pools: list[list[_Peer]] = []
+        self._peers: list[_Peer] = []
         self._turn = 0
         self._calls: Iterator[Call] = iter(())
         self._under_way = 0
@@ -129,6 +130,7 @@ class Client:
                 _, peer = await loop.create_connection(lambda pool=pool: _Peer(client, pool), HOST, port)  # type: ignore[misc]
                 pool.append(peer)
             client._pools.append(pool)
+            client._peers += pool
         return client
 
     async def run(
@@ -171,9 +173,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        for pool in self._pools:
-            for peer in list(pool):
-                peer.transport.close()
+        for peer in self._peers:
+            peer.transport.close()
 
     def _stop(self) -> None:
         self._calls = iter(())
