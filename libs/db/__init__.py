@@ -6,21 +6,26 @@ from libs.db.encoding import elements, encoder, prefix
 from libs.db.queries import Queries, SlowQuery
 from libs.db.rows import (
     STAMP,
+    Batch,
     Loaded,
     fetch_all,
+    fetch_batch,
     fetch_encoded,
     fetch_one,
-    fetch_page,
+    fetch_pages,
     fetch_returned,
     fetch_rows,
     fetch_stamped,
     fetch_undecoded,
     text_array,
+    unnest,
+    where,
 )
 from libs.db.settings import DatabaseSettings, split_pool_parameters
 
 __all__ = [
     "STAMP",
+    "Batch",
     "Connection",
     "Database",
     "DatabaseSettings",
@@ -32,9 +37,10 @@ __all__ = [
     "elements",
     "encoder",
     "fetch_all",
+    "fetch_batch",
     "fetch_encoded",
     "fetch_one",
-    "fetch_page",
+    "fetch_pages",
     "fetch_returned",
     "fetch_rows",
     "fetch_stamped",
@@ -42,4 +48,6 @@ __all__ = [
     "prefix",
     "split_pool_parameters",
     "text_array",
+    "unnest",
+    "where",
 ]

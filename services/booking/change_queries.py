@@ -136,7 +136,10 @@ async def lock_booking(conn: AsyncConnection[Any], salon_id: str, booking_code: 
         SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false), {BOOKING}
         FROM bookings WHERE booking_code = %s AND salon_id = %s FOR UPDATE"""
     names, rows = await fetch_undecoded(conn, query, (booking_code, salon_id))
-    return Locked(Booking.FromString(encoder(Booking, *names[1:])(rows[0][1:])), rows[0][0]) if rows else None
+    if not rows:
+        return None
+    [expired], *booking = zip(*rows, strict=True)
+    return Locked(Booking.FromString(encoder(Booking, *names[1:])(booking)[0]), expired)
 
 
 async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, status: str, said: Said) -> Booking:

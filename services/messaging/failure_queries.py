@@ -44,5 +44,5 @@ async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -
         SELECT webhook_failure_id::text, salon_id, 'WEBHOOK_ITEM_KIND_' || kind AS kind, reason, item AS raw_json,
             created_at AS create_time
         FROM webhook_failures WHERE salon_id = %(salon_id)s{after}
-        ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(limit)s"""
+        ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(rows)s"""
     return await fetch_encoded(conn, WebhookFailure, query, {"salon_id": salon_id} | page.params)

@@ -5,13 +5,13 @@ from typing import Any
 from zlib import crc32
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, moment, page
+from libs.rpc import errors, moment, names_given, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.groups import of_name
 from services.messaging import ingest_queries, status_queries
 from services.messaging import message_queries as queries
 from services.messaging.ingest_queries import NewMessage
+from services.messaging.message_queries import MessageFilters
 from services.messaging.rpcs import Rpcs, word
 from services.messaging.salons import SalonUnknown
 from services.messaging.status_queries import NewStatus
@@ -78,15 +78,16 @@ class MessageRpcs(Rpcs):
         filters = (salon_id, request.conversation_id.lower(), phone_number, request.direction)
         wanted = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = word(pb.MessageDirection, request.direction) if request.direction else ""
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            stamp, rows = await queries.list_messages(
-                conn, salon_id, request.conversation_id, phone_number, direction, wanted
-            )
-            return Loaded(stamp, wanted.fill(pb.ListMessagesResponse, rows, "create_time", "message_id"))
-
+        chosen = MessageFilters(salon_id, request.conversation_id.lower(), phone_number, direction)
         group = of_name(self.groups.messages(salon_id), request.conversation_id.lower(), phone_number)
-        return await self.cache.read(group.key(digest(wanted)), load, repeatable=not phone_number)
+        return await self.cache.look_up(
+            group.key(digest(wanted)),
+            (chosen, wanted),
+            queries.list_messages,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=not phone_number,
+        )
 
 
 def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, known: bool) -> NewMessage:
