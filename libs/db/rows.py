@@ -126,6 +126,8 @@ async def fetch_batch(conn: AsyncConnection[Any], query: str, params: Sequence[M
     if not rows:
         return Batch(0, [], [], {})
     stamps, places, *found = zip(*rows, strict=True)
+    if list(places) != sorted(places):
+        raise ValueError("the rows of a batch are not in the order of its arguments")
     slices, first = {}, 0
     for place, count in Counter(places).items():  # in the order of the rows, where a place's come together
         slices[place - 1] = slice(first, first + count)

@@ -8,6 +8,7 @@ from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import booking_queries as queries
 from services.booking.booking_queries import BookingFilters, BookingNamed
 from services.booking.rpcs import Rpcs, batch, found
+from services.phones import is_national
 
 
 class BookingRpcs(Rpcs):
@@ -43,7 +44,7 @@ class BookingRpcs(Rpcs):
             queries.list_bookings,
             batch=names_given,
             rows=wanted.rows,
-            repeatable=not phone,
+            repeatable=not is_national(request.customer_phone),
         )
 
     async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:

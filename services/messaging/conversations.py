@@ -10,6 +10,7 @@ from services.groups import of_name, of_names
 from services.messaging import conversation_queries as queries
 from services.messaging.conversation_queries import Filters, Named, Wanted
 from services.messaging.rpcs import Rpcs, word
+from services.phones import is_national
 
 DEFAULT_MESSAGES = 10
 MOST_TAGS = 50
@@ -23,14 +24,13 @@ class ConversationRpcs(Rpcs):
         named = await self._named(request)
         limit = size(request.message_limit, DEFAULT_MESSAGES)
         group = of_name(self.groups.conversations(request.salon_id), named.conversation_id, named.phone_number)
-        repeatable = not named.phone_number  # which may be a national one, of the region that the salon has by now
         reply = await self.cache.look_up(
             group.key("get", digest(named, limit)),
             Wanted(named, limit),
             queries.conversations_with_messages,
             batch=Wanted.names,
             rows=limit + 1,
-            repeatable=repeatable,
+            repeatable=not is_national(request.phone_number),
         )
         if reply.body is None:
             raise errors.not_found("conversation", str(named))

@@ -15,6 +15,7 @@ from services.messaging.message_queries import MessageFilters
 from services.messaging.rpcs import Rpcs, word
 from services.messaging.salons import SalonUnknown
 from services.messaging.status_queries import NewStatus
+from services.phones import is_national
 
 
 class MessageRpcs(Rpcs):
@@ -86,7 +87,7 @@ class MessageRpcs(Rpcs):
             queries.list_messages,
             batch=names_given,
             rows=wanted.rows,
-            repeatable=not phone_number,
+            repeatable=not is_national(request.phone_number),
         )
 
 
