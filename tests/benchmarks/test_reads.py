@@ -16,7 +16,8 @@ from tests.benchmarks.system import System
 
 TURNS = 15
 CALLS = 640
-BATCH_CALLS = 128
+CALLS_OF_SLOW = 128
+SLOW = (*BATCHES, "SearchMessages", "SearchAvailability")
 IN_FLIGHT = 32
 TITLE = "Reads, 32 in flight: server CPU per RPC in echoes; one by one, warm: p50."
 
@@ -45,5 +46,5 @@ async def measure(system: System, method: str) -> dict[str, list[Cost]]:
             rounds |= {"cold": read.cold, "warm": read.warm}
         if method in NEAR:
             rounds["near"] = read.near
-        calls = BATCH_CALLS if method in BATCHES else CALLS
+        calls = CALLS_OF_SLOW if method in SLOW else CALLS
         return await in_turn(rounds | {"off": read.off}, TURNS, calls, IN_FLIGHT)
