@@ -1,14 +1,23 @@
 """A transaction that invalidates: its steps, in the order in which the cache takes them."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from libs.cache.keys import Group, whole
 from libs.cache.store import Store
+
+# Begins a transaction on a connection, and returns its id.
+Begin: TypeAlias = Callable[[Any], Awaitable[int]]
+Commit: TypeAlias = Callable[[Any], Awaitable[Any]]
+
+
+async def plain_commit(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Commit, with nothing else in that round trip."""
+    await conn.commit()
 
 
 class CommitUnknown(Exception):
@@ -18,13 +27,16 @@ class CommitUnknown(Exception):
 class Transaction:
     """A transaction under way: its connection, its id, and what it invalidates."""
 
-    def __init__(self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store) -> None:
+    def __init__(
+        self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store, commit: Commit = plain_commit
+    ) -> None:
         """Begin to collect what the transaction invalidates."""
         self.conn = conn
         self.xact_id = xact_id
         self.pending = False
         self.metas: dict[str, asyncio.Future[None]] = {}
         self._store = store
+        self._commit = commit
 
     @classmethod
     async def begin(cls, conn: psycopg.AsyncConnection[Any], store: Store, locks: Sequence[int]) -> "Transaction":
@@ -75,7 +87,7 @@ class Transaction:
             # COMMIT would be answered without an error, although nothing is committed.
             raise psycopg.errors.InFailedSqlTransaction(f"the transaction can't be committed: it is {status.name}")
         try:
-            await self.conn.commit()
+            await self._commit(self.conn)
         except psycopg.OperationalError as error:
             if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
                 raise CommitUnknown from error

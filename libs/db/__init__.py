@@ -1,6 +1,6 @@
 """Pooled access to Postgres: settings, availability, timings, and rows that come out as bytes of protobuf messages."""
 
-from libs.db.connection import Connection
+from libs.db.connection import BEGIN, COMMIT, Connection
 from libs.db.database import Database, DatabaseUnavailable, PoolExhausted
 from libs.db.encoding import elements, encoder, prefix
 from libs.db.queries import Queries, SlowQuery
@@ -18,8 +18,11 @@ from libs.db.rows import (
     text_array,
 )
 from libs.db.settings import DatabaseSettings, split_pool_parameters
+from libs.db.statement import Statement, nothing
 
 __all__ = [
+    "BEGIN",
+    "COMMIT",
     "STAMP",
     "Connection",
     "Database",
@@ -29,6 +32,7 @@ __all__ = [
     "PoolExhausted",
     "Queries",
     "SlowQuery",
+    "Statement",
     "elements",
     "encoder",
     "fetch_all",
@@ -39,6 +43,7 @@ __all__ = [
     "fetch_rows",
     "fetch_stamped",
     "fetch_undecoded",
+    "nothing",
     "prefix",
     "split_pool_parameters",
     "text_array",
