@@ -18,7 +18,7 @@ from libs.db.rows import (
     text_array,
 )
 from libs.db.settings import DatabaseSettings, split_pool_parameters
-from libs.db.statement import Statement, nothing
+from libs.db.statement import Statement, nothing, records
 
 __all__ = [
     "BEGIN",
@@ -45,6 +45,7 @@ __all__ = [
     "fetch_undecoded",
     "nothing",
     "prefix",
+    "records",
     "split_pool_parameters",
     "text_array",
 ]

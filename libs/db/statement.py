@@ -1,7 +1,9 @@
 """A statement as a value: several of them can share a round trip (`Connection.run`)."""
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -29,6 +31,11 @@ class Statement(NamedTuple, Generic[T]):
 
 def nothing(names: list[str], rows: list[Any]) -> None:
     """Read the result of a statement that has none."""
+
+
+def records(rows: Iterable[Any]) -> str:
+    """Return named tuples as JSON, for `json_to_recordset`."""
+    return json.dumps([row._asdict() for row in rows], default=datetime.isoformat)
 
 
 @cache
