@@ -297,7 +297,7 @@ class Cache:
         Return how many there were. Raises: CacheUnavailable.
         """
         try:
-            await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
+            await self.store.register([group.meta for group in groups], 0)
             parts = await self.store.servers.unlink_parts(groups)
         except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error

@@ -34,7 +34,7 @@ class Transaction:
         self.conn = conn
         self.xact_id = xact_id
         self.pending = False
-        self.metas: dict[str, asyncio.Future[None]] = {}
+        self.metas: dict[str, asyncio.Future[Any]] = {}  # each with the answer to its registration
         self._store = store
         self._commit = commit
 
@@ -53,18 +53,18 @@ class Transaction:
 
         With a part's whole no later than with the part: what opens the part takes over what the whole knows.
         """
-        for meta in (meta for group in groups for meta in (whole(group.name), group.meta)):
-            if meta not in self.metas:
-                self.metas[meta] = self._store.register(meta, self.xact_id)
+        metas = dict.fromkeys([meta for group in groups for meta in (whole(group.name), group.meta)])
+        if new := [meta for meta in metas if meta not in self.metas]:
+            self.metas.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
 
     async def registered(self) -> None:
         """Return when every registration has been answered. Raises: StoreAway."""
-        for answer in self.metas.values():
+        for answer in set(self.metas.values()):
             await answer
 
     def forget(self) -> None:
         """Leave the answers that nobody waits for any more."""
-        for answer in self.metas.values():
+        for answer in set(self.metas.values()):
             if not answer.cancel() and not answer.cancelled():
                 answer.exception()
 
@@ -78,7 +78,7 @@ class Transaction:
 
     async def register_again(self) -> None:
         """Register with every group anew. Raises: StoreAway."""
-        await asyncio.gather(*(self._store.register(meta, self.xact_id) for meta in self.metas))
+        await self._store.register(list(self.metas), self.xact_id)
 
     async def commit(self) -> None:
         """Commit. Raises: CommitUnknown; psycopg.Error, also if the block ended or broke the transaction itself."""

@@ -131,8 +131,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.queries.errors += 1
             raise
         finally:
-            self.queries.add("; ".join([statement.query for statement in statements]), time.perf_counter() - started)
-            self.queries.executed += len(statements) - 1
+            self.queries.add_all([statement.query for statement in statements], time.perf_counter() - started)
 
     async def rollback(self) -> None:
         """Roll back; psycopg would deallocate all prepared statements, too."""
@@ -169,8 +168,10 @@ class Connection(psycopg.AsyncConnection[Any]):
         for statement, result in zip(statements, results, strict=False):
             if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
                 raise error_from_result(result)
-            self._adapt.set_pgresult(result)
-            rows = self._adapt.load_rows(0, result.ntuples, tuple) if result.nfields else []
+            rows: list[Any] = []
+            if result.ntuples:
+                self._adapt.set_pgresult(result)
+                rows = self._adapt.load_rows(0, result.ntuples, tuple)
             found.append(statement.read(columns(result, statement.query), rows))
         return found
 

@@ -13,6 +13,7 @@ from services.booking.rpcs import Rpcs, resource_lock
 
 # No 0, 1, I, L, O or U: a code is read out and typed.
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+CODE_LENGTH = 6
 LAST_MOMENT = datetime.fromisoformat("9999-01-01T00:00:00Z")
 # How often a booking may change its resource under a writer that waits for the resource.
 ATTEMPTS = 5
@@ -33,14 +34,15 @@ class ChangeRpcs(Rpcs):
         whole_seconds(request, "hold_duration")
         phone = await self.phone(request, "customer_phone")
         salon_id, resource_id = request.salon_id, request.resource_id
-        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(6))
+        code = new_code()
         locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
         insert = queries.insert_booking(request, phone, code, start, end)
         async with self.write(request, salon_id, *self.touched(salon_id, code), locks=locks, first=[insert]) as write:
             inserted: Taken | None = write.first[0]
             if inserted is None:
                 raise taken(request)
-            write.invalidate(*self.touched(salon_id, *inserted.expired))
+            if inserted.expired:
+                write.invalidate(*self.touched(salon_id, *inserted.expired))
             write.reply = inserted.booking
         return inserted.booking
 
@@ -120,6 +122,13 @@ class ChangeRpcs(Rpcs):
                 return {booking_id: code for booking_id, code, _ in locked}
             await write.unlock()
         raise errors.conflict()
+
+
+def new_code() -> str:
+    """Return a booking code made at random."""
+    number = secrets.randbelow(len(CODE_LETTERS) ** CODE_LENGTH)
+    letters = (CODE_LETTERS[number // len(CODE_LETTERS) ** place % len(CODE_LETTERS)] for place in range(CODE_LENGTH))
+    return "".join(letters)
 
 
 def _checked(request: Any, locked: Locked | None) -> Locked:
