@@ -143,17 +143,18 @@ class Connection(psycopg.AsyncConnection[Any]):
 
         By libpq's pipeline mode: psycopg's own costs more than the round trips that it saves.
         """
-        pgconn, keeps = self.pgconn, self.prepare_threshold is not None
+        pgconn = self.pgconn
         sent = []
         for statement in statements:
             query, names = numbered(statement.query)
             values = self._adapt.dump_sequence([statement.params[name] for name in names], [PyFormat.TEXT] * len(names))
-            name = (self._prepared_names.get(query) or await self._prepare(query)) if keeps else b""
+            is_kept = names and self.prepare_threshold is not None  # BEGIN and the like have no plan worth keeping
+            name = (self._prepared_names.get(query) or await self._prepare(query)) if is_kept else b""
             sent.append((query, name, values))
         pgconn.enter_pipeline_mode()
         try:
             for query, name, values in sent:
-                if keeps:
+                if name:
                     pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
                 else:
                     pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
