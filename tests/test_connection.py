@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
 from libs.db import Connection, Database, DatabaseSettings, DatabaseUnavailable, Queries, fetch_rows, fetch_undecoded
-from libs.db.rows import columns
+from libs.db.statement import columns
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]

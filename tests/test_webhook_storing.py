@@ -45,8 +45,8 @@ async def test_a_body_costs_a_fixed_number_of_statements(database_url: str, redi
         found = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id="salon-1", whatsapp_id="wamid.100"))
         assert (found.raw_json != "", len(found.status_events)) == (True, 1)
         assert await executed(stack, "messaging") == before + 1
-        # BEGIN, the phone numbers, the messages, the statuses, their fold; COMMIT is not counted.
-        assert costs == [5] * len(bodies)
+        # BEGIN, the locks, the phone numbers, the messages, the statuses, their fold, COMMIT.
+        assert costs == [7] * len(bodies)
         assert written(stack) == (2 + 38 + 40 + 40, 501, 501)
 
 

@@ -24,7 +24,7 @@ from libs.cache.reply import MAX_AGE, LoadMany, LoadOne, Read, Reply, Stamped
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
-from libs.cache.transaction import Transaction
+from libs.cache.transaction import Begin, Commit, Transaction, plain_commit
 from libs.cache.watch import Watch
 
 
@@ -241,18 +241,24 @@ class Cache:
     # Writes
 
     @asynccontextmanager
-    async def transaction(self, *groups: Group, locks: Sequence[int] = ()) -> AsyncIterator[Transaction]:
+    async def transaction(
+        self, *groups: Group, locks: Sequence[int] = (), begin: Begin | None = None, commit: Commit = plain_commit
+    ) -> AsyncIterator[Transaction]:
         """Run the block as a transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
 
         The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
-        before anything else and held until the end.
+        before anything else and held until the end. `begin` and `commit` are for who sends more in their round trips;
+        `begin` takes the locks, then.
         Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
         also if the block left the transaction failed or ended it.
         """
         if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
             raise CacheUnavailable
         async with self._connect() as conn:
-            write = await Transaction.begin(conn, self.store, locks)
+            if begin is None:
+                write = await Transaction.begin(conn, self.store, locks)
+            else:
+                write = Transaction(conn, await begin(conn), self.store, commit)
             try:
                 write.invalidate(*groups)
                 yield write
@@ -299,7 +305,7 @@ class Cache:
         Return how many there were. Raises: CacheUnavailable.
         """
         try:
-            await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
+            await self.store.register([group.meta for group in groups], 0)
             parts = await self.store.servers.unlink_parts(groups)
         except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
-from libs.cache.gather import Gather
+from libs.cache.gather import LARGEST_CALL, Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
 from libs.cache.near import Near
@@ -97,9 +97,16 @@ class Store:
         """Create a meta if it is missing, cold; return what it is."""
         return self._gather.ask(("open", self._slot(meta)), meta, self._open_all)
 
-    def register(self, meta: str, xact_id: int) -> "asyncio.Future[None]":
-        """Give a group a new generation and note the transaction."""
-        return self._gather.ask(("register", self._slot(meta)), (meta, xact_id), self._register_all)
+    def register(self, metas: Sequence[str], xact_id: int) -> "asyncio.Future[Any]":
+        """Give groups new generations and note the transaction."""
+        lots: dict[int, list[str]] = defaultdict(list)
+        for meta in metas:
+            lots[self._slot(meta)].append(meta)
+        answers = [
+            self._gather.ask(("register", slot), (tuple(lot), xact_id), self._register_all)
+            for slot, lot in lots.items()
+        ]
+        return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
 
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
@@ -152,15 +159,19 @@ class Store:
         reply = await self._run(self.open_script, names, secrets.token_hex(8), *lifetimes)
         return [Meta.parse(meta) for meta in reply]
 
-    async def _register_all(self, writes: Sequence[tuple[str, int]]) -> list[None]:
+    async def _register_all(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
         if WITHOUT_REGISTRATION:
             return [None] * len(writes)
         highest: dict[str, int] = {}
-        for meta, xact_id in writes:
-            highest[meta] = max(xact_id, highest.get(meta, 0))
-        args: tuple[str | int, ...] = (secrets.token_hex(8), META_LIFETIME_SECONDS, *highest.values())
-        await self._run(self.register_script, list(highest), *args)
-        for meta in highest:  # what looks before this one have found has been put there by now
+        for metas, xact_id in writes:
+            for meta in metas:
+                highest[meta] = max(xact_id, highest.get(meta, 0))
+        names = list(highest)
+        for first in range(0, len(names), LARGEST_CALL):
+            lot = names[first : first + LARGEST_CALL]
+            ids = [highest[meta] for meta in lot]
+            await self._run(self.register_script, lot, secrets.token_hex(8), META_LIFETIME_SECONDS, *ids)
+        for meta in names:  # what looks before this one have found has been put there by now
             self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
 

@@ -48,6 +48,11 @@ def encoder(kind: type[Message], *columns: str) -> Encode:
     return encode
 
 
+def encode_row(kind: type[Message], names: Sequence[str], row: Sequence[Any]) -> bytes:
+    """Return the bytes of one row's message; the names are those of its fields."""
+    return encoder(kind, *names)([(value,) for value in row])[0]
+
+
 _encoders: dict[tuple[object, ...], Encode] = {}
 
 

@@ -18,10 +18,10 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 from psycopg.abc import Params
-from psycopg.pq.abc import PGresult
 
 from libs.db.connection import Connection
 from libs.db.encoding import encoder
+from libs.db.statement import columns
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -36,19 +36,6 @@ class Loaded(NamedTuple, Generic[T]):
 
     stamp: int
     value: T
-
-
-# The names of a statement's columns, by its text: asking the driver anew costs more than making the messages. The texts
-# are composed of constants, so they are few.
-_columns: dict[str, list[str]] = {}
-
-
-def columns(result: PGresult | None, query: str) -> list[str]:
-    """Return the names of a statement's columns."""
-    names = _columns.get(query)
-    if names is None and result is not None:
-        names = _columns[query] = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
-    return names or []
 
 
 class Batch(NamedTuple):
