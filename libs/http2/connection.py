@@ -2,8 +2,10 @@
 
 import asyncio
 import random
-from collections import deque
+import time
 from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -18,18 +20,27 @@ if TYPE_CHECKING:
     from libs.http2.server import Server
 
 SLICE_BYTES = 4096  # read at once: some 130 of the smallest requests, so that no client holds up the others
-MOST_BEGUN = 64  # requests of one read after which the other connections have their turn
+MOST_BEGUN = 64  # requests of one read after which the other connections have their turn,
+TURN_SECONDS = 0.001  # as they have after this time
 OUTPUT_BYTES = 256 * 1024  # given to the socket at a time
 SENDING_BYTES = 1024 * 1024  # of replies that the client has not taken; beyond it no request of it is begun
 STREAM_WINDOW = 1024 * 1024  # bytes of a request that a client may send unasked
 CONNECTION_WINDOW = 4 * 1024 * 1024
+PROGRESS_BYTES = 16 * 1024  # a client that takes less in a time takes nothing
 
 NOTICE_SECONDS = 1.0  # after which a client that does not answer the ping has had its notice
 AGE_SPREAD = 0.1  # so that connections made together do not end together
 SHUTDOWN = b"shutdown"  # opaque data of the ping that follows the first GOAWAY
 KEEPALIVE = b"keepaliv"
 
-_CONTROL_FRAMES = frozenset((ngh2.SettingsReceived, ngh2.PingReceived, ngh2.PriorityUpdateReceived))
+_CONTROL_FRAMES = frozenset(
+    (
+        *(ngh2.SettingsReceived, ngh2.PingReceived, ngh2.PingAcknowledged),
+        *(ngh2.PriorityUpdateReceived, ngh2.GoAwayReceived),
+    )
+)
+# How libnghttp2 ends a connection that resets too many streams, and one that breaks too many rules.
+_FLOOD_CODES = frozenset((ngh2.ErrorCode.INTERNAL_ERROR, ngh2.ErrorCode.ENHANCE_YOUR_CALM))
 
 Trailers = list[tuple[bytes, bytes]]
 
@@ -46,15 +57,18 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, Call] = {}
-        self._waiting: deque[tuple[Call, Coroutine[Any, Any, None]]] = deque()
+        self._waiting: dict[Call, Coroutine[Any, Any, None]] = {}
         self._writers: list[asyncio.Future[None]] = []
         self._resets: list[int] = []
         self._unread = b""
         self._sending = 0
+        self._taken = 0
         self._is_flushing = False
         self._is_paused = False
         self._has_settings = False
         self._is_retiring = False
+        self._is_left = False
+        self._ended: float | None = None
         self._auth_context: Mapping[str, Iterable[bytes]] | None = None
 
     # asyncio.Protocol
@@ -69,7 +83,8 @@ class Connection(asyncio.Protocol):
         self._control_frames = TokenBucket(*self.limits.control_frames, now)
         self.peer = _peer(transport.get_extra_info("peername"))
         tls = transport.get_extra_info("ssl_object")
-        if not self._server.add(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
+        if (tls is not None and tls.selected_alpn_protocol() != "h2") or not self._server.add(self):
+            self._ended = now
             self._transport.abort()
             return
         self._http2 = ngh2.Connection(ngh2.Role.SERVER, self._server.configuration)
@@ -79,14 +94,21 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End every call."""
-        self._server.remove(self)
-        self.counters.sending -= self._sending
-        self._sending = 0
-        for call in list(self._calls.values()):
-            call.close()
-        self._calls.clear()
+        if not self._server.remove(self):
+            return
+        self._ended = self._loop.time()
+        self._unread = b""
+        self._let_go()
         self._drop_waiting()
+        self._close_calls()
         self._wake_writers()
+
+    def _close_calls(self) -> None:
+        """Close the calls of a connection that is lost; so many at a time, as the handlers of all then end at once."""
+        for stream_id in list(islice(self._calls, MOST_BEGUN)):
+            self._calls.pop(stream_id).close()
+        if self._calls:
+            self._loop.call_soon(self._close_calls)
 
     def data_received(self, data: bytes) -> None:
         """Take what a client sent, a slice at a time."""
@@ -97,45 +119,66 @@ class Connection(asyncio.Protocol):
             self._take(data)
         else:
             self._unread = data
-            self._transport.pause_reading()
-            self._take_slices()
+            if self._server.has_unread() or self.take_slices():
+                self._server.take_later(self)
+            if self._unread and not self._transport.is_closing():
+                self._transport.pause_reading()
 
     def pause_writing(self) -> None:
-        """Keep output back: the socket takes no more."""
+        """Keep output back: the socket takes no more. What a client sends meanwhile would only make more of it."""
         self._is_paused = True
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Go on with the output."""
         self._is_paused = False
         self._flush()
+        self._resume_reading()
+        if self._unread:
+            self._server.take_later(self)
 
     # What comes in
 
-    def _take_slices(self) -> None:
-        """Take slices until so many requests have begun that the other connections should have their turn."""
-        begun, place = self.counters.streams, 0
-        while place < len(self._unread) and self.counters.streams - begun < MOST_BEGUN:
+    def take_slices(self) -> bool:
+        """Take slices until the other connections should have their turn; return whether there are more."""
+        begun, end, place = self.counters.streams, time.perf_counter() + TURN_SECONDS, 0
+        while place < len(self._unread) and not self._is_paused:
             self._take(self._unread[place : place + SLICE_BYTES])
-            if self._transport.is_closing():
-                self._unread = b""
-                return
             place += SLICE_BYTES
+            if self.counters.streams - begun >= MOST_BEGUN or time.perf_counter() > end:
+                break
         self._unread = self._unread[place:]
-        if self._unread:
-            self._loop.call_soon(self._take_slices)
-        else:
+        self._resume_reading()
+        return bool(self._unread) and not self._is_paused
+
+    def _resume_reading(self) -> None:
+        """Read on, unless there is enough already."""
+        if self._is_paused or self._transport.is_closing():
+            return
+        if not self._unread:
             self._transport.resume_reading()
 
     def _take(self, data: bytes) -> None:
+        if self._ended is not None:
+            return
         try:
             self._http2.receive_data(data)
-        except (ngh2.NGH2Error, ValueError):  # no answer is possible any more
-            self.counters.protocol_errors += 1
+        except (ngh2.NGH2Error, ValueError) as error:  # no answer is possible any more
+            self._count_end(is_flood=isinstance(error, ngh2.DenialOfServiceError))
             self._transport.abort()
             return
         self._handle_events()
         if self._http2.want_write:
             self.flush_soon()
+
+    def _count_end(self, *, is_flood: bool) -> None:
+        """Count the end of this connection, which is its client's fault."""
+        if self._ended is None:
+            self._ended = self._loop.time()
+            if is_flood:
+                self.counters.floods += 1
+            else:
+                self.counters.protocol_errors += 1
 
     def _handle_events(self) -> None:
         event: Any
@@ -153,26 +196,44 @@ class Connection(asyncio.Protocol):
             elif kind is ngh2.StreamClosed:
                 if (call := self._calls.pop(event.stream_id, None)) is not None:
                     call.close()
+                    if self._waiting and (run := self._waiting.pop(call, None)) is not None:
+                        run.close()
             elif kind is ngh2.TrailersReceived:
                 if (call := self._calls.get(event.stream_id)) is not None:
                     call.receive(b"", True)
             elif kind is ngh2.StreamReset:
                 self.counters.streams_reset += 1
-            elif kind is ngh2.PingAcknowledged:
-                self._pinged = None
-                if event.opaque_data == SHUTDOWN:
-                    self._finish_shutdown()
+                if self._sending:  # its replies may be gone
+                    self.flush_soon()
             elif kind is ngh2.ConnectionClosed:
-                self._transport.close()
+                self._close(event.error_code)
             elif kind in _CONTROL_FRAMES:
                 self._has_settings = True
                 self._take_control_frame()
+                if kind is ngh2.PingAcknowledged:
+                    self._pinged = None
+                    if self._is_retiring and event.opaque_data == SHUTDOWN:
+                        self._finish_shutdown()
+                elif kind is ngh2.GoAwayReceived:
+                    self._is_left = True
 
     def _take_control_frame(self) -> None:
         """Count a frame that asks for work and brings none."""
-        if not self._control_frames.take(self._loop.time()):
-            self.counters.floods += 1
+        if self._ended is None and not self._control_frames.take(self._loop.time()):
+            self._count_end(is_flood=True)
             self._http2.terminate_connection(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _close(self, error_code: int) -> None:
+        """Close the connection: libnghttp2 has ended it, for its client's fault unless the code is NO_ERROR."""
+        if error_code and not self._is_left:
+            self._count_end(is_flood=error_code in _FLOOD_CODES)
+        self._end()
+
+    def _end(self) -> None:
+        """Close the connection once what was written is sent."""
+        if self._ended is None:
+            self._ended = self._loop.time()
+        self._transport.close()
 
     def _begin(self, event: Any) -> None:
         stream_id, headers = event.stream_id, event.headers
@@ -199,27 +260,34 @@ class Connection(asyncio.Protocol):
     def start(self, call: Call, run: Coroutine[Any, Any, None]) -> None:
         """Run a call's handler, once the client has taken enough of its replies."""
         if self._sending > SENDING_BYTES:
-            self._waiting.append((call, run))
+            self._waiting[call] = run
         else:
             call.started(self._loop.create_task(run))
 
     def _start_waiting(self) -> None:
         while self._waiting and self._sending <= SENDING_BYTES:
-            call, run = self._waiting.popleft()
+            call = next(iter(self._waiting))
+            run = self._waiting.pop(call)
             if call.is_done:
                 run.close()
             else:
                 call.started(self._loop.create_task(run))
 
     def _drop_waiting(self) -> None:
-        while self._waiting:
-            self._waiting.popleft()[1].close()
+        for run in self._waiting.values():
+            run.close()
+        self._waiting.clear()
 
     # What goes out
 
+    @property
+    def sending(self) -> int:
+        """The bytes of replies that the client has not taken."""
+        return self._sending
+
     def has_room(self, size: int) -> bool:
         """Return whether the process may hold a reply of this size until the client takes it."""
-        return self.counters.sending + size <= self.limits.max_sending or self._server.make_room(size)
+        return self.counters.sending + size <= self._server.most_sending or self._server.make_room(self, size)
 
     def send_reply(self, stream_id: int, head: Headers | None, body: bytes, trailers: Trailers) -> None:
         """Send a reply whole: its headers unless they are sent, its message, its status."""
@@ -282,6 +350,7 @@ class Connection(asyncio.Protocol):
 
     def _hold(self, size: int) -> None:
         if not self._sending:
+            self._taken = 0
             self.stalled_since = self._loop.time()
         self._sending += size
         self.counters.sending += size
@@ -301,16 +370,14 @@ class Connection(asyncio.Protocol):
         while not self._is_paused:
             output = http2.data_to_send(OUTPUT_BYTES if self._sending > OUTPUT_BYTES else None)
             if not output and self._resets:
-                for stream_id in self._resets:
-                    http2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
-                self._resets.clear()
+                self._send_resets()
                 continue
             if not output:
                 break
             self._transport.write(output)
             if self._sending <= OUTPUT_BYTES and not self._resets:
                 break
-        if self._sending:
+        if self._sending or self._is_paused:
             self._release()
         self._handle_events()
         if self._writers:
@@ -318,13 +385,25 @@ class Connection(asyncio.Protocol):
         if self._waiting:
             self._start_waiting()
 
+    def _send_resets(self) -> None:
+        """Reset streams whose replies are sent."""
+        resets, self._resets = self._resets, []
+        if self._ended is None:
+            for stream_id in resets:
+                self._http2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
+
     def _release(self) -> None:
-        """Take note of what libnghttp2 has given to the socket."""
+        """Take note of what the client has taken, as far as that is known."""
         sending = self._http2.queued_body_size()
+        if self._is_paused:
+            sending += self._transport.get_write_buffer_size()
         if sending != self._sending:
-            self.stalled_since = self._loop.time()
             self.counters.sending += sending - self._sending
+            self._taken += self._sending - sending
             self._sending = sending
+            if self._taken >= PROGRESS_BYTES:
+                self._taken = 0
+                self.stalled_since = self._loop.time()
 
     # Its end
 
@@ -336,11 +415,11 @@ class Connection(asyncio.Protocol):
 
     def is_stalled(self, before: float) -> bool:
         """Return whether replies are waiting of which the client has taken nothing since then."""
-        return bool(self._sending or self._is_paused) and self.stalled_since < before
+        return bool(self._sending) and self.stalled_since < before
 
     def shut_down(self) -> None:
         """Tell the client to open no more streams here, and close once those that are open have ended."""
-        if self._is_retiring or self._transport.is_closing():
+        if self._is_retiring or self._ended is not None:
             return
         self._is_retiring = True
         self.retired = self._loop.time()
@@ -355,8 +434,16 @@ class Connection(asyncio.Protocol):
     def look(self, now: float) -> None:
         """See to what is due by now: what has lasted too long, and whether the client is still there."""
         limits = self.limits
-        if self._calls or self._waiting:
+        if self._ended is not None:
+            if now - self._ended > limits.send_timeout:
+                self._transport.abort()
+            return
+        if self._sending or self._is_paused:
+            self._release()
+        if self._calls:
             self.last_active = now
+        if self._writers:
+            self._wake_writers()
         if self._is_retiring:
             self._look_retiring(now)
         elif not self._has_settings:
@@ -387,14 +474,23 @@ class Connection(asyncio.Protocol):
     def time_out(self) -> None:
         """Close the connection of a client that is not there, or takes nothing."""
         self.counters.connections_timed_out += 1
+        self._ended = self._loop.time()
         self._transport.abort()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Drop the replies that wait."""
+        self.counters.sending -= self._sending
+        self._sending = 0
+        with suppress(ngh2.NGH2Error):  # it has ended
+            self._http2.terminate_connection()
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """Answer every call with a status, and close."""
         for call in list(self._calls.values()):
             call.end_with(code, details)
         self._flush()
-        self._transport.close()
+        self._end()
 
 
 def _peer(name: object) -> str:

@@ -26,6 +26,10 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0
 
+    def __len__(self) -> int:
+        """Return how many calls there are that have not ended."""
+        return sum(map(len, self._calls.values()))
+
     def add(self, call: Expires, deadline: float, seconds: float) -> int:
         """End a call at its deadline, `seconds` from now; return the tick, which `discard` takes."""
         if seconds > FARTHEST_SECONDS:

@@ -1,0 +1,369 @@
+"""Calls that are many, large, slow, or never what they seem."""
+
+import asyncio
+import gzip
+import zlib
+
+import grpc
+import pytest
+
+from tests.http2_abuse import attacker as http2
+from tests.http2_abuse.attacker import (
+    LARGE,
+    MAGIC,
+    SLOW,
+    STREAM,
+    TALK,
+    Peer,
+    call,
+    data,
+    frame,
+    head,
+    headers,
+    literal,
+    message,
+    reset,
+    settings,
+    streams,
+    window_update,
+)
+from tests.http2_abuse.conftest import MIB, Target
+
+BEGIN = MAGIC + settings()
+NO_WINDOW = MAGIC + settings((http2.INITIAL_WINDOW_SIZE, 0))
+WIDE = MAGIC + settings((http2.INITIAL_WINDOW_SIZE, http2.LARGEST_WINDOW)) + window_update(0, 2**31 - 2**16)
+GZIP = (b"grpc-encoding", b"gzip")
+
+
+def large_calls(count: int, size: int) -> bytes:
+    return b"".join(call(stream, LARGE, b"%d" % size) for stream in streams(count))
+
+
+@pytest.mark.parametrize("begin", [NO_WINDOW, WIDE], ids=["no window", "no reads"])
+async def test_replies_that_nobody_reads_are_bounded_and_given_up(target: Target, begin: bytes) -> None:
+    async def attack() -> None:
+        peers = [
+            await Peer.connect(target.port, begin + large_calls(50, MIB), reads=begin == NO_WINDOW) for _ in range(20)
+        ]
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            assert (await target.state())["sending"] <= 48 * MIB
+        for peer in peers:
+            peer.transport.resume_reading()
+            await peer.closed()
+
+    before = await target.state()
+    state = await target.endures(attack)
+    assert state["connections_timed_out"] >= before["connections_timed_out"] + 20
+
+
+async def test_reader_that_takes_a_byte_at_a_time_is_given_up(target: Target) -> None:
+    async def attack() -> None:
+        peers = [await Peer.connect(target.port, NO_WINDOW + large_calls(3, MIB)) for _ in range(20)]
+        while not all(peer.is_closed for peer in peers):
+            for peer in peers:
+                if not peer.is_closed:
+                    peer.transport.write(window_update(1, 1))
+            await asyncio.sleep(0.05)
+
+    await target.endures(attack)
+
+
+async def test_streams_that_nobody_reads_wait(target: Target) -> None:
+    async def attack() -> None:
+        calls = b"".join(call(stream, STREAM, b"1000 100000") for stream in streams(100))
+        peers = [await Peer.connect(target.port, NO_WINDOW + calls) for _ in range(10)]
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            assert (await target.state())["sending"] <= 48 * MIB
+        for peer in peers:
+            peer.transport.abort()
+
+    await target.endures(attack)
+
+
+async def test_reader_that_gives_up_its_replies_is_no_stalled_reader(target: Target) -> None:
+    async def attack() -> None:
+        async with await Peer.connect(target.port, NO_WINDOW + large_calls(10, MIB), keeps=True) as peer:
+            await asyncio.sleep(0.3)
+            await peer.send(b"".join(reset(stream) for stream in streams(10)))
+            async with asyncio.timeout(1):
+                while (await target.state())["sending"]:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(4)
+            assert not peer.is_closed
+
+    await target.endures(attack)
+
+
+async def test_rapid_resets_end_their_connections(target: Target) -> None:
+    codes: list[int] = []
+
+    async def attack() -> None:
+        begin = BEGIN
+
+        async def one(count: int) -> None:
+            async with await Peer.connect(target.port, begin, keeps=True) as peer:
+                sent = 0
+                while sent < count and not peer.is_closed:
+                    some = [call(stream, SLOW, b"1000") + reset(stream) for stream in streams(500, 2 * sent + 1)]
+                    await peer.send(b"".join(some), seconds=2)
+                    sent += 500
+                await peer.closed(5)
+                codes.extend(peer.goaways())
+
+        await asyncio.gather(*(one(10_000) for _ in range(10)))
+
+    before = await target.state()
+    state = await target.endures(attack)
+    assert state["floods"] >= before["floods"] + 10
+    assert state["streams"] - before["streams"] < 3 * 100_000
+    assert any(codes)
+
+
+async def test_resets_that_a_client_provokes_end_its_connection(target: Target) -> None:
+    """MadeYouReset, CVE-2025-8671: the server resets what the client has spoilt, and the client opens more."""
+
+    async def attack() -> None:
+        wrong = http2.frame(http2.HEADERS, 4, 0, http2.ECHO)
+        async with await Peer.connect(target.port) as peer:
+            for first in range(0, 20_000, 500):
+                some = (
+                    headers(stream, SLOW)
+                    + data(stream, message(b"1000"), end=False)
+                    + frame(http2.HEADERS, 4, stream, literal(b"x", b"y"))
+                    for stream in streams(500, 2 * first + 1)
+                )
+                if not await peer.send(b"".join(some), seconds=2):
+                    break
+            assert wrong
+            await peer.closed(5)
+
+    before = await target.state()
+    state = await target.endures(attack)
+    assert state["floods"] > before["floods"]
+
+
+def bomb(size: int, times: int = 1) -> bytes:
+    """Return so many zeros, gzipped."""
+    packed = bytes(size)
+    for _ in range(times):
+        packed = gzip.compress(packed, 9)
+    return packed
+
+
+@pytest.mark.parametrize("size", [15 * MIB, 1024 * MIB], ids=["just allowed", "too large"])
+async def test_gzip_bombs_stay_small(target: Target, size: int) -> None:
+    packing = zlib.compressobj(9, wbits=31)
+    packed = b"".join([packing.compress(bytes(MIB)) for _ in range(size // MIB)]) + packing.flush()
+    body = message(packed[: 15 * MIB], compressed=True)
+    block = head("Echo", GZIP)
+
+    async def attack() -> None:
+        calls = []
+        for stream in streams(100):
+            parts = [body[place : place + 16384] for place in range(0, min(len(body), 64 * 1024), 16384)]
+            calls.append(headers(stream, block))
+            calls += [data(stream, part, end=part is parts[-1] and len(body) <= 64 * 1024) for part in parts]
+        peers = [await Peer.connect(target.port, BEGIN + b"".join(calls)) for _ in range(2)]
+        await asyncio.sleep(2)
+        for peer in peers:
+            peer.transport.abort()
+
+    await target.endures(attack)
+
+
+async def test_many_small_compressed_messages_are_answered(target: Target) -> None:
+    block, body = head("Echo", GZIP), message(bomb(1000), compressed=True)
+
+    async def attack() -> None:
+        calls = b"".join(headers(stream, block) + data(stream, body, end=True) for stream in streams(900))
+        peers = [await Peer.connect(target.port, WIDE + calls) for _ in range(5)]
+        async with asyncio.timeout(5):
+            while any(peer.received < 900 * 1000 for peer in peers):
+                await asyncio.sleep(0.02)
+        for peer in peers:
+            peer.transport.abort()
+
+    await target.endures(attack)
+
+
+async def test_unfinished_uploads_are_bounded(target: Target) -> None:
+    prefix, part = b"\0" + (15 * MIB).to_bytes(4, "big"), bytes(16384)
+
+    async def attack() -> None:
+        async def upload() -> None:
+            async with await Peer.connect(target.port) as peer:
+                await peer.send(*(headers(stream) + data(stream, prefix) for stream in streams(6)))
+                for _ in range(15 * 64 - 1):
+                    for stream in streams(6):
+                        if not await peer.send(data(stream, part), seconds=2):
+                            return
+                await asyncio.sleep(0.5)
+
+        await asyncio.gather(*(upload() for _ in range(10)))
+
+    before = await target.state()
+    state = await target.endures(attack)
+    assert state["requests_refused"] > before["requests_refused"]
+
+
+async def test_upload_finds_room_beside_unfinished_ones(target: Target) -> None:
+    prefix, part = b"\0" + (15 * MIB).to_bytes(4, "big"), bytes(16384)
+
+    async def attack() -> None:
+        peers = []
+        for _ in range(4):
+            peer = await Peer.connect(target.port)
+            peers.append(peer)
+            await peer.send(headers(1) + data(1, prefix), *[data(1, part)] * (14 * 64), seconds=5)
+        async with grpc.aio.insecure_channel(f"localhost:{target.port}") as channel:
+            echo = channel.unary_unary("/abuse/Echo")
+            for size in (20_000, 100_000, MIB, 3 * MIB):
+                assert len(await echo(bytes(size), timeout=5)) == size
+        for peer in peers:
+            peer.transport.abort()
+
+    await target.endures(attack)
+
+
+async def test_prefix_that_lies_is_refused_at_once(target: Target) -> None:
+    async def attack() -> None:
+        async with await Peer.connect(target.port, keeps=True) as peer:
+            await peer.send(
+                b"".join(headers(stream) + data(stream, b"\0\xff\xff\xff\xff" + b"x") for stream in streams(900))
+            )
+            async with asyncio.timeout(5):
+                while sum(found.kind == http2.RST_STREAM for found in peer.frames()) < 900:
+                    await asyncio.sleep(0.02)
+
+    await target.endures(attack)
+
+
+async def test_request_that_comes_byte_by_byte_is_given_up(target: Target) -> None:
+    async def attack() -> None:
+        async with await Peer.connect(target.port, keeps=True) as peer:
+            await peer.send(b"".join(headers(stream) for stream in streams(900)))
+            body, place = message(bytes(10_000)), 0
+            async with asyncio.timeout(8):
+                while sum(found.kind == http2.RST_STREAM for found in peer.frames()) < 900:
+                    await peer.send(b"".join(data(stream, body[place : place + 1]) for stream in streams(900)))
+                    place += 1
+                    await asyncio.sleep(0.2)
+
+    await target.endures(attack)
+
+
+async def test_empty_messages_of_a_stream_are_bounded(target: Target) -> None:
+    async def attack() -> None:
+        empty = message(b"") * 3000
+        async with await Peer.connect(target.port) as peer:
+            await peer.send(headers(1, TALK), *[data(1, empty)] * 5000, seconds=2)
+
+    await target.endures(attack)
+
+
+async def test_thousands_of_requests_in_one_write_hold_nobody_up(target: Target) -> None:
+    calls = b"".join(call(stream) for stream in streams(50_000))
+
+    async def attack() -> None:
+        async with await Peer.connect(target.port, BEGIN) as peer:
+            for place in range(0, len(calls), MIB):
+                await peer.send(calls[place : place + MIB], seconds=5)
+            await asyncio.sleep(0.2)
+
+    await target.endures(attack)
+
+
+async def test_streams_that_never_end_are_bounded(target: Target) -> None:
+    big = b"".join(literal(b"x-%d" % number, b"y" * 3000) for number in range(4))
+
+    async def attack() -> None:
+        peers = []
+        for _ in range(10):
+            peer = await Peer.connect(target.port)
+            peers.append(peer)
+            for place in range(0, 3000, 100):
+                await peer.send(
+                    b"".join(headers(stream, http2.ECHO + big) for stream in streams(100, 2 * place + 1)), seconds=1
+                )
+        await asyncio.sleep(0.3)
+        for peer in peers:
+            peer.transport.abort()
+
+    await target.endures(attack)
+
+
+async def test_deadlines_of_any_length_are_kept(target: Target) -> None:
+    async def attack() -> None:
+        for timeout in (b"1n", b"0n", b"99999999H", b"3599S", b"1u"):
+            block = head("Slow", (b"grpc-timeout", timeout))
+            calls = b"".join(call(stream, block, b"100") for stream in streams(900))
+            peers = [await Peer.connect(target.port, BEGIN + calls) for _ in range(10)]
+            await asyncio.sleep(0.3)
+            for peer in peers:
+                peer.transport.abort()
+
+    await target.endures(attack)
+
+
+@pytest.mark.parametrize(
+    "kind", ["larger than a block may be", "many that are tiny", "one that is named often", "without end"]
+)
+async def test_header_blocks_are_bounded(target: Target, kind: str) -> None:
+    blocks = {
+        "larger than a block may be": literal(b"x", b"y" * 16_000) * 5,
+        "many that are tiny": literal(b"x", b"") * 5000,
+        "one that is named often": literal(b"x", b"y" * 4000, 0x40) + b"\xbe" * 16_000,
+        "without end": b"",
+    }
+    block = http2.ECHO + blocks[kind]
+    parts = [block[place : place + 16384] for place in range(0, len(block), 16384)] if blocks[kind] else [http2.ECHO]
+    first = (
+        frame(http2.HEADERS, 1, 1, parts[0])
+        if len(parts) > 1 or not blocks[kind]
+        else frame(http2.HEADERS, 5, 1, parts[0])
+    )
+    more = [frame(http2.CONTINUATION, 0 if part is not parts[-1] else 4, 1, part) for part in parts[1:]]
+    if kind == "without end":
+        more = [frame(http2.CONTINUATION, 0, 1, b"")] * 1000
+
+    async def attack() -> None:
+        for _ in range(100):
+            async with await Peer.connect(target.port) as peer:
+                await peer.send(first, *more, seconds=2)
+                await peer.closed(2)
+
+    before = await target.state()
+    state = await target.endures(attack)
+    assert state["floods"] + state["protocol_errors"] >= before["floods"] + before["protocol_errors"] + 100
+
+
+async def test_metadata_that_is_too_large_ends_only_its_call(target: Target) -> None:
+    async with grpc.aio.insecure_channel(f"localhost:{target.port}") as channel:
+        echo = channel.unary_unary("/abuse/Echo")
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await echo(b"x", metadata=[("x", "y" * 20_000)], timeout=5)
+            assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await echo(b"x", metadata=[("x", "y" * 16_000)], timeout=5) == b"x"
+
+
+async def test_metadata_held_by_calls_is_bounded(target: Target) -> None:
+    """A few bytes name 16 KB that HPACK's table holds."""
+    entry = literal(b"x", b"y" * 3900, 0x40)
+
+    async def attack() -> None:
+        peers = []
+        for _ in range(10):
+            begin = BEGIN + headers(1, head("Slow") + entry) + data(1, message(b"3000"), end=True)
+            more = [
+                headers(stream, SLOW + b"\xbe" * 4) + data(stream, message(b"3000"), end=True)
+                for stream in streams(900, 3)
+            ]
+            peers.append(await Peer.connect(target.port, begin + b"".join(more)))
+        await asyncio.sleep(1)
+        for peer in peers:
+            peer.transport.abort()
+
+    await target.endures(attack)
