@@ -4,8 +4,11 @@ import asyncio
 import random
 import time
 from collections.abc import Coroutine, Iterable, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from itertools import islice
+from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -26,8 +29,11 @@ OUTPUT_BYTES = 256 * 1024  # given to the socket at a time
 SENDING_BYTES = 1024 * 1024  # of replies that the client has not taken; beyond it no request of it is begun
 STREAM_WINDOW = 1024 * 1024  # bytes of a request that a client may send unasked
 CONNECTION_WINDOW = 4 * 1024 * 1024
+LIGHT_BYTES = 64 * 1024  # that a connection may hold even of the last quarter of what there is,
+LIGHT_CALLS = 16  # and as many calls
 PROGRESS_BYTES = 16 * 1024  # a client that takes less in a time takes nothing
 
+LINGER_SECONDS = 1.0  # for a client to read why its connection has ended
 NOTICE_SECONDS = 1.0  # after which a client that does not answer the ping has had its notice
 AGE_SPREAD = 0.1  # so that connections made together do not end together
 SHUTDOWN = b"shutdown"  # opaque data of the ping that follows the first GOAWAY
@@ -57,11 +63,13 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, Call] = {}
+        self._unfinished: dict[int, float] = {}
         self._waiting: dict[Call, Coroutine[Any, Any, None]] = {}
         self._writers: list[asyncio.Future[None]] = []
         self._resets: list[int] = []
         self._unread = b""
-        self._sending = 0
+        self.receiving = 0
+        self.sending = 0
         self._taken = 0
         self._is_flushing = False
         self._is_paused = False
@@ -107,12 +115,15 @@ class Connection(asyncio.Protocol):
         """Close the calls of a connection that is lost; so many at a time, as the handlers of all then end at once."""
         for stream_id in list(islice(self._calls, MOST_BEGUN)):
             self._calls.pop(stream_id).close()
+            self.counters.calls -= 1
         if self._calls:
             self._loop.call_soon(self._close_calls)
 
     def data_received(self, data: bytes) -> None:
         """Take what a client sent, a slice at a time."""
         self.last_heard = self._loop.time()
+        if self._ended is not None:
+            return
         if self._unread:
             self._unread += data
         elif len(data) <= SLICE_BYTES:
@@ -142,12 +153,12 @@ class Connection(asyncio.Protocol):
     def take_slices(self) -> bool:
         """Take slices until the other connections should have their turn; return whether there are more."""
         begun, end, place = self.counters.streams, time.perf_counter() + TURN_SECONDS, 0
-        while place < len(self._unread) and not self._is_paused:
+        while place < len(self._unread) and not self._is_paused and self._ended is None:
             self._take(self._unread[place : place + SLICE_BYTES])
             place += SLICE_BYTES
             if self.counters.streams - begun >= MOST_BEGUN or time.perf_counter() > end:
                 break
-        self._unread = self._unread[place:]
+        self._unread = self._unread[place:] if self._ended is None else b""
         self._resume_reading()
         return bool(self._unread) and not self._is_paused
 
@@ -159,8 +170,6 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _take(self, data: bytes) -> None:
-        if self._ended is not None:
-            return
         try:
             self._http2.receive_data(data)
         except (ngh2.NGH2Error, ValueError) as error:  # no answer is possible any more
@@ -195,6 +204,7 @@ class Connection(asyncio.Protocol):
                     self._take_control_frame()
             elif kind is ngh2.StreamClosed:
                 if (call := self._calls.pop(event.stream_id, None)) is not None:
+                    self.counters.calls -= 1
                     call.close()
                     if self._waiting and (run := self._waiting.pop(call, None)) is not None:
                         run.close()
@@ -203,7 +213,7 @@ class Connection(asyncio.Protocol):
                     call.receive(b"", True)
             elif kind is ngh2.StreamReset:
                 self.counters.streams_reset += 1
-                if self._sending:  # its replies may be gone
+                if self.sending:  # its replies may be gone
                     self.flush_soon()
             elif kind is ngh2.ConnectionClosed:
                 self._close(event.error_code)
@@ -225,9 +235,19 @@ class Connection(asyncio.Protocol):
 
     def _close(self, error_code: int) -> None:
         """Close the connection: libnghttp2 has ended it, for its client's fault unless the code is NO_ERROR."""
-        if error_code and not self._is_left:
-            self._count_end(is_flood=error_code in _FLOOD_CODES)
-        self._end()
+        if not error_code or self._is_left:
+            self._end()
+            return
+        self._count_end(is_flood=error_code in _FLOOD_CODES)
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        # To close a socket that has unread input resets it, and the client would not learn why.
+        self._transport.write_eof()
+        self._unread = b""
+        self._let_go()
+        self._close_calls()
+        self._resume_reading()
 
     def _end(self) -> None:
         """Close the connection once what was written is sent."""
@@ -241,14 +261,55 @@ class Connection(asyncio.Protocol):
         try:
             head = self._server.heads.read(headers)
             handler = self._server.find(head)
+            if self.counters.calls >= self._server.most_calls:
+                self._require_room_for_call()
         except NotGrpc as error:
+            self.counters.calls_invalid += 1
             self.send_only(stream_id, [(b":status", error.status)], reset=not event.end_stream)
         except Refused as refused:
+            self.counters.calls_invalid += refused.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
             trailers = status_trailers(refused.code.value[0], refused.details)
             self.send_only(stream_id, [*RESPONSE, *trailers, *refused.trailers], reset=not event.end_stream)
         else:
+            self.counters.calls += 1
             call = self._calls[stream_id] = Call(self, stream_id, head, handler)
             call.begin(event.end_stream)
+
+    def _require_room_for_call(self) -> None:
+        """Let a connection with few calls begin another when little room is left. Raises: Refused."""
+        if len(self._calls) >= LIGHT_CALLS or self.counters.calls >= self.limits.max_calls:
+            self.counters.calls_refused += 1
+            text = "the server has too many calls under way"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+
+    def take_room(self, size: int) -> bool:
+        """Take of the room that the process has for requests; return False if there is none."""
+        counters = self.counters
+        if counters.receiving + size > self._server.most_receiving and not self._server.make_request_room(self, size):
+            counters.requests_refused += 1
+            return False
+        self.receiving += size
+        counters.receiving += size
+        return True
+
+    def release_room(self, size: int) -> None:
+        """Give back what `take_room` took."""
+        self.receiving -= size
+        self.counters.receiving -= size
+
+    def drop_request(self) -> bool:
+        """Refuse the largest request that is not whole; return False if there is none."""
+        call = max(self._calls.values(), key=attrgetter("unfinished"), default=None)
+        if call is None or not call.unfinished:
+            return False
+        self.counters.requests_refused += 1
+        call.drop_request()
+        return True
+
+    @property
+    def inflating(self) -> Executor:
+        """What inflates large messages."""
+        return self._server.inflating
 
     def acknowledge(self, stream_id: int, size: int) -> None:
         """Let the client send as much more."""
@@ -259,13 +320,13 @@ class Connection(asyncio.Protocol):
 
     def start(self, call: Call, run: Coroutine[Any, Any, None]) -> None:
         """Run a call's handler, once the client has taken enough of its replies."""
-        if self._sending > SENDING_BYTES:
+        if self.sending > SENDING_BYTES:
             self._waiting[call] = run
         else:
             call.started(self._loop.create_task(run))
 
     def _start_waiting(self) -> None:
-        while self._waiting and self._sending <= SENDING_BYTES:
+        while self._waiting and self.sending <= SENDING_BYTES:
             call = next(iter(self._waiting))
             run = self._waiting.pop(call)
             if call.is_done:
@@ -279,11 +340,6 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
 
     # What goes out
-
-    @property
-    def sending(self) -> int:
-        """The bytes of replies that the client has not taken."""
-        return self._sending
 
     def has_room(self, size: int) -> bool:
         """Return whether the process may hold a reply of this size until the client takes it."""
@@ -337,7 +393,11 @@ class Connection(asyncio.Protocol):
 
     async def writable(self, call: Call, most: int) -> None:
         """Wait until the client has taken a stream's messages, but for `most` bytes."""
-        while not call.is_closed and (self._http2.queued_body_size(call.stream_id) > most or not self.has_room(most)):
+        while not call.is_closed and (
+            self.sending > SENDING_BYTES
+            or self._http2.queued_body_size(call.stream_id) > most
+            or not self.has_room(most)
+        ):
             future = self._loop.create_future()
             self._writers.append(future)
             await future
@@ -349,10 +409,10 @@ class Connection(asyncio.Protocol):
                 future.set_result(None)
 
     def _hold(self, size: int) -> None:
-        if not self._sending:
+        if not self.sending:
             self._taken = 0
             self.stalled_since = self._loop.time()
-        self._sending += size
+        self.sending += size
         self.counters.sending += size
         self.flush_soon()
 
@@ -368,16 +428,16 @@ class Connection(asyncio.Protocol):
             return
         http2 = self._http2
         while not self._is_paused:
-            output = http2.data_to_send(OUTPUT_BYTES if self._sending > OUTPUT_BYTES else None)
+            output = http2.data_to_send(OUTPUT_BYTES if self.sending > OUTPUT_BYTES else None)
             if not output and self._resets:
                 self._send_resets()
                 continue
             if not output:
                 break
             self._transport.write(output)
-            if self._sending <= OUTPUT_BYTES and not self._resets:
+            if self.sending <= OUTPUT_BYTES and not self._resets:
                 break
-        if self._sending or self._is_paused:
+        if self.sending or self._is_paused:
             self._release()
         self._handle_events()
         if self._writers:
@@ -388,7 +448,7 @@ class Connection(asyncio.Protocol):
     def _send_resets(self) -> None:
         """Reset streams whose replies are sent."""
         resets, self._resets = self._resets, []
-        if self._ended is None:
+        with suppress(ngh2.NGH2Error):  # the connection has ended
             for stream_id in resets:
                 self._http2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
 
@@ -397,10 +457,10 @@ class Connection(asyncio.Protocol):
         sending = self._http2.queued_body_size()
         if self._is_paused:
             sending += self._transport.get_write_buffer_size()
-        if sending != self._sending:
-            self.counters.sending += sending - self._sending
-            self._taken += self._sending - sending
-            self._sending = sending
+        if sending != self.sending:
+            self.counters.sending += sending - self.sending
+            self._taken += self.sending - sending
+            self.sending = sending
             if self._taken >= PROGRESS_BYTES:
                 self._taken = 0
                 self.stalled_since = self._loop.time()
@@ -415,7 +475,7 @@ class Connection(asyncio.Protocol):
 
     def is_stalled(self, before: float) -> bool:
         """Return whether replies are waiting of which the client has taken nothing since then."""
-        return bool(self._sending) and self.stalled_since < before
+        return bool(self.sending) and self.stalled_since < before
 
     def shut_down(self) -> None:
         """Tell the client to open no more streams here, and close once those that are open have ended."""
@@ -435,13 +495,16 @@ class Connection(asyncio.Protocol):
         """See to what is due by now: what has lasted too long, and whether the client is still there."""
         limits = self.limits
         if self._ended is not None:
+            if now - self._ended > LINGER_SECONDS:
+                self._transport.close()
             if now - self._ended > limits.send_timeout:
                 self._transport.abort()
             return
-        if self._sending or self._is_paused:
+        if self.sending or self._is_paused:
             self._release()
         if self._calls:
             self.last_active = now
+            self._end_late_requests(now)
         if self._writers:
             self._wake_writers()
         if self._is_retiring:
@@ -465,6 +528,14 @@ class Connection(asyncio.Protocol):
             self._http2.ping(KEEPALIVE)
             self.flush_soon()
 
+    def _end_late_requests(self, now: float) -> None:
+        """End the calls whose clients don't send their requests."""
+        seen = self._unfinished
+        self._unfinished = {number: seen.get(number, now) for number, call in self._calls.items() if call.is_late(inf)}
+        for number, since in self._unfinished.items():
+            if (call := self._calls[number]).is_late(now - since):
+                call.time_out()
+
     def _look_retiring(self, now: float) -> None:
         if now - self.retired > NOTICE_SECONDS:
             self._finish_shutdown()
@@ -480,8 +551,8 @@ class Connection(asyncio.Protocol):
 
     def _let_go(self) -> None:
         """Drop the replies that wait."""
-        self.counters.sending -= self._sending
-        self._sending = 0
+        self.counters.sending -= self.sending
+        self.sending = 0
         with suppress(ngh2.NGH2Error):  # it has ended
             self._http2.terminate_connection()
 

@@ -6,14 +6,16 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import ngh2
 
-from libs.http2.connection import STREAM_WINDOW, Connection
+from libs.http2.connection import LIGHT_BYTES, STREAM_WINDOW, Connection
 from libs.http2.deadlines import Deadlines
 from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
@@ -22,7 +24,6 @@ from libs.http2.tls import Tls
 LOOK_SECONDS = 1.0
 LOOKED_AT_ONCE = 500  # connections
 STALLED_SECONDS = 1.0  # after which a client that takes nothing may lose its replies to others
-LIGHT_BYTES = 64 * 1024  # replies of a connection for which a quarter of the room is kept
 TURNS_SECONDS = 0.002  # given at once to the connections that have sent more than is taken at a time
 BACKLOG = 1024
 
@@ -53,6 +54,9 @@ class Server:
         self._tls_changed: tuple[int, ...] = ()
         self._share_port = share_port
         self.most_sending = self.limits.max_sending * 3 // 4
+        self.most_receiving = self.limits.max_receiving * 3 // 4
+        self.most_calls = self.limits.max_calls * 3 // 4
+        self.inflating = ThreadPoolExecutor(1, "inflate")  # one at a time: a large message takes twice its size
         self.counters = Counters()
         self.deadlines = Deadlines()
         self.heads = Heads(self.limits.max_metadata)
@@ -187,6 +191,20 @@ class Server:
                     break
         return counters.sending + size <= most
 
+    def make_request_room(self, asking: Connection, size: int) -> bool:
+        """Return whether a request has room that is not light, or comes when little is left.
+
+        It may take the room of unfinished requests: those of the connection that holds most, if that is another.
+        """
+        counters, most = self.counters, self.most_receiving
+        if asking.receiving + size <= LIGHT_BYTES:
+            most = self.limits.max_receiving
+        while counters.receiving + size > most:
+            largest = max(self._connections, key=attrgetter("receiving"))
+            if largest.receiving <= asking.receiving + size or not largest.drop_request():
+                return False
+        return True
+
     def has_unread(self) -> bool:
         """Return whether connections wait for their turn."""
         return bool(self._unread)
@@ -246,6 +264,7 @@ class Server:
         if self._looking:
             self._looking.cancel()
             await asyncio.wait([self._looking])
+        self.inflating.shutdown(wait=False)
 
     async def wait_for_termination(self) -> None:
         """Wait for ever: the server ends when it is stopped."""

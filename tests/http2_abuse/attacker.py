@@ -6,7 +6,9 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
+
+import ngh2
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 1, 1, 4, 8, 32
@@ -105,6 +107,7 @@ class Peer(asyncio.Protocol):
     """A hostile connection: it sends what it is told to, and answers nothing."""
 
     transport: asyncio.Transport
+    opened: ClassVar[set["Peer"]] = set()
 
     def __init__(self, *, reads: bool = True, keeps: bool = False) -> None:
         """Prepare; it `reads` what comes, and `keeps` it."""
@@ -145,9 +148,16 @@ class Peer(asyncio.Protocol):
         self.transport.abort()
         await self.closed()
 
+    @classmethod
+    def drop_all(cls) -> None:
+        """Drop all connections."""
+        for peer in list(cls.opened):
+            peer.transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = transport  # type: ignore[assignment]
+        self.opened.add(self)
         if not self._reads:
             self.transport.pause_reading()
 
@@ -160,6 +170,7 @@ class Peer(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Take note of the end."""
         self._writable.set()
+        self.opened.discard(self)
         if not self._closed.done():
             self._closed.set_result(None)
 
@@ -204,6 +215,43 @@ class Peer(asyncio.Protocol):
             place = end
         return found
 
+    def resets(self) -> int:
+        """Return how many streams the server has reset."""
+        return sum(found.kind == RST_STREAM for found in self.frames())
+
     def goaways(self) -> list[int]:
         """Return the codes of the GOAWAY frames that have come."""
         return [int.from_bytes(found.payload[4:8], "big") for found in self.frames() if found.kind == GOAWAY]
+
+
+class Uploader(Peer):
+    """A connection that obeys flow control, to send more than a window at once."""
+
+    def __init__(self, *, reads: bool = True, keeps: bool = False) -> None:
+        """Prepare."""
+        super().__init__(reads=reads, keeps=keeps)
+        self._http2 = ngh2.Connection(ngh2.Role.CLIENT)
+        self._http2.initiate_connection()
+
+    def data_received(self, received: bytes) -> None:
+        """Take what came, and send what that allows."""
+        super().data_received(received)
+        self._http2.receive_data(received)
+        self._http2.events()
+        self.flush()
+
+    def upload(self, method: str, body: bytes) -> None:
+        """Begin a call, and send a part of a request."""
+        about = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/abuse/" + method.encode())]
+        about += [(b":authority", b"localhost"), (b"te", b"trailers"), (b"content-type", b"application/grpc")]
+        self._http2.send_data(self._http2.send_request(about), body)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what may be sent."""
+        self.transport.write(self._http2.data_to_send())
+
+    @property
+    def unsent(self) -> int:
+        """The bytes that wait for the server's windows."""
+        return self._http2.queued_body_size() + self.transport.get_write_buffer_size()

@@ -15,6 +15,8 @@ import grpc
 import psutil
 import pytest
 
+from tests.http2_abuse.attacker import Peer
+
 MIB = 2**20
 MOST_P99_MS = 50
 MOST_MEMORY = 64 * MIB
@@ -157,12 +159,23 @@ class Target:
         try:
             async with asyncio.timeout(MOST_SECONDS):
                 await attack()
+            Peer.drop_all()
             await asyncio.sleep(LEAST_SECONDS - (loop.time() - began))
             told = await self.neighbour.round()
         finally:
             watching.cancel()
+            Peer.drop_all()
         memory = max(peak, self.memory.memory_info().rss) - before
         return Outcome(told.p99_ms, memory, told.failures, await self.settled())
+
+
+async def until(target: Target, is_so: Callable[[dict[str, Any]], bool], seconds: float = 5) -> None:
+    """Wait until the server's state is so. Raises: TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if is_so(await target.state()):
+                return
+            await asyncio.sleep(0.02)
 
 
 Targets: TypeAlias = Callable[..., Target]
@@ -193,4 +206,4 @@ def targets() -> Iterator[Targets]:
 @pytest.fixture(scope="session")
 def target(targets: Targets) -> Target:
     """The server under attack, with the limits of the services and shorter times."""
-    return targets(max_connections=1000, handshake_timeout=2, send_timeout=3)
+    return targets(max_connections=1000, handshake_timeout=2, send_timeout=3, receive_timeout=3)

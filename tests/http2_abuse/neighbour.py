@@ -23,13 +23,13 @@ def waited_ns(pid: int) -> int:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
 
 
-async def run(port: int, pid: int, ca_file: Path | None) -> None:
+async def run(port: int, pid: int, authority: bytes | None) -> None:
     """Call until the input ends."""
     target = f"localhost:{port}"
-    if ca_file is None:
+    if authority is None:
         channel = grpc.aio.insecure_channel(target)
     else:
-        channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(ca_file.read_bytes()))
+        channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(authority))
     call: Any = channel.unary_unary("/abuse/Echo")
     times: list[float] = []
     failures: list[str] = []
@@ -61,4 +61,4 @@ async def run(port: int, pid: int, ca_file: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None))
+    asyncio.run(run(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]).read_bytes() if len(sys.argv) > 3 else None))

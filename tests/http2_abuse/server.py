@@ -38,7 +38,7 @@ class Errors(logging.Handler):
 
 
 class Holds:
-    """For how long the event loop was held: by the clock, and in CPU time, which the machine's noise does not change."""
+    """For how long the event loop was held: by the clock, and in CPU time, which other processes don't change."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -76,6 +76,10 @@ class Methods:
     async def large(self, request: bytes, context: Any) -> bytes:
         """Answer so many bytes."""
         return b"x" * int(request)
+
+    async def sink(self, request: bytes, context: Any) -> bytes:
+        """Answer the size of a message."""
+        return b"%d" % len(request)
 
     async def slow(self, request: bytes, context: Any) -> bytes:
         """Answer after so many milliseconds."""
@@ -125,6 +129,7 @@ async def serve(limits: Limits, tls: Tls | None) -> None:
         {
             "Echo": grpc.unary_unary_rpc_method_handler(methods.echo),
             "Large": grpc.unary_unary_rpc_method_handler(methods.large),
+            "Sink": grpc.unary_unary_rpc_method_handler(methods.sink),
             "Slow": grpc.unary_unary_rpc_method_handler(methods.slow),
             "Stream": grpc.unary_stream_rpc_method_handler(methods.stream),
             "Talk": grpc.stream_stream_rpc_method_handler(methods.talk),
