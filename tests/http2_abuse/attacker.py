@@ -145,14 +145,19 @@ class Peer(asyncio.Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Drop the connection."""
-        self.transport.abort()
+        self.drop()
         await self.closed()
 
     @classmethod
     def drop_all(cls) -> None:
         """Drop all connections."""
         for peer in list(cls.opened):
-            peer.transport.abort()
+            peer.drop()
+
+    def drop(self) -> None:
+        """Drop the connection."""
+        if not self.is_closed:
+            self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""

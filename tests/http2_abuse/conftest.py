@@ -99,14 +99,20 @@ class Target:
 
     async def state(self, request: bytes = b"") -> dict[str, Any]:
         """Return what the server tells of itself, on a connection of its own."""
-        target = f"localhost:{self.port}"
-        if self.ca_file is None:
-            channel = grpc.aio.insecure_channel(target)
-        else:
-            channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(self.ca_file.read_bytes()))
-        async with channel:
+        async with self.channel() as channel:
             method: Any = channel.unary_unary("/abuse/State")
             return dict(json.loads(await method(request, timeout=10)))
+
+    async def is_so(self, is_so: Callable[[dict[str, Any]], bool]) -> bool:
+        """Return whether something is true of the state."""
+        return is_so(await self.state())
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return a channel with a connection of its own."""
+        target, options = f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)]
+        if self.ca_file is None:
+            return grpc.aio.insecure_channel(target, options)
+        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(self.ca_file.read_bytes()), options)
 
     async def settled(self) -> dict[str, Any]:
         """Return the state once nothing is held any more for the attackers. Raises: AssertionError."""
@@ -169,11 +175,12 @@ class Target:
         return Outcome(told.p99_ms, memory, told.failures, await self.settled())
 
 
-async def until(target: Target, is_so: Callable[[dict[str, Any]], bool], seconds: float = 5) -> None:
-    """Wait until the server's state is so. Raises: TimeoutError."""
+async def until(is_so: Callable[[], Awaitable[bool] | bool], seconds: float = 5) -> None:
+    """Wait until something is so. Raises: TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
-            if is_so(await target.state()):
+            found = is_so()
+            if found if isinstance(found, bool) else await found:
                 return
             await asyncio.sleep(0.02)
 

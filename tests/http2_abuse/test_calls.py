@@ -49,7 +49,7 @@ async def test_replies_that_nobody_reads_are_bounded_and_given_up(target: Target
         for _ in range(10):
             await asyncio.sleep(0.1)
             assert (await target.state())["sending"] <= 48 * MIB
-        await until(target, lambda state: not state["sending"], 6)
+        await until(lambda: target.is_so(lambda state: not state["sending"]), 6)
 
     before = await target.state()
     state = await target.endures(attack)
@@ -83,9 +83,9 @@ async def test_streams_that_nobody_reads_wait(target: Target) -> None:
 async def test_reader_that_gives_up_its_replies_is_no_stalled_reader(target: Target) -> None:
     async def attack() -> None:
         async with await Peer.connect(target.port, NO_WINDOW + large_calls(10, MIB)) as peer:
-            await until(target, lambda state: state["sending"] > 9 * MIB)
+            await until(lambda: target.is_so(lambda state: state["sending"] > 9 * MIB))
             await peer.send(b"".join(reset(stream) for stream in streams(10)))
-            await until(target, lambda state: not state["sending"])
+            await until(lambda: target.is_so(lambda state: not state["sending"]))
             await asyncio.sleep(4)
             assert not peer.is_closed
 
@@ -146,7 +146,7 @@ def bomb(size: int, times: int = 1) -> bytes:
     return packed
 
 
-@pytest.mark.parametrize("size", [15 * MIB, 1024 * MIB], ids=["just allowed", "too large"])
+@pytest.mark.parametrize("size", [15 * MIB, 256 * MIB], ids=["just allowed", "too large"])
 async def test_gzip_bombs_stay_small(target: Target, size: int) -> None:
     packing = zlib.compressobj(9, wbits=31)
     packed = b"".join([packing.compress(bytes(MIB)) for _ in range(size // MIB)]) + packing.flush()
@@ -172,7 +172,7 @@ async def test_many_small_compressed_messages_are_answered(target: Target) -> No
     async def attack() -> None:
         calls = b"".join(headers(stream, block) + data(stream, body, end=True) for stream in streams(900))
         peers = [await Peer.connect(target.port, WIDE + calls) for _ in range(5)]
-        await until(target, lambda _: all(peer.received >= 900 * 1000 for peer in peers))
+        await until(lambda: all(peer.received >= 900 * 1000 for peer in peers))
 
     await target.endures(attack)
 
@@ -184,7 +184,7 @@ async def upload(target: Target, connections: int, each: int) -> None:
     for peer in peers:
         for _ in range(each):
             peer.upload("Sink", body)
-    await until(target, lambda _: not any(peer.unsent for peer in peers), 10)
+    await until(lambda: not any(peer.unsent for peer in peers), 10)
 
 
 async def test_unfinished_uploads_are_bounded(target: Target) -> None:
@@ -201,7 +201,7 @@ async def test_unfinished_uploads_are_bounded(target: Target) -> None:
 async def test_upload_finds_room_beside_unfinished_ones(target: Target) -> None:
     async def attack() -> None:
         await upload(target, 2, 3)
-        async with grpc.aio.insecure_channel(f"localhost:{target.port}") as channel:
+        async with target.channel() as channel:
             sink: Any = channel.unary_unary("/abuse/Sink")
             for size in (2_000, 20_000, 100_000, MIB, 3 * MIB):
                 assert await sink(bytes(size), timeout=5) == b"%d" % size
@@ -215,9 +215,7 @@ async def test_prefix_that_lies_is_refused_at_once(target: Target) -> None:
             await peer.send(
                 b"".join(headers(stream) + data(stream, b"\0\xff\xff\xff\xff" + b"x") for stream in streams(900))
             )
-            async with asyncio.timeout(5):
-                while peer.resets() < 900:
-                    await asyncio.sleep(0.02)
+            await until(lambda: peer.resets() == 900)
 
     await target.endures(attack)
 
@@ -318,7 +316,7 @@ async def test_header_blocks_are_bounded(target: Target, kind: str) -> None:
 
 
 async def test_metadata_that_is_too_large_ends_only_its_call(target: Target) -> None:
-    async with grpc.aio.insecure_channel(f"localhost:{target.port}") as channel:
+    async with target.channel() as channel:
         echo: Any = channel.unary_unary("/abuse/Echo")
         for _ in range(3):
             with pytest.raises(grpc.aio.AioRpcError) as error:

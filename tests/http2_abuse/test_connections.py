@@ -49,7 +49,7 @@ async def test_more_connections_than_allowed_are_closed_and_the_rest_is_served(t
     async def attack() -> None:
         peers = [await Peer.connect(target.port, BEGIN + call(1)) for _ in range(900)]
         more = [await Peer.connect(target.port, BEGIN + call(1)) for _ in range(300)]
-        await until(target, lambda _: sum(peer.is_closed for peer in more) >= 200)
+        await until(lambda: sum(peer.is_closed for peer in more) >= 200)
         assert not any(peer.is_closed for peer in peers)
 
     before = await target.state()
@@ -85,7 +85,7 @@ async def test_connections_dropped_with_their_calls_leave_nothing(target: Target
         calls = b"".join(map(UNDER_WAY[kind], streams(1000)))
         for _ in range(2):
             await Peer.connect(target.port, BEGIN + calls)
-        await until(target, lambda state: state["tasks"] > 1900)
+        await until(lambda: target.is_so(lambda state: state["tasks"] > 1900))
 
     await target.endures(attack)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.http2_abuse import attacker as http2
 from tests.http2_abuse.attacker import MAGIC, Peer, call, data, frame, headers, message, reset, settings, streams
-from tests.http2_abuse.conftest import Target
+from tests.http2_abuse.conftest import Target, until
 
 FLOOD_SECONDS = 0.7
 BEGIN = MAGIC + settings()
@@ -110,15 +110,18 @@ ODD = {
 }
 
 
+def ends(peer: Peer, stream: int) -> bool:
+    """Return whether the server has answered on a stream."""
+    return any(found.stream == stream and found.flags & http2.END_STREAM for found in peer.frames())
+
+
 async def test_other_calls_of_a_connection_outlive_what_concerns_one_stream(target: Target) -> None:
     async def attack() -> None:
         for name, frames in ODD.items():
             async with await Peer.connect(target.port, BEGIN + frames, keeps=True) as peer:
                 await peer.send(call(99))
-                async with asyncio.timeout(2):
-                    while not any(f.kind == http2.HEADERS and f.stream == 99 and f.flags & 1 for f in peer.frames()):
-                        assert not peer.is_closed, name
-                        await asyncio.sleep(0.01)
+                await until(lambda: ends(peer, 99) or peer.is_closed)
+                assert ends(peer, 99), name
 
     await target.endures(attack)
 
