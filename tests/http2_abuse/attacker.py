@@ -245,9 +245,9 @@ class Uploader(Peer):
         self._http2.events()
         self.flush()
 
-    def upload(self, method: str, body: bytes) -> None:
+    def upload(self, path: str, body: bytes) -> None:
         """Begin a call, and send a part of a request."""
-        about = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/abuse/" + method.encode())]
+        about = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
         about += [(b":authority", b"localhost"), (b"te", b"trailers"), (b"content-type", b"application/grpc")]
         self._http2.send_data(self._http2.send_request(about), body)
         self.flush()

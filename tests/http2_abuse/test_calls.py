@@ -54,6 +54,7 @@ async def test_replies_that_nobody_reads_are_bounded_and_given_up(target: Target
     before = await target.state()
     state = await target.endures(attack)
     assert state["connections_timed_out"] > before["connections_timed_out"]
+    assert state["replies_refused"] > before["replies_refused"]
 
 
 async def test_reader_that_takes_a_byte_at_a_time_is_given_up(target: Target) -> None:
@@ -183,7 +184,7 @@ async def upload(target: Target, connections: int, each: int) -> None:
     peers = [await Uploader.connect(target.port, b"") for _ in range(connections)]
     for peer in peers:
         for _ in range(each):
-            peer.upload("Sink", body)
+            peer.upload("/abuse/Sink", body)
     await until(lambda: not any(peer.unsent for peer in peers), 10)
 
 
