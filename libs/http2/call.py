@@ -16,7 +16,6 @@ from libs.http2.framing import (
     Head,
     Messages,
     Refused,
-    frame,
     inflate,
     inflate_light,
     is_frame,
@@ -288,11 +287,10 @@ class Call(Context):
     async def write(self, message: Any) -> None:
         """Send a message of a streaming reply; wait while the client is slow to take those before."""
         await self._connection.writable(self, UNSENT_BYTES)
-        body = frame(self._serialize(message))
         if not self._is_finished:
             if not self._has_head:
                 self._send_head([])
-            self._connection.send_data(self.stream_id, body)
+            self._connection.send_message(self.stream_id, self._serialize(message))
 
     def _serialize(self, reply: Any) -> bytes:
         serialize: Callable[[Any], bytes] | None = self._handler.response_serializer
@@ -305,14 +303,14 @@ class Call(Context):
         if self._code:
             self.finish()
             return
-        body = frame(self._serialize(reply))
-        if not self._connection.has_room(len(body)):
+        message = self._serialize(reply)
+        if not self._connection.has_room(len(message)):
             self._connection.counters.replies_refused += 1
             text = "the server holds too many replies that clients have not taken"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
         self._is_finished = True
         head = None if self._has_head else RESPONSE
-        self._connection.send_reply(self.stream_id, head, body, self._trailers())
+        self._connection.send_reply(self.stream_id, head, message, self._trailers())
 
     def _send_head(self, metadata: list[tuple[bytes, bytes]]) -> None:
         if not self._is_finished:

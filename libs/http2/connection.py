@@ -15,7 +15,17 @@ import grpc
 import ngh2
 
 from libs.http2.call import Call
-from libs.http2.framing import RESPONSE, Headers, NotGrpc, Refused, status_trailers
+from libs.http2.framing import (
+    PREFIX_SIZE,
+    RESPONSE,
+    UNFRAMED_BYTES,
+    Headers,
+    NotGrpc,
+    Refused,
+    frame,
+    prefix,
+    status_trailers,
+)
 from libs.http2.limits import TokenBucket
 from libs.http2.tls import auth_context
 
@@ -23,9 +33,12 @@ if TYPE_CHECKING:
     from libs.http2.server import Server
 
 SLICE_BYTES = 4096  # read at once: some 130 of the smallest requests, so that no client holds up the others
+UNREAD_BYTES = 64 * 1024  # beyond which a connection is read no further until these are taken
 MOST_BEGUN = 64  # requests of one read after which the other connections have their turn,
+BEGUN_AT_ONCE = 256  # requests that all connections together may begin before what follows from them is done
 TURN_SECONDS = 0.001  # as they have after this time
-OUTPUT_BYTES = 256 * 1024  # given to the socket at a time
+OUTPUT_BYTES = 256 * 1024  # given to the socket at a time,
+OUTPUTS_AT_ONCE = 3  # and so often before the other connections have their turn
 SENDING_BYTES = 1024 * 1024  # of replies that the client has not taken; beyond it no request of it is begun
 STREAM_WINDOW = 1024 * 1024  # bytes of a request that a client may send unasked
 CONNECTION_WINDOW = 4 * 1024 * 1024
@@ -124,16 +137,14 @@ class Connection(asyncio.Protocol):
         self.last_heard = self._loop.time()
         if self._ended is not None:
             return
-        if self._unread:
-            self._unread += data
-        elif len(data) <= SLICE_BYTES:
+        if not self._unread and len(data) <= SLICE_BYTES and self.counters.streams < self._server.most_streams:
             self._take(data)
-        else:
-            self._unread = data
-            if self._server.has_unread() or self.take_slices():
-                self._server.take_later(self)
-            if self._unread and not self._transport.is_closing():
-                self._transport.pause_reading()
+            return
+        if not self._unread and not self._is_paused:
+            self._server.take_later(self)
+        self._unread += data
+        if len(self._unread) > UNREAD_BYTES:  # libuv reads up to 32 times in a row
+            self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Keep output back: the socket takes no more. What a client sends meanwhile would only make more of it."""
@@ -151,7 +162,7 @@ class Connection(asyncio.Protocol):
     # What comes in
 
     def take_slices(self) -> bool:
-        """Take slices until the other connections should have their turn; return whether there are more."""
+        """Take slices until the other connections should have their turn; return whether there are more to take."""
         begun, end, place = self.counters.streams, time.perf_counter() + TURN_SECONDS, 0
         while place < len(self._unread) and not self._is_paused and self._ended is None:
             self._take(self._unread[place : place + SLICE_BYTES])
@@ -345,17 +356,21 @@ class Connection(asyncio.Protocol):
         """Return whether the process may hold a reply of this size until the client takes it."""
         return self.counters.sending + size <= self._server.most_sending or self._server.make_room(self, size)
 
-    def send_reply(self, stream_id: int, head: Headers | None, body: bytes, trailers: Trailers) -> None:
+    def send_reply(self, stream_id: int, head: Headers | None, message: bytes, trailers: Trailers) -> None:
         """Send a reply whole: its headers unless they are sent, its message, its status."""
         http2 = self._http2
         try:
             if head is not None:
                 http2.send_response(stream_id, head)
-            http2.send_data(stream_id, body)
+            if len(message) <= UNFRAMED_BYTES:
+                http2.send_data(stream_id, frame(message))
+            else:
+                http2.send_data(stream_id, prefix(message))
+                http2.send_data(stream_id, message)
             http2.send_trailers(stream_id, trailers)
         except ngh2.NGH2Error:  # its stream is closed, and the call will be told so
             return
-        self._hold(len(body))
+        self._hold(PREFIX_SIZE + len(message))
 
     def send_response(self, stream_id: int, headers: Headers) -> None:
         """Send the headers of a reply."""
@@ -365,13 +380,14 @@ class Connection(asyncio.Protocol):
             return
         self.flush_soon()
 
-    def send_data(self, stream_id: int, body: bytes) -> None:
+    def send_message(self, stream_id: int, message: bytes) -> None:
         """Send a message."""
         try:
-            self._http2.send_data(stream_id, body)
+            self._http2.send_data(stream_id, prefix(message))
+            self._http2.send_data(stream_id, message)
         except ngh2.NGH2Error:
             return
-        self._hold(len(body))
+        self._hold(PREFIX_SIZE + len(message))
 
     def send_trailers(self, stream_id: int, trailers: Trailers) -> None:
         """Send the status."""
@@ -427,7 +443,10 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         http2 = self._http2
-        while not self._is_paused:
+        self._server.most_streams = self.counters.streams + BEGUN_AT_ONCE
+        for _ in range(OUTPUTS_AT_ONCE):
+            if self._is_paused:
+                break
             output = http2.data_to_send(OUTPUT_BYTES if self.sending > OUTPUT_BYTES else None)
             if not output and self._resets:
                 self._send_resets()
@@ -437,6 +456,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(output)
             if self.sending <= OUTPUT_BYTES and not self._resets:
                 break
+        else:
+            self.flush_soon()
         if self.sending or self._is_paused:
             self._release()
         self._handle_events()

@@ -17,6 +17,7 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 PREFIX_SIZE = 5
+UNFRAMED_BYTES = 64 * 1024  # of a message; a larger one is sent after its prefix, not copied to it
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 ACCEPTED_ENCODINGS = b"identity,deflate,gzip"
 STEP_BYTES = 256 * 1024  # inflated at a time
@@ -157,6 +158,11 @@ def status_trailers(code: int, details: str) -> list[tuple[bytes, bytes]]:
     if details:
         trailers.append((b"grpc-message", quote(details, safe=_TEXT).encode()))
     return trailers
+
+
+def prefix(message: bytes) -> bytes:
+    """Return the prefix of a message that is not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big")
 
 
 def frame(message: bytes) -> bytes:

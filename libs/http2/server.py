@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import grpc
 import ngh2
 
-from libs.http2.connection import LIGHT_BYTES, STREAM_WINDOW, Connection
+from libs.http2.connection import BEGUN_AT_ONCE, LIGHT_BYTES, STREAM_WINDOW, Connection
 from libs.http2.deadlines import Deadlines
 from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
@@ -55,6 +55,7 @@ class Server:
         self._share_port = share_port
         self.most_sending = self.limits.max_sending * 3 // 4
         self.most_receiving = self.limits.max_receiving * 3 // 4
+        self.most_streams = BEGUN_AT_ONCE
         self.most_calls = self.limits.max_calls * 3 // 4
         self.inflating = ThreadPoolExecutor(1, "inflate")  # one at a time: a large message takes twice its size
         self.counters = Counters()
@@ -218,6 +219,7 @@ class Server:
     def _take_turns(self) -> None:
         """Take what connections have sent, in turns, and then let the rest of the process have its turn."""
         end = time.perf_counter() + TURNS_SECONDS
+        self.most_streams = self.counters.streams + BEGUN_AT_ONCE
         while self._unread and time.perf_counter() < end:
             connection = self._unread.popleft()
             if connection.take_slices():

@@ -45,7 +45,7 @@ def large_calls(count: int, size: int) -> bytes:
 async def test_replies_that_nobody_reads_are_bounded_and_given_up(target: Target, begin: bytes) -> None:
     async def attack() -> None:
         for _ in range(20):
-            await Peer.connect(target.port, begin + large_calls(50, MIB), reads=begin == NO_WINDOW)
+            await Peer.connect(target.port, begin + large_calls(200, MIB // 4), reads=begin == NO_WINDOW)
         for _ in range(10):
             await asyncio.sleep(0.1)
             assert (await target.state())["sending"] <= 48 * MIB
@@ -340,5 +340,18 @@ async def test_metadata_held_by_calls_is_bounded(target: Target) -> None:
             await Peer.connect(target.port, BEGIN + first + b"".join(one(stream) for stream in streams(900, 3)))
         await asyncio.sleep(1)
         assert (await target.state())["receiving"] <= 48 * MIB
+
+    await target.endures(attack)
+
+
+async def test_largest_messages_both_ways_hold_nobody_up(target: Target) -> None:
+    body = bytes(16 * MIB - 1)
+
+    async def attack() -> None:
+        options = [("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{target.port}", options) as channel:
+            echo: Any = channel.unary_unary("/abuse/Echo")
+            for _ in range(5):
+                assert len(await echo(body, timeout=5)) == len(body)
 
     await target.endures(attack)
