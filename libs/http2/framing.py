@@ -6,6 +6,7 @@ See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 import re
 import zlib
 from base64 import b64decode, b64encode
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 from urllib.parse import quote
@@ -16,6 +17,7 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 PREFIX_SIZE = 5
+UNFRAMED_BYTES = 64 * 1024  # of a message; a larger one is sent after its prefix, not copied to it
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 ACCEPTED_ENCODINGS = b"identity,deflate,gzip"
 STEP_BYTES = 256 * 1024  # inflated at a time
@@ -58,12 +60,13 @@ class NotGrpc(Exception):
 
 
 class Head(NamedTuple):
-    """The headers of a request: `timeout` in s, `encoding` of its messages."""
+    """The headers of a request: `timeout` in s, `encoding` of its messages, `size` of its metadata in bytes."""
 
     path: str
     timeout: float | None
     encoding: bytes | None
     metadata: Metadata
+    size: int
 
 
 def read_head(headers: Headers, max_metadata: int) -> Head:
@@ -76,7 +79,8 @@ def read_head(headers: Headers, max_metadata: int) -> Head:
         raise NotGrpc(b"415")
     metadata = [header for header in headers if header[0] not in _RESERVED]
     path = fields[b":path"]
-    if sum([len(name) + len(value) for name, value in metadata], len(path)) > max_metadata:
+    size = sum([len(name) + len(value) for name, value in metadata], len(path))
+    if size > max_metadata:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the metadata is larger than {max_metadata} bytes")
     encoding = fields.get(b"grpc-encoding")
     if encoding is not None and encoding not in _WINDOW_BITS:
@@ -89,7 +93,8 @@ def read_head(headers: Headers, max_metadata: int) -> Head:
         encoding = None
     timeout = fields.get(b"grpc-timeout")
     seconds = None if timeout is None else _seconds(timeout)
-    return Head(path.decode("latin-1"), seconds, encoding, tuple([_read(name, value) for name, value in metadata]))
+    read = tuple([_read(name, value) for name, value in metadata])
+    return Head(path.decode("latin-1"), seconds, encoding, read, size)
 
 
 def _seconds(timeout: bytes) -> float:
@@ -155,6 +160,11 @@ def status_trailers(code: int, details: str) -> list[tuple[bytes, bytes]]:
     return trailers
 
 
+def prefix(message: bytes) -> bytes:
+    """Return the prefix of a message that is not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big")
+
+
 def frame(message: bytes) -> bytes:
     """Return a message with its prefix, not compressed."""
     return b"\0" + len(message).to_bytes(4, "big") + message
@@ -167,41 +177,78 @@ def is_frame(data: bytes) -> bool:
 
 
 class Messages:
-    """The messages of one request, read from its data as that comes in; `max_size` bounds one."""
+    """The messages of one request, read from its data as that comes in; `max_size` bounds one.
 
-    __slots__ = ("_data", "_max_size")
+    The data stay in the pieces that came, and a message is copied once: a buffer that grows takes up to twice as much,
+    and moves.
+    """
+
+    __slots__ = ("_is_compressed", "_length", "_max_size", "_parts", "_place", "_size")
 
     def __init__(self, max_size: int) -> None:
         """Begin with no data."""
-        self._data = bytearray()
+        self._parts: deque[bytes] = deque()
+        self._place = 0  # in the first part
+        self._size = 0
+        self._length = -1  # of the message whose prefix has been read
+        self._is_compressed = False
         self._max_size = max_size
 
     def __len__(self) -> int:
-        """Return how many bytes are held."""
-        return len(self._data)
+        """Return how many bytes are held, at least 1 if a message has begun."""
+        return self._size + (self._length >= 0)
 
     def add(self, data: bytes) -> None:
         """Take data. Raises: Refused, as soon as a prefix says that its message is too large."""
-        self._data += data
-        if len(self._data) >= PREFIX_SIZE:
-            self._length()
+        if data:
+            self._parts.append(data)
+            self._size += len(data)
+            self._read_prefix()
 
     def next(self) -> tuple[bool, bytes] | None:
         """Return the next message, and whether it is compressed; None if it is not here yet. Raises: Refused."""
-        data = self._data
-        if len(data) < PREFIX_SIZE or len(data) < (end := PREFIX_SIZE + self._length()):
+        if not 0 <= self._length <= self._size:
             return None
-        compressed, message = bool(data[0]), bytes(memoryview(data)[PREFIX_SIZE:end])
-        del data[:end]
-        return compressed, message
+        message, is_compressed, self._length = self._take(self._length), self._is_compressed, -1
+        self._read_prefix()
+        return is_compressed, message
 
-    def _length(self) -> int:
-        if self._data[0] > 1:
+    def _read_prefix(self) -> None:
+        if self._length >= 0 or self._size < PREFIX_SIZE:
+            return
+        prefix = self._take(PREFIX_SIZE)
+        if prefix[0] > 1:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the prefix of a message is malformed")
-        length = int.from_bytes(self._data[1:PREFIX_SIZE], "big")
-        if length > self._max_size:
-            raise _too_large(length, self._max_size)
-        return length
+        self._is_compressed, self._length = bool(prefix[0]), int.from_bytes(prefix[1:], "big")
+        if self._length > self._max_size:
+            raise _too_large(self._length, self._max_size)
+
+    def _take(self, size: int) -> bytes:
+        """Return the next bytes, which are here."""
+        self._size -= size
+        taken: list[bytes] = []
+        while size:
+            first, place = self._parts[0], self._place
+            part = first[place : place + size]  # a part that is taken whole is not copied here
+            size -= len(part)
+            self._place += len(part)
+            if self._place == len(first):
+                self._parts.popleft()
+                self._place = 0
+            taken.append(part)
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+
+def inflate_light(message: bytes, encoding: bytes | None, most: int) -> bytes | None:
+    """Return a compressed message as it was, None unless that is clear after so many bytes of it."""
+    if encoding is None:
+        return None
+    inflating = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        inflated = inflating.decompress(message, most)
+    except zlib.error:
+        return None
+    return inflated if inflating.eof and not inflating.unused_data else None
 
 
 def inflate(message: bytes, encoding: bytes | None, max_size: int) -> bytes:
