@@ -35,18 +35,20 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, sent: list[int]) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         await salon(stack, phone_number_id="1")
-        body = webhook_body("1", messages=[text(1), text(2, from_user_id="US.1")], statuses=[status(3)])
+        body = webhook_body("1", messages=[text(11), text(12, from_user_id="US.1")], statuses=[status(3)])
         record = messaging_pb2.RecordMessageStatusRequest(
             salon_id=SALON, whatsapp_id="wamid.1", status=messaging_pb2.MESSAGE_STATUS_READ
         )
-        for rpc, request, expected in (
+        await stack.messaging.RecordMessage(message_request())  # asks booking whether there is such a salon
+        calls: list[tuple[Any, Any, list[int]]] = [
             (stack.booking.CreateBooking, booking_request(resource_id="anna"), [3, 1]),
             (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [4, 2]),
             (stack.messaging.RecordMessage, message_request("wamid.9"), [3, 1]),
             (stack.messaging.RecordMessage, message_request("wamid.10", user_id="US.2"), [4, 1]),
             (stack.messaging.IngestWebhook, signed(body), [6, 1]),
             (stack.messaging.RecordMessageStatus, record, [4, 1]),
-        ):
+        ]
+        for rpc, request, expected in calls:
             sent.clear()
             await rpc(request)
             assert sent == expected
