@@ -12,6 +12,7 @@ from rich.table import Table
 
 from libs.db import split_pool_parameters
 from ops.statements import PROOFS, QUERIES, Statement
+from ops.statements_batched import BATCHED
 from ops.statements_booking import BOOKING
 from ops.statements_messaging import MESSAGING
 
@@ -111,7 +112,7 @@ def verify(database_url: str) -> IndexReport:
         conn.read_only = True
         found = {index.name: index for index in _indexes(conn)}
         proofs = [_check(conn, proof, proof.indexes[0]) for proof in PROOFS]
-        queries = [_check(conn, query) for query in (*QUERIES, *BOOKING, *MESSAGING)]
+        queries = [_check(conn, query) for query in (*QUERIES, *BATCHED, *BOOKING, *MESSAGING)]
         version = conn.info.server_version
     server = f"PostgreSQL {version // 10000}.{version % 10000}"
     return IndexReport(server, [_state(index, found) for index in INDEXES], proofs + queries)

@@ -253,28 +253,6 @@ QUERIES = (
         """,
     ),
     Statement(
-        "ListConversations of every status: one limited branch each",
-        ("idx_conversations_salon_status_last",),
-        """
-        SELECT conversation_id, phone_number, status, started_at, last_message_at
-        FROM (
-          (SELECT conversation_id, phone_number, status, started_at, last_message_at FROM conversations
-           WHERE salon_id = 'salon-123' AND status = 'ACTIVE'
-           ORDER BY last_message_at DESC, conversation_id DESC LIMIT 51)
-          UNION ALL
-          (SELECT conversation_id, phone_number, status, started_at, last_message_at FROM conversations
-           WHERE salon_id = 'salon-123' AND status = 'CLOSED'
-           ORDER BY last_message_at DESC, conversation_id DESC LIMIT 51)
-          UNION ALL
-          (SELECT conversation_id, phone_number, status, started_at, last_message_at FROM conversations
-           WHERE salon_id = 'salon-123' AND status = 'ARCHIVED'
-           ORDER BY last_message_at DESC, conversation_id DESC LIMIT 51)
-        ) AS newest
-        ORDER BY last_message_at DESC, conversation_id DESC
-        LIMIT 51
-        """,
-    ),
-    Statement(
         "GetMessageDirectionStats of a week",
         ("idx_messages_salon_created",),
         """

@@ -42,17 +42,6 @@ BOOKING = (
         """,
     ),
     Statement(
-        "ListBookingEvents",
-        ("booking_code_salon_id", "booking_events_pkey"),
-        """
-        SELECT e.revision, e.type, e.actor, e.reason, e.created_at
-        FROM bookings AS b JOIN booking_events AS e ON e.salon_id = b.salon_id AND e.booking_id = b.booking_id
-        WHERE b.booking_code = '83KMAT' AND b.salon_id = 'salon-123'
-        ORDER BY e.revision
-        LIMIT 51
-        """,
-    ),
-    Statement(
         "Warming at start: the busiest salons of the last hours",
         ("idx_bookings_created",),
         """

@@ -4,50 +4,6 @@ from ops.statements import Statement
 
 MESSAGING = (
     Statement(
-        "ListConversations by tag",
-        ("idx_conversations_salon_tags",),
-        """
-        SELECT conversation_id, phone_number, status, started_at, last_message_at
-        FROM conversations
-        WHERE salon_id = 'salon-123' AND tags @> ARRAY['complaint']
-        ORDER BY last_message_at DESC, conversation_id DESC
-        LIMIT 51
-        """,
-    ),
-    Statement(
-        "ListConversations of the unread",
-        ("idx_conversations_salon_unread_last",),
-        """
-        SELECT conversation_id, phone_number, status, started_at, last_message_at
-        FROM conversations
-        WHERE salon_id = 'salon-123' AND unread_count > 0
-        ORDER BY last_message_at DESC, conversation_id DESC
-        LIMIT 51
-        """,
-    ),
-    Statement(
-        "ListConversations by assignee",
-        ("idx_conversations_salon_assignee_last",),
-        """
-        SELECT conversation_id, phone_number, status, started_at, last_message_at
-        FROM conversations
-        WHERE salon_id = 'salon-123' AND assignee = 'user-1' AND assignee <> ''
-        ORDER BY last_message_at DESC, conversation_id DESC
-        LIMIT 51
-        """,
-    ),
-    Statement(
-        "GetConversation by user_id",
-        ("idx_conversations_salon_user",),
-        """
-        SELECT conversation_id, phone_number, status, started_at, last_message_at
-        FROM conversations
-        WHERE salon_id = 'salon-123' AND user_id = 'DE.1234567890'
-        ORDER BY last_message_at DESC, conversation_id DESC
-        LIMIT 1
-        """,
-    ),
-    Statement(
         "SearchMessages by words",
         ("idx_messages_salon_search",),
         """

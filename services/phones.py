@@ -10,6 +10,11 @@ from libs.rpc.errors import RpcError, invalid_fields
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
+def is_national(number: str) -> bool:
+    """Return whether what number is meant depends on the salon's region."""
+    return bool(number) and not number.lstrip().startswith("+")
+
+
 async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]]) -> str:
     """Return a phone number as E.164; `region_code` is asked, for the salon's, only if the number is a national one.
 
@@ -18,9 +23,8 @@ async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]
     """
     if _E164.fullmatch(number):
         return number
-    international = number.lstrip().startswith("+")
-    region = None if international else await region_code()
-    if not international and not region:
+    region = await region_code() if is_national(number) else None
+    if is_national(number) and not region:
         raise _bad(field, "is no E.164 number, such as +4915112345678, and the salon has no region_code")
     try:
         parsed = phonenumbers.parse(number, region)

@@ -10,8 +10,20 @@ import uvloop
 from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
-from libs.db import Connection, Database, DatabaseSettings, DatabaseUnavailable, Queries, fetch_rows, fetch_undecoded
-from libs.db.rows import columns
+from libs.db import (
+    BEGIN,
+    COMMIT,
+    Connection,
+    Database,
+    DatabaseSettings,
+    DatabaseUnavailable,
+    Queries,
+    Statement,
+    fetch_rows,
+    fetch_undecoded,
+    nothing,
+)
+from libs.db.statement import columns
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
@@ -28,7 +40,18 @@ async def by_look_up(conn: Connection, query: str, params: list[str]) -> Any:
     return (await conn.look_up(query, params))[1]
 
 
-both_ways = pytest.mark.parametrize("send", [by_cursor, by_look_up])
+async def by_run(conn: Connection, query: str, params: list[str]) -> Any:
+    [_, found] = await conn.run(ONE, statement(query, params))
+    return found
+
+
+def statement(query: str, params: list[str]) -> Statement[list[Any]]:
+    """Return a statement whose result is its rows."""
+    return Statement(query.replace("$1", "%(text)s"), dict.fromkeys(["text"], *params[:1]), lambda _, rows: rows)
+
+
+ONE = Statement("SELECT 1", {}, nothing)
+every_way = pytest.mark.parametrize("send", [by_cursor, by_look_up, by_run])
 
 
 async def connect(url: str) -> Connection:
@@ -89,7 +112,7 @@ async def test_a_look_up_that_fails_is_counted_and_leaves_nothing_half_done(
             assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("run", LOOPS)
 def test_who_waits_on_a_connection_that_is_closed_is_told(database_url: str, run: Run, send: Send) -> None:
     async def close() -> None:
@@ -116,7 +139,7 @@ def test_an_answer_that_the_loop_never_tells_of_is_read(database_url: str, run: 
     run(lose())
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("run", LOOPS)
 def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usable(
     database_url: str, run: Run, send: Send
@@ -140,7 +163,7 @@ def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usab
     run(cancel())
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("run", LOOPS)
 def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, run: Run, send: Send) -> None:
     async def pass_through() -> None:
@@ -174,3 +197,55 @@ def test_connections_that_the_server_ends_are_replaced(database_url: str, run: R
         await database.close()
 
     run(end())
+
+
+async def test_statements_that_share_a_round_trip_end_at_the_first_that_fails(database_url: str) -> None:
+    async with await connect(database_url) as conn:
+        await conn.execute("CREATE TEMPORARY TABLE seen (text text)")
+        add = [Statement("INSERT INTO seen VALUES (%(text)s)", {"text": text}, nothing) for text in "abc"]
+        for _ in range(2):  # prepared at first, then known
+            with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+                await conn.run(BEGIN, add[0], statement("SELECT $1::int", ["x"]), add[1], COMMIT)
+            assert conn.pgconn.transaction_status == TransactionStatus.INERROR
+            await conn.rollback()
+        assert await conn.run(BEGIN, add[2], COMMIT) == [None] * 3
+        _, rows = await fetch_rows(conn, "SELECT text FROM seen", [])
+        assert rows == [("c",)]
+        assert conn.queries.errors == 2
+
+
+async def test_what_an_earlier_statement_reads_goes_before_a_later_error(database_url: str) -> None:
+    def refuse(names: list[str], rows: list[Any]) -> None:
+        raise LookupError
+
+    async with await connect(database_url) as conn:
+        with pytest.raises(LookupError):
+            await conn.run(Statement("SELECT 1", {}, refuse), statement("SELECT $1::int", ["x"]))
+        assert await by_run(conn, "SELECT $1::text", ["a"]) == [(b"a",)]
+
+
+async def test_statements_are_prepared_anew_where_the_driver_has_deallocated_them(database_url: str) -> None:
+    select = statement("SELECT $1::text", ["a"])
+    async with await connect(database_url) as conn:
+        await conn.run(select)
+        await conn.execute("DEALLOCATE ALL")
+        assert await conn.run(BEGIN, select, COMMIT) == [None, [(b"a",)], None]
+        await conn.run(BEGIN, select)
+        await conn.rollback()
+        _, [(kept,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
+        assert kept == 1
+        await conn.run(BEGIN)
+        await conn.execute("DEALLOCATE ALL")
+        with pytest.raises(psycopg.errors.InvalidSqlStatementName):  # what came before can't be sent again
+            await conn.run(select)
+        await conn.rollback()
+        assert await conn.run(select) == [[(b"a",)]]
+
+
+async def test_without_prepared_statements_none_is_prepared(database_url: str) -> None:
+    async with await connect(database_url) as conn:
+        conn.prepare_threshold = None
+        for text in ("a", "é"):
+            assert await by_run(conn, "SELECT $1::text", [text]) == [(text.encode(),)]
+        _, [(kept,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
+        assert kept == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import psycopg
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -93,24 +94,28 @@ async def test_a_service_started_without_postgres_serves_as_soon_as_it_is_there(
         await stack.booking.ListSalons(booking_pb2.ListSalonsRequest(), timeout=2)
 
 
-async def test_128_cold_calls_at_once_share_a_pool_of_20(stack: Stack) -> None:
+async def test_128_statements_at_once_share_a_pool_of_20(stack: Stack) -> None:
+    """Each of these calls has a statement of its own: the others are loaded together."""
     await salon(stack)
-    days = [Timestamp(seconds=FIRST + number * DAY) for number in range(129)]
-    numbers = [f"+49151{number:08d}" for number in range(128)]
+    days = [Timestamp(seconds=FIRST + number * DAY) for number in range(128 + 365)]
+    lengths: dict[str, Any] = {"duration": Duration(seconds=2700)}
     rpcs: dict[str, tuple[Any, list[Any]]] = {
         "booking": (
-            stack.booking.ListBookings,
-            [booking_pb2.ListBookingsRequest(salon_id=SALON, start_time=start) for start in days[:128]],
+            stack.booking.SearchAvailability,
+            [
+                booking_pb2.SearchAvailabilityRequest(salon_id=SALON, start_time=start, end_time=end, **lengths)
+                for start, end in pairwise(days[:129])
+            ],
         ),
         "messaging": (
-            stack.messaging.ListMessages,
-            [messaging_pb2.ListMessagesRequest(salon_id=SALON, phone_number=number) for number in numbers],
+            stack.messaging.SearchMessages,
+            [messaging_pb2.SearchMessagesRequest(salon_id=SALON, query=f"word{number}") for number in range(128)],
         ),
         "stats": (
             stack.stats.GetSalonStats,
             [
                 stats_pb2.GetSalonStatsRequest(salon_id=SALON, start_time=start, end_time=end)
-                for start, end in pairwise(days)
+                for start, end in zip(days, days[365:], strict=False)
             ],
         ),
     }

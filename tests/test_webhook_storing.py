@@ -45,8 +45,8 @@ async def test_a_body_costs_a_fixed_number_of_statements(database_url: str, redi
         found = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id="salon-1", whatsapp_id="wamid.100"))
         assert (found.raw_json != "", len(found.status_events)) == (True, 1)
         assert await executed(stack, "messaging") == before + 1
-        # BEGIN, the phone numbers, the messages, the statuses, their fold; COMMIT is not counted.
-        assert costs == [5] * len(bodies)
+        # BEGIN, the locks, the phone numbers, the messages, the statuses, their fold, COMMIT.
+        assert costs == [7] * len(bodies)
         assert written(stack) == (2 + 38 + 40 + 40, 501, 501)
 
 
@@ -68,6 +68,38 @@ async def test_the_raw_item_is_what_came(stack: Stack) -> None:
     assert "Infinity" not in found.raw_json
     kept = json.loads(odd.replace("-1e999", '"-1e999"').replace("1e400", '"1e400"'))
     assert json.loads(found.raw_json) == {**text(1), "odd": kept}
+
+
+async def test_a_new_salon_takes_its_messages_at_once(stack: Stack) -> None:
+    body = webhook_body("1", messages=[text(1)])
+    for _ in range(2):
+        assert await ingest(stack, body) == {"rejected": 1}
+    await salon(stack, phone_number_id="1")
+    assert await ingest(stack, body) == {"messages": 1}
+
+
+async def test_messages_follow_a_phone_number_id_to_another_salon(stack: Stack) -> None:
+    await salon(stack, "salon-1", phone_number_id="1")
+    for number in range(3):  # booking is asked, then the cache, then this process
+        assert await ingest(stack, webhook_body("1", messages=[text(number)])) == {"messages": 1}
+        await stack.servers["booking"].cache.settle()
+    await salon(stack, "salon-1", phone_number_id="2")
+    await salon(stack, "salon-2", phone_number_id="1")
+    async with asyncio.timeout(2):  # the near cache's lease, and a busy machine
+        for number in range(3, 1000):
+            assert await ingest(stack, webhook_body("1", messages=[text(number)])) == {"messages": 1}
+            if rows(stack.database_url, "SELECT FROM messages WHERE salon_id = 'salon-2'"):
+                break
+
+
+async def test_a_salon_that_was_asked_for_is_not_asked_for_again(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    await warm(stack.booking.GetSalonByPhoneNumberId, GetSalonByPhoneNumberIdRequest(phone_number_id="1"))
+    counters = stack.servers["booking"].cache.counters
+    before = counters.hits, counters.misses
+    for number in range(3):
+        assert await ingest(stack, webhook_body("1", messages=[text(number)])) == {"messages": 1}
+    assert (counters.hits, counters.misses) == before
 
 
 async def test_a_body_is_taken_while_booking_is_away_where_its_salon_is_known(stack: Stack) -> None:

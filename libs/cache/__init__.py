@@ -13,7 +13,7 @@ It knows no table but its own (`cache_pending`) and no kind of value: whoever ha
 
 from libs.cache.cache import Cache, CacheUnavailable
 from libs.cache.keys import Group, Key, Namespace, digest
-from libs.cache.reply import MAX_AGE, Read, Reply, Stamped
+from libs.cache.reply import MAX_AGE, LoadMany, Read, Reply, Stamped
 from libs.cache.settings import NAMESPACES, CacheSettings, WithoutRedis
 from libs.cache.statistics import drop, server_figures, sizes
 from libs.cache.transaction import CommitUnknown, Transaction
@@ -27,6 +27,7 @@ __all__ = [
     "CommitUnknown",
     "Group",
     "Key",
+    "LoadMany",
     "Namespace",
     "Read",
     "Reply",

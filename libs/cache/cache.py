@@ -20,11 +20,11 @@ from libs.cache.entries import Entry, Meta, now_ms
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
 from libs.cache.loads import Connect, Flight, Loads
-from libs.cache.reply import MAX_AGE, LoadMany, Read, Reply, Stamped
+from libs.cache.reply import MAX_AGE, LoadMany, LoadOne, Read, Reply, Stamped
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
-from libs.cache.transaction import Transaction
+from libs.cache.transaction import Begin, Commit, Transaction, plain_commit
 from libs.cache.watch import Watch
 
 
@@ -83,23 +83,31 @@ class Cache:
         *,
         repeatable: bool = False,
     ) -> Reply:
-        """Return the reply of `key`; on a miss `load` reads it by one statement, once for all who ask meanwhile.
+        """Return the reply of `key`; on a miss `load` reads it alone, once for all who ask for the key meanwhile.
 
         `repeatable` says that key and load follow from the request's bytes alone.
         """
+        return await self.answer(Read(key, None, LoadOne(key.entry, load), repeatable=repeatable))
 
-        async def load_one(conn: psycopg.AsyncConnection[Any], _: Sequence[None]) -> list[Stamped[Any]]:
-            return [await load(conn)]
-
-        return await self.answer(Read(key, key.entry, None, load_one, repeatable))
-
-    async def look_up(self, key: Key, argument: Hashable, load: LoadMany, *, repeatable: bool = False) -> Reply:
+    async def look_up(
+        self,
+        key: Key,
+        argument: Hashable,
+        load: LoadMany,
+        *,
+        batch: Callable[[Any], Hashable] | None = None,
+        rows: int = 1,
+        repeatable: bool = False,
+    ) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it together with all that is looked up in the same tick.
 
-        `load` gets the arguments and returns as many results, in their order, of one statement. It must be the same
-        function at each call: a bound method or a module's function, no lambda. `repeatable` is as in `read`.
+        `load` gets the arguments and returns as many results, in their order, of one statement. A result whose value is
+        an error is raised to the callers of that argument alone, and is not cached. `load` must be the same function at
+        each call: a bound method or a module's function, no lambda. `batch`, if it is given, makes a batch key of an
+        argument: only arguments with the same key are loaded together. `rows` is how many rows the load reads for this
+        argument at most, an estimate: a batch has MOST_ROWS in all, or one argument. `repeatable` is as in `read`.
         """
-        return await self.answer(Read(key, load, argument, load, repeatable))
+        return await self.answer(Read(key, argument, load, batch, rows, repeatable))
 
     def near(self, key: Key) -> Reply | None:
         """Return the reply of `key` if this process has seen it within the near cache's lease."""
@@ -233,18 +241,24 @@ class Cache:
     # Writes
 
     @asynccontextmanager
-    async def transaction(self, *groups: Group, locks: Sequence[int] = ()) -> AsyncIterator[Transaction]:
+    async def transaction(
+        self, *groups: Group, locks: Sequence[int] = (), begin: Begin | None = None, commit: Commit = plain_commit
+    ) -> AsyncIterator[Transaction]:
         """Run the block as a transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
 
         The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
-        before anything else and held until the end.
+        before anything else and held until the end. `begin` and `commit` are for who sends more in their round trips;
+        `begin` takes the locks, then.
         Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
         also if the block left the transaction failed or ended it.
         """
         if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
             raise CacheUnavailable
         async with self._connect() as conn:
-            write = await Transaction.begin(conn, self.store, locks)
+            if begin is None:
+                write = await Transaction.begin(conn, self.store, locks)
+            else:
+                write = Transaction(conn, await begin(conn), self.store, commit)
             try:
                 write.invalidate(*groups)
                 yield write
@@ -291,7 +305,7 @@ class Cache:
         Return how many there were. Raises: CacheUnavailable.
         """
         try:
-            await asyncio.gather(*(self.store.register(group.meta, 0) for group in groups))
+            await self.store.register([group.meta for group in groups], 0)
             parts = await self.store.servers.unlink_parts(groups)
         except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error
@@ -326,4 +340,4 @@ class Cache:
 
 
 def _reads(keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Read]:
-    return [Read(key, load, argument, load) for key, argument in zip(keys, arguments, strict=True)]
+    return [Read(key, argument, load) for key, argument in zip(keys, arguments, strict=True)]

@@ -3,13 +3,17 @@
 Callers share loads, and loads share statements: a hundred misses of one key send one, and so do a hundred keys that are
 looked up alike. A load has no task of its own, which would cost more than its row: one task runs what has gathered in a
 lane, one statement after the other.
+
+If a statement takes longer than PATIENCE_SECONDS, the loads behind it go ahead on another connection. If it fails, all
+its loads fail, for instance after the statement timeout. But after a DataError, which one argument or its rows have
+caused, each argument is loaded alone, and only that one fails.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 
@@ -20,10 +24,15 @@ from libs.cache.reply import LoadMany, Read, Stamped
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
 
+T = TypeVar("T")
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
 
 # An id above that of every transaction whose registration may have been lost.
 BARRIER = "SELECT pg_current_xact_id()::text::bigint"
+
+MOST_ROWS = 512  # of one statement; encoding them takes about 1 ms, during which no RPC runs
+LARGEST_FILL = 65_536  # bytes of one command; packing 2 MB takes seven times as long for each entry (decision 0028)
+PATIENCE_SECONDS = 0.01  # after which a lane sends its next statement beside the one that still runs
 
 # Nobody waits for a fill; but who asks this process for its entry meanwhile has it sent first.
 FILL_DELAY_SECONDS = 0.02
@@ -93,7 +102,8 @@ class Loads:
         self._counters = counters
         self._encode = encode
         self._ttl_negative = ttl_negative
-        self._lanes: dict[Hashable, tuple[list[Flight], asyncio.Task[None]]] = {}
+        self._lanes: dict[Hashable, list[Flight]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._flights: dict[tuple[str, bytes], Flight] = {}
         self._landed: list[tuple[Flight, Fill]] = []
         self._fills: set[asyncio.Task[None]] = set()
@@ -101,7 +111,7 @@ class Loads:
     async def settle(self) -> None:
         """Wait for the loads and fills that are under way now."""
         self._store_landed()
-        while tasks := [*self._fills, *(task for _, task in self._lanes.values())]:
+        while tasks := self._fills | self._tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._store_landed()
 
@@ -122,35 +132,61 @@ class Loads:
         flight = Flight(read, meta)
         if meta is not None:
             self._flights[read.key.entry, meta.generation] = flight
-        lane = read.lane, behind
-        if (known := self._lanes.get(lane)) is None:
-            flights: list[Flight] = []
-            known = self._lanes[lane] = flights, asyncio.create_task(self._drain(lane, flights, read.load))
-        known[0].append(flight)
+        self._queue((read.load, read.batch and read.batch(read.argument), behind), [flight], read.load)
         return flight
 
-    async def _drain(self, lane: Hashable, flights: list[Flight], load: LoadMany) -> None:
-        try:
-            while flights:
-                lot = flights[:LARGEST_CALL]
-                del flights[:LARGEST_CALL]
-                await self._fly(lot, load)
-        finally:
-            del self._lanes[lane]
-            self._fail(flights, asyncio.CancelledError())  # only if this task was cancelled
+    def _queue(self, lane: Hashable, flights: list[Flight], load: LoadMany, rows: int = MOST_ROWS) -> None:
+        """Have flights wait in a lane, whose statements load so many rows."""
+        waiting = self._lanes.get(lane)
+        if waiting is None:
+            waiting = self._lanes[lane] = []
+            task = asyncio.create_task(self._drain(lane, waiting, load, rows))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        waiting += flights
 
-    async def _fly(self, flights: Sequence[Flight], load: LoadMany) -> None:
-        """Load by one statement, and hand out what it found, or the error."""
+    async def _drain(self, lane: Hashable, waiting: list[Flight], load: LoadMany, rows: int) -> None:
+        try:
+            while waiting:
+                flights = _take(waiting, rows, _rows)
+                try:
+                    await self._fly(flights, load, lambda: self._overtake(lane, waiting, load, rows))
+                except psycopg.DataError:  # one argument or its rows have caused it: the others can be answered
+                    self._queue((lane, "alone"), flights, load, rows=1)
+        finally:
+            if self._lanes.get(lane) is waiting:
+                del self._lanes[lane]
+            self._fail(waiting, asyncio.CancelledError())  # only if this task was cancelled
+
+    def _overtake(self, lane: Hashable, waiting: list[Flight], load: LoadMany, rows: int) -> None:
+        """Let loads that wait behind a slow statement, or come while it runs, go ahead on another connection."""
+        if self._lanes.get(lane) is waiting:
+            del self._lanes[lane]
+            if waiting:
+                self._queue(lane, waiting, load, rows)
+                waiting.clear()
+
+    async def _fly(self, flights: Sequence[Flight], load: LoadMany, late: Callable[[], None]) -> None:
+        """Load by one statement, and hand out what it found, or the error; call `late` if it takes long.
+
+        Raises: DataError if there are several flights; they have no answer then.
+        """
         try:
             is_cold = any(flight.meta is not None and flight.meta.cold for flight in flights)
             barrier = await self._gather.ask("barrier", None, self.barrier) if is_cold else 0
             loaded_ms = now_ms()
             arguments = list(dict.fromkeys([flight.read.argument for flight in flights]))
-            async with self.connect() as conn:
-                found = of_each(arguments, await load(conn, arguments))
+            async with self.connect() as conn:  # no timer before: what waits for a connection may gather
+                timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, late)
+                try:
+                    found = of_each(arguments, await load(conn, arguments))
+                finally:
+                    timer.cancel()
             for flight in flights:
                 self._land(flight, found[flight.read.argument], barrier, loaded_ms)
         except BaseException as error:  # also a cancellation: no caller may wait for ever
+            if isinstance(error, psycopg.DataError) and len(flights) > 1:
+                raise
             self._fail(flights, error)
             if not isinstance(error, Exception):
                 raise
@@ -162,7 +198,10 @@ class Loads:
             return [row[0] for row in await cursor.fetchall()]
 
     def _land(self, flight: Flight, loaded: Stamped[Any], barrier: int, loaded_ms: int) -> None:
-        """Hand out an entry, and keep it for the next fill if it may be stored."""
+        """Hand out an entry, and keep it for the next fill if it may be stored; or hand out the argument's error."""
+        if isinstance(loaded.value, Exception):
+            self._fail([flight], loaded.value)
+            return
         entry, meta = Entry(None if loaded.value is None else self._encode(loaded.value), loaded_ms), flight.meta
         may_be_stored = meta is not None and loaded.stamp > max(meta.highest, barrier)
         flight.land(entry, may_be_stored=may_be_stored)
@@ -189,8 +228,8 @@ class Loads:
     def _store_landed(self) -> None:
         landed, self._landed = self._landed, []
         self.unstored.clear()
-        for first in range(0, len(landed), LARGEST_CALL):
-            task = asyncio.create_task(self._fill(landed[first : first + LARGEST_CALL]))
+        while landed:
+            task = asyncio.create_task(self._fill(_take(landed, LARGEST_FILL, _size)))
             self._fills.add(task)
             task.add_done_callback(self._fills.discard)
 
@@ -216,3 +255,24 @@ class Loads:
             name = flight.read.key.entry, flight.meta.generation
             if self._flights.get(name) is flight:
                 del self._flights[name]
+
+
+def _take(waiting: list[T], most: int, size: Callable[[T], int]) -> list[T]:
+    """Take the first that have `most` together at most, but at least one, and no more than one call may have."""
+    total = count = 0
+    for each in waiting[:LARGEST_CALL]:
+        total += size(each)
+        if total > most and count:
+            break
+        count += 1
+    taken = waiting[:count]
+    del waiting[:count]
+    return taken
+
+
+def _rows(flight: Flight) -> int:
+    return flight.read.rows
+
+
+def _size(landed: tuple[Flight, Fill]) -> int:
+    return len(landed[1].entry.body or b"")

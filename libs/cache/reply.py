@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import psycopg
@@ -15,7 +16,10 @@ MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
 
 
 class Stamped(Protocol, Generic[V]):
-    """What a load returns: the value, None if there is none, and the stamp of the statement that read it."""
+    """What a load returns: the value, None if there is none, and the stamp of the statement that read it.
+
+    A value that is an error is raised to the callers, and is not cached.
+    """
 
     @property
     def stamp(self) -> int:
@@ -29,16 +33,30 @@ class Stamped(Protocol, Generic[V]):
 LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]]
 
 
-class Read(NamedTuple):
-    """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments of its lane.
+@dataclass(frozen=True, slots=True)
+class LoadOne:
+    """A load of one entry; two of the same entry are alike."""
 
+    entry: str
+    load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]] = field(compare=False)
+
+    async def __call__(self, conn: psycopg.AsyncConnection[Any], _: Sequence[Any]) -> list[Stamped[Any]]:
+        """Load it."""
+        return [await self.load(conn)]
+
+
+class Read(NamedTuple):
+    """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments.
+
+    See `Cache.look_up` for `batch` and `rows`.
     `repeatable` says that all of it follows from the request's bytes alone.
     """
 
     key: Key
-    lane: Hashable
     argument: Hashable
     load: LoadMany
+    batch: Callable[[Any], Hashable] | None = None
+    rows: int = 1
     repeatable: bool = False
 
 

@@ -49,13 +49,6 @@ class CacheSettings(BaseSettings):
     warm: int = Field(
         100, ge=0, le=10_000, description="How many entries that are asked for often a process loads ahead; 0: none."
     )
-    linger: int = Field(
-        4,
-        ge=0,
-        le=50,
-        description="Longest time that a read waits for others to share a round trip with, in ms, while so many come "
-        "that it seldom has to; 0: none waits.",
-    )
     timeout: int = Field(90, ge=1, le=100, description="Longest time of a call to the server, in ms.")
     without: WithoutRedis = Field(
         WithoutRedis.BOUNDED,

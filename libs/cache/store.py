@@ -22,10 +22,9 @@ from redis.exceptions import RedisError
 
 from libs.cache import scripts
 from libs.cache.entries import Fill, Found, Meta, decode, encode
-from libs.cache.gather import Gather
+from libs.cache.gather import LARGEST_CALL, Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
-from libs.cache.linger import ENOUGH, Linger
 from libs.cache.near import Near
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
@@ -53,14 +52,12 @@ class Store:
         self.ready = False
         self.errors = 0
         self.wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
         self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
         self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
         self._timeout = settings.timeout / 1000
         self._gather = gather
         self._looks: Looks = []
-        self._under_way = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._linger = Linger(settings.linger / 1000)
         self._slot: Slot = only_slot
         self._wires: dict[int, Wire] = {}  # by slot
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
@@ -73,20 +70,11 @@ class Store:
         await self.servers.close()
 
     def look(self, key: Key) -> "asyncio.Future[Found]":
-        """Look for a meta and its entry, together with all that is looked for in this tick, or while it lingers."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Found] = loop.create_future()
+        """Look for a meta and its entry, together with all that is looked for in this tick."""
+        future: asyncio.Future[Found] = self._loop.create_future()
         self._looks.append((key, future))
         if len(self._looks) == 1:
-            if wait := self._linger.wait(now(), self._under_way):
-                self._timer = loop.call_later(wait, self._time_out)
-            else:
-                loop.call_soon(self._look)
-        elif self._timer and len(self._looks) == ENOUGH:
-            self._timer.cancel()
-            self._timer = None
-            self._linger.enough()
-            self._look()
+            self._loop.call_soon(self._look)
         return future
 
     async def look_many(self, keys: Sequence[Key]) -> list[Found]:
@@ -109,9 +97,16 @@ class Store:
         """Create a meta if it is missing, cold; return what it is."""
         return self._gather.ask(("open", self._slot(meta)), meta, self._open_all)
 
-    def register(self, meta: str, xact_id: int) -> "asyncio.Future[None]":
-        """Give a group a new generation and note the transaction."""
-        return self._gather.ask(("register", self._slot(meta)), (meta, xact_id), self._register_all)
+    def register(self, metas: Sequence[str], xact_id: int) -> "asyncio.Future[Any]":
+        """Give groups new generations and note the transaction."""
+        lots: dict[int, list[str]] = defaultdict(list)
+        for meta in metas:
+            lots[self._slot(meta)].append(meta)
+        answers = [
+            self._gather.ask(("register", slot), (tuple(lot), xact_id), self._register_all)
+            for slot, lot in lots.items()
+        ]
+        return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
 
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
@@ -122,14 +117,8 @@ class Store:
             lots[self._slot(fill.key.group.meta)].append(fill)
         return sum(await asyncio.gather(*map(self._fill_slot, lots.values())))
 
-    def _time_out(self) -> None:
-        self._timer = None
-        self._linger.too_few(now())
-        self._look()
-
     def _look(self) -> None:
         looks, self._looks = self._looks, []
-        self._under_way += len(looks)
         if not self.ready:  # it was when they asked
             self._looked(looks, 0, StoreAway("not ready"))
             return
@@ -149,7 +138,6 @@ class Store:
         wire.send(partial(self._looked, looks, now()), *command)
 
     def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
-        self._under_way -= len(looks)
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         for place, (key, future) in enumerate(looks):
@@ -171,15 +159,19 @@ class Store:
         reply = await self._run(self.open_script, names, secrets.token_hex(8), *lifetimes)
         return [Meta.parse(meta) for meta in reply]
 
-    async def _register_all(self, writes: Sequence[tuple[str, int]]) -> list[None]:
+    async def _register_all(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
         if WITHOUT_REGISTRATION:
             return [None] * len(writes)
         highest: dict[str, int] = {}
-        for meta, xact_id in writes:
-            highest[meta] = max(xact_id, highest.get(meta, 0))
-        args: tuple[str | int, ...] = (secrets.token_hex(8), META_LIFETIME_SECONDS, *highest.values())
-        await self._run(self.register_script, list(highest), *args)
-        for meta in highest:  # what looks before this one have found has been put there by now
+        for metas, xact_id in writes:
+            for meta in metas:
+                highest[meta] = max(xact_id, highest.get(meta, 0))
+        names = list(highest)
+        for first in range(0, len(names), LARGEST_CALL):
+            lot = names[first : first + LARGEST_CALL]
+            ids = [highest[meta] for meta in lot]
+            await self._run(self.register_script, lot, secrets.token_hex(8), META_LIFETIME_SECONDS, *ids)
+        for meta in names:  # what looks before this one have found has been put there by now
             self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
 
@@ -225,6 +217,8 @@ class Store:
         Several processes may do so at once: what one has stored after its own drop another may drop again, which does
         no harm, and none is connected before a whole drop of its own or another's.
         """
+        # Kept: on Python 3.11 each question for the running loop is a system call, 6 % of a warm read.
+        self._loop = asyncio.get_running_loop()
         try:
             self._disconnect()
             for node in await self.servers.nodes():

@@ -1,14 +1,23 @@
 """A transaction that invalidates: its steps, in the order in which the cache takes them."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from libs.cache.keys import Group, whole
 from libs.cache.store import Store
+
+# Begins a transaction on a connection, and returns its id.
+Begin: TypeAlias = Callable[[Any], Awaitable[int]]
+Commit: TypeAlias = Callable[[Any], Awaitable[Any]]
+
+
+async def plain_commit(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Commit, with nothing else in that round trip."""
+    await conn.commit()
 
 
 class CommitUnknown(Exception):
@@ -18,13 +27,16 @@ class CommitUnknown(Exception):
 class Transaction:
     """A transaction under way: its connection, its id, and what it invalidates."""
 
-    def __init__(self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store) -> None:
+    def __init__(
+        self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store, commit: Commit = plain_commit
+    ) -> None:
         """Begin to collect what the transaction invalidates."""
         self.conn = conn
         self.xact_id = xact_id
         self.pending = False
-        self.metas: dict[str, asyncio.Future[None]] = {}
+        self.metas: dict[str, asyncio.Future[Any]] = {}  # each with the answer to its registration
         self._store = store
+        self._commit = commit
 
     @classmethod
     async def begin(cls, conn: psycopg.AsyncConnection[Any], store: Store, locks: Sequence[int]) -> "Transaction":
@@ -41,18 +53,18 @@ class Transaction:
 
         With a part's whole no later than with the part: what opens the part takes over what the whole knows.
         """
-        for meta in (meta for group in groups for meta in (whole(group.name), group.meta)):
-            if meta not in self.metas:
-                self.metas[meta] = self._store.register(meta, self.xact_id)
+        metas = dict.fromkeys([meta for group in groups for meta in (whole(group.name), group.meta)])
+        if new := [meta for meta in metas if meta not in self.metas]:
+            self.metas.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
 
     async def registered(self) -> None:
         """Return when every registration has been answered. Raises: StoreAway."""
-        for answer in self.metas.values():
+        for answer in set(self.metas.values()):
             await answer
 
     def forget(self) -> None:
         """Leave the answers that nobody waits for any more."""
-        for answer in self.metas.values():
+        for answer in set(self.metas.values()):
             if not answer.cancel() and not answer.cancelled():
                 answer.exception()
 
@@ -66,7 +78,7 @@ class Transaction:
 
     async def register_again(self) -> None:
         """Register with every group anew. Raises: StoreAway."""
-        await asyncio.gather(*(self._store.register(meta, self.xact_id) for meta in self.metas))
+        await self._store.register(list(self.metas), self.xact_id)
 
     async def commit(self) -> None:
         """Commit. Raises: CommitUnknown; psycopg.Error, also if the block ended or broke the transaction itself."""
@@ -75,7 +87,7 @@ class Transaction:
             # COMMIT would be answered without an error, although nothing is committed.
             raise psycopg.errors.InFailedSqlTransaction(f"the transaction can't be committed: it is {status.name}")
         try:
-            await self.conn.commit()
+            await self._commit(self.conn)
         except psycopg.OperationalError as error:
             if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
                 raise CommitUnknown from error

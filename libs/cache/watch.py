@@ -115,7 +115,7 @@ class Watch:
         return await cursor.fetchall()
 
     async def _register(self, pending: list[Pending]) -> None:
-        await asyncio.gather(*(self._store.register(meta, xact_id) for meta, xact_id in pending))
+        await asyncio.gather(*(self._store.register([meta], xact_id) for meta, xact_id in pending))
 
     async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[Pending]) -> None:
         """Delete what the registered ids cover.

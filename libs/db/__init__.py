@@ -1,26 +1,34 @@
 """Pooled access to Postgres: settings, availability, timings, and rows that come out as bytes of protobuf messages."""
 
-from libs.db.connection import Connection
+from libs.db.connection import BEGIN, COMMIT, Connection
 from libs.db.database import Database, DatabaseUnavailable, PoolExhausted
-from libs.db.encoding import elements, encoder, prefix
+from libs.db.encoding import elements, encode_row, encoder, prefix
 from libs.db.queries import Queries, SlowQuery
 from libs.db.rows import (
     STAMP,
+    Batch,
     Loaded,
     fetch_all,
+    fetch_batch,
     fetch_encoded,
     fetch_one,
-    fetch_page,
+    fetch_pages,
     fetch_returned,
     fetch_rows,
     fetch_stamped,
     fetch_undecoded,
     text_array,
+    unnest,
+    where,
 )
 from libs.db.settings import DatabaseSettings, split_pool_parameters
+from libs.db.statement import Statement, nothing, records
 
 __all__ = [
+    "BEGIN",
+    "COMMIT",
     "STAMP",
+    "Batch",
     "Connection",
     "Database",
     "DatabaseSettings",
@@ -29,17 +37,24 @@ __all__ = [
     "PoolExhausted",
     "Queries",
     "SlowQuery",
+    "Statement",
     "elements",
+    "encode_row",
     "encoder",
     "fetch_all",
+    "fetch_batch",
     "fetch_encoded",
     "fetch_one",
-    "fetch_page",
+    "fetch_pages",
     "fetch_returned",
     "fetch_rows",
     "fetch_stamped",
     "fetch_undecoded",
+    "nothing",
     "prefix",
+    "records",
     "split_pool_parameters",
     "text_array",
+    "unnest",
+    "where",
 ]

@@ -1,4 +1,4 @@
-"""A connection that stays registered with the event loop, and its short way for look-ups.
+"""A connection that stays registered with the event loop, and its short ways for look-ups and writes.
 
 Between the tick that sends a statement and the one that reads its answer, psycopg adds the socket to the loop and
 removes it again, and what it does besides waiting costs as much once more: together half of a look-up (decision 0025).
@@ -17,17 +17,20 @@ from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.generators import execute
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.waiting import READY_R, WAIT_R, Wait
+from psycopg.waiting import READY_R, WAIT_R, WAIT_RW, Wait
 
 from libs.db.encoding import undecoded
 from libs.db.queries import Queries, TimedCursor
+from libs.db.statement import Statement, columns, nothing, numbered
 
 T = TypeVar("T")
 
 CANCEL_SECONDS = 5.0
 POKE_SECONDS = 0.5  # after which one who waits looks for an answer unasked
+
+BEGIN, COMMIT, ROLLBACK = (Statement(word, {}, nothing) for word in ("BEGIN", "COMMIT", "ROLLBACK"))
 
 
 class Connection(psycopg.AsyncConnection[Any]):
@@ -76,12 +79,16 @@ class Connection(psycopg.AsyncConnection[Any]):
             with suppress(InvalidSqlStatementName):  # psycopg deallocates all statements after a rollback
                 pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
                 return await self._result()
-        name = b"look_up_%d" % next(self._names)
-        pgconn.send_prepare(name, query.encode())
-        await self._result()
-        self._prepared_names[query] = name
+        name = await self._prepare(query)
         pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
         return await self._result()
+
+    async def _prepare(self, query: str) -> bytes:
+        name = b"look_up_%d" % next(self._names)
+        self.pgconn.send_prepare(name, query.encode())
+        await self._result()
+        self._prepared_names[query] = name
+        return name
 
     async def _result(self) -> PGresult:
         """Return the one result of what was sent: as `wait(execute(...))` does, without its generators."""
@@ -102,6 +109,72 @@ class Connection(psycopg.AsyncConnection[Any]):
         if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
             raise error_from_result(result)
         return result
+
+    async def run(self, *statements: Statement[Any]) -> list[Any]:
+        """Send statements in one round trip; return the result of each.
+
+        A statement that fails ends the row: those after it are not executed. Raises: its error, unless the `read` of
+        one before it raises.
+        """
+        started = time.perf_counter()
+        is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
+        try:
+            try:
+                return self._read(statements, await self._send(statements))
+            except InvalidSqlStatementName:  # psycopg deallocates all statements after some rollbacks
+                self._prepared_names.clear()
+                if not is_idle:
+                    raise
+            await self.rollback()
+            return self._read(statements, await self._send(statements))
+        except psycopg.Error:
+            self.queries.errors += 1
+            raise
+        finally:
+            self.queries.add_all([statement.query for statement in statements], time.perf_counter() - started)
+
+    async def rollback(self) -> None:
+        """Roll back; psycopg would deallocate all prepared statements, too."""
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            await self.run(ROLLBACK)
+
+    async def _send(self, statements: Sequence[Statement[Any]]) -> list[PGresult]:
+        """Return the results of statements, up to the first error.
+
+        By libpq's pipeline mode: psycopg's own costs more than the round trips that it saves.
+        """
+        pgconn = self.pgconn
+        sent = []
+        for statement in statements:
+            query, names = numbered(statement.query)
+            values = self._adapt.dump_sequence([statement.params[name] for name in names], [PyFormat.TEXT] * len(names))
+            is_kept = names and self.prepare_threshold is not None  # BEGIN and the like have no plan worth keeping
+            name = (self._prepared_names.get(query) or await self._prepare(query)) if is_kept else b""
+            sent.append((query, name, values))
+        pgconn.enter_pipeline_mode()
+        try:
+            for query, name, values in sent:
+                if name:
+                    pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
+                else:
+                    pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
+            pgconn.pipeline_sync()
+            return await self.wait(_results(pgconn))
+        finally:
+            if pgconn.status == ConnStatus.OK:
+                pgconn.exit_pipeline_mode()
+
+    def _read(self, statements: Sequence[Statement[Any]], results: Sequence[PGresult]) -> list[Any]:
+        found = []
+        for statement, result in zip(statements, results, strict=False):
+            if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+                raise error_from_result(result)
+            rows: list[Any] = []
+            if result.ntuples:
+                self._adapt.set_pgresult(result)
+                rows = self._adapt.load_rows(0, result.ntuples, tuple)
+            found.append(statement.read(columns(result, statement.query), rows))
+        return found
 
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:  # noqa: ASYNC109
         """Wait as psycopg does, but for one registration of the socket instead of one a statement.
@@ -165,6 +238,25 @@ class Connection(psycopg.AsyncConnection[Any]):
             asyncio.get_running_loop().remove_reader(self._watched)
             os.close(self._watched)
             self._watched = -1
+
+
+def _results(pgconn: PGconn) -> PQGen[list[PGresult]]:
+    """Return the results of what was sent in pipeline mode."""
+    while pgconn.flush():
+        if (yield WAIT_RW) & READY_R:
+            pgconn.consume_input()
+    results: list[PGresult] = []
+    yield WAIT_R
+    pgconn.consume_input()
+    while True:
+        while pgconn.is_busy():
+            yield WAIT_R
+            pgconn.consume_input()
+        result = pgconn.get_result()  # None at the end of each statement
+        if result is not None:
+            if result.status == ExecStatus.PIPELINE_SYNC:
+                return results
+            results.append(result)
 
 
 def _continued(gen: PQGen[T], state: Wait) -> PQGen[T]:

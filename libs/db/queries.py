@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, LiteralString, Self, cast
@@ -40,6 +41,11 @@ class Queries:
             text = query.as_string() if isinstance(query, Composable) else query
             text = text.decode() if isinstance(text, bytes) else str(text)
             self.slow.append(SlowQuery(" ".join(text.split()), seconds * 1000, datetime.now(UTC)))
+
+    def add_all(self, queries: Sequence[str], seconds: float) -> None:
+        """Count statements that shared a round trip."""
+        self.executed += len(queries) - 1
+        self.add("; ".join(queries) if seconds >= self.threshold else "", seconds)
 
 
 class TimedCursor(AsyncCursor[Any]):

@@ -2,21 +2,26 @@
 
 What is read comes as the bytes of messages, for the cache or a reply; what a writer goes on with comes as messages.
 
-A cached statement has its stamp (see libs/cache) as its first column. It starts from the stamp, so that an empty result
-carries one too: `FROM (SELECT ... AS stamp) LEFT JOIN LATERAL (...) ON true`; its second column, an id, is NULL then.
+A cached statement answers many arguments at once: its parameters are arrays, which `unnest` turns into rows. Its first
+columns are the stamp (see libs/cache) and the argument's place, from 1. It starts from both, so that each argument has
+a row even if nothing is found for it; the next column, an id, is NULL then:
+
+    SELECT stamp, place, page.*
+    FROM {STAMP}, {unnest(...)} LEFT JOIN LATERAL (SELECT ... LIMIT wanted.rows) AS page ON true
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 from psycopg.abc import Params
-from psycopg.pq.abc import PGresult
 
 from libs.db.connection import Connection
-from libs.db.encoding import Encode, encoder
+from libs.db.encoding import encoder
+from libs.db.statement import columns
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -33,18 +38,30 @@ class Loaded(NamedTuple, Generic[T]):
     value: T
 
 
-# The names of a statement's columns, by its text: asking the driver anew costs more than making the messages. The texts
-# are composed of constants, so they are few.
-_columns: dict[str, list[str]] = {}
-_encoders: dict[str, Encode] = {}
+class Batch(NamedTuple):
+    """The rows of a cached statement that answers many arguments, as the columns that follow its stamp and the place.
+
+    `slices` are the rows of each argument, by its number, from 0; it has none that a JOIN has left out.
+    """
+
+    stamp: int
+    names: list[str]
+    columns: list[tuple[Any, ...]]
+    slices: dict[int, slice]
 
 
-def columns(result: PGresult | None, query: str) -> list[str]:
-    """Return the names of a statement's columns."""
-    names = _columns.get(query)
-    if names is None and result is not None:
-        names = _columns[query] = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
-    return names or []
+def unnest(types: Mapping[str, str], names: Sequence[str]) -> str:
+    """Return the FROM item that turns arrays into rows of `names` and their place; `types` has the type of each name.
+
+    The rows after a join with it come in the order of the arrays, since a LATERAL subquery is run for one at a time.
+    """
+    arrays = ", ".join(f"${place}::{types[name]}[]" for place, name in enumerate(names, 1))
+    return f"unnest({arrays}) WITH ORDINALITY AS wanted ({', '.join(names)}, place)"
+
+
+def where(conditions: Mapping[str, str], names: Sequence[str]) -> str:
+    """Return the conditions of those of `names` that have one."""
+    return " AND ".join(conditions[name] for name in names if name in conditions)
 
 
 @cache
@@ -78,30 +95,49 @@ async def fetch_stamped(
 ) -> list[Loaded[bytes | None]]:
     """Return every row of a cached statement as a message's bytes: None where the column after the stamp is NULL.
 
-    Its parameters are `$1`, `$2`...
+    It has one row for each argument, in their order, and no place among its columns. Its parameters are `$1`, `$2`...
     """
     result, rows = await cast(Connection, conn).look_up(query, params)
-    if (encode := _encoders.get(query)) is None:
-        encode = _encoders[query] = encoder(kind, *columns(result, query)[1:])
-    return [Loaded(row[0], None if row[1] is None else encode(row[1:])) for row in rows]
+    stamps, *found = zip(*rows, strict=True)
+    messages = encoder(kind, *columns(result, query)[1:])(found)
+    return [
+        Loaded(stamp, None if name is None else message)
+        for stamp, name, message in zip(stamps, found[0], messages, strict=True)
+    ]
 
 
-async def fetch_page(
-    conn: AsyncConnection[Any], kind: type[Message], query: str, params: Params
-) -> Loaded[list[bytes]]:
-    """Return the rows of a cached list. Raises: LookupError if what the list belongs to is not there."""
-    names, rows = await fetch_undecoded(conn, query, params)
+async def fetch_batch(conn: AsyncConnection[Any], query: str, params: Sequence[Mapping[str, Any]]) -> Batch:
+    """Return the rows of a cached statement whose parameters are those of `unnest`: a mapping for each argument."""
+    arrays = [text_array([str(each[name]) for each in params]) for name in params[0]]
+    result, rows = await cast(Connection, conn).look_up(query, arrays)
     if not rows:
-        raise LookupError
-    encode = encoder(kind, *names[1:])
-    return Loaded(rows[0][0], [encode(row[1:]) for row in rows if row[1] is not None])
+        return Batch(0, [], [], {})
+    stamps, places, *found = zip(*rows, strict=True)
+    if list(places) != sorted(places):
+        raise ValueError("the rows of a batch are not in the order of its arguments")
+    slices, first = {}, 0
+    for place, count in Counter(places).items():  # in the order of the rows, where a place's come together
+        slices[place - 1] = slice(first, first + count)
+        first += count
+    return Batch(stamps[0], columns(result, query)[2:], found, slices)
+
+
+async def fetch_pages(
+    conn: AsyncConnection[Any], kind: type[Message], query: str, params: Sequence[Mapping[str, Any]]
+) -> list[Loaded[list[bytes] | None]]:
+    """Return the rows of each list that a cached statement reads; None if what a list belongs to is not there."""
+    stamp, names, found, slices = await fetch_batch(conn, query, params)
+    messages = encoder(kind, *names)(found) if found else []
+    return [
+        Loaded(stamp, None if rows is None else messages[rows] if found[0][rows.start] is not None else [])
+        for rows in map(slices.get, range(len(params)))
+    ]
 
 
 async def fetch_encoded(conn: AsyncConnection[Any], kind: type[Message], query: str, params: Params) -> list[bytes]:
     """Return every row of a statement that is not cached as a message's bytes."""
     names, rows = await fetch_undecoded(conn, query, params)
-    encode = encoder(kind, *names)
-    return [encode(row) for row in rows]
+    return encoder(kind, *names)(list(zip(*rows, strict=True))) if rows else []
 
 
 async def fetch_all(conn: AsyncConnection[Any], kind: type[M], query: str, params: Params) -> list[M]:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import aclosing
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,8 +17,8 @@ from libs.http2.framing import (
     Head,
     Messages,
     Refused,
-    frame,
     inflate,
+    inflate_light,
     is_frame,
     status_trailers,
     write_metadata,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from libs.http2.connection import Connection
 
 INFLATED_AT_ONCE = 16 * 1024  # bytes; more is inflated in a thread
+LIGHT_BYTES = 1024  # of a request or its metadata, which are not counted
+MESSAGE_BYTES = 128  # that a message takes besides its own
+LEAST_RATE = 16 * 1024  # bytes of a request that a client has to send in a second, beyond `receive_timeout`
 UNREAD_BYTES = 256 * 1024  # of requests that a handler has not read; beyond it the client's window is not opened
 UNSENT_BYTES = 256 * 1024  # of a stream's replies; beyond it `write` waits
 
@@ -73,6 +77,12 @@ class Call(Context):
 
     def begin(self, end: bool) -> None:
         """Begin to serve it; `end` says that no data follow the headers."""
+        if self._head.size > LIGHT_BYTES:
+            try:
+                self._take_room(self._head.size)
+            except Refused as refused:
+                self._refuse_request(refused)
+                return
         if self._handler.request_streaming:
             self._requests: deque[tuple[bool, bytes]] = deque()
             self._read: asyncio.Future[None] | None = None
@@ -95,7 +105,7 @@ class Call(Context):
     def _receive_only(self, data: bytes, end: bool) -> None:
         self._is_ended = end
         self._connection.acknowledge(self.stream_id, len(data))
-        if end and self._messages is None and is_frame(data):  # as nearly all requests are
+        if end and self._messages is None and len(data) <= LIGHT_BYTES and is_frame(data):  # as nearly all requests are
             self._start(data[PREFIX_SIZE:], compressed=False)
             return
         try:
@@ -120,7 +130,8 @@ class Call(Context):
         try:
             messages = self._hold(data)
             while (message := messages.next()) is not None:
-                self._unread += len(message[1])
+                self._take_room(MESSAGE_BYTES)
+                self._unread += MESSAGE_BYTES + len(message[1])
                 self._requests.append(message)
             if end and messages:
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the last message of the request is not whole")
@@ -140,26 +151,47 @@ class Call(Context):
         """Keep data until its message is whole. Raises: Refused if that is too much."""
         if self._messages is None:
             self._messages = Messages(self._connection.limits.max_message)
-        counters, limits = self._connection.counters, self._connection.limits
-        if counters.receiving + len(data) > limits.max_receiving:
-            counters.requests_refused += 1
-            text = "the server has too many unfinished requests"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
-        self._held += len(data)
-        counters.receiving += len(data)
+        self._take_room(len(data))
         self._messages.add(data)
         return self._messages
 
+    def _take_room(self, size: int) -> None:
+        """Take of the room that the process has for requests, until the call has ended. Raises: Refused."""
+        if not self._connection.take_room(size):
+            text = "the server has too many unfinished requests"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+        self._held += size
+
+    @property
+    def unfinished(self) -> int:
+        """The bytes held of a request that is not whole; 0 if it is."""
+        return 0 if self._is_ended or self._is_finished else self._held
+
+    def drop_request(self) -> None:
+        """Refuse the request, whose room others need."""
+        text = "the server has too many unfinished requests"
+        self._refuse_request(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000")))
+
+    def is_late(self, seconds: float) -> bool:
+        """Return whether the request should be whole, when the call has been open for so long."""
+        if self._is_ended or self._is_finished or self._handler.request_streaming:
+            return False
+        return seconds > self._connection.limits.receive_timeout + self._held / LEAST_RATE
+
+    def time_out(self) -> None:
+        """End the call, whose client does not send its request."""
+        self._connection.counters.requests_timed_out += 1
+        self.end_with(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time")
+
     def _release(self, size: int) -> None:
         """Give back what `_hold` took of the process's share."""
-        self._connection.counters.receiving -= size
+        self._connection.release_room(size)
         self._held -= size
 
     # Its handler
 
     def _start(self, message: bytes, *, compressed: bool) -> None:
-        if self._held:
-            self._release(self._held)
+        self._messages = None
         run = self._run_unary_stream if self._handler.response_streaming else self._run_unary
         self._connection.start(self, run(message, compressed))
 
@@ -170,7 +202,8 @@ class Call(Context):
     async def _run_unary(self, message: bytes, compressed: bool) -> None:
         handler = self._handler
         try:
-            request = await self._request(message, compressed)
+            is_ready = handler.request_deserializer is None and not compressed
+            request = message if is_ready else await self._request(message, compressed)
             self._reply(await handler.unary_unary(request, self))
         except BaseException as error:
             self._fail(error)
@@ -201,12 +234,7 @@ class Call(Context):
     async def _request(self, message: bytes, compressed: bool) -> Any:
         """Return a message as the handler takes it. Raises: Refused."""
         if compressed:
-            arguments = message, self._head.encoding, self._connection.limits.max_message
-            message = (
-                inflate(*arguments)
-                if len(message) <= INFLATED_AT_ONCE // 1024
-                else await asyncio.to_thread(inflate, *arguments)
-            )
+            message = await self._inflate(message)
         parse: Callable[[bytes], Any] | None = self._handler.request_deserializer
         if parse is None:
             return message
@@ -215,6 +243,16 @@ class Call(Context):
         except Exception as error:
             text = "the bytes are no valid message of this method"
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text) from error
+
+    async def _inflate(self, message: bytes) -> bytes:
+        """Return a compressed message as it was. Raises: Refused."""
+        encoding, loop = self._head.encoding, asyncio.get_running_loop()
+        inflated = inflate_light(message, encoding, INFLATED_AT_ONCE)
+        if inflated is None:
+            arguments = message, encoding, self._connection.limits.max_message
+            inflated = await loop.run_in_executor(self._connection.inflating, inflate, *arguments)
+            self._take_room(len(inflated))
+        return inflated
 
     async def _all_requests(self) -> AsyncIterator[Any]:
         while (request := await self.read()) is not grpc.aio.EOF:
@@ -229,8 +267,8 @@ class Call(Context):
             await self._read
         compressed, message = self._requests.popleft()
         request = await self._request(message, compressed)
-        self._release(PREFIX_SIZE + len(message))
-        self._unread -= len(message)
+        self._release(MESSAGE_BYTES + PREFIX_SIZE + len(message))
+        self._unread -= MESSAGE_BYTES + len(message)
         if self._unacknowledged:
             self._acknowledge_stream()
             self._connection.flush_soon()
@@ -259,13 +297,12 @@ class Call(Context):
 
         Raises: grpc.aio.UsageError if the call has ended.
         """
-        body = frame(self._serialize(message))
         await self._connection.writable(self, UNSENT_BYTES)
         if self._is_finished:
             raise grpc.aio.UsageError("the call has ended")
         if not self._has_head:
             self._send_head([])
-        self._connection.send_data(self.stream_id, body)
+        self._connection.send_message(self.stream_id, self._serialize(message))
 
     def _serialize(self, reply: Any) -> bytes:
         serialize: Callable[[Any], bytes] | None = self._handler.response_serializer
@@ -278,13 +315,14 @@ class Call(Context):
         if self._code:
             self.finish()
             return
-        body = frame(self._serialize(reply))
-        if not self._connection.has_room(len(body)):
+        message = self._serialize(reply)
+        if not self._connection.has_room(len(message)):
+            self._connection.counters.replies_refused += 1
             text = "the server holds too many replies that clients have not taken"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
         self._is_finished = True
         head = None if self._has_head else RESPONSE
-        self._connection.send_reply(self.stream_id, head, body, self._trailers())
+        self._connection.send_reply(self.stream_id, head, message, self._trailers())
 
     def _send_head(self, metadata: list[tuple[bytes, bytes]]) -> None:
         if not self._is_finished:
@@ -314,12 +352,17 @@ class Call(Context):
         self._end_if_unstarted()
 
     def _refuse(self, refused: Refused) -> None:
+        self._connection.counters.calls_invalid += refused.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
         self._code, self._details = refused.code.value[0], refused.details
         self._trailing = tuple((name.decode(), value.decode()) for name, value in refused.trailers)
         self.finish()
 
     def _fail(self, error: BaseException) -> None:
-        """Answer what a handler raised."""
+        """Answer what a handler raised.
+
+        A cancellation ends here. The task would keep it, and it the frames, and they the task: cycles that the garbage
+        collector has to find, and after thousands of cancelled calls that held the event loop for 30 ms.
+        """
         if isinstance(error, Refused):
             self._refuse(error)
         elif isinstance(error, grpc.aio.AbortError):
@@ -327,7 +370,6 @@ class Call(Context):
         elif isinstance(error, asyncio.CancelledError):
             self._code = self._code or grpc.StatusCode.CANCELLED.value[0]
             self.finish()
-            raise error
         elif not isinstance(error, Exception):
             raise error
         else:
@@ -359,19 +401,23 @@ class Call(Context):
 
     def cancel(self) -> None:
         """End the handler."""
-        if self._task is not None:
-            self._task.cancel()
+        if (task := self._task) is not None:
+            task.cancel()
+            if isinstance(run := task.get_coro(), Coroutine) and getcoroutinestate(run) == CORO_CREATED:
+                self._task = None  # it never begins, so that it ends nothing
 
     def close(self) -> None:
         """Take note that the stream is closed: by its end, or before it by the client."""
         self.is_closed = True
+        if self._handler.request_streaming and self._unacknowledged:
+            self._connection.acknowledge(self.stream_id, self._unacknowledged)
         if not self._is_finished:
             self._is_finished = self.is_cancelled = True
             self.cancel()
             self._end_if_unstarted()
 
     def _end_if_unstarted(self) -> None:
-        if self._task is None:
+        if self._task is None and not self.is_done:
             self._end()
 
     def _end(self) -> None:

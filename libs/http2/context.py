@@ -7,7 +7,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 
-from libs.http2.framing import Head, Metadata, read_metadata
+from libs.http2.framing import Head, Metadata
 
 OnDone: TypeAlias = Callable[[Any], None]
 
@@ -54,7 +54,7 @@ class Context:
 
     def invocation_metadata(self) -> Metadata:
         """Return the metadata of the request."""
-        return read_metadata(self._head.metadata)
+        return self._head.metadata
 
     def peer(self) -> str:
         """Return the address of the client, such as `ipv4:127.0.0.1:40000`."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 TICK_SECONDS = 0.01  # a deadline is met within this time,
 FAR_SECONDS = 10.0  # or within ten times of it, if it is farther away: so there are never many ticks
+ENDED_AT_ONCE = 64  # calls; a moment later, the next
 FARTHEST_SECONDS = 3600.0  # what is farther away than this is no deadline
 
 
@@ -25,6 +26,10 @@ class Deadlines:
         self._ticks: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0
+
+    def __len__(self) -> int:
+        """Return how many calls there are that have not ended."""
+        return sum(map(len, self._calls.values()))
 
     def add(self, call: Expires, deadline: float, seconds: float) -> int:
         """End a call at its deadline, `seconds` from now; return the tick, which `discard` takes."""
@@ -53,10 +58,15 @@ class Deadlines:
         self._timer = asyncio.get_running_loop().call_at(self._timer_tick * TICK_SECONDS, self._expire)
 
     def _expire(self) -> None:
+        """End the calls that are due, so many at a time: the handlers of all then end at once."""
         self._timer = None
-        now = asyncio.get_running_loop().time()
-        while self._ticks and self._ticks[0] * TICK_SECONDS <= now:
-            for call in self._calls.pop(heapq.heappop(self._ticks)):
-                call.expire()
+        now, ended = asyncio.get_running_loop().time(), 0
+        while self._ticks and self._ticks[0] * TICK_SECONDS <= now and ended < ENDED_AT_ONCE:
+            calls = self._calls[self._ticks[0]]
+            while calls and ended < ENDED_AT_ONCE:
+                calls.pop().expire()
+                ended += 1
+            if not calls:
+                del self._calls[heapq.heappop(self._ticks)]
         if self._ticks:
             self._schedule()

@@ -9,13 +9,15 @@ MIB = 2**20
 class Limits:
     """Limits of a server; times are in seconds, sizes in bytes. 0 means none for the times of a connection.
 
-    `max_message` bounds one message, inflated. `max_receiving` and `max_sending` bound what all calls of the process
-    hold together: requests that have not arrived whole, and replies that no client has taken.
+    `max_message` bounds one message, inflated. `max_receiving`, `max_sending` and `max_calls` bound what all calls of
+    the process hold together: their requests, replies that no client has taken, and themselves. A quarter of each is
+    kept for connections that hold little. A client has `receive_timeout` to send a request, and more for a large one.
     """
 
     max_message: int = 16 * MIB
     max_receiving: int = 48 * MIB
     max_sending: int = 48 * MIB
+    max_calls: int = 4000
     max_metadata: int = 16 * 1024
     max_connections: int = 10_000
     max_concurrent_streams: int = 1000
@@ -25,6 +27,7 @@ class Limits:
     keepalive_time: float = 60
     keepalive_timeout: float = 20
     send_timeout: float = 30
+    receive_timeout: float = 30
     handshake_timeout: float = 10
     resets: tuple[int, int] = (1000, 200)
     """How many streams a client may reset: at once, and per second from then on."""
@@ -34,7 +37,7 @@ class Limits:
 
 @dataclass
 class Counters:
-    """What a server has seen since it started; `connections`, `receiving` and `sending` are what it holds now."""
+    """What a server has seen since it started; `connections`, `calls`, `receiving` and `sending` are held now."""
 
     connections: int = 0
     connections_opened: int = 0
@@ -45,9 +48,13 @@ class Counters:
     floods: int = 0
     streams: int = 0
     streams_reset: int = 0
+    calls_invalid: int = 0
+    calls_refused: int = 0
     requests_refused: int = 0
+    requests_timed_out: int = 0
     replies_refused: int = 0
     deadlines_exceeded: int = 0
+    calls: int = 0
     receiving: int = 0
     sending: int = 0
 

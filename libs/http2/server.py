@@ -3,22 +3,28 @@
 import asyncio
 import logging
 import socket
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import ngh2
 
-from libs.http2.connection import STREAM_WINDOW, Connection
+from libs.http2.connection import BEGUN_AT_ONCE, LIGHT_BYTES, STREAM_WINDOW, Connection
 from libs.http2.deadlines import Deadlines
-from libs.http2.framing import Head, Metadata, Refused, read_metadata
+from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
 from libs.http2.tls import Tls
 
 LOOK_SECONDS = 1.0
+LOOKED_AT_ONCE = 500  # connections
 STALLED_SECONDS = 1.0  # after which a client that takes nothing may lose its replies to others
+TURNS_SECONDS = 0.002  # given at once to the connections that have sent more than is taken at a time
 BACKLOG = 1024
 
 log = logging.getLogger(__name__)
@@ -47,8 +53,14 @@ class Server:
         self._tls = tls
         self._tls_changed: tuple[int, ...] = ()
         self._share_port = share_port
+        self.most_sending = self.limits.max_sending * 3 // 4
+        self.most_receiving = self.limits.max_receiving * 3 // 4
+        self.most_streams = BEGUN_AT_ONCE
+        self.most_calls = self.limits.max_calls * 3 // 4
+        self.inflating = ThreadPoolExecutor(1, "inflate")  # one at a time: a large message takes twice its size
         self.counters = Counters()
         self.deadlines = Deadlines()
+        self.heads = Heads(self.limits.max_metadata)
         self.configuration = ngh2.Configuration(
             auto_window_update=False,
             max_inbound_header_list_size=4 * self.limits.max_metadata,
@@ -63,6 +75,7 @@ class Server:
         self._generic_handlers = list(handlers)
         self._methods: dict[str, Any] = {}
         self._connections: set[Connection] = set()
+        self._unread: deque[Connection] = deque()
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._looking: asyncio.Task[None] | None = None
@@ -80,7 +93,7 @@ class Server:
 
     def find(self, head: Head) -> Any:
         """Return the handler of a call. Raises: Refused."""
-        details: Any = _CallDetails(head.path, read_metadata(head.metadata))
+        details: Any = _CallDetails(head.path, head.metadata)
         for generic in self._generic_handlers:
             if (handler := generic.service(details)) is not None:
                 return handler
@@ -152,30 +165,77 @@ class Server:
         self.counters.connections = len(self._connections)
         return True
 
-    def remove(self, connection: Connection) -> None:
-        """Forget a connection that has ended."""
+    def remove(self, connection: Connection) -> bool:
+        """Forget a connection that has ended; return whether it was taken."""
+        if connection not in self._connections:
+            return False
         self._connections.discard(connection)
         self.counters.connections = len(self._connections)
         if not self._connections:
             self._closed.set()
+        return True
 
-    def make_room(self, size: int) -> bool:
-        """Close connections whose clients take nothing, until a reply has room; return whether it has."""
-        before = asyncio.get_running_loop().time() - STALLED_SECONDS
-        stalled = [connection for connection in self._connections if connection.is_stalled(before)]
-        for connection in sorted(stalled, key=lambda each: each.stalled_since):
-            connection.time_out()
-        has_room = self.counters.sending + size <= self.limits.max_sending
-        self.counters.replies_refused += not has_room
-        return has_room
+    def make_room(self, asking: Connection, size: int) -> bool:
+        """Return whether a reply has room that is not light, or comes when little is left.
+
+        It may take the room of connections whose clients take nothing: they are closed.
+        """
+        counters, most = self.counters, self.most_sending
+        if asking.sending + size <= LIGHT_BYTES:
+            most = self.limits.max_sending
+        if counters.sending + size > most:
+            before = asyncio.get_running_loop().time() - STALLED_SECONDS
+            stalled = [connection for connection in self._connections if connection.is_stalled(before)]
+            for connection in sorted(stalled, key=lambda each: each.stalled_since):
+                connection.time_out()
+                if counters.sending + size <= most:
+                    break
+        return counters.sending + size <= most
+
+    def make_request_room(self, asking: Connection, size: int) -> bool:
+        """Return whether a request has room that is not light, or comes when little is left.
+
+        It may take the room of unfinished requests: those of the connection that holds most, if that is another.
+        """
+        counters, most = self.counters, self.most_receiving
+        if asking.receiving + size <= LIGHT_BYTES:
+            most = self.limits.max_receiving
+        while counters.receiving + size > most:
+            largest = max(self._connections, key=attrgetter("receiving"))
+            if largest.receiving <= asking.receiving + size or not largest.drop_request():
+                return False
+        return True
+
+    def has_unread(self) -> bool:
+        """Return whether connections wait for their turn."""
+        return bool(self._unread)
+
+    def take_later(self, connection: Connection) -> None:
+        """Give a connection its turn after those that wait already."""
+        if not self._unread:
+            asyncio.get_running_loop().call_soon(self._take_turns)
+        self._unread.append(connection)
+
+    def _take_turns(self) -> None:
+        """Take what connections have sent, in turns, and then let the rest of the process have its turn."""
+        end = time.perf_counter() + TURNS_SECONDS
+        self.most_streams = self.counters.streams + BEGUN_AT_ONCE
+        while self._unread and time.perf_counter() < end:
+            connection = self._unread.popleft()
+            if connection.take_slices():
+                self._unread.append(connection)
+        if self._unread:
+            asyncio.get_running_loop().call_soon(self._take_turns)
 
     async def _look(self) -> None:
         """See to all connections, and to the certificate, every second."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = asyncio.get_running_loop().time()
-            for connection in list(self._connections):
+            for number, connection in enumerate(list(self._connections), 1):
                 connection.look(now)
+                if not number % LOOKED_AT_ONCE:
+                    await asyncio.sleep(0)
             try:
                 await self._read_certificate_again()
             except OSError as error:
@@ -206,6 +266,7 @@ class Server:
         if self._looking:
             self._looking.cancel()
             await asyncio.wait([self._looking])
+        self.inflating.shutdown(wait=False)
 
     async def wait_for_termination(self) -> None:
         """Wait for ever: the server ends when it is stopped."""

@@ -5,7 +5,7 @@ from libs.rpc import errors
 from libs.rpc.channel import channel, service_config
 from libs.rpc.errors import RpcError
 from libs.rpc.mutations import Mutations, Write
-from libs.rpc.pages import Page, fitting, page, size
+from libs.rpc.pages import Page, fitting, given, names_given, page, responses, size
 from libs.rpc.server import Server, Service, main, serve
 from libs.rpc.settings import ServerSettings
 from libs.rpc.times import moment, period, whole_seconds
@@ -21,10 +21,13 @@ __all__ = [
     "channel",
     "errors",
     "fitting",
+    "given",
     "main",
     "moment",
+    "names_given",
     "page",
     "period",
+    "responses",
     "serve",
     "service_config",
     "size",

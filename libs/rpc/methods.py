@@ -66,6 +66,7 @@ class Methods(grpc.GenericRpcHandler):
     ) -> None:
         """Prepare; `constraints` says what the violation of a named constraint means to a request."""
         self.cache = cache
+        self.loop = asyncio.get_running_loop()  # kept: on Python 3.11 each question for it is a system call
         self.limit = settings.max_concurrent_rpcs
         self.deadlines = Deadlines(settings.request_timeout / 1000)
         self.constraints = constraints
@@ -146,7 +147,7 @@ class _Call:
 
     async def _answer(self, data: bytes, context: Any, seen: _Seen | None) -> bytes:
         owner, started, code = self._owner, time.perf_counter(), "OK"
-        task: Any = asyncio.current_task()
+        task: Any = asyncio.current_task(owner.loop)
         request: Message | None = None
         owner.deadlines.begin(task)
         try:

@@ -118,6 +118,9 @@ def _http2_metrics(counters: "Counters") -> Iterator[Metric]:
         ("parlor_http2_floods", "Connections ended for frames that only cost", counters.floods),
         ("parlor_http2_streams", "Requests begun", counters.streams),
         ("parlor_http2_streams_reset", "Requests that their clients gave up", counters.streams_reset),
+        ("parlor_http2_calls_invalid", "Requests that were no valid call of a method", counters.calls_invalid),
+        ("parlor_http2_calls_refused", "Requests beyond MAX_CALLS", counters.calls_refused),
+        ("parlor_http2_requests_timed_out", "Requests that did not come in time", counters.requests_timed_out),
         ("parlor_http2_requests_refused", "Requests beyond what may be received at once", counters.requests_refused),
         ("parlor_http2_replies_refused", "Replies beyond what may wait for clients", counters.replies_refused),
         ("parlor_http2_deadlines_exceeded", "Requests ended at their clients' deadlines", counters.deadlines_exceeded),
@@ -125,7 +128,8 @@ def _http2_metrics(counters: "Counters") -> Iterator[Metric]:
         yield CounterMetricFamily(name, text, value=value)
     for name, text, value in (
         ("parlor_http2_connections", "Connections open", counters.connections),
-        ("parlor_http2_receiving_bytes", "Bytes of requests that are not whole", counters.receiving),
+        ("parlor_http2_calls", "Requests under way", counters.calls),
+        ("parlor_http2_receiving_bytes", "Bytes of requests under way", counters.receiving),
         ("parlor_http2_sending_bytes", "Bytes of replies that wait for clients", counters.sending),
     ):
         yield GaugeMetricFamily(name, text, value=value)

@@ -5,8 +5,9 @@ answers that reply; with another body it is an error. Two at once do the work on
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 from uuid import UUID
@@ -14,10 +15,9 @@ from uuid import UUID
 import psycopg
 import structlog
 from google.protobuf.message import Message
-from psycopg.sql import SQL, Identifier
 
-from libs.cache import Cache, Group, Transaction
-from libs.db import DatabaseUnavailable, PoolExhausted
+from libs.cache import Cache, Group
+from libs.db import BEGIN, COMMIT, Connection, DatabaseUnavailable, PoolExhausted, Statement, nothing
 from libs.rpc.errors import invalid_fields
 
 PURGE_SECONDS = 3600
@@ -36,22 +36,29 @@ class Replayed(Exception):
 
 
 class Write:
-    """A mutation under way. Set `reply` before the block ends."""
+    """A mutation under way: what its `first` statements have found. Set `reply` before the block ends."""
 
-    def __init__(self, transaction: Transaction) -> None:
-        """Wrap a transaction."""
-        self.conn = transaction.conn
-        self.invalidate = transaction.invalidate
-        self.reply: Any = None
+    conn: Connection
+    invalidate: Callable[..., None]
 
-    async def lock(self, *names: str) -> None:
-        """Wait for the transactions that hold any of these names, as `locks` do; hold them to the end or `unlock`."""
-        taken = [f"SELECT pg_advisory_xact_lock({lock:d})" for lock in sorted(map(_lock, names))]
-        await self.conn.execute("; ".join(["SAVEPOINT unlocked", *taken]).encode(), prepare=False)
+    def __init__(self) -> None:
+        """Prepare; nothing has begun."""
+        self.first: list[Any] = []
+        self.reply: Any = None  # a message or its bytes
 
-    async def unlock(self) -> None:
-        """Undo all since `lock`, and let go of its names: who waits for more while holding some may deadlock."""
-        await self.conn.execute("ROLLBACK TO SAVEPOINT unlocked")
+    async def lock(self, names: Iterable[str], *then: Statement[Any]) -> list[Any]:
+        """Wait for the transactions that hold any of these names, as `locks` do; hold them to the end or `unlock`.
+
+        Return the results of statements that are executed `then`, in the same round trip.
+        """
+        return (await self.conn.run(_SAVEPOINT, _locks(names), *then))[2:]
+
+    async def unlock(self, *then: Statement[Any]) -> list[Any]:
+        """Undo all since `lock`, and let go of its names: who waits for more while holding some may deadlock.
+
+        `then` is as in `lock`.
+        """
+        return (await self.conn.run(_ROLLBACK_TO_SAVEPOINT, *then))[1:]
 
 
 class Mutations:
@@ -59,56 +66,61 @@ class Mutations:
 
     def __init__(self, cache: Cache, table: str) -> None:
         """Prepare the statements."""
-        name = Identifier(table)
         self._cache = cache
-        self._select = SQL(
-            "SELECT request_hash, reply FROM {} WHERE salon_id = %s AND request_id = %s"
-            " AND created_at > now() - interval '24 hours'"
-        ).format(name)
-        self._insert = SQL(
-            "INSERT INTO {} AS r (salon_id, request_id, request_hash, reply) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (salon_id, request_id) DO UPDATE SET request_hash = excluded.request_hash,"
-            " reply = excluded.reply, created_at = excluded.created_at"
-        ).format(name)
-        self._delete = SQL(
-            "DELETE FROM {0} WHERE (salon_id, request_id) IN (SELECT salon_id, request_id FROM {0}"
-            " WHERE created_at <= now() - interval '24 hours' LIMIT {1})"
-        ).format(name, PURGE_ROWS)
+        self._select = f"""
+            SELECT request_hash, reply FROM {table} WHERE salon_id = %(salon_id)s AND request_id = %(request_id)s::uuid
+                AND created_at > now() - interval '24 hours'"""  # noqa: S608 - the name is a literal of ours
+        self._insert = f"""
+            INSERT INTO {table} AS r (salon_id, request_id, request_hash, reply)
+            VALUES (%(salon_id)s, %(request_id)s::uuid, %(hash)s, %(reply)s)
+            ON CONFLICT (salon_id, request_id) DO UPDATE SET request_hash = excluded.request_hash,
+                reply = excluded.reply, created_at = excluded.created_at"""  # noqa: S608
+        self._delete = f"""
+            DELETE FROM {table} WHERE (salon_id, request_id) IN (SELECT salon_id, request_id FROM {table}
+                WHERE created_at <= now() - interval '24 hours' LIMIT {PURGE_ROWS})"""  # noqa: S608
 
     @asynccontextmanager
     async def __call__(
-        self, request: Any, salon_id: str, *groups: Group, locks: tuple[str, ...] = ()
+        self,
+        request: Any,
+        salon_id: str,
+        *groups: Group,
+        locks: Iterable[str] = (),
+        first: Sequence[Statement[Any]] = (),
     ) -> AsyncIterator[Write]:
         """Run the block as the transaction of a request: it commits at the end, and rolls back on an error.
 
         `groups` are what it invalidates. `locks` are names on which such transactions wait for each other, besides
-        the request_id. Raises: Replayed; REQUEST_ID_REUSED; what `Cache.transaction` raises.
+        the request_id. The statements `first` are sent in the round trip that begins the transaction, and executed
+        when the locks are held. Raises: Replayed; REQUEST_ID_REUSED; what `Cache.transaction` and they raise.
         """
-        request_id = UUID(request.request_id) if getattr(request, "request_id", "") else None
-        names = [*locks, f"{salon_id} {request_id}"] if request_id else locks
+        write = Write()
+        begins: list[Statement[Any]] = [BEGIN, _locks(locks)]
+        commits: list[Statement[Any]] = [COMMIT]
+        kept: dict[str, Any] = {}
+        if getattr(request, "request_id", ""):
+            request_id = str(UUID(request.request_id))
+            kept = {"salon_id": salon_id, "request_id": request_id, "hash": _hash(request)}
+            replay = Statement(self._select, kept, partial(_replay, kept["hash"]))
+            begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}")), replay]
+
+        async def begin(conn: Connection) -> int:
+            _, xact_id, *found = await conn.run(*begins, *first)
+            write.conn, write.first = conn, found[len(begins) - 2 :]
+            return int(xact_id)
+
+        async def commit(conn: Connection) -> None:
+            if kept and write.reply is not None:
+                commits.insert(0, Statement(self._insert, kept | {"reply": _bytes(write.reply)}, nothing))
+            await conn.run(*commits)
+
         try:
-            async with self._cache.transaction(locks=sorted(map(_lock, names))) as transaction:
-                if request_id:
-                    await self._replay(transaction.conn, salon_id, request_id, _hash(request))
-                transaction.invalidate(*groups)
-                write = Write(transaction)
+            async with self._cache.transaction(*groups, begin=begin, commit=commit) as transaction:
+                write.invalidate = transaction.invalidate
                 yield write
-                if request_id and write.reply is not None:
-                    row = (salon_id, request_id, _hash(request), write.reply.SerializeToString())
-                    await transaction.conn.execute(self._insert, row)
         except Replayed:  # answers a write that another process may not have answered yet
             await self._cache.all_seen()
             raise
-
-    async def _replay(
-        self, conn: psycopg.AsyncConnection[Any], salon_id: str, request_id: UUID, request_hash: bytes
-    ) -> None:
-        row = await (await conn.execute(self._select, (salon_id, request_id))).fetchone()
-        if row is None:
-            return
-        if row[0] != request_hash:
-            raise invalid_fields([("request_id", "was used for another request")], "REQUEST_ID_REUSED")
-        raise Replayed(row[1])
 
     async def purge(self, connect: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]) -> None:
         """Delete the replies older than 24 h, now and every hour, for ever."""
@@ -117,16 +129,38 @@ class Mutations:
                 deleted = PURGE_ROWS
                 while deleted == PURGE_ROWS:
                     async with connect() as conn:
-                        deleted = (await conn.execute(self._delete)).rowcount
+                        deleted = (await conn.execute(self._delete.encode())).rowcount
             except (DatabaseUnavailable, PoolExhausted, psycopg.Error) as error:
                 log.warning("purge", error=repr(error))
             await asyncio.sleep(PURGE_SECONDS)
 
 
-def _lock(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
+_SAVEPOINT = Statement("SAVEPOINT unlocked", {}, nothing)
+_ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, nothing)
+# The locks come first: a transaction that waits for one and has an id keeps what others have written from being stored.
+_LOCKS = """
+    SELECT (SELECT count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock),
+        pg_current_xact_id()::text::bigint"""
+
+
+def _locks(names: Iterable[str]) -> Statement[int]:
+    """Return what waits for the transactions that hold any of these names; its result is this transaction's id."""
+    locks = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
+    return Statement(_LOCKS, {"locks": f"{{{','.join(map(str, locks))}}}"}, lambda _, rows: int(rows[0][1]))
+
+
+def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise what ends a request whose id has a reply."""
+    for found, reply in rows:
+        if found != request_hash:
+            raise invalid_fields([("request_id", "was used for another request")], "REQUEST_ID_REUSED")
+        raise Replayed(reply)
 
 
 def _hash(request: Message) -> bytes:
     kind = request.DESCRIPTOR.full_name.encode()
     return blake2b(kind + request.SerializeToString(deterministic=True), digest_size=32).digest()
+
+
+def _bytes(reply: Message | bytes) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()

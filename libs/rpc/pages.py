@@ -6,20 +6,25 @@ A token names the sort columns and the id of the last row, and a hash of the fil
 import base64
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from binascii import b2a_base64
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from uuid import UUID
 
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.cache import digest
-from libs.db import elements
+from libs.db import Loaded, elements
 from libs.rpc.errors import RpcError, invalid_fields
+
+F = TypeVar("F", bound="Filters")
 
 DEFAULT_SIZE = 50
 LARGEST_SIZE = 200
 LARGEST_BYTES = 3 * 1024 * 1024  # a client takes 4 MB unless it is told otherwise
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _LAST_MICROS = 253_402_300_799_999_999
 _IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
 
@@ -33,9 +38,15 @@ class Page(NamedTuple):
     filters: str
 
     @property
+    def rows(self) -> int:
+        """How many rows to read: one more than the page has, which tells whether there is a next one."""
+        return self.size + 1
+
+    @property
     def params(self) -> dict[str, Any]:
-        """The parameters of a statement: `limit` is a row more than the page has; it begins behind `after` and `id`."""
-        return {"limit": self.size + 1, "after": self.after_micros, "id": self.after_id}
+        """The parameters of a statement: `rows`, and behind which it begins, `after` and `id`, if not at the first."""
+        begin = {"after": self.after_micros, "id": self.after_id} if self.after_id else {}
+        return {"rows": self.rows, **begin}
 
     def fill(self, response: type[Message], rows: Sequence[bytes], time: str, identifier: str) -> bytes:
         """Return the bytes of a response with the page's rows, and its next_page_token if there was one row more.
@@ -46,20 +57,69 @@ class Page(NamedTuple):
         shown = fitting(rows[: self.size])
         body = elements(shown)
         if len(rows) > len(shown):
-            [*_, last] = getattr(response.FromString(elements(shown[-1:])), response.DESCRIPTOR.fields[0].name)
+            row, number = _layout(response)
+            last = row.FromString(shown[-1])
             token = self.token(getattr(last, time), getattr(last, identifier))
-            body += response(next_page_token=token).SerializeToString()
+            body += elements([token.encode()], number)
         return body
 
     def token(self, time: Timestamp | int, identifier: str) -> str:
         """Return the token of the page after a row."""
         after = time if isinstance(time, int) else time.seconds * 1_000_000 + time.nanos // 1000
-        token = json.dumps([self.filters, after, identifier], separators=(",", ":"))
-        return base64.urlsafe_b64encode(token.encode()).decode()
+        token = f'["{self.filters}",{after},"{identifier}"]'  # JSON, since none of them has anything to be escaped
+        return b2a_base64(token.encode(), newline=False).translate(_URLSAFE).decode()
+
+
+_layouts: dict[object, tuple[type[Message], int]] = {}
+
+
+def _layout(response: type[Message]) -> tuple[type[Message], int]:
+    """Return the message of a response's rows, and the number of its next_page_token."""
+    if (layout := _layouts.get(response)) is None:
+        fields = response.DESCRIPTOR.fields_by_name
+        row = GetMessageClass(cast(Any, response.DESCRIPTOR.fields[0].message_type))
+        layout = _layouts[response] = row, fields["next_page_token"].number
+    return layout
+
+
+class Filters(Protocol):
+    """What chooses the rows of a list, a NamedTuple: a filter that is empty, false or None lets all pass."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def given(wanted: tuple[Filters, Page]) -> dict[str, Any]:
+    """Return the parameters of a list's statement by name: the filters that are given, and those of the page."""
+    filters, page = wanted
+    return {name: value for name, value in filters._asdict().items() if value} | page.params
+
+
+def names_given(wanted: tuple[Filters, Page]) -> tuple[str, ...]:
+    """Return what the text of a list's statement depends on: the names of its parameters."""
+    return tuple(given(wanted))
+
+
+def responses(
+    wanted: Sequence[tuple[F, Page]],
+    lists: Sequence[Loaded[list[bytes] | None]],
+    response: type[Message],
+    time: str,
+    identifier: str,
+    missing: Callable[[F], RpcError] | None = None,
+) -> list[Loaded[bytes | RpcError]]:
+    """Return the response of each list as `Page.fill` does, or the error of one that belongs to what is not there."""
+    return [
+        Loaded(
+            stamp, missing(filters) if rows is None and missing else page.fill(response, rows or [], time, identifier)
+        )
+        for (filters, page), (stamp, rows) in zip(wanted, lists, strict=True)
+    ]
 
 
 def fitting(rows: Sequence[bytes]) -> Sequence[bytes]:
     """Return the first messages, as many as a reply may carry by LARGEST_BYTES; at least one if there is one."""
+    if sum(map(len, rows)) <= LARGEST_BYTES:
+        return rows
     total = 0
     for count, row in enumerate(rows):
         total += len(row)

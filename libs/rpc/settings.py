@@ -9,6 +9,9 @@ from pydantic_settings import BaseSettings
 from libs.cache import CacheSettings
 from libs.db import DatabaseSettings
 
+MIB = 2**20
+LARGEST_MESSAGE_BYTES = 16 * MIB
+
 # What the variables of a group of settings start with, where that is anything.
 PREFIXES = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in (CacheSettings, DatabaseSettings)}
 
@@ -49,6 +52,22 @@ class ServerSettings(BaseSettings):
         30_000,
         ge=1,
         description="Longest time that a client may take nothing of its replies, in ms (http2 only).",
+    )
+    receive_timeout: int = Field(
+        30_000,
+        ge=1,
+        description="Longest time for a client to send a request, in ms, and more for a large one (http2 only).",
+    )
+    max_calls: int = Field(
+        4000, ge=1, description="RPCs of a worker, waiting ones included; more are told to retry (http2 only)."
+    )
+    max_receiving: int = Field(
+        48 * MIB, ge=LARGEST_MESSAGE_BYTES, description="Bytes of all requests that a worker holds (http2 only)."
+    )
+    max_sending: int = Field(
+        48 * MIB,
+        ge=LARGEST_MESSAGE_BYTES,
+        description="Bytes of all replies of a worker that no client has taken (http2 only).",
     )
     max_concurrent_rpcs: int = Field(1000, ge=1, description="RPCs of a worker beyond which one is told OVERLOADED.")
     request_timeout: int = Field(30_000, ge=1, description="Longest time of an RPC, in ms.")

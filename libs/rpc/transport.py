@@ -12,12 +12,10 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 import grpc
 import structlog
 
-from libs.rpc.settings import ServerSettings
+from libs.rpc.settings import LARGEST_MESSAGE_BYTES, ServerSettings
 
 if TYPE_CHECKING:
     from libs.http2 import Counters
-
-LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger()
 
@@ -62,6 +60,9 @@ def _http2(settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler],
 
     limits = Limits(
         max_message=LARGEST_MESSAGE_BYTES,
+        max_receiving=settings.max_receiving,
+        max_sending=settings.max_sending,
+        max_calls=settings.max_calls,
         max_connections=settings.max_connections,
         max_concurrent_streams=settings.max_concurrent_streams,
         max_connection_age=settings.max_connection_age / 1000,
@@ -70,6 +71,7 @@ def _http2(settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler],
         keepalive_time=settings.keepalive_time / 1000,
         keepalive_timeout=settings.keepalive_timeout / 1000,
         send_timeout=settings.send_timeout / 1000,
+        receive_timeout=settings.receive_timeout / 1000,
     )
     files = settings.tls_files
     return Server(handlers, limits, tls=None if files is None else Tls(*files), share_port=share_port)

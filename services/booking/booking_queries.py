@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_page, fetch_stamped, text_array
-from libs.rpc import Page
-from parlor.booking.v1.booking_pb2 import Booking, BookingEvent
+from libs.db import STAMP, Loaded, fetch_pages, fetch_stamped, text_array, unnest, where
+from libs.rpc import Page, RpcError, given, names_given, responses
+from libs.rpc.errors import not_found
+from parlor.booking.v1.booking_pb2 import Booking, BookingEvent, ListBookingEventsResponse, ListBookingsResponse
+from services.booking.salon_queries import KNOWN_SALON
 
 BOOKING = (
     "booking_id::text, booking_code, salon_id, customer_phone, customer_name, resource_id, service_name,"
@@ -39,60 +42,103 @@ async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str,
     return await fetch_stamped(conn, Booking, BOOKINGS_BY_CODE, columns)
 
 
-async def list_bookings(
-    conn: AsyncConnection[Any],
-    salon_id: str,
-    status: str,
-    customer_phone: str,
-    start: datetime | None,
-    end: datetime | None,
-    page: Page,
-) -> Loaded[list[bytes]]:
-    """Return up to one booking more than the page has, ordered by start_ts.
+class BookingFilters(NamedTuple):
+    """Which bookings of a salon to list; what is empty lets all pass. `start_time` is included, `end_time` is not."""
 
-    Raises: LookupError if there is no such salon.
+    salon_id: str
+    status: str
+    customer_phone: str
+    start_time: datetime | None
+    end_time: datetime | None
+
+
+async def list_bookings(
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[BookingFilters, Page]]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return a ListBookingsResponse for each page, ordered by start_ts; SALON_NOT_FOUND where there is no such salon.
+
+    All have the same filters, with different values.
     Source: report, "Booking Indexes" 1 to 3; indexes idx_bookings_salon_start, idx_bookings_salon_status_start,
     idx_bookings_customer_salon.
     """
-    conditions = (
-        (" AND status = %(status)s", status),
-        (" AND customer_phone = %(customer_phone)s", customer_phone),
-        (" AND start_ts >= %(start)s", start),
-        (" AND start_ts < %(end)s", end),
-        (
-            " AND (start_ts, booking_id) > (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)",
-            page.after_id,
-        ),
-    )
-    where = "".join(condition for condition, value in conditions if value)
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s
+    lists = await fetch_pages(conn, Booking, bookings_statement(names_given(wanted[0])), list(map(given, wanted)))
+    return responses(wanted, lists, ListBookingsResponse, "start_time", "booking_id", _no_salon)
+
+
+@cache
+def bookings_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that lists bookings; `names` are those of its parameters."""
+    types = {
+        "salon_id": "text",
+        "status": "text",
+        "customer_phone": "text",
+        "start_time": "timestamptz",
+        "end_time": "timestamptz",
+        "rows": "int",
+        "after": "bigint",
+        "id": "uuid",
+    }
+    conditions = {
+        "salon_id": "salon_id = wanted.salon_id",
+        "status": "status = wanted.status",
+        "customer_phone": "customer_phone = wanted.customer_phone",
+        "start_time": "start_ts >= wanted.start_time",
+        "end_time": "start_ts < wanted.end_time",
+        "after": "(start_ts, booking_id) > (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
+    }
+    return f"""
+        SELECT stamp, place, page.*
+        FROM {STAMP}, {unnest(types, names)}, {KNOWN_SALON}
         LEFT JOIN LATERAL (
-            SELECT {BOOKING} FROM bookings WHERE salon_id = %(salon_id)s{where}
-            ORDER BY start_ts, bookings.booking_id LIMIT %(limit)s
+            SELECT {BOOKING} FROM bookings WHERE {where(conditions, names)}
+            ORDER BY start_ts, bookings.booking_id LIMIT wanted.rows
         ) AS page ON true"""
-    params = {"salon_id": salon_id, "status": status, "customer_phone": customer_phone, "start": start, "end": end}
-    return await fetch_page(conn, Booking, query, params | page.params)
+
+
+class BookingNamed(NamedTuple):
+    """Whose events to list."""
+
+    salon_id: str
+    booking_code: str
 
 
 async def list_booking_events(
-    conn: AsyncConnection[Any], salon_id: str, booking_code: str, page: Page
-) -> Loaded[list[bytes]]:
-    """Return up to one event more than the page has of what happened to a booking, oldest first.
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[BookingNamed, Page]]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return a ListBookingEventsResponse for each page, oldest first; BOOKING_NOT_FOUND where there is no such booking.
 
-    Raises: LookupError if there is no such booking.
+    All are first pages, or none is.
     Source: indexes booking_code_salon_id, booking_events_pkey.
     """
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} JOIN bookings AS b ON b.booking_code = %(booking_code)s AND b.salon_id = %(salon_id)s
+    query = events_statement(names_given(wanted[0]))
+    lists = await fetch_pages(conn, BookingEvent, query, list(map(given, wanted)))
+    return responses(wanted, lists, ListBookingEventsResponse, "revision", "booking_code", _no_booking)
+
+
+@cache
+def events_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that lists what happened to bookings; `names` are those of its parameters."""
+    types = {"salon_id": "text", "booking_code": "text", "rows": "int", "after": "bigint", "id": "text"}
+    conditions = {
+        "salon_id": "e.salon_id = b.salon_id",
+        "booking_code": "e.booking_id = b.booking_id",
+        "after": "e.revision > wanted.after",
+    }
+    return f"""
+        SELECT stamp, place, page.*
+        FROM {STAMP}, {unnest(types, names)}, LATERAL (
+            SELECT salon_id, booking_id, booking_code FROM bookings
+            WHERE booking_code = wanted.booking_code AND salon_id = wanted.salon_id LIMIT 1
+        ) AS b
         LEFT JOIN LATERAL (
-            SELECT b.booking_code, {EVENT} FROM booking_events AS e
-            WHERE e.salon_id = b.salon_id AND e.booking_id = b.booking_id AND e.revision > %(after)s
-            ORDER BY e.revision LIMIT %(limit)s
+            SELECT b.booking_code, {EVENT} FROM booking_events AS e WHERE {where(conditions, names)}
+            ORDER BY e.revision LIMIT wanted.rows
         ) AS page ON true"""
-    params = {"salon_id": salon_id, "booking_code": booking_code}
-    return await fetch_page(
-        conn, BookingEvent, query, params | {"after": page.after_micros or 0, "limit": page.size + 1}
-    )
+
+
+def _no_salon(filters: BookingFilters) -> RpcError:
+    return not_found("salon", filters.salon_id)
+
+
+def _no_booking(named: BookingNamed) -> RpcError:
+    return not_found("booking", f"{named.salon_id}/{named.booking_code}")

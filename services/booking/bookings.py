@@ -3,11 +3,12 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, moment, page
+from libs.rpc import moment, names_given, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import booking_queries as queries
+from services.booking.booking_queries import BookingFilters, BookingNamed
 from services.booking.rpcs import Rpcs, batch, found
+from services.phones import is_national
 
 
 class BookingRpcs(Rpcs):
@@ -35,31 +36,30 @@ class BookingRpcs(Rpcs):
             request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end
         )
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            try:
-                stamp, bookings = await queries.list_bookings(conn, salon_id, status, phone, start, end, wanted)
-            except LookupError as error:
-                raise errors.not_found("salon", salon_id) from error
-            return Loaded(stamp, wanted.fill(pb.ListBookingsResponse, bookings, "start_time", "booking_id"))
-
+        filters = BookingFilters(salon_id, status, phone, start, end)
         key = self.groups.bookings(salon_id).key("list", digest(wanted))
-        return await self.cache.read(key, load, repeatable=not phone)
+        return await self.cache.look_up(
+            key,
+            (filters, wanted),
+            queries.list_bookings,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=not is_national(request.customer_phone),
+        )
 
     async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:
         """List what happened to a booking."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         wanted = page(request.page_size, request.page_token, "ListBookingEvents", salon_id, code, uuid=False)
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            try:
-                stamp, events = await queries.list_booking_events(conn, salon_id, code, wanted)
-            except LookupError as error:
-                raise errors.not_found("booking", f"{salon_id}/{code}") from error
-            return Loaded(stamp, wanted.fill(pb.ListBookingEventsResponse, events, "revision", "booking_code"))
-
         key = self.groups.booking(salon_id, code).key("events", digest(wanted))
-        return await self.cache.read(key, load, repeatable=True)
+        return await self.cache.look_up(
+            key,
+            (BookingNamed(salon_id, code), wanted),
+            queries.list_booking_events,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=True,
+        )
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
         key = self.groups.booking(salon_id, code).key()

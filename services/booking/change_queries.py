@@ -7,13 +7,13 @@ A change is made at its statement_timestamp(), when its locks are held: by now()
 had to wait would be earlier than the one before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import encoder, fetch_returned, fetch_rows, fetch_undecoded
+from libs.db import Statement, encode_row, fetch_returned, fetch_rows
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
 from services.booking.booking_queries import BOOKING
 
@@ -67,9 +67,9 @@ class Said(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A booking that has its time now, and the codes of the expired holds that were cancelled for it."""
+    """A booking that has its time now, encoded, and the codes of the expired holds that were cancelled for it."""
 
-    booking: Booking
+    booking: bytes
     expired: list[str]
 
 
@@ -80,29 +80,15 @@ class Locked(NamedTuple):
     hold_expired: bool
 
 
-async def insert_booking(
-    conn: AsyncConnection[Any],
-    request: CreateBookingRequest,
-    customer_phone: str,
-    booking_code: str,
-    start: datetime | None,
-    end: datetime | None,
-) -> Taken | None:
+def insert_booking(
+    request: CreateBookingRequest, customer_phone: str, booking_code: str, start: datetime | None, end: datetime | None
+) -> Statement[Taken | None]:
     """Insert a booking; return it, None if its resource is taken at that time.
 
     Raises: ForeignKeyViolation of bookings_salon_id_fkey, resources_salon_id_fkey; UniqueViolation of
     booking_code_salon_id.
     Source: constraint bookings_no_overlap.
     """
-    query = f"""{_TAKE}, booking AS (
-            INSERT INTO bookings (salon_id, booking_code, customer_phone, customer_name, resource_id, service_name,
-                start_ts, end_ts, status, notes, hold_expires_at)
-            SELECT %(salon_id)s, %(code)s, %(phone)s, %(name)s, %(resource_id)s, %(service)s, %(start)s, %(end)s,
-                %(status)s, %(notes)s, now() + %(hold)s::int * interval '1 s'
-            WHERE {_CANCELLED}
-            ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
-            RETURNING {_ROW}
-        ){_and_history(_TAKEN, _EXPIRED)}"""
     params = {
         "salon_id": request.salon_id,
         "booking_id": None,
@@ -118,67 +104,98 @@ async def insert_booking(
         ),
         "notes": request.notes,
         "hold": request.hold_duration.seconds if request.HasField("hold_duration") else None,
+        "type": "CREATED",
+        "actor": request.actor,
+        "reason": "",
     }
-    taken = await _fetch_taken(conn, query, params | {"type": "CREATED", "actor": request.actor, "reason": ""})
-    return next(taken, None)
+    return Statement(_INSERT_BOOKING, params, _taken)
 
 
-async def resource_of(conn: AsyncConnection[Any], salon_id: str, booking_code: str) -> str | None:
+_INSERT_BOOKING = f"""{_TAKE}, booking AS (
+        INSERT INTO bookings (salon_id, booking_code, customer_phone, customer_name, resource_id, service_name,
+            start_ts, end_ts, status, notes, hold_expires_at)
+        SELECT %(salon_id)s, %(code)s, %(phone)s, %(name)s, %(resource_id)s, %(service)s, %(start)s, %(end)s,
+            %(status)s, %(notes)s, now() + %(hold)s::int * interval '1 s'
+        WHERE {_CANCELLED}
+        ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
+        RETURNING {_ROW}
+    ){_and_history(_TAKEN, _EXPIRED)}"""
+
+
+def _taken(names: list[str], rows: list[Any]) -> Taken | None:
+    """Read a booking that took its time, if it did, behind the codes of the holds that had expired."""
+    if not rows:
+        return None
+    return Taken(encode_row(Booking, names[1:], rows[0][1:]), [code.decode() for code in rows[0][0]])
+
+
+def resource_of(salon_id: str, booking_code: str) -> Statement[str | None]:
     """Return the resource of a booking, empty if it has none; None if there is no such booking."""
-    query = "SELECT coalesce(resource_id, '') FROM bookings WHERE booking_code = %s AND salon_id = %s"
-    _, rows = await fetch_rows(conn, query, (booking_code, salon_id))
-    return rows[0][0] if rows else None
+    query = """
+        SELECT coalesce(resource_id, '') FROM bookings WHERE booking_code = %(code)s AND salon_id = %(salon_id)s"""
+    params = {"salon_id": salon_id, "code": booking_code}
+    return Statement(query, params, lambda _, rows: rows[0][0].decode() if rows else None)
 
 
-async def lock_booking(conn: AsyncConnection[Any], salon_id: str, booking_code: str) -> Locked | None:
+def lock_booking(salon_id: str, booking_code: str) -> Statement[Locked | None]:
     """Return a booking, locked until the transaction ends."""
-    query = f"""
-        SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false), {BOOKING}
-        FROM bookings WHERE booking_code = %s AND salon_id = %s FOR UPDATE"""
-    names, rows = await fetch_undecoded(conn, query, (booking_code, salon_id))
-    return Locked(Booking.FromString(encoder(Booking, *names[1:])(rows[0][1:])), rows[0][0]) if rows else None
+    return Statement(_LOCK_BOOKING, {"salon_id": salon_id, "code": booking_code}, _locked)
 
 
-async def update_booking_status(conn: AsyncConnection[Any], booking: Booking, status: str, said: Said) -> Booking:
+_LOCK_BOOKING = f"""
+    SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false), {BOOKING}
+    FROM bookings WHERE booking_code = %(code)s AND salon_id = %(salon_id)s FOR UPDATE"""
+
+
+def _locked(names: list[str], rows: list[Any]) -> Locked | None:
+    return Locked(Booking.FromString(encode_row(Booking, names[1:], rows[0][1:])), rows[0][0]) if rows else None
+
+
+def update_booking_status(booking: Booking, status: str, said: Said) -> Statement[bytes]:
     """Set a booking's status; return it as it is now. A hold that is confirmed is none any more."""
-    query = f"""
-        WITH booking AS (
-            UPDATE bookings SET status = %(status)s, revision = revision + 1, updated_at = statement_timestamp(),
-                hold_expires_at = CASE WHEN %(status)s = 'CANCELLED' THEN hold_expires_at END
-            WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s
-            RETURNING {_ROW}
-        ){_and_history(_SAID)}"""
     params = {"salon_id": booking.salon_id, "booking_id": booking.booking_id, "status": status}
-    return await fetch_returned(conn, Booking, query, params | {"type": "STATUS_CHANGED", **said._asdict()})
+    return Statement(_UPDATE_STATUS, params | {"type": "STATUS_CHANGED", **said._asdict()}, _booking)
 
 
-async def reschedule_booking(
-    conn: AsyncConnection[Any], booking: Booking, resource_id: str, start: datetime, end: datetime, said: Said
-) -> Taken:
+_UPDATE_STATUS = f"""
+    WITH booking AS (
+        UPDATE bookings SET status = %(status)s, revision = revision + 1, updated_at = statement_timestamp(),
+            hold_expires_at = CASE WHEN %(status)s = 'CANCELLED' THEN hold_expires_at END
+        WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s
+        RETURNING {_ROW}
+    ){_and_history(_SAID)}"""
+
+
+def _booking(names: list[str], rows: list[Any]) -> bytes:
+    return encode_row(Booking, names, rows[0])
+
+
+def reschedule_booking(
+    booking: Booking, resource_id: str, start: datetime, end: datetime, said: Said
+) -> Statement[Taken | None]:
     """Move a booking to a time and a resource; return it as it is now.
 
     Raises: ExclusionViolation of bookings_no_overlap if the resource is taken at that time.
     Source: constraint bookings_no_overlap; index bookings_pkey.
     """
-    query = f"""{_TAKE}, booking AS (
-            UPDATE bookings SET start_ts = %(start)s, end_ts = %(end)s, resource_id = %(resource_id)s,
-                revision = revision + 1, updated_at = statement_timestamp()
-            WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_CANCELLED}
-            RETURNING {_ROW}
-        ){_and_history(_TAKEN, _EXPIRED)}"""
     params = {
         "salon_id": booking.salon_id,
         "booking_id": booking.booking_id,
         "resource_id": resource_id or None,
         "start": start,
         "end": end,
+        "type": "RESCHEDULED",
+        **said._asdict(),
     }
-    return next(await _fetch_taken(conn, query, params | {"type": "RESCHEDULED", **said._asdict()}))
+    return Statement(_RESCHEDULE, params, _taken)
 
 
-async def _fetch_taken(conn: AsyncConnection[Any], query: str, params: Mapping[str, object]) -> Iterator[Taken]:
-    names, rows = await fetch_rows(conn, query, params)
-    return (Taken(Booking(**dict(zip(names[1:], row[1:], strict=True))), row[0]) for row in rows)
+_RESCHEDULE = f"""{_TAKE}, booking AS (
+        UPDATE bookings SET start_ts = %(start)s, end_ts = %(end)s, resource_id = %(resource_id)s,
+            revision = revision + 1, updated_at = statement_timestamp()
+        WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_CANCELLED}
+        RETURNING {_ROW}
+    ){_and_history(_TAKEN, _EXPIRED)}"""
 
 
 async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> list[str]:

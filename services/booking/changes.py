@@ -8,11 +8,12 @@ from libs.rpc import Write, errors, moment, period, whole_seconds
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import change_queries as queries
 from services.booking import transitions
-from services.booking.change_queries import Locked, Said
+from services.booking.change_queries import Locked, Said, Taken
 from services.booking.rpcs import Rpcs, resource_lock
 
 # No 0, 1, I, L, O or U: a code is read out and typed.
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+CODE_LENGTH = 6
 LAST_MOMENT = datetime.fromisoformat("9999-01-01T00:00:00Z")
 # How often a booking may change its resource under a writer that waits for the resource.
 ATTEMPTS = 5
@@ -25,7 +26,7 @@ class ChangeRpcs(Rpcs):
     constraint's index and then find each other would deadlock. Whoever frees a time waits for nobody.
     """
 
-    async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> pb.Booking:
+    async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> bytes:
         """Book a time."""
         start, end = moment(request, "start_time"), moment(request, "end_time")
         if start == end:
@@ -33,37 +34,46 @@ class ChangeRpcs(Rpcs):
         whole_seconds(request, "hold_duration")
         phone = await self.phone(request, "customer_phone")
         salon_id, resource_id = request.salon_id, request.resource_id
-        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(6))
+        code = new_code()
         locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
-        async with self.write(request, salon_id, *self.touched(salon_id, code), locks=locks) as write:
-            inserted = await queries.insert_booking(write.conn, request, phone, code, start, end)
+        insert = queries.insert_booking(request, phone, code, start, end)
+        async with self.write(request, salon_id, *self.touched(salon_id, code), locks=locks, first=[insert]) as write:
+            inserted: Taken | None = write.first[0]
             if inserted is None:
                 raise taken(request)
-            write.invalidate(*self.touched(salon_id, *inserted.expired))
+            if inserted.expired:
+                write.invalidate(*self.touched(salon_id, *inserted.expired))
             write.reply = inserted.booking
         return inserted.booking
 
-    async def UpdateBookingStatus(self, request: pb.UpdateBookingStatusRequest, context: Any) -> pb.Booking:
+    async def UpdateBookingStatus(self, request: pb.UpdateBookingStatusRequest, context: Any) -> bytes:
         """Move a booking to another status."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_")
-        async with self.write(request, salon_id, *self.touched(salon_id, code)) as write:
-            lock = self._locked_with_time if request.status == pb.BOOKING_STATUS_CONFIRMED else self._locked
-            before = await lock(write, request)
+        takes_time = request.status == pb.BOOKING_STATUS_CONFIRMED
+        first = (queries.resource_of if takes_time else queries.lock_booking)(salon_id, code)
+        async with self.write(request, salon_id, *self.touched(salon_id, code), first=[first]) as write:
+            [found] = write.first
+            before = await self._locked_with_time(write, request, found) if takes_time else _checked(request, found)
             transitions.check_status(before.booking, request.status, hold_expired=before.hold_expired)
             said = Said(request.actor, request.reason)
-            after = write.reply = await queries.update_booking_status(write.conn, before.booking, status, said)
+            after: bytes
+            [after] = await write.conn.run(queries.update_booking_status(before.booking, status, said))
+            write.reply = after
         return after
 
-    async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> pb.Booking:
+    async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> bytes:
         """Move a booking to another time or resource."""
-        salon_id, said = request.salon_id, Said(request.actor, request.reason)
-        async with self.write(request, salon_id, *self.touched(salon_id, request.booking_code.upper())) as write:
-            before = await self._locked_with_time(write, request, request.resource_id)
+        salon_id, code, said = request.salon_id, request.booking_code.upper(), Said(request.actor, request.reason)
+        first = queries.resource_of(salon_id, code)
+        async with self.write(request, salon_id, *self.touched(salon_id, code), first=[first]) as write:
+            before = await self._locked_with_time(write, request, write.first[0], request.resource_id)
             transitions.check_time(before.booking, hold_expired=before.hold_expired)
             start, end = _times(request, before.booking)
             resource_id = request.resource_id or before.booking.resource_id
-            after = await queries.reschedule_booking(write.conn, before.booking, resource_id, start, end, said)
+            move = queries.reschedule_booking(before.booking, resource_id, start, end, said)
+            after: Taken
+            [after] = await write.conn.run(move)
             write.invalidate(*self.touched(salon_id, *after.expired))
             write.reply = after.booking
         return after.booking
@@ -81,29 +91,22 @@ class ChangeRpcs(Rpcs):
             await self.cache.erase(*self.touched(salon_id))
         return erased
 
-    async def _locked(self, write: Write, request: Any) -> Locked:
-        """Return the booking of a request, locked. Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH."""
-        code = request.booking_code.upper()
-        locked = await queries.lock_booking(write.conn, request.salon_id, code)
-        if locked is None:
-            raise errors.not_found("booking", f"{request.salon_id}/{code}")
-        if request.etag and request.etag != locked.booking.etag:
-            raise errors.etag_mismatch("booking", f"{request.salon_id}/{code}")
-        return locked
-
-    async def _locked_with_time(self, write: Write, request: Any, *resource_ids: str) -> Locked:
+    async def _locked_with_time(
+        self, write: Write, request: Any, resource_id: str | None, *resource_ids: str
+    ) -> Locked:
         """Return the booking of a request, locked after the time of its resource and of others.
 
-        Raises: what `_locked` raises; CONFLICT if its resource keeps changing.
+        `resource_id` is what `resource_of` found. Raises: what `_checked` raises; CONFLICT if its resource keeps
+        changing.
         """
+        salon_id, code = request.salon_id, request.booking_code.upper()
         for _ in range(ATTEMPTS):
-            resource_id = await queries.resource_of(write.conn, request.salon_id, request.booking_code.upper())
-            names = {resource_id, *resource_ids}
-            await write.lock(*(resource_lock(request.salon_id, name) for name in names if name))
-            locked = await self._locked(write, request)
+            names = [resource_lock(salon_id, name) for name in {resource_id, *resource_ids} if name]
+            [found] = await write.lock(names, queries.lock_booking(salon_id, code))
+            locked = _checked(request, found)
             if locked.booking.resource_id == resource_id:
                 return locked
-            await write.unlock()
+            [resource_id] = await write.unlock(queries.resource_of(salon_id, code))
         raise errors.conflict()
 
     async def _all_locked_with_time(self, write: Write, salon_id: str, phone: str) -> dict[str, str]:
@@ -113,12 +116,29 @@ class ChangeRpcs(Rpcs):
         """
         for _ in range(ATTEMPTS):
             resource_ids = await queries.resources_of_customer(write.conn, salon_id, phone)
-            await write.lock(*(resource_lock(salon_id, resource_id) for resource_id in resource_ids))
+            await write.lock([resource_lock(salon_id, resource_id) for resource_id in resource_ids])
             locked = await queries.lock_bookings_of_customer(write.conn, salon_id, phone)
             if {resource_id for _, _, resource_id in locked if resource_id} <= set(resource_ids):
                 return {booking_id: code for booking_id, code, _ in locked}
             await write.unlock()
         raise errors.conflict()
+
+
+def new_code() -> str:
+    """Return a booking code made at random."""
+    number = secrets.randbelow(len(CODE_LETTERS) ** CODE_LENGTH)
+    letters = (CODE_LETTERS[number // len(CODE_LETTERS) ** place % len(CODE_LETTERS)] for place in range(CODE_LENGTH))
+    return "".join(letters)
+
+
+def _checked(request: Any, locked: Locked | None) -> Locked:
+    """Return the booking of a request. Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH."""
+    name = f"{request.salon_id}/{request.booking_code.upper()}"
+    if locked is None:
+        raise errors.not_found("booking", name)
+    if request.etag and request.etag != locked.booking.etag:
+        raise errors.etag_mismatch("booking", name)
+    return locked
 
 
 def taken(request: Any) -> errors.RpcError:

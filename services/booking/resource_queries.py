@@ -1,14 +1,16 @@
 """The statements about resources, one function each."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_one, fetch_page, fetch_returned, fetch_rows
-from libs.rpc import Page
-from parlor.booking.v1.booking_pb2 import Resource, UpsertResourceRequest
-from services.booking.salon_queries import as_json
+from libs.db import STAMP, Loaded, fetch_one, fetch_pages, fetch_returned, fetch_rows, unnest, where
+from libs.rpc import Page, RpcError, given, names_given, responses
+from libs.rpc.errors import not_found
+from parlor.booking.v1.booking_pb2 import ListResourcesResponse, Resource, UpsertResourceRequest
+from services.booking.salon_queries import KNOWN_SALON, as_json
 
 RESOURCE = (
     "resource_id, salon_id, name, active, working_hours, special_hours,"
@@ -41,24 +43,46 @@ async def upsert_resource(conn: AsyncConnection[Any], request: UpsertResourceReq
     )
 
 
-async def list_resources(
-    conn: AsyncConnection[Any], salon_id: str, active_only: bool, page: Page
-) -> Loaded[list[bytes]]:
-    """Return up to one resource more than the page has, ordered by resource_id.
+class ResourceFilters(NamedTuple):
+    """Which resources of a salon to list."""
 
-    Raises: LookupError if there is no such salon.
+    salon_id: str
+    active_only: bool
+
+
+async def list_resources(
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[ResourceFilters, Page]]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return a ListResourcesResponse for each page, ordered by resource_id; SALON_NOT_FOUND for no such salon.
+
+    All have the same filters, with different values.
     Source: index resources_pkey.
     """
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s
+    query = resources_statement(names_given(wanted[0]))
+    lists = await fetch_pages(conn, Resource, query, list(map(given, wanted)))
+    return responses(wanted, lists, ListResourcesResponse, "create_time", "resource_id", _no_salon)
+
+
+@cache
+def resources_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that lists resources; `names` are those of its parameters."""
+    types = {"salon_id": "text", "active_only": "bool", "rows": "int", "after": "bigint", "id": "text"}
+    conditions = {
+        "salon_id": "salon_id = wanted.salon_id",
+        "active_only": "active",
+        "after": "resource_id > wanted.id",
+    }
+    return f"""
+        SELECT stamp, place, page.*
+        FROM {STAMP}, {unnest(types, names)}, {KNOWN_SALON}
         LEFT JOIN LATERAL (
-            SELECT {RESOURCE} FROM resources
-            WHERE salon_id = %(salon_id)s AND resource_id > %(after)s{" AND active" if active_only else ""}
-            ORDER BY resources.resource_id LIMIT %(limit)s
+            SELECT {RESOURCE} FROM resources WHERE {where(conditions, names)}
+            ORDER BY resources.resource_id LIMIT wanted.rows
         ) AS page ON true"""
-    params = {"salon_id": salon_id, "after": page.after_id or "", "limit": page.size + 1}
-    return await fetch_page(conn, Resource, query, params)
+
+
+def _no_salon(filters: ResourceFilters) -> RpcError:
+    return not_found("salon", filters.salon_id)
 
 
 async def availability(

@@ -3,11 +3,11 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, page
+from libs.rpc import errors, names_given, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability
 from services.booking import resource_queries as queries
+from services.booking.resource_queries import ResourceFilters
 from services.booking.rpcs import Rpcs, check_dates, resource_lock
 
 MOST_SLOTS = 10_000
@@ -32,16 +32,15 @@ class ResourceRpcs(Rpcs):
         """List a salon's resources."""
         salon_id, active_only = request.salon_id, request.active_only
         wanted = page(request.page_size, request.page_token, "ListResources", salon_id, active_only, uuid=False)
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            try:
-                stamp, resources = await queries.list_resources(conn, salon_id, active_only, wanted)
-            except LookupError as error:
-                raise errors.not_found("salon", salon_id) from error
-            return Loaded(stamp, wanted.fill(pb.ListResourcesResponse, resources, "create_time", "resource_id"))
-
         key = self.groups.bookings(salon_id).key("resources", digest(wanted))
-        return await self.cache.read(key, load, repeatable=True)
+        return await self.cache.look_up(
+            key,
+            (ResourceFilters(salon_id, active_only), wanted),
+            queries.list_resources,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=True,
+        )
 
     async def SearchAvailability(self, request: pb.SearchAvailabilityRequest, context: Any) -> bytes:
         """Return the free slots of a salon's resources in a period."""

@@ -28,6 +28,10 @@ SALONS_BY_PHONE_NUMBER_ID = f"""
     LEFT JOIN salons ON phone_number_id = wanted.id
     ORDER BY place"""
 
+# Leaves out what is `wanted` of a salon that is not there. LIMIT has Postgres look each up by salons_pkey: a plain join
+# may read all salons, since the plan does not know how few are wanted.
+KNOWN_SALON = "LATERAL (SELECT FROM salons WHERE salon_id = wanted.salon_id LIMIT 1) AS salon"
+
 
 async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> list[Loaded[bytes | None]]:
     """Return the salon of each id, in the order of the ids.

@@ -3,10 +3,10 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, page
+from libs.rpc import errors, names_given, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import ai_queries
+from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.rpcs import Rpcs
 
 
@@ -26,10 +26,12 @@ class AiRpcs(Rpcs):
         """List the AI messages of a conversation."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
         wanted = page(request.page_size, request.page_token, "ListAiMessages", salon_id, conversation_id)
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            stamp, rows = await ai_queries.list_ai_messages(conn, salon_id, conversation_id, wanted)
-            return Loaded(stamp, wanted.fill(pb.ListAiMessagesResponse, rows, "create_time", "ai_message_id"))
-
         key = self.groups.ai_messages(salon_id, conversation_id).key(digest(wanted))
-        return await self.cache.read(key, load, repeatable=True)
+        return await self.cache.look_up(
+            key,
+            (AiMessageFilters(salon_id, conversation_id), wanted),
+            ai_queries.list_ai_messages,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=True,
+        )

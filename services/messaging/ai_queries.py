@@ -1,12 +1,14 @@
 """The statements on AI messages, one function each."""
 
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_one, fetch_page
-from libs.rpc import Page
-from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, RecordAiMessageRequest
+from libs.db import STAMP, Loaded, fetch_one, fetch_pages, unnest, where
+from libs.rpc import Page, RpcError, given, names_given, responses
+from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, ListAiMessagesResponse, RecordAiMessageRequest
 
 AI_MESSAGE = (
     "ai_message_id::text, salon_id, conversation_id::text, model, 'AI_ROLE_' || role AS role, content, prompt_tokens,"
@@ -36,20 +38,38 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
     return await fetch_one(conn, AiMessage, query, params)
 
 
+class AiMessageFilters(NamedTuple):
+    """Whose AI messages to list."""
+
+    salon_id: str
+    conversation_id: str
+
+
 async def list_ai_messages(
-    conn: AsyncConnection[Any], salon_id: str, conversation_id: str, page: Page
-) -> Loaded[list[bytes]]:
-    """Return up to one AI message more than the page has, newest first.
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[AiMessageFilters, Page]]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return a ListAiMessagesResponse for each page, newest first. All are first pages, or none is.
 
     Source: report, "AI Message Indexes" 11; index idx_ai_messages_conversation_created.
     """
-    after = " AND (created_at, ai_message_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} LEFT JOIN LATERAL (
-            SELECT {AI_MESSAGE} FROM ai_messages
-            WHERE salon_id = %(salon_id)s AND conversation_id = %(conversation_id)s{after if page.after_id else ""}
-            ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT %(limit)s
+    query = ai_messages_statement(names_given(wanted[0]))
+    lists = await fetch_pages(conn, AiMessage, query, list(map(given, wanted)))
+    return responses(wanted, lists, ListAiMessagesResponse, "create_time", "ai_message_id")
+
+
+@cache
+def ai_messages_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that lists AI messages; `names` are those of its parameters."""
+    types = {"salon_id": "text", "conversation_id": "uuid", "rows": "int", "after": "bigint", "id": "uuid"}
+    conditions = {
+        "salon_id": "salon_id = wanted.salon_id",
+        "conversation_id": "conversation_id = wanted.conversation_id",
+        "after": "(created_at, ai_message_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
+    }
+    return f"""
+        SELECT stamp, place, page.*
+        FROM {STAMP}, {unnest(types, names)}
+        LEFT JOIN LATERAL (
+            SELECT {AI_MESSAGE} FROM ai_messages WHERE {where(conditions, names)}
+            ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT wanted.rows
         ) AS page ON true"""
-    params = {"salon_id": salon_id, "conversation_id": conversation_id}
-    return await fetch_page(conn, AiMessage, query, params | page.params)

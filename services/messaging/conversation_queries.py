@@ -1,12 +1,25 @@
 """The statements on conversations, one function each."""
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, elements, encoder, fetch_one, fetch_page, fetch_returned, fetch_undecoded
-from libs.rpc import Page, fitting
-from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, Message
+from libs.db import (
+    STAMP,
+    Loaded,
+    elements,
+    encoder,
+    fetch_batch,
+    fetch_one,
+    fetch_pages,
+    fetch_returned,
+    unnest,
+    where,
+)
+from libs.rpc import Page, RpcError, fitting, given, names_given, responses
+from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, ListConversationsResponse, Message
 from services.messaging.message_queries import MESSAGE
 
 COLUMNS = (
@@ -31,13 +44,79 @@ class Named(NamedTuple):
     user_id: str
 
     @property
-    def where(self) -> str:
-        """The condition, whose parameters are named as the fields."""
-        return " AND ".join(f"{field} = %({field})s" for field, value in self._asdict().items() if value)
+    def given(self) -> dict[str, str]:
+        """The names that are not empty."""
+        return {field: value for field, value in self._asdict().items() if value}
 
     def __str__(self) -> str:
         """Return the name that an error tells."""
         return f"{self.salon_id}/{self.conversation_id or self.phone_number or self.user_id}"
+
+
+class Wanted(NamedTuple):
+    """A conversation to read, with how many of its newest messages."""
+
+    named: Named
+    messages: int
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of its statement."""
+        return {**self.named.given, "messages": self.messages}
+
+    def names(self) -> tuple[str, ...]:
+        """Return what the text of its statement depends on: the names of its parameters."""
+        return tuple(self.params)
+
+
+async def conversations_with_messages(
+    conn: AsyncConnection[Any], wanted: Sequence[Wanted]
+) -> list[Loaded[bytes | None]]:
+    """Return each conversation with its newest messages, newest first, in one statement. All are named alike.
+
+    Of several of a user_id it is the one with the newest activity.
+    Source: report, "N+1 Query Elimination"; indexes conversations_pkey, salon_id_phone_number or
+    idx_conversations_salon_user, and idx_messages_conversation_created.
+    """
+    query = conversation_statement(wanted[0].names())
+    stamp, names, columns, slices = await fetch_batch(conn, query, [each.params for each in wanted])
+    first = names.index("message_id")
+    firsts = [slices[place].start for place in range(len(wanted))]
+    named = [[column[row] for row in firsts] for column in columns[:first]]
+    conversations = encoder(Conversation, *names[:first])(named)
+    messages = encoder(Message, *names[first:])(columns[first:])
+    found: list[Loaded[bytes | None]] = []
+    for place, conversation in enumerate(conversations):
+        rows = slices[place]
+        if columns[0][rows.start] is None:
+            found.append(Loaded(stamp, None))
+            continue
+        newest = fitting(messages[rows]) if columns[first][rows.start] is not None else []
+        found.append(Loaded(stamp, conversation + elements(newest, Conversation.MESSAGES_FIELD_NUMBER)))
+    return found
+
+
+@cache
+def conversation_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that reads conversations with their messages; `names` are those of its parameters."""
+    types = {
+        "salon_id": "text",
+        "conversation_id": "uuid",
+        "phone_number": "text",
+        "user_id": "text",
+        "messages": "int",
+    }
+    conditions = {name: f"{name} = wanted.{name}" for name in Named._fields}
+    return f"""
+        SELECT stamp, place, conversation.*, message.*
+        FROM {STAMP}, {unnest(types, names)}
+        LEFT JOIN LATERAL (
+            SELECT {CONVERSATION} FROM conversations WHERE {where(conditions, names)} {NEWEST} 1
+        ) AS conversation ON true
+        LEFT JOIN LATERAL (
+            SELECT {MESSAGE} FROM messages WHERE conversation_id = conversation.conversation_id::uuid
+            ORDER BY created_at DESC, messages.message_id DESC LIMIT wanted.messages
+        ) AS message ON message.salon_id = conversation.salon_id"""
 
 
 class Filters(NamedTuple):
@@ -49,78 +128,68 @@ class Filters(NamedTuple):
     unread_only: bool
     assignee: str
 
-    @property
-    def branches(self) -> list[str]:
-        """The conditions whose conversations together are wanted; without any filter one of each status.
 
-        So each is served by an index: that of the tag, else of the assignee, the unread or the status.
-        """
-        conditions = {
-            "tag": "tags @> ARRAY[%(tag)s::text]",
-            "assignee": "assignee = %(assignee)s AND assignee <> ''",
-            "unread_only": "unread_count > 0",
-            "status": "status = %(status)s",
-        }
-        wanted = [condition for field, condition in conditions.items() if getattr(self, field)]
-        statuses = (name.removeprefix("CONVERSATION_STATUS_") for name in ConversationStatus.keys()[1:])
-        return [" AND ".join(wanted)] if wanted else [f"status = '{status}'" for status in statuses]
-
-
-async def conversation_with_messages(
-    conn: AsyncConnection[Any], named: Named, message_limit: int
-) -> Loaded[bytes | None]:
-    """Return a conversation with up to `message_limit` messages, newest first, in one statement.
-
-    Of several of a user_id it is the one with the newest activity.
-    Source: report, "N+1 Query Elimination"; indexes conversations_pkey, salon_id_phone_number or
-    idx_conversations_salon_user, and idx_messages_conversation_created.
-    """
-    query = f"""
-        SELECT stamp, conversation.*, message.*
-        FROM {STAMP}
-        LEFT JOIN LATERAL (
-            SELECT {CONVERSATION} FROM conversations WHERE {named.where} {NEWEST} 1
-        ) AS conversation ON true
-        LEFT JOIN LATERAL (
-            SELECT {MESSAGE} FROM messages WHERE conversation_id = conversation.conversation_id::uuid
-            ORDER BY created_at DESC, messages.message_id DESC LIMIT %(limit)s
-        ) AS message ON message.salon_id = conversation.salon_id"""
-    names, rows = await fetch_undecoded(conn, query, {**named._asdict(), "limit": message_limit})
-    if rows[0][1] is None:
-        return Loaded(rows[0][0], None)
-    first = names.index("message_id")
-    conversation, message = encoder(Conversation, *names[1:first]), encoder(Message, *names[first:])
-    messages = fitting([message(row[first:]) for row in rows if row[first] is not None])
-    return Loaded(rows[0][0], conversation(rows[0][1:first]) + elements(messages, Conversation.MESSAGES_FIELD_NUMBER))
-
-
-async def list_conversations(conn: AsyncConnection[Any], filters: Filters, page: Page) -> Loaded[list[bytes]]:
-    """Return up to one conversation more than the page has, newest activity first.
+async def list_conversations(
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[Filters, Page]]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return a ListConversationsResponse for each page, newest activity first. All have the same filters.
 
     Source: report, "Conversation Indexes" 9; indexes idx_conversations_salon_tags,
     idx_conversations_salon_assignee_last, idx_conversations_salon_unread_last, idx_conversations_salon_status_last.
     """
-    after = (
-        " AND (last_message_at, conversation_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)"
-        if page.after_id
-        else ""
-    )
+    query = conversations_statement(names_given(wanted[0]))
+    lists = await fetch_pages(conn, Conversation, query, list(map(given, wanted)))
+    return responses(wanted, lists, ListConversationsResponse, "last_message_time", "conversation_id")
+
+
+@cache
+def conversations_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that lists conversations; `names` are those of its parameters.
+
+    Each of its branches is served by an index: that of the tag, else of the assignee, the unread or the status. Without
+    any filter there is a branch for each status.
+    """
+    types = {
+        "salon_id": "text",
+        "status": "text",
+        "tag": "text",
+        "unread_only": "bool",
+        "assignee": "text",
+        "rows": "int",
+        "after": "bigint",
+        "id": "uuid",
+    }
+    filters = {
+        "tag": "tags @> ARRAY[wanted.tag]",
+        "assignee": "assignee = wanted.assignee AND assignee <> ''",
+        "unread_only": "unread_count > 0",
+        "status": "status = wanted.status",
+    }
+    page = {
+        "salon_id": "salon_id = wanted.salon_id",
+        "after": (
+            "(last_message_at, conversation_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)"
+        ),
+    }
+    statuses = (name.removeprefix("CONVERSATION_STATUS_") for name in ConversationStatus.keys()[1:])
+    conditions = [where(filters, names)] if filters.keys() & set(names) else [f"status = '{name}'" for name in statuses]
     branches = " UNION ALL ".join(
-        f"(SELECT {COLUMNS} FROM conversations WHERE salon_id = %(salon_id)s AND {condition}{after} {NEWEST} %(limit)s)"
-        for condition in filters.branches
+        f"(SELECT {COLUMNS} FROM conversations WHERE {where(page, names)} AND {condition} {NEWEST} wanted.rows)"
+        for condition in conditions
     )
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} LEFT JOIN LATERAL (
-            SELECT {CONVERSATION} FROM ({branches}) AS conversations {NEWEST} %(limit)s
+    return f"""
+        SELECT stamp, place, page.*
+        FROM {STAMP}, {unnest(types, names)}
+        LEFT JOIN LATERAL (
+            SELECT {CONVERSATION} FROM ({branches}) AS conversations {NEWEST} wanted.rows
         ) AS page ON true"""
-    return await fetch_page(conn, Conversation, query, filters._asdict() | page.params)
 
 
 async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Conversation | None:
-    """Return a conversation, locked for the transaction; see `conversation_with_messages`."""
-    query = f"SELECT {CONVERSATION} FROM conversations WHERE {named.where} {NEWEST} 1 FOR UPDATE"
-    return await fetch_one(conn, Conversation, query, named._asdict())
+    """Return a conversation, locked for the transaction; see `conversations_with_messages`."""
+    conditions = " AND ".join(f"{name} = %({name})s" for name in named.given)
+    query = f"SELECT {CONVERSATION} FROM conversations WHERE {conditions} {NEWEST} 1 FOR UPDATE"
+    return await fetch_one(conn, Conversation, query, named.given)
 
 
 async def update_conversation(

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, page, size
+from libs.rpc import errors, names_given, page, size
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.groups import of_name, of_names
 from services.messaging import conversation_queries as queries
-from services.messaging.conversation_queries import Filters, Named
+from services.messaging.conversation_queries import Filters, Named, Wanted
 from services.messaging.rpcs import Rpcs, word
+from services.phones import is_national
 
 DEFAULT_MESSAGES = 10
 MOST_TAGS = 50
@@ -23,13 +23,15 @@ class ConversationRpcs(Rpcs):
         """Return the conversation with a customer and its newest messages."""
         named = await self._named(request)
         limit = size(request.message_limit, DEFAULT_MESSAGES)
-
-        async def load(conn: Any) -> Loaded[bytes | None]:
-            return await queries.conversation_with_messages(conn, named, limit)
-
         group = of_name(self.groups.conversations(request.salon_id), named.conversation_id, named.phone_number)
-        repeatable = not named.phone_number  # which may be a national one, of the region that the salon has by now
-        reply = await self.cache.read(group.key("get", digest(named, limit)), load, repeatable=repeatable)
+        reply = await self.cache.look_up(
+            group.key("get", digest(named, limit)),
+            Wanted(named, limit),
+            queries.conversations_with_messages,
+            batch=Wanted.names,
+            rows=limit + 1,
+            repeatable=not is_national(request.phone_number),
+        )
         if reply.body is None:
             raise errors.not_found("conversation", str(named))
         return reply
@@ -39,14 +41,15 @@ class ConversationRpcs(Rpcs):
         status = word(pb.ConversationStatus, request.status) if request.status else ""
         filters = Filters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
         wanted = page(request.page_size, request.page_token, "ListConversations", *filters)
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            stamp, rows = await queries.list_conversations(conn, filters, wanted)
-            response = wanted.fill(pb.ListConversationsResponse, rows, "last_message_time", "conversation_id")
-            return Loaded(stamp, response)
-
         key = self.groups.conversations(request.salon_id).key("list", digest(wanted))
-        return await self.cache.read(key, load, repeatable=True)
+        return await self.cache.look_up(
+            key,
+            (filters, wanted),
+            queries.list_conversations,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=True,
+        )
 
     async def UpdateConversationStatus(
         self, request: pb.UpdateConversationStatusRequest, context: Any

@@ -5,29 +5,33 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.db import fetch_encoded
+from libs.db import Statement, fetch_encoded
 from libs.rpc import Page
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
 from services.messaging.webhook import Failure
 
 
-async def insert_failures(
-    conn: AsyncConnection[Any], failures: Sequence[tuple[str, Failure]]
-) -> set[tuple[str, bytes]]:
+def insert_failures(failures: Sequence[tuple[str, Failure]]) -> Statement[set[tuple[str, bytes]]]:
     """Keep the failures, each with its salon_id, that are not there yet; return the salon_id and digest of each.
 
     Source: index webhook_failures_digest_key.
     """
-    query = b"""
+    query = """
         INSERT INTO webhook_failures (salon_id, digest, kind, reason, item)
         SELECT DISTINCT ON (salon_id, digest) salon_id, digest, kind, reason, item
-        FROM unnest(%s::text[], %s::bytea[], %s::text[], %s::text[], %s::text[])
-            AS given (salon_id, digest, kind, reason, item)
+        FROM unnest(%(salon_ids)s::text[], %(digests)s::bytea[], %(kinds)s::text[], %(reasons)s::text[],
+            %(items)s::text[]) AS given (salon_id, digest, kind, reason, item)
         ORDER BY salon_id, digest
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING salon_id, digest"""
-    rows = [(salon_id, item.digest, item.kind, item.reason, item.excerpt) for salon_id, item in failures]
-    return set(await (await conn.execute(query, tuple(map(list, zip(*rows, strict=True))))).fetchall())
+    params = {
+        "salon_ids": [salon_id for salon_id, _ in failures],
+        "digests": [failure.digest for _, failure in failures],
+        "kinds": [failure.kind for _, failure in failures],
+        "reasons": [failure.reason for _, failure in failures],
+        "items": [failure.excerpt for _, failure in failures],
+    }
+    return Statement(query, params, lambda _, rows: {(salon_id.decode(), digest) for salon_id, digest in rows})
 
 
 async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -> list[bytes]:
@@ -44,5 +48,5 @@ async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -
         SELECT webhook_failure_id::text, salon_id, 'WEBHOOK_ITEM_KIND_' || kind AS kind, reason, item AS raw_json,
             created_at AS create_time
         FROM webhook_failures WHERE salon_id = %(salon_id)s{after}
-        ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(limit)s"""
+        ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(rows)s"""
     return await fetch_encoded(conn, WebhookFailure, query, {"salon_id": salon_id} | page.params)

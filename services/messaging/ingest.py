@@ -1,9 +1,10 @@
 """The RPCs on webhook bodies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from libs.rpc import Write, page
+from libs.db import Statement
+from libs.rpc import page
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import failure_queries, ingest_queries, status_queries, webhook
@@ -20,6 +21,20 @@ class Received(NamedTuple):
     messages: Sequence[NewMessage]
     statuses: Sequence[NewStatus]
     failures: Sequence[tuple[str, webhook.Failure]]
+
+    def statements(self) -> dict[str, Statement[Any]]:
+        """Return what records it, in this order."""
+        statements: dict[str, Statement[Any]] = {}
+        if any(message.phone_number and message.user_id for message in self.messages):
+            statements["told"] = ingest_queries.tell_phone_numbers(self.messages)
+        if self.messages:
+            statements["messages"] = ingest_queries.insert_messages(self.messages)
+        if self.statuses:
+            statements["statuses"] = status_queries.insert_statuses(self.statuses)
+            statements["changed"] = status_queries.apply_statuses(self.statuses)
+        if self.failures:
+            statements["failures"] = failure_queries.insert_failures(self.failures)
+        return statements
 
     def locks(self) -> Iterator[str]:
         """Name what no other transaction may record meanwhile."""
@@ -47,33 +62,14 @@ class WebhookRpcs(Rpcs):
             else:
                 _count_unplaced(change, reply)
         received = _received(sorted(changes, key=lambda pair: pair[0].salon_id))
-        if any(received):
-            async with self.write(request, "", locks=tuple(set(received.locks()))) as write:
-                await self._record(write, received, reply)
+        if statements := received.statements():
+            first = list(statements.values())
+            async with self.write(request, "", locks=set(received.locks()), first=first) as write:
+                found = dict(zip(statements, write.first, strict=True))
+                written = [*found.get("messages", ()), *found.get("changed", ())]
+                write.invalidate(*self.touched(*found.get("told", ()), *(message.place for message in written)))
+            _count(received, found, reply)
         return reply
-
-    async def _record(self, write: Write, received: Received, reply: pb.IngestWebhookResponse) -> None:
-        """Record what the salons received, one statement a table, and count it."""
-        messages, statuses, failures = received
-        if messages:
-            told = await ingest_queries.tell_phone_numbers(write.conn, messages)
-            inserted = await ingest_queries.insert_messages(write.conn, messages)
-            write.invalidate(*self.touched(*told, *inserted))
-            unknown = sum(message.type == pb.MESSAGE_TYPE_UNKNOWN for message in inserted)
-            reply.unknown += unknown
-            reply.messages += len(inserted) - unknown
-            reply.duplicates += len(messages) - len(inserted)
-        if statuses:
-            names = await status_queries.insert_statuses(write.conn, statuses)
-            write.invalidate(*self.touched(*await status_queries.apply_statuses(write.conn, names)))
-            reply.statuses += len(names)
-            reply.duplicates += len(statuses) - len(names)
-        if failures:
-            fresh = await failure_queries.insert_failures(write.conn, failures)
-            expected = {(salon_id, failure.digest) for salon_id, failure in failures if failure.unknown}
-            reply.unknown += len(fresh & expected)
-            reply.rejected += len(fresh - expected)
-            reply.duplicates += len(failures) - len(fresh)
 
     async def ListWebhookFailures(self, request: pb.ListWebhookFailuresRequest, context: Any) -> bytes:
         """List the webhook items of a salon that could not be recorded."""
@@ -81,6 +77,20 @@ class WebhookRpcs(Rpcs):
         async with self.database.connection() as conn:
             rows = await failure_queries.list_failures(conn, request.salon_id, wanted)
         return wanted.fill(pb.ListWebhookFailuresResponse, rows, "create_time", "webhook_failure_id")
+
+
+def _count(received: Received, found: Mapping[str, Any], reply: pb.IngestWebhookResponse) -> None:
+    """Count what the statements have recorded."""
+    messages, statuses, failures = received
+    inserted, added, failed = found.get("messages", ()), found.get("statuses", ()), found.get("failures", set())
+    unknown = sum(message.is_unknown for message in inserted)
+    expected = failed & {(salon_id, failure.digest) for salon_id, failure in failures if failure.unknown}
+    reply.messages += len(inserted) - unknown
+    reply.statuses += len(added)
+    reply.unknown += unknown + len(expected)
+    reply.rejected += len(failed - expected)
+    given, recorded = len(messages) + len(statuses) + len(failures), len(inserted) + len(added) + len(failed)
+    reply.duplicates += given - recorded
 
 
 def _count_unplaced(change: webhook.Change, reply: pb.IngestWebhookResponse) -> None:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import fetch_all
-from parlor.messaging.v1.messaging_pb2 import Message
+from libs.db import Statement, records
 from services.messaging.message_queries import MESSAGE
-from services.messaging.status_queries import fold
+from services.messaging.status_queries import Changed, Place, changed, fold, place
 
 
 class NewMessage(NamedTuple):
@@ -39,14 +38,6 @@ class NewMessage(NamedTuple):
     item: str | None
 
 
-class Told(NamedTuple):
-    """A conversation that was told its phone number."""
-
-    salon_id: str
-    conversation_id: str
-    phone_number: str
-
-
 def _upsert(place: str, conflict: str) -> str:
     """Return the statement that creates or revives the conversations of customers that have a phone number, or not."""
     return f"""
@@ -72,7 +63,7 @@ def _upsert(place: str, conflict: str) -> str:
             c.service_window_expires_at"""
 
 
-async def insert_messages(conn: AsyncConnection[Any], messages: Sequence[NewMessage]) -> list[Message]:
+def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[Changed]]:
     """Insert the messages whose whatsapp_id the salon does not have yet, and create or revive their conversations.
 
     Return the inserted ones. Left out, too, is what the service window does not allow: the caller rolls back then.
@@ -82,81 +73,81 @@ async def insert_messages(conn: AsyncConnection[Any], messages: Sequence[NewMess
     of them comes in between. Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key,
     idx_conversations_salon_user, message_status_events_pkey.
     """
-    query = f"""
-        WITH given AS (
-            SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-            FROM unnest(%(salon_id)s::text[], %(salon_known)s::boolean[], %(phone_number)s::text[], %(user_id)s::text[],
-                %(customer_name)s::text[], %(direction)s::text[], %(whatsapp_id)s::text[], %(type)s::text[],
-                %(content)s::text[], %(media_id)s::text[], %(reply_to_whatsapp_id)s::text[], %(error_code)s::int[],
-                %(error_title)s::text[], %(cost_micros)s::bigint[], %(currency_code)s::text[], %(language)s::text[],
-                %(created_at)s::timestamptz[], %(item)s::text[]
-            ) WITH ORDINALITY AS given (salon_id, salon_known, phone_number, user_id, customer_name, direction,
-                whatsapp_id, type, content, media_id, reply_to_whatsapp_id, error_code, error_title, cost_micros,
-                currency_code, language, created_at, item, place)
-            ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
-        ), named AS (
-            SELECT given.*, gen_random_uuid() AS message_id, coalesce(
-                phone_number,
-                CASE WHEN user_id IS NOT NULL THEN max(phone_number) OVER (PARTITION BY salon_id, user_id) END,
-                (SELECT k.phone_number FROM conversations AS k
-                 WHERE k.salon_id = given.salon_id AND k.user_id = given.user_id AND k.phone_number IS NOT NULL
-                 ORDER BY k.last_message_at DESC, k.conversation_id LIMIT 1)
-            ) AS phone
-            FROM given WHERE NOT EXISTS (
-                SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
-            )
-        ), fresh AS (
-            SELECT *, coalesce(phone, 'u' || user_id) AS customer FROM named
-            WHERE salon_known OR EXISTS (
-                SELECT FROM conversations AS k WHERE k.salon_id = named.salon_id AND k.phone_number = named.phone
-            ) OR EXISTS (
-                SELECT FROM conversations AS k
-                WHERE k.salon_id = named.salon_id AND k.user_id = named.user_id AND k.phone_number IS NULL
-            )
-        ), customer AS (
-            SELECT salon_id, phone AS phone_number, min(created_at) AS started_at, max(created_at) AS last_message_at,
-                (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
-                coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
-                    FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
-                max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
-                count(*) FILTER (WHERE direction = 'INBOUND') AS unread_count,
-                max(created_at) FILTER (WHERE direction = 'INBOUND') + interval '24 hours' AS service_window_expires_at
-            FROM fresh GROUP BY salon_id, customer, phone
-        ), with_phone AS ({_upsert("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
-        ), without_phone AS ({_upsert("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL")}
-        ), placed AS (
-            SELECT * FROM fresh JOIN (SELECT * FROM with_phone UNION ALL SELECT * FROM without_phone) AS conversation
-            USING (salon_id, customer)
-        ), recorded AS (
-            INSERT INTO messages (salon_id, message_id, conversation_id, phone_number, direction, whatsapp_id, type,
-                content, media_id, reply_to_whatsapp_id, language, created_at, recorded_cost_micros,
-                recorded_currency_code, status, error_code, error_title, pricing_category, billable, cost_micros,
-                currency_code, conversation_origin)
-            SELECT salon_id, message_id, conversation_id, phone, direction, whatsapp_id, type, content, media_id,
-                reply_to_whatsapp_id, coalesce(language, (
-                    SELECT m.language FROM messages AS m WHERE m.salon_id = placed.salon_id
-                    ORDER BY m.created_at DESC LIMIT 1
-                ), ''), created_at, placed.cost_micros, placed.currency_code,
-                CASE WHEN direction = 'INBOUND' THEN 'RECEIVED' ELSE said.status END,
-                coalesce(placed.error_code, said.error_code), coalesce(placed.error_title, said.error_title),
-                said.pricing_category, said.billable, said.cost_micros, said.currency_code, said.conversation_origin
-            FROM placed, LATERAL ({
-        fold(
-            "placed.salon_id",
-            "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
-            "placed.cost_micros",
-            "placed.currency_code",
+    return Statement(_INSERT_MESSAGES, {"messages": records(messages)}, changed)
+
+
+_INSERT_MESSAGES = f"""
+    WITH given AS (
+        SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
+        FROM ROWS FROM (json_to_recordset(%(messages)s::json) AS (salon_id text, salon_known boolean,
+            phone_number text, user_id text, customer_name text, direction text, whatsapp_id text, type text,
+            content text, media_id text, reply_to_whatsapp_id text, error_code int, error_title text,
+            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text
+        )) WITH ORDINALITY AS given (salon_id, salon_known, phone_number, user_id, customer_name, direction,
+            whatsapp_id, type, content, media_id, reply_to_whatsapp_id, error_code, error_title, cost_micros,
+            currency_code, language, created_at, item, place)
+        ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
+    ), named AS (
+        SELECT given.*, gen_random_uuid() AS message_id, coalesce(
+            phone_number,
+            CASE WHEN user_id IS NOT NULL THEN max(phone_number) OVER (PARTITION BY salon_id, user_id) END,
+            (SELECT k.phone_number FROM conversations AS k
+             WHERE k.salon_id = given.salon_id AND k.user_id = given.user_id AND k.phone_number IS NOT NULL
+             ORDER BY k.last_message_at DESC, k.conversation_id LIMIT 1)
+        ) AS phone
+        FROM given WHERE NOT EXISTS (
+            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         )
-    }) AS said
-            WHERE direction = 'INBOUND' OR type = 'TEMPLATE' OR created_at < service_window_expires_at
-            RETURNING {MESSAGE}
-        ), raw AS (
-            INSERT INTO raw_messages (salon_id, message_id, item)
-            SELECT salon_id, message_id, item::json FROM placed WHERE item IS NOT NULL
+    ), fresh AS (
+        SELECT *, coalesce(phone, 'u' || user_id) AS customer FROM named
+        WHERE salon_known OR EXISTS (
+            SELECT FROM conversations AS k WHERE k.salon_id = named.salon_id AND k.phone_number = named.phone
+        ) OR EXISTS (
+            SELECT FROM conversations AS k
+            WHERE k.salon_id = named.salon_id AND k.user_id = named.user_id AND k.phone_number IS NULL
         )
-        SELECT * FROM recorded"""
-    columns = dict(zip(NewMessage._fields, map(list, zip(*messages, strict=True)), strict=True))
-    return await fetch_all(conn, Message, query, columns)
+    ), customer AS (
+        SELECT salon_id, phone AS phone_number, min(created_at) AS started_at, max(created_at) AS last_message_at,
+            (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
+            coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
+                FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
+            max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
+            count(*) FILTER (WHERE direction = 'INBOUND') AS unread_count,
+            max(created_at) FILTER (WHERE direction = 'INBOUND') + interval '24 hours' AS service_window_expires_at
+        FROM fresh GROUP BY salon_id, customer, phone
+    ), with_phone AS ({_upsert("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
+    ), without_phone AS ({_upsert("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL")}
+    ), placed AS (
+        SELECT * FROM fresh JOIN (SELECT * FROM with_phone UNION ALL SELECT * FROM without_phone) AS conversation
+        USING (salon_id, customer)
+    ), recorded AS (
+        INSERT INTO messages (salon_id, message_id, conversation_id, phone_number, direction, whatsapp_id, type,
+            content, media_id, reply_to_whatsapp_id, language, created_at, recorded_cost_micros,
+            recorded_currency_code, status, error_code, error_title, pricing_category, billable, cost_micros,
+            currency_code, conversation_origin)
+        SELECT salon_id, message_id, conversation_id, phone, direction, whatsapp_id, type, content, media_id,
+            reply_to_whatsapp_id, coalesce(language, (
+                SELECT m.language FROM messages AS m WHERE m.salon_id = placed.salon_id
+                ORDER BY m.created_at DESC LIMIT 1
+            ), ''), created_at, placed.cost_micros, placed.currency_code,
+            CASE WHEN direction = 'INBOUND' THEN 'RECEIVED' ELSE said.status END,
+            coalesce(placed.error_code, said.error_code), coalesce(placed.error_title, said.error_title),
+            said.pricing_category, said.billable, said.cost_micros, said.currency_code, said.conversation_origin
+        FROM placed, LATERAL ({
+    fold(
+        "placed.salon_id",
+        "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
+        "placed.cost_micros",
+        "placed.currency_code",
+    )
+}) AS said
+        WHERE direction = 'INBOUND' OR type = 'TEMPLATE' OR created_at < service_window_expires_at
+        RETURNING {MESSAGE}
+    ), raw AS (
+        INSERT INTO raw_messages (salon_id, message_id, item)
+        SELECT salon_id, message_id, item::json FROM placed WHERE item IS NOT NULL
+    )
+    SELECT * FROM recorded"""
 
 
 async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> bool:
@@ -170,48 +161,47 @@ async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> b
     return bool((await conn.execute(query, message._asdict())).rowcount)
 
 
-async def tell_phone_numbers(conn: AsyncConnection[Any], messages: Sequence[NewMessage]) -> list[Told]:
+def tell_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[Place]]:
     """Give the conversations of a user_id without a phone number the one that a new message tells; return those.
 
     A number that has a conversation already stays with that. The caller holds the locks of both.
     Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
     """
     told = [message for message in messages if message.phone_number and message.user_id]
-    if not told:
-        return []
-    query = """
-        WITH given AS (
-            SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
-            FROM unnest(%(salon_id)s::text[], %(user_id)s::text[], %(phone_number)s::text[], %(whatsapp_id)s::text[])
-                WITH ORDINALITY AS given (salon_id, user_id, phone_number, whatsapp_id, place)
-            WHERE NOT EXISTS (
-                SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
-            )
-            ORDER BY salon_id, user_id, place
-        ), found AS (
-            SELECT DISTINCT ON (c.salon_id, given.phone_number) c.salon_id, c.conversation_id, given.phone_number
-            FROM given JOIN conversations AS c
-                ON c.salon_id = given.salon_id AND c.user_id = given.user_id AND c.phone_number IS NULL
-            WHERE NOT EXISTS (
-                SELECT FROM conversations AS k
-                WHERE k.salon_id = given.salon_id AND k.phone_number = given.phone_number
-            )
-            ORDER BY c.salon_id, given.phone_number, c.conversation_id
-        ), told AS (
-            UPDATE conversations AS c SET phone_number = found.phone_number FROM found
-            WHERE c.salon_id = found.salon_id AND c.conversation_id = found.conversation_id
-            RETURNING c.salon_id, c.conversation_id, c.phone_number
-        ), locked AS (
-            SELECT m.salon_id, m.message_id, told.phone_number
-            FROM told JOIN messages AS m
-                -- No index by the salon: with it Postgres may read all the salon's messages for each conversation.
-                ON m.conversation_id = told.conversation_id AND m.salon_id || '' = told.salon_id
-            ORDER BY m.message_id FOR NO KEY UPDATE OF m
-        ), moved AS (
-            UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
-            WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id
+    return Statement(_TELL_PHONE_NUMBERS, {"messages": records(told)}, lambda _, rows: list(map(place, rows)))
+
+
+_TELL_PHONE_NUMBERS = """
+    WITH given AS (
+        SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
+        FROM ROWS FROM (json_to_recordset(%(messages)s::json) AS (salon_id text, user_id text, phone_number text,
+            whatsapp_id text
+        )) WITH ORDINALITY AS given (salon_id, user_id, phone_number, whatsapp_id, place)
+        WHERE NOT EXISTS (
+            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         )
-        SELECT salon_id, conversation_id::text, phone_number FROM told"""
-    names = ("salon_id", "user_id", "phone_number", "whatsapp_id")
-    params = {name: [getattr(message, name) for message in told] for name in names}
-    return [Told(*row) for row in await (await conn.execute(query.encode(), params)).fetchall()]
+        ORDER BY salon_id, user_id, place
+    ), found AS (
+        SELECT DISTINCT ON (c.salon_id, given.phone_number) c.salon_id, c.conversation_id, given.phone_number
+        FROM given JOIN conversations AS c
+            ON c.salon_id = given.salon_id AND c.user_id = given.user_id AND c.phone_number IS NULL
+        WHERE NOT EXISTS (
+            SELECT FROM conversations AS k
+            WHERE k.salon_id = given.salon_id AND k.phone_number = given.phone_number
+        )
+        ORDER BY c.salon_id, given.phone_number, c.conversation_id
+    ), told AS (
+        UPDATE conversations AS c SET phone_number = found.phone_number FROM found
+        WHERE c.salon_id = found.salon_id AND c.conversation_id = found.conversation_id
+        RETURNING c.salon_id, c.conversation_id, c.phone_number
+    ), locked AS (
+        SELECT m.salon_id, m.message_id, told.phone_number
+        FROM told JOIN messages AS m
+            -- No index by the salon: with it Postgres may read all the salon's messages for each conversation.
+            ON m.conversation_id = told.conversation_id AND m.salon_id || '' = told.salon_id
+        ORDER BY m.message_id FOR NO KEY UPDATE OF m
+    ), moved AS (
+        UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
+        WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id
+    )
+    SELECT salon_id, conversation_id::text, phone_number FROM told"""

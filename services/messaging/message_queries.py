@@ -1,12 +1,14 @@
 """The statements that read messages, one function each."""
 
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, elements, encoder, fetch_one, fetch_page, fetch_undecoded
-from libs.rpc import Page
-from parlor.messaging.v1.messaging_pb2 import Message, MessageStatusEvent
+from libs.db import STAMP, Loaded, elements, encoder, fetch_one, fetch_pages, fetch_undecoded, unnest, where
+from libs.rpc import Page, RpcError, given, names_given, responses
+from parlor.messaging.v1.messaging_pb2 import ListMessagesResponse, Message, MessageStatusEvent
 
 MESSAGE = (
     "message_id::text, salon_id, conversation_id::text, phone_number, 'MESSAGE_DIRECTION_' || direction AS direction,"
@@ -50,39 +52,56 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
     if not rows:
         return None
     first = names.index("raw_json") + 1
-    message, event = encoder(Message, *names[:first]), encoder(MessageStatusEvent, *names[first:])
-    events = [event(row[first:]) for row in rows if row[first] is not None]
-    return message(rows[0][:first]) + elements(events, Message.STATUS_EVENTS_FIELD_NUMBER)
+    columns = list(zip(*rows, strict=True))
+    message = encoder(Message, *names[:first])([column[:1] for column in columns[:first]])[0]
+    events = encoder(MessageStatusEvent, *names[first:])(columns[first:]) if rows[0][first] is not None else []
+    return message + elements(events, Message.STATUS_EVENTS_FIELD_NUMBER)
+
+
+class MessageFilters(NamedTuple):
+    """Which messages of a salon to list; what is empty lets all pass."""
+
+    salon_id: str
+    conversation_id: str
+    phone_number: str
+    direction: str
 
 
 async def list_messages(
-    conn: AsyncConnection[Any], salon_id: str, conversation_id: str, phone_number: str, direction: str, page: Page
-) -> Loaded[list[bytes]]:
-    """Return up to one message more than the page has, newest first.
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[MessageFilters, Page]]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return a ListMessagesResponse for each page, newest first. All have the same filters, with different values.
 
     Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,
     idx_messages_phone_salon.
     """
-    conditions = (
-        (" AND conversation_id = %(conversation_id)s", conversation_id),
-        (" AND phone_number = %(phone_number)s", phone_number),
-        (" AND direction = %(direction)s", direction),
-        (
-            " AND (created_at, message_id) < (timestamptz 'epoch' + %(after)s * interval '1 us', %(id)s::uuid)",
-            page.after_id,
-        ),
-    )
-    where = "".join(condition for condition, value in conditions if value)
-    query = f"""
-        SELECT stamp, page.*
-        FROM {STAMP} LEFT JOIN LATERAL (
-            SELECT {MESSAGE} FROM messages WHERE salon_id = %(salon_id)s{where}
-            ORDER BY created_at DESC, messages.message_id DESC LIMIT %(limit)s
-        ) AS page ON true"""
-    params = {
-        "salon_id": salon_id,
-        "conversation_id": conversation_id,
-        "phone_number": phone_number,
-        "direction": direction,
+    lists = await fetch_pages(conn, Message, messages_statement(names_given(wanted[0])), list(map(given, wanted)))
+    return responses(wanted, lists, ListMessagesResponse, "create_time", "message_id")
+
+
+@cache
+def messages_statement(names: tuple[str, ...]) -> str:
+    """Return the statement that lists messages; `names` are those of its parameters."""
+    types = {
+        "salon_id": "text",
+        "conversation_id": "uuid",
+        "phone_number": "text",
+        "direction": "text",
+        "rows": "int",
+        "after": "bigint",
+        "id": "uuid",
     }
-    return await fetch_page(conn, Message, query, params | page.params)
+    conditions = {
+        "salon_id": "salon_id = wanted.salon_id",
+        "conversation_id": "conversation_id = wanted.conversation_id",
+        "phone_number": "phone_number = wanted.phone_number",
+        "direction": "direction = wanted.direction",
+        "after": "(created_at, message_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
+    }
+    return f"""
+        SELECT stamp, place, page.*
+        FROM {STAMP}, {unnest(types, names)}
+        LEFT JOIN LATERAL (
+            SELECT {MESSAGE} FROM messages WHERE {where(conditions, names)}
+            ORDER BY created_at DESC, messages.message_id DESC LIMIT wanted.rows
+        ) AS page ON true"""

@@ -1,26 +1,29 @@
 """The RPCs on messages."""
 
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 from zlib import crc32
 
 from libs.cache import Reply, digest
-from libs.db import Loaded
-from libs.rpc import errors, moment, page
+from libs.db import Statement
+from libs.rpc import errors, moment, names_given, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.groups import of_name
 from services.messaging import ingest_queries, status_queries
 from services.messaging import message_queries as queries
 from services.messaging.ingest_queries import NewMessage
+from services.messaging.message_queries import MessageFilters
 from services.messaging.rpcs import Rpcs, word
 from services.messaging.salons import SalonUnknown
 from services.messaging.status_queries import NewStatus
+from services.phones import is_national
 
 
 class MessageRpcs(Rpcs):
     """Messages, recorded and read."""
 
-    async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> pb.Message:
+    async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message."""
         known = request.salon_id in self.salons.known
         message = _new_message(request, await self.phone_number(request), known=known)
@@ -33,15 +36,17 @@ class MessageRpcs(Rpcs):
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
 
-    async def _record_message(self, request: pb.RecordMessageRequest, message: NewMessage) -> pb.Message:
+    async def _record_message(self, request: pb.RecordMessageRequest, message: NewMessage) -> Any:
         salon_id = request.salon_id
         names = (message.whatsapp_id, message.user_id, message.phone_number)
-        locks = tuple(lock(salon_id, name) for name in names if name)
-        async with self.write(request, salon_id, locks=locks) as write:
-            told = await ingest_queries.tell_phone_numbers(write.conn, [message])
-            inserted = await ingest_queries.insert_messages(write.conn, [message])
-            write.invalidate(*self.touched(*told, *inserted))
-            recorded = inserted[0] if inserted else None
+        locks = [lock(salon_id, name) for name in names if name]
+        first: list[Statement[Any]] = [ingest_queries.insert_messages([message])]
+        if message.phone_number and message.user_id:
+            first.insert(0, ingest_queries.tell_phone_numbers([message]))
+        async with self.write(request, salon_id, locks=locks, first=first) as write:
+            *told, inserted = write.first
+            write.invalidate(*self.touched(*chain(*told), *(recorded.place for recorded in inserted)))
+            recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
             if recorded is None:
@@ -49,16 +54,18 @@ class MessageRpcs(Rpcs):
             write.reply = recorded
         return recorded
 
-    async def RecordMessageStatus(self, request: pb.RecordMessageStatusRequest, context: Any) -> pb.Message:
+    async def RecordMessageStatus(self, request: pb.RecordMessageStatusRequest, context: Any) -> Any:
         """Record what became of a message."""
         salon_id, whatsapp_id = request.salon_id, request.whatsapp_id
-        async with self.write(request, salon_id, locks=(lock(salon_id, whatsapp_id),)) as write:
-            inserted = await status_queries.insert_statuses(write.conn, [_new_status(request)])
-            changed = await status_queries.apply_statuses(write.conn, inserted)
-            write.invalidate(*self.touched(*changed))
+        status = [_new_status(request)]
+        first: list[Statement[Any]] = [status_queries.insert_statuses(status), status_queries.apply_statuses(status)]
+        async with self.write(request, salon_id, locks=[lock(salon_id, whatsapp_id)], first=first) as write:
+            _, changed = write.first
+            write.invalidate(*self.touched(*(message.place for message in changed)))
             message = write.reply = (
-                next(iter(changed), None)
-                or await queries.message_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+                changed[0].encoded()
+                if changed
+                else await queries.message_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
                 or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
             )
         return message
@@ -78,15 +85,16 @@ class MessageRpcs(Rpcs):
         filters = (salon_id, request.conversation_id.lower(), phone_number, request.direction)
         wanted = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = word(pb.MessageDirection, request.direction) if request.direction else ""
-
-        async def load(conn: Any) -> Loaded[bytes]:
-            stamp, rows = await queries.list_messages(
-                conn, salon_id, request.conversation_id, phone_number, direction, wanted
-            )
-            return Loaded(stamp, wanted.fill(pb.ListMessagesResponse, rows, "create_time", "message_id"))
-
+        chosen = MessageFilters(salon_id, request.conversation_id.lower(), phone_number, direction)
         group = of_name(self.groups.messages(salon_id), request.conversation_id.lower(), phone_number)
-        return await self.cache.read(group.key(digest(wanted)), load, repeatable=not phone_number)
+        return await self.cache.look_up(
+            group.key(digest(wanted)),
+            (chosen, wanted),
+            queries.list_messages,
+            batch=names_given,
+            rows=wanted.rows,
+            repeatable=not is_national(request.phone_number),
+        )
 
 
 def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, known: bool) -> NewMessage:

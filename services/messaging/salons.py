@@ -37,18 +37,21 @@ class Salons:
     async def of_phone_number_id(self, phone_number_id: str) -> Salon | None:
         """Return the salon of a phone_number_id, None if there is none.
 
+        As the booking service's own replies, it may be behind a write by the near cache's lease. That there is none is
+        never taken from a cache, unless booking does not answer: it would lose the messages of a new salon.
         Raises: BOOKING_UNAVAILABLE if booking does not answer, and the cache does not know either.
         """
+        key = self._groups.phone_number_id(phone_number_id).key()
+        cached = self._cache.near(key) or await self._cache.peek(key)
+        if cached is not None and cached.body:
+            return self._known(Salon.FromString(cached.body))
         request = booking_pb2.GetSalonByPhoneNumberIdRequest(phone_number_id=phone_number_id)
         try:
             return await self._ask(self._booking.GetSalonByPhoneNumberId, request)
         except errors.RpcError as error:
-            if error.code == grpc.StatusCode.NOT_FOUND:
+            if error.code == grpc.StatusCode.NOT_FOUND or cached is not None:
                 return None
-            cached = await self._cache.peek(self._groups.phone_number_id(phone_number_id).key())
-            if cached is None:
-                raise
-            return Salon.FromString(cached.body) if cached.body else None
+            raise
 
     async def _ask(self, method: Any, request: Any) -> Salon:
         try:
@@ -57,5 +60,8 @@ class Salons:
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise errors.not_found("salon", getattr(request, "salon_id", "")) from error
             raise errors.unavailable("BOOKING_UNAVAILABLE", "the booking service does not answer") from error
+        return self._known(salon)
+
+    def _known(self, salon: Salon) -> Salon:
         self.known.add(salon.salon_id)
         return salon

@@ -45,11 +45,14 @@ async def search_messages(
                     SELECT m.*, query, {RELEVANCE} AS relevance FROM asked, messages AS m
                     WHERE salon_id = %(salon_id)s AND search @@ query OFFSET 0
                 ) AS ranked{after}
-                ORDER BY relevance DESC, message_id DESC LIMIT %(limit)s
+                ORDER BY relevance DESC, message_id DESC LIMIT %(rows)s
             ) AS found
             ORDER BY relevance DESC, found.message_id DESC
         ) AS page ON true"""
     names, rows = await fetch_undecoded(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
-    message = encoder(Message, *names[1:-1])
-    found = [Found(row[-1], row[1].decode(), message(row[1:-1])) for row in rows if row[1] is not None]
-    return Loaded(rows[0][0], found)
+    (stamp, *_), *columns, relevances = zip(*rows, strict=True)
+    if columns[0][0] is None:
+        return Loaded(stamp, [])
+    messages = encoder(Message, *names[1:-1])(columns)
+    found = zip(relevances, columns[0], messages, strict=True)
+    return Loaded(stamp, [Found(relevance, name.decode(), message) for relevance, name, message in found])

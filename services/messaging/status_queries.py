@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import fetch_all, fetch_returned
+from libs.db import Statement, encode_row, fetch_returned, records, text_array
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
 
@@ -32,6 +32,41 @@ class NewStatus(NamedTuple):
     cost_micros: int | None
     currency_code: str | None
     conversation_origin: str | None
+
+
+class Place(NamedTuple):
+    """What names a conversation."""
+
+    salon_id: str
+    conversation_id: str
+    phone_number: str
+
+
+class Changed(NamedTuple):
+    """A message that was written: where it is, and its row."""
+
+    place: Place
+    names: list[str]
+    row: Sequence[Any]
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it is of a type that is not known."""
+        return bool(self.row[self.names.index("type")] == b"MESSAGE_TYPE_UNKNOWN")
+
+    def encoded(self) -> bytes:
+        """Return the message's bytes."""
+        return encode_row(Message, self.names, self.row)
+
+
+def place(row: Sequence[bytes]) -> Place:
+    """Read a salon_id, a conversation_id and a phone_number."""
+    return Place(row[0].decode(), row[1].decode(), (row[2] or b"").decode())
+
+
+def changed(names: list[str], rows: list[Any]) -> list[Changed]:
+    """Read messages."""
+    return [Changed(place(row[1:4]), names, row) for row in rows]
 
 
 def told(row: str) -> str:
@@ -63,58 +98,72 @@ def fold(salon_id: str, whatsapp_id: str, cost_micros: str, currency_code: str) 
         ) AS said"""
 
 
-async def insert_statuses(conn: AsyncConnection[Any], statuses: Sequence[NewStatus]) -> list[tuple[str, str]]:
+def insert_statuses(statuses: Sequence[NewStatus]) -> Statement[list[tuple[str, str]]]:
     """Keep the statuses that are not there yet; return the salon_id and whatsapp_id of each.
 
-    The caller holds the locks of the whatsapp_ids, and then calls `apply_statuses`: a statement does not see its own
-    rows. Without an occurred_at any status of its kind that tells the same counts as it.
+    The caller holds the locks of the whatsapp_ids, and `apply_statuses` follows: a statement does not see its own rows.
+    Without an occurred_at any status of its kind that tells the same counts as it.
     Source: index message_status_events_pkey.
     """
-    query = f"""
-        INSERT INTO message_status_events (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
-            pricing_category, billable, cost_micros, currency_code, conversation_origin)
-        SELECT DISTINCT ON (salon_id, whatsapp_id, status, coalesce(occurred_at, now()))
-            salon_id, whatsapp_id, status, coalesce(occurred_at, now()), error_code, error_title, pricing_category,
-            billable, cost_micros, currency_code, conversation_origin
-        FROM unnest(%(salon_id)s::text[], %(whatsapp_id)s::text[], %(status)s::text[], %(occurred_at)s::timestamptz[],
-            %(error_code)s::int[], %(error_title)s::text[], %(pricing_category)s::text[], %(billable)s::boolean[],
-            %(cost_micros)s::bigint[], %(currency_code)s::text[], %(conversation_origin)s::text[]
-        ) WITH ORDINALITY AS given (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
-            pricing_category, billable, cost_micros, currency_code, conversation_origin, place)
-        WHERE occurred_at IS NOT NULL OR NOT EXISTS (
-            SELECT FROM message_status_events AS e
-            WHERE e.salon_id = given.salon_id AND e.whatsapp_id = given.whatsapp_id AND e.status = given.status
-                AND (num_nonnulls({told("given")}) = 0 OR ({told("e")}) IS NOT DISTINCT FROM ({told("given")}))
-        )
-        ORDER BY salon_id, whatsapp_id, status, coalesce(occurred_at, now()), place
-        ON CONFLICT DO NOTHING
-        RETURNING salon_id, whatsapp_id"""
-    columns = dict(zip(NewStatus._fields, map(list, zip(*statuses, strict=True)), strict=True))
-    return await (await conn.execute(query.encode(), columns)).fetchall()
+    return Statement(
+        _INSERT_STATUSES,
+        {"statuses": records(statuses)},
+        lambda _, rows: [(salon_id.decode(), whatsapp_id.decode()) for salon_id, whatsapp_id in rows],
+    )
 
 
-async def apply_statuses(conn: AsyncConnection[Any], names: Sequence[tuple[str, str]]) -> list[Message]:
-    """Fold the events of messages, named by salon_id and whatsapp_id, into them; return those that are known.
+_INSERT_STATUSES = f"""
+    INSERT INTO message_status_events (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
+        pricing_category, billable, cost_micros, currency_code, conversation_origin)
+    SELECT DISTINCT ON (salon_id, whatsapp_id, status, coalesce(occurred_at, now()))
+        salon_id, whatsapp_id, status, coalesce(occurred_at, now()), error_code, error_title, pricing_category,
+        billable, cost_micros, currency_code, conversation_origin
+    FROM ROWS FROM (json_to_recordset(%(statuses)s::json) AS (salon_id text, whatsapp_id text, status text,
+        occurred_at timestamptz, error_code int, error_title text, pricing_category text, billable boolean,
+        cost_micros bigint, currency_code text, conversation_origin text
+    )) WITH ORDINALITY AS given (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
+        pricing_category, billable, cost_micros, currency_code, conversation_origin, place)
+    WHERE occurred_at IS NOT NULL OR NOT EXISTS (
+        SELECT FROM message_status_events AS e
+        WHERE e.salon_id = given.salon_id AND e.whatsapp_id = given.whatsapp_id AND e.status = given.status
+            AND (num_nonnulls({told("given")}) = 0 OR ({told("e")}) IS NOT DISTINCT FROM ({told("given")}))
+    )
+    ORDER BY salon_id, whatsapp_id, status, coalesce(occurred_at, now()), place
+    ON CONFLICT DO NOTHING
+    RETURNING salon_id, whatsapp_id"""
+
+
+def apply_statuses(statuses: Sequence[NewStatus]) -> Statement[list[Changed]]:
+    """Fold the events of messages into them where this transaction has added some; return those messages.
 
     Several messages are locked in the order of their ids, as whatever changes several does.
     Source: indexes whatsapp_id, messages_pkey, message_status_events_pkey.
     """
-    if not names:
-        return []
-    cost = "coalesce(m.recorded_cost_micros, m.cost_micros)"
-    currency = "CASE WHEN m.recorded_cost_micros IS NULL THEN m.currency_code ELSE m.recorded_currency_code END"
-    query = f"""
-        UPDATE messages AS m SET recorded_cost_micros = {cost}, recorded_currency_code = {currency},
-            ({FOLDED}) = ({fold("m.salon_id", "m.whatsapp_id", cost, currency)})
-        FROM (
-            SELECT salon_id AS of_salon, message_id AS of_message
-            FROM unnest(%s::text[], %s::text[]) AS given (salon_id, whatsapp_id)
-            JOIN messages AS told USING (salon_id, whatsapp_id) WHERE told.direction = 'OUTBOUND'
-            ORDER BY message_id FOR NO KEY UPDATE OF told
-        ) AS named
-        WHERE m.salon_id = of_salon AND m.message_id = of_message
-        RETURNING {MESSAGE}"""
-    return await fetch_all(conn, Message, query, tuple(map(list, zip(*names, strict=True))))
+    params = {
+        "salon_ids": text_array(status.salon_id for status in statuses),
+        "whatsapp_ids": text_array(status.whatsapp_id for status in statuses),
+    }
+    return Statement(_APPLY_STATUSES, params, changed)
+
+
+_COST = "coalesce(m.recorded_cost_micros, m.cost_micros)"
+_CURRENCY = "CASE WHEN m.recorded_cost_micros IS NULL THEN m.currency_code ELSE m.recorded_currency_code END"
+_APPLY_STATUSES = f"""
+    UPDATE messages AS m SET recorded_cost_micros = {_COST}, recorded_currency_code = {_CURRENCY},
+        ({FOLDED}) = ({fold("m.salon_id", "m.whatsapp_id", _COST, _CURRENCY)})
+    FROM (
+        SELECT salon_id AS of_salon, message_id AS of_message
+        FROM unnest(%(salon_ids)s::text[], %(whatsapp_ids)s::text[]) AS given (salon_id, whatsapp_id)
+        JOIN messages AS told USING (salon_id, whatsapp_id)
+        WHERE told.direction = 'OUTBOUND' AND EXISTS (
+            SELECT FROM message_status_events AS e
+            WHERE e.salon_id = told.salon_id AND e.whatsapp_id = told.whatsapp_id
+                AND e.xmin = pg_current_xact_id()::xid
+        )
+        ORDER BY message_id FOR NO KEY UPDATE OF told
+    ) AS named
+    WHERE m.salon_id = of_salon AND m.message_id = of_message
+    RETURNING {MESSAGE}"""
 
 
 async def status_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whatsapp_id: str) -> Message:

@@ -84,7 +84,7 @@ def _integer(text: str) -> int | _Far:
 
 def check_signature(payload: bytes, signature: str, secret: str) -> None:
     """Raise INVALID_SIGNATURE unless the signature is WhatsApp's over these very bytes."""
-    expected = "sha256=" + hmac.new(secret.encode(), payload, hashlib.sha256).hexdigest()
+    expected = "sha256=" + hmac.digest(secret.encode(), payload, "sha256").hex()
     if not hmac.compare_digest(expected.encode(), signature.encode()):
         raise RpcError(
             grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE", "the signature is not that of this payload"
@@ -110,8 +110,8 @@ def read(payload: bytes) -> dict[str, Change]:
 
 
 def _read_change(item: Any, changes: defaultdict[str, Change]) -> None:
-    value = item.get("value") if isinstance(item, Mapping) else None
-    if not isinstance(value, Mapping):
+    value = item.get("value") if isinstance(item, dict) else None
+    if not isinstance(value, dict):
         changes[""].fail("OTHER", "value: is no object", item)
         return
     change = changes[_phone_number_id(value)]
@@ -128,7 +128,7 @@ def _read_change(item: Any, changes: defaultdict[str, Change]) -> None:
 
 def _phone_number_id(value: Mapping[str, Any]) -> str:
     metadata = value.get("metadata")
-    found = metadata.get("phone_number_id") if isinstance(metadata, Mapping) else None
+    found = metadata.get("phone_number_id") if isinstance(metadata, dict) else None
     return found if isinstance(found, str) and _PHONE_NUMBER_ID.fullmatch(found) else ""
 
 
@@ -153,10 +153,10 @@ def _read_status(item: Any, change: Change) -> None:
 
 def _list(holder: Any, name: str, kind: str, change: Change) -> list[Any]:
     """Return a list of a JSON object, empty if it has none; what is no list counts as one item that can't be read."""
-    found = holder.get(name, []) if isinstance(holder, Mapping) else None
+    found = holder.get(name, []) if isinstance(holder, dict) else None
     if isinstance(found, list):
         return found
-    change.fail(kind, f"{name}: is no list", found if isinstance(holder, Mapping) else holder)
+    change.fail(kind, f"{name}: is no list", found if isinstance(holder, dict) else holder)
     return []
 
 

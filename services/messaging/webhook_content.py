@@ -3,18 +3,18 @@
 Source: Meta, "Webhooks, messages reference", one page a type.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MEDIA = frozenset(("image", "audio", "video", "document", "sticker"))
 
 
 def word(holder: Any, name: str, most: int = 256) -> str | None:
     """Return a text of a JSON object; None if it is none, longer than `most` characters, or can't be stored."""
-    found = holder.get(name) if isinstance(holder, Mapping) else None
-    if not isinstance(found, str) or not 0 < len(found) <= most or "\0" in found:
-        return None
-    return None if any("\ud800" <= letter <= "\udfff" for letter in found) else found
+    found = holder.get(name) if isinstance(holder, dict) else None
+    return found if isinstance(found, str) and 0 < len(found) <= most and not _UNSTORABLE.search(found) else None
 
 
 class Parts:
@@ -23,8 +23,8 @@ class Parts:
     def __init__(self, item: Mapping[str, Any]) -> None:
         """Take a message; an edit shows the text and media that the message has now."""
         self._item = item
-        edited = part.get("message") if isinstance(part := _part(item), Mapping) and _kind(item) == "edit" else None
-        self._shown: Mapping[str, Any] = edited if isinstance(edited, Mapping) and _kind(edited) != "edit" else item
+        edited = part.get("message") if isinstance(part := _part(item), dict) and _kind(item) == "edit" else None
+        self._shown: Mapping[str, Any] = edited if isinstance(edited, dict) and _kind(edited) != "edit" else item
 
     @property
     def content(self) -> Any:
@@ -33,7 +33,7 @@ class Parts:
         reader = _READERS.get(kind)
         if reader is None:
             return word(part, "body", 65_536) or word(part, "caption", 65_536) or ""
-        return reader(part) or "" if isinstance(part, Mapping) or kind == "contacts" else ""
+        return reader(part) or "" if isinstance(part, dict) or kind == "contacts" else ""
 
     @property
     def media_id(self) -> str | None:
@@ -69,7 +69,7 @@ def _location(part: Mapping[str, Any]) -> Any:
 
 def _contacts(part: Any) -> Any:
     """Return the names on contact cards; of a card without one its first phone number."""
-    cards = [card for card in part if isinstance(card, Mapping)] if isinstance(part, list) else []
+    cards = [card for card in part if isinstance(card, dict)] if isinstance(part, list) else []
     return ", ".join(name for card in cards if (name := word(card.get("name"), "formatted_name", 1000) or _phone(card)))
 
 

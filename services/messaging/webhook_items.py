@@ -107,7 +107,7 @@ class Senders:
 
     def __init__(self, contacts: Any, messages: Any) -> None:
         """Read them; a lone contact is the sender of a lone message, however its wa_id is written."""
-        known = [contact for contact in contacts if isinstance(contact, Mapping)] if isinstance(contacts, list) else []
+        known = [contact for contact in contacts if isinstance(contact, dict)] if isinstance(contacts, list) else []
         lone = len(known) == 1 and isinstance(messages, list) and len(messages) == 1
         self._lone: Mapping[str, Any] = known[0] if lone else {}
         self._by_id = {
@@ -134,7 +134,7 @@ class Senders:
 
 def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
     """Return a message. Raises: Unreadable."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise Unreadable("is no object")
     if not raw:
         raise Unreadable("is nested too deeply")
@@ -153,10 +153,10 @@ def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
 
 def read_status(item: Any) -> Status:
     """Return a status. Raises: Unreadable."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise Unreadable("is no object")
     conversation = item.get("conversation")
-    origin = conversation.get("origin") if isinstance(conversation, Mapping) else None
+    origin = conversation.get("origin") if isinstance(conversation, dict) else None
     fields = {
         **_given(item, "id", "status", "timestamp"),
         **_error(item),
@@ -174,7 +174,7 @@ def _error(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return the code and the title of an item's first error."""
     errors = item.get("errors")
     error = errors[0] if isinstance(errors, list) and errors else None
-    code = error.get("code") if isinstance(error, Mapping) else None
+    code = error.get("code") if isinstance(error, dict) else None
     known = isinstance(code, int) and 0 < code < 2**31 and not isinstance(code, bool)
     title = word(error, "title", MOST_ERROR) or word(error, "message", MOST_ERROR)
     return {"error_code": code if known else None, "error_title": title}

@@ -27,7 +27,7 @@ class Price(NamedTuple):
 
 def price(pricing: Any) -> Price:
     """Read a status's `pricing`."""
-    if not isinstance(pricing, Mapping):
+    if not isinstance(pricing, dict):
         return Price()
     billable = _billable(pricing)
     currency = word(pricing, "currency", 3) or ""
@@ -49,7 +49,7 @@ def _micros(pricing: Mapping[str, Any]) -> int | None:
     try:
         if "amount_micros" in pricing:
             micros = _decimal(pricing["amount_micros"])
-        elif isinstance(amount, Mapping):
+        elif isinstance(amount, dict):
             micros = _decimal(amount.get("value")) / _decimal(amount.get("offset")) * 1_000_000
         else:
             micros = _decimal(amount) * 1_000_000

@@ -1,13 +1,18 @@
-"""The statements of the stats service, one function each. All start from the salon: without it they have no row."""
+"""The statements of the stats service, one function each.
 
-from collections.abc import Sequence
+Each counts for many periods at once. A period of a salon that is not there has no row, which is SALON_NOT_FOUND.
+"""
+
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, elements, encoder, fetch_page, fetch_undecoded
+from libs.db import STAMP, Loaded, elements, encoder, fetch_batch, fetch_pages, unnest
+from libs.rpc import RpcError
+from libs.rpc.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
     AiAnalytics,
     BookingStats,
@@ -20,82 +25,101 @@ from parlor.stats.v1.stats_pb2 import (
 
 # A sum as the proto can carry it.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
-PERIOD = "%(start)s::timestamptz AS start_time, %(end)s::timestamptz AS end_time"
 COST = "jsonb_build_object('currency_code', currency_code, 'cost_micros', cost)"
+TYPES = {"salon_id": "text", "start_time": "timestamptz", "end_time": "timestamptz", "bucket": "text"}
 
 
-async def salon_stats(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[bytes]:
-    """Count a period in one statement that reads indexes only, and no message's price but of those that have one.
+class Period(NamedTuple):
+    """What to count: a salon's rows from `start_time` to `end_time`, excluded."""
 
-    Raises: LookupError if there is no such salon.
+    salon_id: str
+    start_time: datetime
+    end_time: datetime
+
+
+class Buckets(NamedTuple):
+    """What to count in each `bucket` of a period: day, week or month."""
+
+    salon_id: str
+    start_time: datetime
+    end_time: datetime
+    bucket: str
+
+
+# LIMIT has Postgres look each up by salons_pkey: a plain join may read all salons.
+SALON = "LATERAL (SELECT salon_id, time_zone FROM salons WHERE salon_id = wanted.salon_id LIMIT 1) AS s"
+PERIODS = f"{STAMP}, {unnest(TYPES, Period._fields)}, {SALON}"
+PERIOD = "wanted.start_time, wanted.end_time"
+
+
+def _in_period(time: str) -> str:
+    return f"salon_id = wanted.salon_id AND {time} >= wanted.start_time AND {time} < wanted.end_time"
+
+
+SALON_STATS = f"""
+    SELECT stamp, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
+        now() AS as_of
+    FROM {PERIODS}
+    CROSS JOIN LATERAL (SELECT count(*) AS bookings FROM bookings WHERE {_in_period("start_ts")}) AS b
+    CROSS JOIN LATERAL (SELECT count(*) AS messages FROM messages WHERE {_in_period("created_at")}) AS m
+    CROSS JOIN LATERAL (
+        SELECT coalesce(jsonb_agg({COST} ORDER BY currency_code), '[]') AS costs,
+            CASE WHEN count(*) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
+        FROM (
+            SELECT currency_code, {SUM.format("cost_micros")} AS cost FROM messages
+            WHERE {_in_period("created_at")} AND cost_micros > 0
+            GROUP BY currency_code
+        ) AS of_currency
+    ) AS p
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS conversations FROM conversations WHERE {_in_period("started_at")}
+    ) AS c"""
+
+
+async def salon_stats(conn: AsyncConnection[Any], periods: Sequence[Period]) -> list[Loaded[bytes | RpcError]]:
+    """Count each period in one statement that reads indexes only, and no message's price but of those that have one.
+
     Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, idx_messages_salon_created,
     idx_messages_salon_priced, idx_conversations_salon_started.
     """
-    query = f"""
-        SELECT stamp, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
-            now() AS as_of
-        FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s
-        CROSS JOIN LATERAL (
-            SELECT count(*) AS bookings FROM bookings
-            WHERE salon_id = %(salon_id)s AND start_ts >= %(start)s AND start_ts < %(end)s
-        ) AS b
-        CROSS JOIN LATERAL (
-            SELECT count(*) AS messages FROM messages
-            WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
-        ) AS m
-        CROSS JOIN LATERAL (
-            SELECT coalesce(jsonb_agg({COST} ORDER BY currency_code), '[]') AS costs,
-                CASE WHEN count(*) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
-            FROM (
-                SELECT currency_code, {SUM.format("cost_micros")} AS cost FROM messages
-                WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
-                    AND cost_micros > 0
-                GROUP BY currency_code
-            ) AS of_currency
-        ) AS p
-        CROSS JOIN LATERAL (
-            SELECT count(*) AS conversations FROM conversations
-            WHERE salon_id = %(salon_id)s AND started_at >= %(start)s AND started_at < %(end)s
-        ) AS c"""
-    return await _one(conn, SalonStats, query, {"salon_id": salon_id, "start": start, "end": end})
+    return await _counted(conn, SalonStats, SALON_STATS, periods)
+
+
+_COSTS = f"coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE direction = '{{}}' AND cost > 0), '[]')"
+_COUNT = "coalesce(sum(messages) FILTER (WHERE direction = '{}'), 0)::bigint"
+MESSAGE_DIRECTION_STATS = f"""
+    SELECT stamp, place, s.salon_id, {PERIOD}, m.*, now() AS as_of
+    FROM {PERIODS}
+    CROSS JOIN LATERAL (
+        SELECT {_COUNT.format("INBOUND")} AS inbound_messages, {_COUNT.format("OUTBOUND")} AS outbound_messages,
+            {_COSTS.format("INBOUND")} AS inbound_costs, {_COSTS.format("OUTBOUND")} AS outbound_costs
+        FROM (
+            SELECT direction, currency_code, count(*) AS messages, {SUM.format("cost_micros")} AS cost
+            FROM messages WHERE {_in_period("created_at")}
+            GROUP BY direction, currency_code
+        ) AS of_direction
+    ) AS m"""
 
 
 async def message_direction_stats(
-    conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime
-) -> Loaded[bytes]:
-    """Count the messages of a period and their cost by direction.
+    conn: AsyncConnection[Any], periods: Sequence[Period]
+) -> list[Loaded[bytes | RpcError]]:
+    """Count the messages of each period and their cost by direction.
 
-    Raises: LookupError if there is no such salon.
     Source: report, "Direction statistics"; of a period index idx_messages_salon_created.
     """
-    costs = f"coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE direction = '{{}}' AND cost > 0), '[]')"
-    count = "coalesce(sum(messages) FILTER (WHERE direction = '{}'), 0)::bigint"
-    query = f"""
-        SELECT stamp, s.salon_id, {PERIOD},
-            {count.format("INBOUND")} AS inbound_messages, {count.format("OUTBOUND")} AS outbound_messages,
-            {costs.format("INBOUND")} AS inbound_costs, {costs.format("OUTBOUND")} AS outbound_costs, now() AS as_of
-        FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s
-        LEFT JOIN LATERAL (
-            SELECT direction, currency_code, count(*) AS messages, {SUM.format("cost_micros")} AS cost FROM messages
-            WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
-            GROUP BY direction, currency_code
-        ) AS m ON true
-        GROUP BY stamp, s.salon_id"""
-    return await _one(conn, MessageDirectionStats, query, {"salon_id": salon_id, "start": start, "end": end})
+    return await _counted(conn, MessageDirectionStats, MESSAGE_DIRECTION_STATS, periods)
 
 
-async def ai_analytics(conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime) -> Loaded[bytes]:
-    """Count the AI messages of a period, their tokens, cost, latency and the bookings they led to, by model.
-
-    Raises: LookupError if there is no such salon.
-    Source: report, "AI Message Indexes" 12; index idx_ai_messages_salon_created.
-    """
-    query = f"""
+AI_ANALYTICS = f"""
+    SELECT stamp, place, s.salon_id, {PERIOD}, coalesce(m.models, '[]') AS models, now() AS as_of
+    FROM {PERIODS}
+    CROSS JOIN LATERAL (
         WITH of_booking AS (
             SELECT model, currency_code, booking_code, count(*) AS messages, sum(cost_micros) AS cost,
                 sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
                 sum(latency_ms) AS latency_ms, max(latency_ms) AS max_latency_ms
-            FROM ai_messages WHERE salon_id = %(salon_id)s AND created_at >= %(start)s AND created_at < %(end)s
+            FROM ai_messages WHERE {_in_period("created_at")}
             GROUP BY model, currency_code, booking_code
         ), of_currency AS (
             SELECT model, sum(messages) AS messages, currency_code, {SUM.format("cost")} AS cost,
@@ -112,65 +136,43 @@ async def ai_analytics(conn: AsyncConnection[Any], salon_id: str, start: datetim
             ) AS usage
             FROM of_currency AS c GROUP BY model
         )
-        SELECT stamp, s.salon_id, {PERIOD},
-            coalesce((SELECT jsonb_agg(usage ORDER BY model) FROM of_model), '[]') AS models, now() AS as_of
-        FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s"""
-    return await _one(conn, AiAnalytics, query, {"salon_id": salon_id, "start": start, "end": end})
+        SELECT jsonb_agg(usage ORDER BY model) AS models FROM of_model
+    ) AS m"""
 
 
-async def booking_stats(
-    conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime, bucket: str
-) -> Loaded[bytes]:
-    """Count the bookings created in each bucket of a period, by status; `bucket` is day, week or month.
+async def ai_analytics(conn: AsyncConnection[Any], periods: Sequence[Period]) -> list[Loaded[bytes | RpcError]]:
+    """Count the AI messages of each period, their tokens, cost, latency and the bookings they led to, by model.
 
-    Raises: LookupError if there is no such salon.
-    Source: report, "Daily booking analytics"; index idx_bookings_created.
+    Source: report, "AI Message Indexes" 12; index idx_ai_messages_salon_created.
     """
-    statuses = ", ".join(
-        f"count(*) FILTER (WHERE status = '{name.upper()}') AS {name}"
-        for name in ("pending", "confirmed", "cancelled", "completed", "no_show")
-    )
-    counted = f"count(*) AS bookings, {statuses}"
-    columns = [field.name for field in BookingStats.DESCRIPTOR.fields][2:]
-    query = _bucketed("bookings", "created_at", counted, columns)
-    params = {"salon_id": salon_id, "start": start, "end": end, "bucket": bucket}
-    return await _rows(conn, BookingStats, ListBookingStatsResponse, query, params)
+    return await _counted(conn, AiAnalytics, AI_ANALYTICS, periods)
 
 
-async def conversation_stats(
-    conn: AsyncConnection[Any], salon_id: str, start: datetime, end: datetime, bucket: str
-) -> Loaded[bytes]:
-    """Count the conversations started in each bucket of a period; `bucket` is day, week or month.
+def _bucketed(table: str, time: str, counted: Mapping[str, str]) -> str:
+    """Return the statement that cuts periods by the salon's wall clock and counts in each; empty buckets are included.
 
-    Raises: LookupError if there is no such salon.
-    Source: report, "Conversation Indexes" 10; index idx_conversations_salon_started.
+    `counted` has what to count by the names of the columns.
     """
-    query = _bucketed("conversations", "started_at", "count(*) AS conversations", ["conversations"])
-    params = {"salon_id": salon_id, "start": start, "end": end, "bucket": bucket}
-    return await _rows(conn, ConversationStats, ListConversationStatsResponse, query, params)
-
-
-def _bucketed(table: str, time: str, counted: str, columns: Sequence[str]) -> str:
-    """Return the statement that cuts a period by the salon's wall clock, empty buckets included."""
-    filled = ", ".join(f"coalesce({column}, 0) AS {column}" for column in columns)
+    filled = ", ".join(f"coalesce({column}, 0) AS {column}" for column in counted)
+    counts = ", ".join(f"{count} AS {column}" for column, count in counted.items())
     return f"""
-        WITH salon AS (
-            SELECT stamp, time_zone FROM {STAMP} JOIN salons AS s ON s.salon_id = %(salon_id)s
-        ), counted AS (
-            SELECT date_trunc(%(bucket)s, {time} AT TIME ZONE time_zone) AS bucket, {counted}
-            FROM {table}, salon
-            WHERE salon_id = %(salon_id)s AND {time} >= %(start)s AND {time} < %(end)s
-            GROUP BY 1
-        )
-        SELECT stamp, now() AS as_of,
-            greatest({_first_moment("bucket")}, %(start)s) AS start_time,
-            least({_first_moment("(bucket + ('1 ' || %(bucket)s)::interval)")}, %(end)s) AS end_time, {filled}
-        FROM salon CROSS JOIN generate_series(
-            date_trunc(%(bucket)s, %(start)s AT TIME ZONE time_zone),
-            (%(end)s - interval '1 us') AT TIME ZONE time_zone,
-            ('1 ' || %(bucket)s)::interval
-        ) AS bucket LEFT JOIN counted USING (bucket)
-        ORDER BY bucket"""
+        SELECT stamp, place, now() AS as_of, buckets.*
+        FROM {STAMP}, {unnest(TYPES, Buckets._fields)}, {SALON}
+        CROSS JOIN LATERAL (
+            SELECT greatest({_first_moment("bucket")}, wanted.start_time) AS start_time,
+                least({_first_moment("(bucket + ('1 ' || wanted.bucket)::interval)")}, wanted.end_time) AS end_time,
+                {filled}
+            FROM generate_series(
+                date_trunc(wanted.bucket, wanted.start_time AT TIME ZONE time_zone),
+                (wanted.end_time - interval '1 us') AT TIME ZONE time_zone,
+                ('1 ' || wanted.bucket)::interval
+            ) AS bucket LEFT JOIN (
+                SELECT date_trunc(wanted.bucket, {time} AT TIME ZONE time_zone) AS bucket, {counts}
+                FROM {table} WHERE {_in_period(time)}
+                GROUP BY 1
+            ) AS counted USING (bucket)
+            ORDER BY bucket
+        ) AS buckets"""
 
 
 def _first_moment(wall_time: str) -> str:
@@ -180,18 +182,53 @@ def _first_moment(wall_time: str) -> str:
     return f"CASE WHEN {earlier} AT TIME ZONE time_zone = {wall_time} THEN {earlier} ELSE {moment} END"
 
 
-async def _one(conn: AsyncConnection[Any], kind: type[Message], query: str, params: dict[str, Any]) -> Loaded[bytes]:
-    stamp, rows = await fetch_page(conn, kind, query, params)
-    return Loaded(stamp, rows[0])
+BOOKING_STATS = _bucketed(
+    "bookings",
+    "created_at",
+    {"bookings": "count(*)"}
+    | {
+        status: f"count(*) FILTER (WHERE status = '{status.upper()}')"
+        for status in ("pending", "confirmed", "cancelled", "completed", "no_show")
+    },
+)
+CONVERSATION_STATS = _bucketed("conversations", "started_at", {"conversations": "count(*)"})
 
 
-async def _rows(
-    conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, params: dict[str, Any]
-) -> Loaded[bytes]:
-    """Return a response of the rows, whose first columns are the stamp and the moment."""
-    names, rows = await fetch_undecoded(conn, query, params)
-    if not rows:
-        raise LookupError
-    stamp, as_of = rows[0][:2]
-    encode = encoder(kind, *names[2:])
-    return Loaded(stamp, elements([encode(row[2:]) for row in rows]) + encoder(response, "as_of")([as_of]))
+async def booking_stats(conn: AsyncConnection[Any], buckets: Sequence[Buckets]) -> list[Loaded[bytes | RpcError]]:
+    """Count the bookings created in each bucket of each period, by status.
+
+    Source: report, "Daily booking analytics"; index idx_bookings_created.
+    """
+    return await _listed(conn, BookingStats, ListBookingStatsResponse, BOOKING_STATS, buckets)
+
+
+async def conversation_stats(conn: AsyncConnection[Any], buckets: Sequence[Buckets]) -> list[Loaded[bytes | RpcError]]:
+    """Count the conversations started in each bucket of each period.
+
+    Source: report, "Conversation Indexes" 10; index idx_conversations_salon_started.
+    """
+    return await _listed(conn, ConversationStats, ListConversationStatsResponse, CONVERSATION_STATS, buckets)
+
+
+async def _counted(
+    conn: AsyncConnection[Any], kind: type[Message], query: str, periods: Sequence[Period]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return the one row of each period as a message."""
+    lists = await fetch_pages(conn, kind, query, [period._asdict() for period in periods])
+    return [
+        Loaded(stamp, rows[0] if rows else not_found("salon", period.salon_id))
+        for period, (stamp, rows) in zip(periods, lists, strict=True)
+    ]
+
+
+async def _listed(
+    conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, buckets: Sequence[Buckets]
+) -> list[Loaded[bytes | RpcError]]:
+    """Return the rows of each period as a response; their first column is the moment."""
+    stamp, names, columns, slices = await fetch_batch(conn, query, [each._asdict() for each in buckets])
+    rows = encoder(kind, *names[1:])(columns[1:]) if columns else []
+    as_of = encoder(response, "as_of")([columns[0][:1]])[0] if columns else b""
+    return [
+        Loaded(stamp, elements(rows[slices[place]]) + as_of if place in slices else not_found("salon", each.salon_id))
+        for place, each in enumerate(buckets)
+    ]

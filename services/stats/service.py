@@ -4,14 +4,15 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
-from libs.cache import Cache, Group, Reply
-from libs.db import Database, Loaded
-from libs.rpc import Service, errors, period
+from libs.cache import Cache, Group, LoadMany, Reply
+from libs.db import Database
+from libs.rpc import Service, period
 from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
 from services.busiest import BusySalon, warm
 from services.groups import Groups
 from services.stats import queries
+from services.stats.queries import Buckets, Period
 
 
 class StatsService(stats_pb2_grpc.StatsServiceServicer):
@@ -24,47 +25,43 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def GetSalonStats(self, request: pb.GetSalonStatsRequest, context: Any) -> Reply:
         """Count a period."""
-        return await self._read(self.groups.stats(request.salon_id), "salon", request, queries.salon_stats)
+        return await self._counted(self.groups.stats(request.salon_id), "salon", request, queries.salon_stats)
 
     async def ListBookingStats(self, request: pb.ListBookingStatsRequest, context: Any) -> Reply:
         """Count the bookings created in each bucket of a period."""
-        bucket = _bucket(request.bucket)
-        return await self._read(self.groups.stats(request.salon_id), "bookings", request, queries.booking_stats, bucket)
+        return await self._listed("bookings", request, queries.booking_stats)
 
     async def ListConversationStats(self, request: pb.ListConversationStatsRequest, context: Any) -> Reply:
         """Count the conversations started in each bucket of a period."""
-        bucket = _bucket(request.bucket)
-        return await self._read(
-            self.groups.stats(request.salon_id), "conversations", request, queries.conversation_stats, bucket
-        )
+        return await self._listed("conversations", request, queries.conversation_stats)
 
     async def GetMessageDirectionStats(self, request: pb.GetMessageDirectionStatsRequest, context: Any) -> Reply:
         """Count the messages of a period by direction."""
         group = self.groups.stats(request.salon_id)
-        return await self._read(group, "directions", request, queries.message_direction_stats)
+        return await self._counted(group, "directions", request, queries.message_direction_stats)
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
         """Count the AI messages of a period by model."""
-        return await self._read(self.groups.ai(request.salon_id), "models", request, queries.ai_analytics)
+        return await self._counted(self.groups.ai(request.salon_id), "models", request, queries.ai_analytics)
 
     def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
         """Return the reads to be expected of a busy salon: its figures of this month."""
         return [lambda: self.GetSalonStats(pb.GetSalonStatsRequest(salon_id=salon.salon_id, **salon.this_month), None)]
 
-    async def _read(
-        self, group: Group, name: str, request: Any, query: Callable[..., Awaitable[Loaded[Any]]], *bucket: str
-    ) -> Reply:
+    async def _counted(self, group: Group, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures, cached under their name and the period."""
         start, end = period(request)
+        key = group.key(name, _compact(start), _compact(end))
+        wanted = Period(request.salon_id, start, end)
+        return await self.cache.look_up(key, wanted, load, rows=_rows(start, end), repeatable=True)
 
-        async def load(conn: Any) -> Loaded[Any]:
-            try:
-                return await query(conn, request.salon_id, start, end, *bucket)
-            except LookupError as error:
-                raise errors.not_found("salon", request.salon_id) from error
-
-        key = group.key(name, *bucket, _compact(start), _compact(end))
-        return await self.cache.read(key, load, repeatable=True)
+    async def _listed(self, name: str, request: Any, load: LoadMany) -> Reply:
+        """Return a period's figures by bucket, cached as those of `_counted`."""
+        start, end = period(request)
+        bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
+        key = self.groups.stats(request.salon_id).key(name, bucket, _compact(start), _compact(end))
+        wanted = Buckets(request.salon_id, start, end, bucket)
+        return await self.cache.look_up(key, wanted, load, rows=_rows(start, end), repeatable=True)
 
 
 def build(cache: Cache, database: Database) -> Service:
@@ -79,8 +76,9 @@ def build(cache: Cache, database: Database) -> Service:
     )
 
 
-def _bucket(bucket: pb.TimeBucket.ValueType) -> str:
-    return pb.TimeBucket.Name(bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
+def _rows(start: datetime, end: datetime) -> int:
+    """Return as how many rows a period counts: a month takes a sixteenth of a statement, a year one of its own."""
+    return 2 + (end - start).days
 
 
 def _compact(time: datetime) -> str:

@@ -1,6 +1,12 @@
-"""The read RPCs, each with as many different requests as a round has calls, over the seed's data set."""
+"""Requests over the sample data: every read RPC with a thousand different ones, and writes without end."""
 
+import hashlib
+import hmac
+import itertools
+import json
+import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -9,12 +15,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.cache import Cache, CacheSettings
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
+from services.groups import Groups
+from tests.benchmarks.workloads import ZIPF, Step, Trace, salons
 
 SALON = "salon-123"
 CALLS = 1000
+CODES = 3000
+SALONS = 3000
 BATCH = 100
 BUSY = "bench-busy"  # a salon with a calendar in the future, where slots can be free
 BUSY_RESOURCES = 10
@@ -22,7 +33,7 @@ BUSY_WEEKS = 9
 
 
 class Case(NamedTuple):
-    """A read RPC: its service, its method, and a thousand different requests, or as many in batches."""
+    """A read RPC: its service, its method, and different requests."""
 
     service: str
     method: str
@@ -31,7 +42,7 @@ class Case(NamedTuple):
     @property
     def path(self) -> str:
         """The method as gRPC names it."""
-        return f"/parlor.{self.service}.v1.{self.service.capitalize()}Service/{self.method}"
+        return path_of(self.service, self.method)
 
     @property
     def reply(self) -> str:
@@ -41,18 +52,23 @@ class Case(NamedTuple):
         return str(services[f"{self.service.capitalize()}Service"].methods_by_name[self.method].output_type.full_name)
 
 
+def path_of(service: str, method: str) -> str:
+    """Return a method of a service as gRPC names it."""
+    return f"/parlor.{service}.v1.{service.capitalize()}Service/{method}"
+
+
 def add_salons(database_url: str) -> None:
-    """Add as many small salons as a round has calls, so that each call can be a miss of its own."""
+    """Add small salons, so that each of many look-ups can be a miss."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(
             "INSERT INTO salons (salon_id, phone_number_id, name, time_zone)"
             " SELECT 'bench-' || n, '99' || n, 'Salon ' || n, 'Europe/Berlin' FROM generate_series(1, %s) AS n",
-            [CALLS],
+            [SALONS],
         )
 
 
 def add_calendar(database_url: str) -> None:
-    """Add a salon with ten resources, open 54 hours a week, of which half are booked for weeks to come."""
+    """Add a salon with ten resources, open 54 hours a week, half of their time booked for weeks to come."""
     hours = ", ".join(
         f'{{"day_of_week": "{day}", "open_time": {{"hours": 9}}, "close_time": {{"hours": 18}}}}'
         for day in ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY")
@@ -110,16 +126,20 @@ def _weeks() -> Iterator[Message]:
 
 
 def cases(database_url: str) -> Iterator[Case]:
-    """Yield every read RPC of the services but ListWebhookFailures, which the data set has none of."""
-    codes = _rows(database_url, f"SELECT booking_code FROM bookings WHERE salon_id = '{SALON}' LIMIT {CALLS}")
+    """Yield every read RPC of the services but ListWebhookFailures, of which the data has none.
+
+    The salons of `add_salons` are asked for first where they are, so that there are as many as calls.
+    """
+    ids_of_salons = _rows(database_url, "SELECT salon_id, phone_number_id FROM salons ORDER BY salon_id")
+    codes = _rows(database_url, f"SELECT booking_code FROM bookings WHERE salon_id = '{SALON}' LIMIT {CODES}")
     phones = _rows(database_url, f"SELECT phone_number FROM conversations WHERE salon_id = '{SALON}'")
     ids = _rows(database_url, f"SELECT conversation_id::text FROM conversations WHERE salon_id = '{SALON}'")
     messages = _rows(database_url, f"SELECT whatsapp_id FROM messages WHERE salon_id = '{SALON}' LIMIT {CALLS}")
     numbers = range(1, CALLS + 1)
     requests: dict[tuple[str, str], Iterator[Message]] = {
-        ("booking", "GetSalon"): (booking.GetSalonRequest(salon_id=f"bench-{n}") for n in numbers),
+        ("booking", "GetSalon"): (booking.GetSalonRequest(salon_id=salon) for salon, _ in ids_of_salons[:CALLS]),
         ("booking", "GetSalonByPhoneNumberId"): (
-            booking.GetSalonByPhoneNumberIdRequest(phone_number_id=f"99{n}") for n in numbers
+            booking.GetSalonByPhoneNumberIdRequest(phone_number_id=number) for _, number in ids_of_salons[:CALLS]
         ),
         ("booking", "GetBookingByCode"): (
             booking.GetBookingByCodeRequest(salon_id=SALON, booking_code=code) for (code,) in codes
@@ -133,15 +153,15 @@ def cases(database_url: str) -> Iterator[Case]:
             booking.ListResourcesRequest(salon_id=f"salon-{123 + n % 20}", page_size=n // 20 + 1) for n in numbers
         ),
         ("booking", "ListBookingEvents"): (
-            booking.ListBookingEventsRequest(salon_id=SALON, booking_code=code) for (code,) in codes
+            booking.ListBookingEventsRequest(salon_id=SALON, booking_code=code) for (code,) in codes[:CALLS]
         ),
         ("booking", "BatchGetBookings"): (
             booking.BatchGetBookingsRequest(salon_id=SALON, booking_codes=[code for (code,) in codes[n : n + BATCH]])
-            for n in range(0, CALLS, BATCH)
+            for n in range(0, len(codes), BATCH)
         ),
         ("booking", "BatchGetSalons"): (
-            booking.BatchGetSalonsRequest(salon_ids=[f"bench-{n + 1}" for n in range(first, first + BATCH)])
-            for first in range(0, CALLS, BATCH)
+            booking.BatchGetSalonsRequest(salon_ids=[salon for salon, _ in ids_of_salons[n : n + BATCH]])
+            for n in range(0, len(ids_of_salons), BATCH)
         ),
         ("booking", "SearchAvailability"): _weeks(),
         ("messaging", "GetMessage"): (
@@ -158,9 +178,10 @@ def cases(database_url: str) -> Iterator[Case]:
             for (phone,) in phones
         ),
         ("messaging", "ListConversations"): (
-            messaging.ListConversationsRequest(salon_id=SALON, page_size=size, status=status)
-            for size in range(40, 61)
+            messaging.ListConversationsRequest(salon_id=SALON, page_size=size, status=status, unread_only=unread)
+            for size in range(25, 76)  # 50 on average
             for status in messaging.ConversationStatus.values()
+            for unread in (False, True)
         ),
         ("messaging", "ListMessages"): (
             messaging.ListMessagesRequest(salon_id=SALON, conversation_id=conversation_id, page_size=50 + size)
@@ -179,4 +200,75 @@ def cases(database_url: str) -> Iterator[Case]:
         ("stats", "GetAiAnalytics"): _periods(stats.GetAiAnalyticsRequest),
     }
     for (service, method), made in requests.items():
-        yield Case(service, method, [request.SerializeToString() for request in made][:CALLS])
+        yield Case(service, method, [request.SerializeToString() for request in made])
+
+
+def long_lists(database_url: str) -> Case:
+    """Return ListMessages of whole salons, a hundred messages a page, give or take five."""
+    big = _rows(database_url, "SELECT salon_id FROM messages GROUP BY 1 HAVING count(*) > 400 ORDER BY count(*) DESC")
+    requests = [
+        messaging.ListMessagesRequest(salon_id=salon_id, direction=direction, page_size=size).SerializeToString()
+        for size in range(95, 106)
+        for direction in messaging.MessageDirection.values()
+        for (salon_id,) in big
+    ]
+    return Case("messaging", "ListMessages", requests)
+
+
+@dataclass(frozen=True)
+class Writes:
+    """Requests to write, each valid once, and the steps of a mixed workload: whoever takes one makes the call."""
+
+    bookings: Iterator[bytes]
+    webhooks: Iterator[bytes]
+    steps: Iterator[Step]
+
+
+def writes(database_url: str, app_secret: str) -> Writes:
+    """Return the writes to a database; the webhooks are signed with the secret."""
+    groups = Groups(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
+    customers = [salon for salon in salons(database_url) if salon.customers]
+    trace = Trace(replace(ZIPF, calls=10**9), customers, groups)
+    return Writes(_bookings(database_url), _webhooks(database_url, app_secret), trace.steps())
+
+
+def _bookings(database_url: str) -> Iterator[bytes]:
+    """Yield requests of CreateBooking, each for an hour of a resource that nothing else takes."""
+    resources = _rows(database_url, "SELECT salon_id, resource_id FROM resources ORDER BY random()")
+    [phones] = zip(*_rows(database_url, "SELECT phone_number FROM conversations ORDER BY phone_number"), strict=True)
+    first = 4_000_000_000 + 3600 * secrets.randbelow(10_000_000)  # past whatever an earlier run has booked
+    for number, phone in enumerate(itertools.cycle(phones)):
+        salon_id, resource_id = resources[number % len(resources)]
+        start = first + 3600 * (number // len(resources))
+        times: dict[str, Any] = {
+            "start_time": Timestamp(seconds=start),
+            "end_time": Timestamp(seconds=start + 3600),
+        }
+        yield booking.CreateBookingRequest(
+            salon_id=salon_id, resource_id=resource_id, customer_phone=phone, customer_name="Zoë Hartmann", **times
+        ).SerializeToString()
+
+
+def _webhooks(database_url: str, app_secret: str) -> Iterator[bytes]:
+    """Yield requests of IngestWebhook, each with one new text message of a known customer."""
+    query = """SELECT phone_number_id, phone_number FROM conversations JOIN salons USING (salon_id)
+        WHERE phone_number_id IS NOT NULL ORDER BY conversation_id"""
+    customers, run = _rows(database_url, query), secrets.token_hex(6)
+    for number, (phone_number_id, phone) in enumerate(itertools.cycle(customers)):
+        payload = _body(phone_number_id, phone.removeprefix("+"), f"wamid.{run}{number}")
+        signature = "sha256=" + hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
+        yield messaging.IngestWebhookRequest(payload=payload, signature=signature).SerializeToString()
+
+
+def _body(phone_number_id: str, sender: str, whatsapp_id: str) -> bytes:
+    """Return a webhook body as WhatsApp sends one."""
+    text = {"body": "Do you have a slot on Friday?"}
+    message = {"from": sender, "id": whatsapp_id, "timestamp": "1749416383", "type": "text", "text": text}
+    value = {
+        "messaging_product": "whatsapp",
+        "metadata": {"display_phone_number": "15550783881", "phone_number_id": phone_number_id},
+        "contacts": [{"profile": {"name": "Sheena Nelson"}, "wa_id": sender}],
+        "messages": [message],
+    }
+    entry = {"id": "102290129340398", "changes": [{"value": value, "field": "messages"}]}
+    return json.dumps({"object": "whatsapp_business_account", "entry": [entry]}).encode()

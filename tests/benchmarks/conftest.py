@@ -1,96 +1,71 @@
-"""The system under measurement: servers and services in processes of their own, and the table at the end."""
+"""The system that all benchmarks of a run share, and the tables at the end."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from ops.migrate import migrate
-from ops.process import Server, free_port, free_ports, is_free, spawn
-from ops.seed import seed
-from ops.servers import Postgres, Valkey
-from ops.up import Plan, Service, environments
-from tests.benchmarks.cases import Case, add_calendar, add_salons, cases
+from tests.benchmarks.system import System, running
 
 DOCS = Path(__file__).parents[2] / "docs/performance.md"
-HEADING = "| RPC | in flight | echo, us | near | warm | cold | cache off |\n|---|---|---|---|---|---|---|\n"
+VARIANTS = {"ours": {}, "grpcio": {"SERVER_TRANSPORT": "grpcio"}}
 
 
-class Echo(Server):
-    """The bare grpcio server: grpc as it comes, without what libs/rpc/transport.py sets, unless it is asked for."""
+class Report:
+    """Tables by title, in which each test fills cells."""
 
-    def __init__(self, log: Path, experiments: str = "") -> None:
-        """Start nothing yet; `experiments` are GRPC_EXPERIMENTS, which this process has from libs/rpc."""
-        super().__init__("echo", None, log)
-        self.experiments = experiments
+    def __init__(self) -> None:
+        """Begin without tables."""
+        self._tables: dict[str, dict[str, dict[str, str]]] = {}
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start it with this Python."""
-        command = [sys.executable, "-m", "tests.benchmarks.echo", str(self.port)]
-        return spawn(command, self.log, self.stop_signal, environment={"GRPC_EXPERIMENTS": self.experiments})
+    def add(self, title: str, row: str, **cells: str) -> None:
+        """Fill cells of a row; their names become columns, with spaces for underscores."""
+        self._tables.setdefault(title, {}).setdefault(row, {}).update(cells)
 
-    def is_ready(self) -> bool:
-        """Return whether it listens."""
-        return not is_free(self.port)
+    def markdown(self) -> str:
+        """Return the tables."""
+        return "\n\n".join(f"{title}\n\n{self._table(title)}" for title in self._tables)
+
+    def _table(self, title: str) -> str:
+        rows = self._tables[title]
+        columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        heading = ["", *(column.replace("_", " ") for column in columns)]
+        lines = [heading, ["---"] * len(heading)]
+        lines += [[row, *(cells.get(column, "-") for column in columns)] for row, cells in rows.items()]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-@dataclass
-class System:
-    """What runs: ports and process ids by name, and the cases over its data."""
-
-    servers: dict[str, Server]
-    redis_url: str
-    cases: dict[str, Case]
-    rows: list[str] = field(default_factory=list)
+REPORT = pytest.StashKey[Report]()
 
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Postgres, Valkey, the seed's data set at scale 1, the three services and the echo."""
-    folder = tmp_path_factory.mktemp("bench")
-    with ExitStack() as stack:
-        postgres = stack.enter_context(Postgres(folder / "postgres"))
-        valkey = stack.enter_context(Valkey())
-        migrate(postgres.dsn)
-        seed(postgres.dsn, 1)
-        add_salons(postgres.dsn)
-        add_calendar(postgres.dsn)
-        ports = {name: free_port() for name in ("booking", "messaging", "stats")}
-        plan = Plan(folder, None, False, 1, ports, free_ports(len(ports))[0])
-        settings = environments(plan, postgres.local_dsn, valkey.local_url)
-        cold = {"REDIS_WARM": "0"}  # what was dropped stays a miss
-        servers: dict[str, Server] = {
-            name: stack.enter_context(Service(name, ports[name], folder / f"{name}.log", settings[name] | cold))
-            for name in ports
-        }
-        servers["echo"] = stack.enter_context(Echo(folder / "echo.log"))
-        yield System(servers, valkey.url, {case.method: case for case in cases(postgres.dsn)})
+    """The echo, the services as they come (`ours`), and the services on grpcio's server."""
+    with running(tmp_path_factory.mktemp("bench"), VARIANTS) as system:
+        yield system
+
+
+@pytest.fixture
+def report(pytestconfig: pytest.Config) -> Report:
+    """The tables that the run prints in the end."""
+    return pytestconfig.stash.setdefault(REPORT, Report())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --write-docs."""
-    parser.addoption("--write-docs", action="store_true", help="Put the table into docs/performance.md.")
+    parser.addoption("--write-docs", action="store_true", help="Put the tables into docs/performance.md.")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the table, and write it down if asked."""
-    rows = [str(row) for row in config.stash.get(ROWS, [])]
-    if not rows:
+    """Print the tables, and write them down if asked."""
+    if not (tables := config.stash.get(REPORT, Report()).markdown()):
         return
-    terminalreporter.section("server CPU per RPC, as a multiple of the echo's")
-    table = HEADING + "\n".join(rows)
-    terminalreporter.write_line(table)
+    terminalreporter.section("costs in echoes of grpcio")
+    terminalreporter.write_line(tables)
     if config.getoption("--write-docs"):
         text = DOCS.read_text()
-        marked = f"<!-- bench -->\n{table}\n<!-- /bench -->"
+        marked = f"<!-- bench -->\n{tables}\n<!-- /bench -->"
         DOCS.write_text(re.sub(r"<!-- bench -->.*<!-- /bench -->", lambda _: marked, text, flags=re.DOTALL))
-
-
-ROWS = pytest.StashKey[list[str]]()

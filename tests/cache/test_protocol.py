@@ -193,7 +193,7 @@ async def test_a_body_that_fails_writes_nothing_and_gives_its_connection_back(sh
             async with shop.cache.transaction(shop.shelf()) as write:
                 await put(write.conn, "new")
                 raise ZeroDivisionError
-    await shop.cache.store.register(shop.shelf().meta, 0)  # all that were asked for before have been answered, too
+    await shop.cache.store.register([shop.shelf().meta], 0)  # all that were asked for before have been answered, too
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
@@ -210,7 +210,7 @@ async def test_a_cancelled_writer_writes_nothing_wherever_it_stands(shop: Shop) 
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
-    await shop.cache.store.register(shop.shelf().meta, 0)  # all that were asked for before have been answered, too
+    await shop.cache.store.register([shop.shelf().meta], 0)  # all that were asked for before have been answered, too
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 

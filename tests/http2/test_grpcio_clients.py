@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from libs.rpc.channel import RETRY_POLICY
-from libs.rpc.transport import LARGEST_MESSAGE_BYTES
+from libs.rpc.settings import LARGEST_MESSAGE_BYTES
 from tests.http2.conftest import LARGE, Serve, Served, method
 from tests.http2.servicer import SERVICE
 

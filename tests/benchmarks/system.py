@@ -1,0 +1,117 @@
+"""The system under measurement: a bare echo and variants of the services, each server in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from ops.migrate import migrate
+from ops.process import Server, free_port, free_ports, is_free, spawn
+from ops.seed import seed
+from ops.servers import Postgres, Valkey, postgres_url
+from ops.up import Plan, Service, environments
+from tests.benchmarks.cases import Case, Writes, add_calendar, add_salons, cases, writes
+from tests.benchmarks.load import Target
+
+SERVICES = ("booking", "messaging", "stats")
+WITHOUT_WARMING = {"REDIS_WARM": "0"}  # an entry that was dropped stays a miss
+
+
+class Echo(Server):
+    """The bare grpcio server: grpc as it comes, without the setting of libs/rpc/transport.py unless it is given."""
+
+    def __init__(self, log: Path, experiments: str = "") -> None:
+        """Start nothing yet; `experiments` are GRPC_EXPERIMENTS, which this process has from libs/rpc."""
+        super().__init__("echo", None, log)
+        self.experiments = experiments
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start it with this Python."""
+        command = [sys.executable, "-m", "tests.benchmarks.echo", str(self.port)]
+        return spawn(command, self.log, self.stop_signal, environment={"GRPC_EXPERIMENTS": self.experiments})
+
+    def is_ready(self) -> bool:
+        """Return whether it listens."""
+        return not is_free(self.port)
+
+
+def target(server: Server) -> Target:
+    """Return where to call a server, and its process."""
+    return Target(server.port, server.pid)
+
+
+@dataclass
+class Variant:
+    """The three services in one environment, on a database and a Valkey of their own."""
+
+    name: str
+    services: Mapping[str, Server]
+    database_url: str
+    redis_url: str
+    writes: Writes
+
+    def target(self, service: str) -> Target:
+        """Return a service's process."""
+        return target(self.services[service])
+
+    @property
+    def targets(self) -> list[Target]:
+        """Every service's process, in the order of SERVICES."""
+        return [self.target(service) for service in SERVICES]
+
+
+@dataclass
+class System:
+    """What runs: the echo, the variants by name, and the read cases over the data that all of them have."""
+
+    echo: Server
+    variants: Mapping[str, Variant]
+    cases: Mapping[str, Case]
+
+
+@contextmanager
+def running(folder: Path, settings: Mapping[str, Mapping[str, str]]) -> Iterator[System]:
+    """Run the echo, and a variant of the services for each name, with its environment over the usual one.
+
+    Each has a copy of the sample data at scale 1, so that the same writes are valid for all. What one service logs
+    is in `folder`/NAME.
+    """
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres(folder / "postgres"))
+        migrate(postgres.dsn)
+        seed(postgres.dsn, 1)
+        add_salons(postgres.dsn)
+        add_calendar(postgres.dsn)
+        made = {case.method: case for case in cases(postgres.dsn)}
+        variants = {
+            name: _start(stack, postgres, folder / name, name, environment) for name, environment in settings.items()
+        }
+        yield System(stack.enter_context(Echo(folder / "echo.log")), variants, made)
+
+
+def _start(stack: ExitStack, postgres: Postgres, folder: Path, name: str, environment: Mapping[str, str]) -> Variant:
+    database = f"variant_{name}"
+    with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {database} TEMPLATE parlor".encode())
+    valkey = stack.enter_context(Valkey())
+    ports = {service: free_port() for service in SERVICES}
+    plan = Plan(folder, None, False, 1, ports, free_ports(len(ports))[0])
+    local = postgres.local_dsn.replace("/parlor", f"/{database}", 1)
+    usual = environments(plan, local, valkey.local_url)
+    own = {service: {**usual[service], **WITHOUT_WARMING, **environment} for service in SERVICES}
+    services = {
+        service: stack.enter_context(
+            Service(
+                service, ports[service], folder / f"{service}.log", {**own[service], **WITHOUT_WARMING, **environment}
+            )
+        )
+        for service in SERVICES
+    }
+    url = postgres_url(postgres.port, database)
+    return Variant(name, services, url, valkey.url, writes(url, own["messaging"]["WHATSAPP_APP_SECRET"]))

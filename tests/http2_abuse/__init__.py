@@ -1,0 +1,1 @@
+"""Hostile clients against libs.http2: what they cost the others, and the process."""

@@ -1,0 +1,64 @@
+"""A client that does no harm: `python -m tests.http2_abuse.neighbour PORT PID [CA]`.
+
+It makes a light call every 5 ms on one connection. Each line that it reads ends a round and begins another: it prints
+the times of the calls of the round that ends, in ms, and the statuses of those that failed, as JSON. The times are
+without those in which the server's process or this one had work and no CPU: these are other processes' doing.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+PAUSE_SECONDS = 0.005
+
+
+def waited_ns(pid: int) -> int:
+    """Return for how long a process has waited for a CPU."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+
+
+async def run(port: int, pid: int, authority: bytes | None) -> None:
+    """Call until the input ends."""
+    target = f"localhost:{port}"
+    if authority is None:
+        channel = grpc.aio.insecure_channel(target)
+    else:
+        channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(authority))
+    call: Any = channel.unary_unary("/abuse/Echo")
+    times: list[float] = []
+    failures: list[str] = []
+
+    async def call_once() -> None:
+        started, waited = time.perf_counter(), waited_ns(pid) + waited_ns(os.getpid())
+        try:
+            await call(b"x" * 100, timeout=10, wait_for_ready=False)
+        except grpc.aio.AioRpcError as error:
+            failures.append(f"{error.code().name}: {error.details()}")
+        waited = waited_ns(pid) + waited_ns(os.getpid()) - waited
+        times.append(max(0, (time.perf_counter() - started) * 1000 - waited / 1e6))
+
+    async def call_always() -> None:
+        while True:
+            await call_once()
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    for _ in range(20):
+        await call_once()
+    calling = asyncio.create_task(call_always())
+    loop = asyncio.get_running_loop()
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        print(json.dumps({"times_ms": times, "failures": failures}), flush=True)
+        times.clear()
+        failures.clear()
+    calling.cancel()
+    await channel.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(run(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]).read_bytes() if len(sys.argv) > 3 else None))

@@ -1,0 +1,182 @@
+"""What the booking service does with too much, and what its metrics tell of it."""
+
+from __future__ import annotations  # the AsyncStubs exist in the .pyi only
+
+import asyncio
+import struct
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from libs.cache import Cache, CacheSettings
+from libs.db import Database, DatabaseSettings
+from libs.rpc import ServerSettings, serve
+from ops.migrate import service_url
+from ops.process import free_ports
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from services.booking.service import build
+from tests.http2_abuse import attacker as http2
+from tests.http2_abuse.attacker import (
+    MAGIC,
+    Peer,
+    Uploader,
+    data,
+    frame,
+    headers,
+    literal,
+    message,
+    reset,
+    settings,
+    streams,
+)
+from tests.http2_abuse.conftest import MIB, until
+from tests.stack import SALON
+
+BEGIN = MAGIC + settings()
+GET_SALON = "/parlor.booking.v1.BookingService/GetSalon"
+
+
+def head(path: str, *more: tuple[bytes, bytes], method: bytes = b"POST") -> bytes:
+    about = [
+        *((b":method", method), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", b"localhost")),
+        *((b"te", b"trailers"), (b"content-type", b"application/grpc"), *more),
+    ]
+    return b"".join(literal(*header) for header in about)
+
+
+class Booking:
+    """A booking service and its metrics."""
+
+    def __init__(self, port: int, metrics_port: int) -> None:
+        """Remember where it is."""
+        self.port = port
+        self._metrics_port = metrics_port
+
+    async def metrics(self) -> dict[str, float]:
+        """Return the metrics of the transport, and `OVERLOADED` calls."""
+
+        def read() -> str:
+            with urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as page:
+                return str(page.read().decode())
+
+        found: defaultdict[str, float] = defaultdict(float)
+        for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+            for sample in family.samples:
+                if sample.name.startswith("parlor_http2_"):
+                    found[sample.name.removeprefix("parlor_http2_").removesuffix("_total")] += sample.value
+                if sample.name == "parlor_rpc_latency_seconds_count":
+                    found[sample.labels["code"]] += sample.value
+        return found
+
+
+@asynccontextmanager
+async def booking(database_url: str, redis_url: str, **limits: Any) -> AsyncIterator[Booking]:
+    """Run the booking service on http2 with other limits."""
+    database = Database(DatabaseSettings(url=SecretStr(service_url(database_url, "parlor_booking"))), "test-booking")
+    cache = Cache(CacheSettings(url=redis_url, warm=0), database.connection, bytes)
+    [metrics_port] = free_ports(1)
+    listen = ServerSettings(host="127.0.0.1", metrics_port=metrics_port, server_transport="http2", **limits)
+    async with serve(listen, database, cache, build(cache, database)) as server:
+        yield Booking(server.port, metrics_port)
+
+
+async def call_at_once(port: int, count: int) -> Counter[str]:
+    """Return how calls at once on one channel end; those that fail must say when to come back."""
+    ends: Counter[str] = Counter()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_retries", 0)]) as channel:
+        stub = booking_pb2_grpc.BookingServiceStub(channel)
+
+        async def one() -> None:
+            try:
+                await stub.GetSalon(
+                    booking_pb2.GetSalonRequest(salon_id=SALON), metadata=(("cache-control", "no-cache"),)
+                )
+                ends["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    assert int(str(dict(error.trailing_metadata() or ())["grpc-retry-pushback-ms"])) > 0
+                ends[error.code().name] += 1
+
+        await asyncio.gather(*(one() for _ in range(count)))
+    return ends
+
+
+@pytest.mark.parametrize("count", [1500, 6000])
+async def test_calls_at_once_on_one_channel_wait_and_are_answered(
+    database_url: str, redis_url: str, count: int
+) -> None:
+    async with booking(database_url, redis_url) as service:
+        assert await call_at_once(service.port, count) == {"NOT_FOUND": count}
+        assert (await service.metrics())["NOT_FOUND"] == count
+
+
+async def test_calls_beyond_the_limit_are_told_to_come_back_and_counted(database_url: str, redis_url: str) -> None:
+    async with booking(database_url, redis_url, max_concurrent_rpcs=20) as service:
+        ends = await call_at_once(service.port, 1500)
+        assert set(ends) == {"NOT_FOUND", "RESOURCE_EXHAUSTED"}
+        assert ends.total() == 1500
+        metrics = await service.metrics()
+        assert {name: metrics[name] for name in ends} == ends
+
+
+async def test_every_limit_counts(database_url: str, redis_url: str) -> None:
+    limits = {
+        **{"max_connections": 8, "max_calls": 20, "max_receiving": 16 * MIB, "receive_timeout": 300},
+        **{
+            "keepalive_time": 500,
+            "keepalive_timeout": 300,
+            "max_connection_age": 1500,
+            "max_connection_age_grace": 500,
+        },
+    }
+    watch = headers_of("/grpc.health.v1.Health/Watch")
+    async with booking(database_url, redis_url, **limits) as service:
+        port = service.port
+
+        async def metrics(**least: int) -> bool:
+            found = await service.metrics()
+            return all(found[name] >= count for name, count in least.items())
+
+        for number in range(9):
+            await Peer.connect(port, BEGIN)
+            await until(lambda number=number: metrics(connections_opened=min(number + 1, 8)))  # type: ignore[misc]
+        await until(lambda: metrics(connections_refused=1))
+        await until(lambda: metrics(connections_timed_out=8))  # they answer no PING
+        await Peer.connect(port, b"x" * 100)
+        await until(lambda: metrics(protocol_errors=1))
+        await Peer.connect(port, BEGIN + frame(http2.PING, payload=b"12345678") * 3000)
+        await until(lambda: metrics(floods=1))
+        Peer.drop_all()
+        await Peer.connect(port, BEGIN + b"".join(watch(stream) for stream in streams(30)))
+        await until(lambda: metrics(calls=16, calls_refused=14, streams=30))
+        await Peer.connect(port, BEGIN + watch(1) + reset(1))
+        await until(lambda: metrics(streams_reset=1))
+        wrong = headers(1, head(GET_SALON, method=b"GET"), end=True) + headers(3, head("/nothing"), end=True)
+        await Peer.connect(port, BEGIN + wrong + headers(5, head(GET_SALON)) + data(5, b"\5", end=True))
+        await until(lambda: metrics(calls_invalid=3))
+        Peer.drop_all()
+        slow = headers(1, head(GET_SALON, (b"grpc-timeout", b"1m"))) + headers(3, head(GET_SALON))
+        await Peer.connect(port, BEGIN + slow)
+        await until(lambda: metrics(deadlines_exceeded=1, requests_timed_out=1))
+        peer = await Uploader.connect(port, b"")
+        peer.upload(GET_SALON, b"\0" + struct.pack(">I", 15 * MIB) + bytes(14 * MIB))
+        await until(lambda: metrics(requests_refused=1))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:  # answers PING
+            await channel.channel_ready()
+            await until(lambda: metrics(connections_retired=1))
+        Peer.drop_all()
+        await asyncio.sleep(0.2)
+        found = await service.metrics()
+        assert {found[name] for name in ("connections", "calls", "receiving_bytes", "sending_bytes")} == {0}
+
+
+def headers_of(path: str) -> Any:
+    """Return a function that returns a whole call of an empty message."""
+    return lambda stream: headers(stream, head(path)) + data(stream, message(b""), end=True)

@@ -1,0 +1,95 @@
+"""How often a write waits for Postgres, and what it holds meanwhile."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from libs.db import Connection
+from libs.rpc.mutations import _LOCKS, _locks
+from parlor.booking.v1 import booking_pb2
+from parlor.messaging.v1 import messaging_pb2
+from services.booking.rpcs import resource_lock
+from tests.load import until
+from tests.stack import QUIET, SALON, Stack, booking_request, message_request, rows, running, salon, webhook_body
+from tests.test_webhook import signed, status, text
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many statements each round trip had."""
+    trips: list[int] = []
+    send = Connection._send
+
+    async def count(conn: Connection, statements: Any) -> Any:
+        trips.append(len(statements))
+        return await send(conn, statements)
+
+    monkeypatch.setattr(Connection, "_send", count)
+    yield trips
+
+
+async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, sent: list[int]) -> None:
+    async with running(database_url, redis_url, **QUIET) as stack:
+        await salon(stack, phone_number_id="1")
+        body = webhook_body("1", messages=[text(1), text(2, from_user_id="US.1")], statuses=[status(3)])
+        record = messaging_pb2.RecordMessageStatusRequest(
+            salon_id=SALON, whatsapp_id="wamid.1", status=messaging_pb2.MESSAGE_STATUS_READ
+        )
+        await stack.messaging.RecordMessage(message_request("wamid.0"))  # from then on messaging knows the salon
+        calls: list[tuple[Any, Any, list[int]]] = [
+            (stack.booking.CreateBooking, booking_request(resource_id="anna"), [3, 1]),
+            (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [4, 2]),
+            (stack.messaging.RecordMessage, message_request("wamid.9"), [3, 1]),
+            (stack.messaging.RecordMessage, message_request("wamid.10", user_id="US.2"), [4, 1]),
+            (stack.messaging.IngestWebhook, signed(body), [6, 1]),
+            (stack.messaging.RecordMessageStatus, record, [4, 1]),
+        ]
+        for rpc, request, expected in calls:
+            sent.clear()
+            await rpc(request)
+            assert sent == expected
+
+
+async def test_moving_a_booking_takes_four(database_url: str, redis_url: str, sent: list[int]) -> None:
+    async with running(database_url, redis_url, **QUIET) as stack:
+        await salon(stack)
+        code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
+        sent.clear()
+        move = booking_pb2.RescheduleBookingRequest(salon_id=SALON, booking_code=code, resource_id="ben")
+        assert (await stack.booking.RescheduleBooking(move)).resource_id == "ben"
+        assert sent == [3, 3, 1, 1]
+
+
+async def test_a_write_that_waits_for_a_lock_has_no_transaction_id(stack: Stack) -> None:
+    """With an id it would keep what others have written meanwhile from being stored in the cache."""
+    await salon(stack)
+    lock = _locks([resource_lock(SALON, "anna")]).params["locks"]
+    with psycopg.connect(stack.database_url) as other:
+        other.execute(_LOCKS, {"locks": lock})
+        waiting = asyncio.ensure_future(stack.booking.CreateBooking(booking_request(resource_id="anna")))
+        query = (
+            "SELECT backend_xid IS NULL FROM pg_stat_activity"
+            " WHERE wait_event = 'advisory' AND datname = current_database()"
+        )
+        await until(lambda: bool(rows(stack.database_url, query)))
+        assert rows(stack.database_url, query) == [(True,)]
+        other.rollback()
+    assert (await waiting).resource_id == "anna"
+
+
+async def test_a_status_that_is_known_writes_no_message(stack: Stack) -> None:
+    await salon(stack)
+    template = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+    await stack.messaging.RecordMessage(message_request("wamid.1", **template))
+    read = messaging_pb2.RecordMessageStatusRequest(
+        salon_id=SALON, whatsapp_id="wamid.1", status=messaging_pb2.MESSAGE_STATUS_READ
+    )
+    versions = []
+    for _ in range(3):
+        assert (await stack.messaging.RecordMessageStatus(read)).status == messaging_pb2.MESSAGE_STATUS_READ
+        versions += rows(stack.database_url, "SELECT xmin::text FROM messages")
+    assert versions == versions[:1] * 3
