@@ -35,7 +35,6 @@ _RESERVED = frozenset(
         *(b"grpc-status", b"grpc-message", b"grpc-tags-bin", b"grpc-trace-bin"),
     )
 )
-_FIELD_BYTES = 32  # of a header besides its name and value, as SETTINGS_MAX_HEADER_LIST_SIZE counts
 _STATUS = {code.value[0]: str(code.value[0]).encode() for code in grpc.StatusCode}
 _OK = (b"grpc-status", b"0")
 _TEXT = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
@@ -82,7 +81,7 @@ def read_head(headers: Headers, max_metadata: int) -> Head:
     metadata = [header for header in headers if header[0] not in _RESERVED]
     path = fields[b":path"]
     size = sum([len(name) + len(value) for name, value in metadata], len(path))
-    if size + _FIELD_BYTES * len(headers) > max_metadata:
+    if size > max_metadata:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the metadata is larger than {max_metadata} bytes")
     encoding = fields.get(b"grpc-encoding")
     if encoding is not None and encoding not in _WINDOW_BITS:
