@@ -110,9 +110,10 @@ async def test_workers_share_a_port_and_add_up_their_figures_also_when_one_is_ki
             os.kill(killed, signal.SIGKILL)
             seen = shown[GOT]
             while len(workers(started)) < 2:
-                now = (await asyncio.to_thread(scrape, started, "booking"))[GOT]
-                assert now >= seen
-                seen = now
+                with suppress(ConnectionError):  # the worker that took the scrape was the one that was killed
+                    now = (await asyncio.to_thread(scrape, started, "booking"))[GOT]
+                    assert now >= seen
+                    seen = now
             over.set()
             await calls
         assert codes <= {grpc.StatusCode.UNAVAILABLE}
