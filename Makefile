@@ -56,8 +56,9 @@ lock: .venv/.dev  ## After a change of the dependencies; UPGRADE=--upgrade takes
 	@$(INSTALL_SELF)
 	@touch $@
 
-.venv/.dev: requirements-dev.lock requirements.lock pyproject.toml | .venv/bin/python
+.venv/.dev: requirements-dev.lock requirements-grpcurl.lock requirements.lock pyproject.toml | .venv/bin/python
 	@echo "installing $<"
 	@$(INSTALL) $<
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r requirements-grpcurl.lock
 	@$(INSTALL_SELF)
 	@touch .venv/.run $@

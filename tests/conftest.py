@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests of the cache be run on another server."""
     what = "what tests/cache runs on: valkey, cluster, or a redis-server's path (default: valkey, the core on both)"
     parser.addoption("--cache-server", help=what)
+    parser.addoption("--restarts", type=int, help="so many restarts under load (default: 3)")
     parser.addoption("--machine-examples", type=int, help="so many runs, at random, of tests/cache/test_machine.py")
 
 
