@@ -566,6 +566,10 @@ class Connection(asyncio.Protocol):
     def time_out(self) -> None:
         """Close the connection of a client that is not there, or takes nothing."""
         self.counters.connections_timed_out += 1
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
         self._ended = self._loop.time()
         self._transport.abort()
         self._let_go()

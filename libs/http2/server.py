@@ -26,6 +26,7 @@ LOOKED_AT_ONCE = 500  # connections
 STALLED_SECONDS = 1.0  # after which a client that takes nothing may lose its replies to others
 TURNS_SECONDS = 0.002  # given at once to the connections that have sent more than is taken at a time
 BACKLOG = 1024
+CLOSING_SECONDS = 1.0  # for a client to take the last bytes
 
 log = logging.getLogger(__name__)
 
@@ -256,17 +257,25 @@ class Server:
             listening.close()
         for connection in list(self._connections):
             connection.shut_down()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace or 0):
-                while self._connections:
-                    self._closed.clear()
-                    await self._closed.wait()
+        await self._all_closed(grace or 0)
         for connection in list(self._connections):
             connection.end(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
+        await self._all_closed(CLOSING_SECONDS)
+        for connection in list(self._connections):
+            connection.abort()
+        await self._all_closed(CLOSING_SECONDS)
         if self._looking:
             self._looking.cancel()
             await asyncio.wait([self._looking])
         self.inflating.shutdown(wait=False)
+
+    async def _all_closed(self, seconds: float) -> None:
+        """Wait until there is no connection, but not longer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._connections:
+                    self._closed.clear()
+                    await self._closed.wait()
 
     async def wait_for_termination(self) -> None:
         """Wait for ever: the server ends when it is stopped."""

@@ -1,14 +1,12 @@
 """The same servicer on each transport, on the event loop that the services run on."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
-import uvloop
 
 from libs.rpc.settings import ServerSettings
 from libs.rpc.transport import make_transport
@@ -16,13 +14,6 @@ from tests.http2.raw import Raw
 from tests.http2.servicer import SERVICE, Servicer
 
 TRANSPORTS = ("http2", "grpcio")
-
-
-def pytest_asyncio_loop_factories(
-    config: pytest.Config, item: pytest.Item
-) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run the tests on uvloop."""
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @dataclass
