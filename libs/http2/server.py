@@ -80,6 +80,7 @@ class Server:
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._looking: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._closed = asyncio.Event()
 
     # Handlers
@@ -157,8 +158,8 @@ class Server:
     # Connections
 
     def add(self, connection: Connection) -> bool:
-        """Take a connection; return False if there are too many."""
-        if len(self._connections) >= self.limits.max_connections:
+        """Take a connection; return False if there are too many, or the server stops."""
+        if self._is_stopping or len(self._connections) >= self.limits.max_connections:
             self.counters.connections_refused += 1
             return False
         self._connections.add(connection)
@@ -251,6 +252,7 @@ class Server:
 
     async def stop(self, grace: float | None) -> None:
         """Take no new calls, let those under way end within `grace` seconds, and end the rest as UNAVAILABLE."""
+        self._is_stopping = True  # a listener accepts what has come before it is closed
         for listener in self._listeners:
             listener.close()
         for listening in self._sockets:

@@ -25,7 +25,7 @@ async def download(request: bytes, context: Any) -> bytes:
 
 async def serve(port: int, transport: Any) -> None:
     """Serve for ever."""
-    handlers = {
+    handlers: dict[str, Any] = {
         "Upload": grpc.unary_unary_rpc_method_handler(upload),
         "Download": grpc.unary_unary_rpc_method_handler(download),
     }
