@@ -25,8 +25,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests of the cache be run on another server."""
     what = "what tests/cache runs on: valkey, cluster, or a redis-server's path (default: valkey, the core on both)"
     parser.addoption("--cache-server", help=what)
+    parser.addoption("--transport", help="run what goes through an RPC of the services, on this transport")
     parser.addoption("--restarts", type=int, help="so many restarts under load (default: 3)")
     parser.addoption("--machine-examples", type=int, help="so many runs, at random, of tests/cache/test_machine.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have every server of the run, those in processes of their own, too, use the transport."""
+    if transport := config.getoption("--transport"):
+        os.environ["SERVER_TRANSPORT"] = transport
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With a transport, leave out what calls no service; and the report, which tells what it measures."""
+    if config.getoption("--transport"):
+        left_out = [item for item in items if not _calls_services(item) or item.path.name == "test_report.py"]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _calls_services(item: pytest.Item) -> bool:
+    """Return whether a test's module uses tests/stack.py."""
+    module = getattr(item, "module", None)
+    return any(getattr(value, "__module__", "") == "tests.stack" for value in vars(module).values())
 
 
 @pytest.fixture(scope="session")
