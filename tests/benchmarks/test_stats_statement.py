@@ -62,7 +62,7 @@ async def test_the_statement_runs_at_most_0_4_of_the_time_of_four_subqueries(see
             stats = SalonStats.FromString(counted.value)
             figures["ours"].append(told[-1][0])
     assert expected == (stats.bookings, stats.messages, stats.conversations, stats.total_cost_micros)
-    assert re.findall(r"(?<!Index Only) Scan \w* ?(?:on|using) (?!salons)\w+", told[-1][1]) == []
+    assert re.findall(r"(?<!Index Only) Scan \w* ?(?:on|using) (?!salons|wanted)\w+", told[-1][1]) == []
     ratio = median(figures["ours"]) / median(figures["report"])
     print(f"\n{figures['report'][-1]:.2f} ms, {figures['ours'][-1]:.2f} ms: {ratio:.2f}")
     assert ratio <= 0.4
