@@ -89,7 +89,7 @@ def environment(assignments: str, tree: Path | None) -> dict[str, str]:
     return variables
 
 
-Variables = Annotated[str, typer.Option(help="Environment of the variant, such as 'REDIS_LINGER=0 REDIS_WARM=9'.")]
+Variables = Annotated[str, typer.Option(help="Environment of the variant, such as 'REDIS_WARM=9 WORKERS=2'.")]
 Tree = Annotated[
     Path | None, typer.Option(help="Source tree of the variant, with the same schema.", show_default="this one")
 ]
