@@ -57,7 +57,7 @@ def test_run_is_bounded_in_time(echo: Echo) -> None:
 
     result = uvloop.run(run(repeat(calls_of(PATH, SALONS)[0])))
     assert result.calls > 8
-    assert 0.2 <= result.seconds < 10
+    assert 0.19 <= result.seconds < 10  # the loop's clock is rounded
 
 
 def test_calls_of_a_lost_connection_are_counted(echo: Echo) -> None:
