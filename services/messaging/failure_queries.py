@@ -17,10 +17,11 @@ def insert_failures(failures: Sequence[tuple[str, Failure]]) -> Statement[set[tu
     Source: index webhook_failures_digest_key.
     """
     query = """
-        INSERT INTO webhook_failures (salon_id, digest, kind, reason, item)
-        SELECT DISTINCT ON (salon_id, digest) salon_id, digest, kind, reason, item
+        INSERT INTO webhook_failures (salon_id, digest, kind, reason, item, phone_number, user_id)
+        SELECT DISTINCT ON (salon_id, digest) salon_id, digest, kind, reason, item, phone_number, user_id
         FROM unnest(%(salon_ids)s::text[], %(digests)s::bytea[], %(kinds)s::text[], %(reasons)s::text[],
-            %(items)s::text[]) AS given (salon_id, digest, kind, reason, item)
+            %(items)s::text[], %(phone_numbers)s::text[], %(user_ids)s::text[])
+            AS given (salon_id, digest, kind, reason, item, phone_number, user_id)
         ORDER BY salon_id, digest
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING salon_id, digest"""
@@ -30,6 +31,8 @@ def insert_failures(failures: Sequence[tuple[str, Failure]]) -> Statement[set[tu
         "kinds": [failure.kind for _, failure in failures],
         "reasons": [failure.reason for _, failure in failures],
         "items": [failure.excerpt for _, failure in failures],
+        "phone_numbers": [failure.phone_number for _, failure in failures],
+        "user_ids": [failure.user_id for _, failure in failures],
     }
     return Statement(query, params, lambda _, rows: {(salon_id.decode(), digest) for salon_id, digest in rows})
 

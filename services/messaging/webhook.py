@@ -35,12 +35,17 @@ _PHONE_NUMBER_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 
 @dataclass(slots=True)
 class Failure:
-    """An item that can't be recorded: as JSON, with the reason; `unknown` if it is only of a kind that is not known."""
+    """An item that can't be recorded: as JSON, with the reason; `unknown` if it is only of a kind that is not known.
+
+    `phone_number` and `user_id` are its sender's, as far as they are known: the item need not name them.
+    """
 
     kind: str
     reason: str
     item: str
     unknown: bool
+    phone_number: str | None = None
+    user_id: str | None = None
 
     @property
     def digest(self) -> bytes:
@@ -61,9 +66,9 @@ class Change:
     statuses: list[Status] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
-    def fail(self, kind: str, reason: str, item: Any, *, unknown: bool = False) -> None:
-        """Take an item that can't be recorded."""
-        self.failures.append(Failure(kind, reason, _json(item, sort_keys=True), unknown))
+    def fail(self, kind: str, reason: str, item: Any, *sender: str | None, unknown: bool = False) -> None:
+        """Take an item that can't be recorded; `sender` is a phone number and a user_id."""
+        self.failures.append(Failure(kind, reason, _json(item, sort_keys=True), unknown, *sender))
 
 
 class _Far(float):
@@ -136,7 +141,7 @@ def _read_message(item: Any, senders: Senders, change: Change) -> None:
     try:
         change.messages.append(read_message(item, senders, _json(item)))
     except Unreadable as error:
-        change.fail("MESSAGE", str(error), item)
+        change.fail("MESSAGE", str(error), item, *senders.names(item))
 
 
 def _read_status(item: Any, change: Change) -> None:

@@ -119,17 +119,29 @@ class Senders:
 
     def of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a message that name its sender. Raises: Unreadable."""
+        phone, user_id, contact = self._found(item)
+        if not phone and not user_id:
+            raise Unreadable("from: neither a phone number nor a user id")
+        profile = contact.get("profile")
+        name = word(profile, "name", 1000) or word(profile, "username") or ""
+        return {"from": phone, "user_id": user_id, "customer_name": name}
+
+    def names(self, item: Any) -> tuple[str | None, str | None]:
+        """Return the sender's phone number, as E.164, and user_id, as far as an item tells that can't be read."""
+        if not isinstance(item, dict):
+            return None, None
+        phone, user_id, _ = self._found(item)
+        known = isinstance(phone, str) and _PHONE.fullmatch(phone)
+        return _e164(phone) if known else None, user_id
+
+    def _found(self, item: Mapping[str, Any]) -> tuple[Any, str | None, Mapping[str, Any]]:
         phone, user_id = item.get("from") or None, word(item, "from_user_id")
         if isinstance(phone, str) and _USER_ID.fullmatch(phone):
             phone, user_id = None, user_id or phone
         contact = self._by_id.get(user_id or "") or self._by_id.get(str(phone)) or self._lone
         told = word(contact, "wa_id") or ""
         phone, user_id = phone or (told if _PHONE.fullmatch(told) else None), user_id or word(contact, "user_id")
-        if not phone and not user_id:
-            raise Unreadable("from: neither a phone number nor a user id")
-        profile = contact.get("profile")
-        name = word(profile, "name", 1000) or word(profile, "username") or ""
-        return {"from": phone, "user_id": user_id, "customer_name": name}
+        return phone, user_id, contact
 
 
 def read_message(item: Any, senders: Senders, raw: str) -> Incoming:

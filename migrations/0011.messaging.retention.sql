@@ -1,0 +1,30 @@
+-- Owned by the messaging service: whose the items are that could not be recorded, and how long texts are kept.
+
+ALTER TABLE webhook_failures
+    ADD COLUMN phone_number text,
+    ADD COLUMN user_id text;
+COMMENT ON COLUMN webhook_failures.phone_number IS
+    'The sender''s number where the body tells it: the item itself need not name the sender.';
+
+CREATE INDEX webhook_failures_created ON webhook_failures (created_at);
+COMMENT ON INDEX webhook_failures_created IS 'Finds the items to delete, by RETENTION_FAILURES.';
+
+ALTER TABLE raw_messages ADD COLUMN created_at timestamptz NOT NULL DEFAULT now();
+COMMENT ON COLUMN raw_messages.created_at IS 'When the item came; of older items, when this column did.';
+
+CREATE INDEX raw_messages_created ON raw_messages (created_at);
+COMMENT ON INDEX raw_messages_created IS 'Finds the items to delete, by RETENTION_RAW_ITEMS.';
+
+CREATE INDEX ai_messages_salon_text ON ai_messages (salon_id, created_at) WHERE content <> '';
+COMMENT ON INDEX ai_messages_salon_text IS 'Finds the texts to empty, by RETENTION_AI_MESSAGES.';
+
+ALTER TABLE message_status_events ADD COLUMN early_since timestamptz;
+COMMENT ON COLUMN message_status_events.early_since IS 'When a status came before its message; NULL if the message was there.';
+
+CREATE INDEX message_status_events_early ON message_status_events (early_since) WHERE early_since IS NOT NULL;
+COMMENT ON INDEX message_status_events_early IS 'Finds the statuses whose message never came.';
+
+UPDATE message_status_events AS e SET early_since = now()
+WHERE NOT EXISTS (SELECT FROM messages AS m WHERE m.salon_id = e.salon_id AND m.whatsapp_id = e.whatsapp_id);
+
+GRANT UPDATE (early_since) ON message_status_events TO parlor_messaging;
