@@ -1,0 +1,102 @@
+"""The statements that delete what is kept for a time only, one function each. Each takes at most ROWS rows.
+
+Two processes at once would delete the same rows and might deadlock: the second finds nothing to do (_ALONE).
+"""
+
+from typing import Any
+
+from psycopg import AsyncConnection
+
+ROWS = 500
+EARLY_DAYS = 30  # WhatsApp repeats a body for 7
+
+_ALONE = "(SELECT pg_try_advisory_xact_lock(hashtext('parlor'), hashtext('retention')))"
+_OLD = "< now() - %(days)s::int * interval '1 day'"
+
+
+async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
+    """Delete items that messages came in, older than `days`; return how many.
+
+    Source: index raw_messages_created.
+    """
+    query = f"""
+        DELETE FROM raw_messages WHERE (salon_id, message_id) IN (
+            SELECT salon_id, message_id FROM raw_messages WHERE {_ALONE} AND created_at {_OLD}
+            ORDER BY created_at LIMIT {ROWS}
+        )"""
+    return (await conn.execute(query.encode(), {"days": days})).rowcount
+
+
+async def delete_failures(conn: AsyncConnection[Any], days: int) -> int:
+    """Delete webhook items that could not be recorded, older than `days`; return how many.
+
+    Source: index webhook_failures_created.
+    """
+    query = f"""
+        DELETE FROM webhook_failures WHERE (salon_id, webhook_failure_id) IN (
+            SELECT salon_id, webhook_failure_id FROM webhook_failures WHERE {_ALONE} AND created_at {_OLD}
+            ORDER BY created_at LIMIT {ROWS}
+        )"""
+    return (await conn.execute(query.encode(), {"days": days})).rowcount
+
+
+async def delete_early_statuses(conn: AsyncConnection[Any], days: int) -> int:
+    """Delete statuses whose message has not come for `days`, and keep the others for good; return how many of both.
+
+    Source: indexes message_status_events_early, whatsapp_id.
+    """
+    query = f"""
+        WITH due AS (
+            SELECT salon_id, whatsapp_id, status, occurred_at, EXISTS (
+                SELECT FROM messages AS m WHERE m.salon_id = e.salon_id AND m.whatsapp_id = e.whatsapp_id
+            ) AS has_message
+            FROM message_status_events AS e WHERE {_ALONE} AND early_since {_OLD}
+            ORDER BY early_since LIMIT {ROWS}
+        ), deleted AS (
+            DELETE FROM message_status_events AS e USING due
+            WHERE (e.salon_id, e.whatsapp_id, e.status, e.occurred_at)
+                = (due.salon_id, due.whatsapp_id, due.status, due.occurred_at) AND NOT has_message
+        ), kept AS (
+            UPDATE message_status_events AS e SET early_since = NULL FROM due
+            WHERE (e.salon_id, e.whatsapp_id, e.status, e.occurred_at)
+                = (due.salon_id, due.whatsapp_id, due.status, due.occurred_at) AND has_message
+        )
+        SELECT FROM due"""
+    return (await conn.execute(query.encode(), {"days": days})).rowcount
+
+
+async def salons_with_old_ai_texts(conn: AsyncConnection[Any], days: int) -> list[str]:
+    """Return the salons that have texts of AI messages older than `days`.
+
+    Source: index ai_messages_salon_text, one look-up for each salon that has texts.
+    """
+    query = f"""
+        WITH RECURSIVE salons AS (
+            (SELECT salon_id FROM ai_messages WHERE content <> '' ORDER BY salon_id LIMIT 1)
+            UNION ALL
+            SELECT (
+                SELECT a.salon_id FROM ai_messages AS a
+                WHERE a.content <> '' AND a.salon_id > salons.salon_id ORDER BY a.salon_id LIMIT 1
+            ) FROM salons WHERE salon_id IS NOT NULL
+        )
+        SELECT salon_id FROM salons WHERE EXISTS (
+            SELECT FROM ai_messages AS a
+            WHERE a.salon_id = salons.salon_id AND a.content <> '' AND a.created_at {_OLD}
+        )"""
+    return [salon_id for (salon_id,) in await (await conn.execute(query.encode(), {"days": days})).fetchall()]
+
+
+async def empty_ai_texts(conn: AsyncConnection[Any], salon_id: str, days: int) -> list[str]:
+    """Empty the texts of a salon's AI messages that are older than `days`; return the conversation of each.
+
+    Source: index ai_messages_salon_text.
+    """
+    query = f"""
+        UPDATE ai_messages SET content = '' WHERE salon_id = %(salon_id)s AND ai_message_id IN (
+            SELECT ai_message_id FROM ai_messages
+            WHERE {_ALONE} AND salon_id = %(salon_id)s AND content <> '' AND created_at {_OLD}
+            ORDER BY created_at LIMIT {ROWS} FOR UPDATE SKIP LOCKED
+        )
+        RETURNING conversation_id::text"""
+    params = {"salon_id": salon_id, "days": days}
+    return [found for (found,) in await (await conn.execute(query.encode(), params)).fetchall()]
