@@ -70,14 +70,25 @@ def up(
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl) -> None:
+def migrate(
+    database_url: DatabaseUrl,
+    connection_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="DB_LOGIN_CONNECTION_LIMIT",
+            help="Most connections of a service's login.",
+            show_default="half of max_connections",
+        ),
+    ] = None,
+) -> None:
     """Bring the schema up to date; create the services' logins.
 
     A login gets the password of its service's own URL (BOOKING_DATABASE_URL and so on), where that is set.
     """
     from ops.migrate import migrate, passwords
 
-    applied = migrate(database_url, passwords(os.environ))
+    applied = migrate(database_url, passwords(os.environ), connection_limit)
     console.print("\n".join(applied) or "up to date", highlight=False)
 
 
