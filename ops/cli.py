@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 from ops.process import StartError
-from ops.servers import postgres_url, running_port
+from ops.servers import running_url
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, fill and check Parlor.")
 console = Console()
@@ -19,8 +19,8 @@ DATA = Path(".parlor")
 
 def running_database() -> str:
     """Return the URL of the database of the `parlor up` that runs in this folder."""
-    if port := running_port(DATA / "postgres"):
-        return postgres_url(port)
+    if url := running_url(DATA / "postgres"):
+        return url
     raise typer.BadParameter("is not given, DATABASE_URL is not set, and no `parlor up` runs in this folder")
 
 
