@@ -6,7 +6,7 @@ The texts are JSON in ASCII: every other character is an escape.
 import base64
 import string
 
-import phonenumbers
+from services.phones import parts
 
 # Between two digits: what people put there, but nothing that ends a JSON string or separates two values.
 _GAP = r'(?:[^]["\\,:{}0-9A-Za-z]|\\[nrt/]|\\u[0-9a-f]{4})*'
@@ -21,7 +21,7 @@ def pattern(phone_number: str) -> str:
     It may have gaps, other scripts' digits, the national form, or a prefix for calls abroad. A number that this is only
     a part of is not found, but for one that is written with a gap where this one ends.
     """
-    country, national, trunk = _parts(phone_number)
+    country, national, trunk = parts(phone_number)
     abroad = f"(?:(?:00|011){_GAP})?{_digits(country)}{_GAP}" if country else ""
     if len(national) >= _SHORTEST_ALONE:
         abroad = f"(?:{abroad})?"
@@ -44,17 +44,6 @@ def in_whatsapp_id(name: str) -> str:
         last = _BASE64.index(letters[whole])  # its other bits are the next byte's
         texts.append(letters[-(-before * 8 // 6) : whole] + f"[{_BASE64[last : last + 2 ** (6 - rest)]}]" * (rest > 0))
     return f"(?:{'|'.join(texts)})"
-
-
-def _parts(phone_number: str) -> tuple[str, str, str]:
-    """Return a number's country code, its national digits, and what comes before these inland; "" if not known."""
-    try:
-        parsed = phonenumbers.parse(phone_number)
-    except phonenumbers.NumberParseException:
-        return "", phone_number.removeprefix("+"), ""
-    country = parsed.country_code or 0
-    trunk = phonenumbers.ndd_prefix_for_region(phonenumbers.region_code_for_country_code(country), True)
-    return str(country), phonenumbers.national_significant_number(parsed), trunk or ""
 
 
 def _digits(number: str) -> str:
