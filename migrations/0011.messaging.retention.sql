@@ -5,9 +5,8 @@ ALTER TABLE webhook_failures
     ADD COLUMN user_id text;
 COMMENT ON COLUMN webhook_failures.phone_number IS
     'The sender''s number where the body tells it: the item itself need not name the sender.';
-
-CREATE INDEX webhook_failures_created ON webhook_failures (created_at);
-COMMENT ON INDEX webhook_failures_created IS 'Finds the items to delete, by RETENTION_FAILURES.';
+COMMENT ON INDEX idx_webhook_failures_salon_created IS
+    'Serves ListWebhookFailures, and finds the items to delete, by RETENTION_FAILURES.';
 
 ALTER TABLE raw_messages ADD COLUMN created_at timestamptz NOT NULL DEFAULT now();
 COMMENT ON COLUMN raw_messages.created_at IS 'When the item came; of older items, when this column did.';

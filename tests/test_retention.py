@@ -162,5 +162,5 @@ async def test_what_is_old_is_found_by_an_index(stack: Stack, delete: str) -> No
     async with stack.servers["messaging"].database.connection() as conn:
         await conn.execute("SET enable_seqscan = off")
         await getattr(retention_queries, delete)(Explaining(), 5)
-    index = {"delete_raw_items": "raw_messages_created", "delete_failures": "webhook_failures_created"}
+    index = {"delete_raw_items": "raw_messages_created", "delete_failures": "idx_webhook_failures_salon_created"}
     assert any(index.get(delete, "message_status_events_early") in line for line in plans), plans

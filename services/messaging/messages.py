@@ -76,7 +76,7 @@ class MessageRpcs(Rpcs):
         async with self.database.connection() as conn:
             message = await queries.whole_message(conn, salon_id, message_id, whatsapp_id)
         if message is None:
-            raise errors.not_found("message", f"{salon_id}/{message_id or whatsapp_id}")
+            raise errors.not_found("message", f"{salon_id}/{message_id or 'whatsapp_id'}")
         return message
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
@@ -137,7 +137,7 @@ def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
 
 
 def _window_closed(message: NewMessage) -> errors.RpcError:
-    subject = f"conversation/{message.salon_id}/{message.phone_number or message.user_id}"
+    subject = f"conversation/{message.salon_id}/{'phone_number' if message.phone_number else 'user_id'}"
     text = "the customer wrote nothing in the 24 h before: only a TEMPLATE may be sent"
     return errors.failed_precondition("SERVICE_WINDOW_CLOSED", subject, text)
 

@@ -14,6 +14,18 @@ _ALONE = "(SELECT pg_try_advisory_xact_lock(hashtext('parlor'), hashtext('retent
 _OLD = "< now() - %(days)s::int * interval '1 day'"
 
 
+def _salons(table: str, which: str = "true") -> str:
+    """Return a CTE of the salons that have such rows, read from one entry of an index for each."""
+    return f"""WITH RECURSIVE salons AS (
+            (SELECT salon_id FROM {table} WHERE {which} ORDER BY salon_id LIMIT 1)
+            UNION ALL
+            SELECT (
+                SELECT t.salon_id FROM {table} AS t WHERE {which} AND t.salon_id > salons.salon_id
+                ORDER BY t.salon_id LIMIT 1
+            ) FROM salons WHERE salon_id IS NOT NULL
+        )"""
+
+
 async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
     """Delete items that messages came in, older than `days`; return how many.
 
@@ -30,12 +42,16 @@ async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
 async def delete_failures(conn: AsyncConnection[Any], days: int) -> int:
     """Delete webhook items that could not be recorded, older than `days`; return how many.
 
-    Source: index webhook_failures_created.
+    Source: index idx_webhook_failures_salon_created, one look-up for each salon. An index by time alone would be taken
+    for lists, too, where few salons have most of the items.
     """
     query = f"""
+        {_salons("webhook_failures")}
         DELETE FROM webhook_failures WHERE (salon_id, webhook_failure_id) IN (
-            SELECT salon_id, webhook_failure_id FROM webhook_failures WHERE {_ALONE} AND created_at {_OLD}
-            ORDER BY created_at LIMIT {ROWS}
+            SELECT old.salon_id, old.webhook_failure_id FROM salons CROSS JOIN LATERAL (
+                SELECT f.salon_id, f.webhook_failure_id FROM webhook_failures AS f
+                WHERE f.salon_id = salons.salon_id AND f.created_at {_OLD} LIMIT {ROWS}
+            ) AS old WHERE {_ALONE} LIMIT {ROWS}
         )"""
     return (await conn.execute(query.encode(), {"days": days})).rowcount
 
@@ -71,14 +87,7 @@ async def salons_with_old_ai_texts(conn: AsyncConnection[Any], days: int) -> lis
     Source: index ai_messages_salon_text, one look-up for each salon that has texts.
     """
     query = f"""
-        WITH RECURSIVE salons AS (
-            (SELECT salon_id FROM ai_messages WHERE content <> '' ORDER BY salon_id LIMIT 1)
-            UNION ALL
-            SELECT (
-                SELECT a.salon_id FROM ai_messages AS a
-                WHERE a.content <> '' AND a.salon_id > salons.salon_id ORDER BY a.salon_id LIMIT 1
-            ) FROM salons WHERE salon_id IS NOT NULL
-        )
+        {_salons("ai_messages", "content <> ''")}
         SELECT salon_id FROM salons WHERE EXISTS (
             SELECT FROM ai_messages AS a
             WHERE a.salon_id = salons.salon_id AND a.content <> '' AND a.created_at {_OLD}
