@@ -1,15 +1,15 @@
--- Owned by the messaging service: whose the items are that could not be recorded, and how long texts are kept.
+-- Owned by the messaging service: senders of webhook failures, and what the retention job needs.
 
 ALTER TABLE webhook_failures
     ADD COLUMN phone_number text,
     ADD COLUMN user_id text;
 COMMENT ON COLUMN webhook_failures.phone_number IS
-    'The sender''s number where the body tells it: the item itself need not name the sender.';
+    'The sender, if the webhook body names one: the item itself may not.';
 COMMENT ON INDEX idx_webhook_failures_salon_created IS
     'Serves ListWebhookFailures, and finds the items to delete, by RETENTION_FAILURES.';
 
 ALTER TABLE raw_messages ADD COLUMN created_at timestamptz NOT NULL DEFAULT now();
-COMMENT ON COLUMN raw_messages.created_at IS 'When the item came; of older items, when this column did.';
+COMMENT ON COLUMN raw_messages.created_at IS 'When the item was received. Items older than this column have the time of the migration.';
 
 CREATE INDEX raw_messages_created ON raw_messages (created_at);
 COMMENT ON INDEX raw_messages_created IS 'Finds the items to delete, by RETENTION_RAW_ITEMS.';
@@ -18,7 +18,7 @@ CREATE INDEX ai_messages_salon_text ON ai_messages (salon_id, created_at) WHERE 
 COMMENT ON INDEX ai_messages_salon_text IS 'Finds the texts to empty, by RETENTION_AI_MESSAGES.';
 
 ALTER TABLE message_status_events ADD COLUMN early_since timestamptz;
-COMMENT ON COLUMN message_status_events.early_since IS 'When a status came before its message; NULL if the message was there.';
+COMMENT ON COLUMN message_status_events.early_since IS 'Set to the time of arrival if the status came before its message.';
 
 CREATE INDEX message_status_events_early ON message_status_events (early_since) WHERE early_since IS NOT NULL;
 COMMENT ON INDEX message_status_events_early IS 'Finds the statuses whose message never came.';

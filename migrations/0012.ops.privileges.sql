@@ -1,6 +1,6 @@
--- Owned by the `parlor` command: what no service needs, closed to the services' logins.
+-- Owned by the `parlor` command: revokes what no service needs.
 
--- The stats service counts. It reads neither numbers, names and texts nor, in pg_stats, samples of them.
+-- The stats service only counts. It can read no phone number, name or text, and no sample of them in pg_stats.
 REVOKE SELECT ON salons, resources, bookings, booking_events, conversations, messages, ai_messages FROM parlor_stats;
 GRANT SELECT (salon_id, phone_number_id, time_zone) ON salons TO parlor_stats;
 GRANT SELECT (salon_id, start_ts, created_at, status) ON bookings TO parlor_stats;
@@ -9,8 +9,8 @@ GRANT SELECT (salon_id, started_at) ON conversations TO parlor_stats;
 GRANT SELECT (salon_id, created_at, model, booking_code, currency_code, cost_micros, prompt_tokens, completion_tokens,
     latency_ms) ON ai_messages TO parlor_stats;
 
--- Large objects, which belong to no table and are in no backup of one, and locks that outlive their transaction. Both
--- are functions of Postgres, which only a superuser can close; a database of PostgreSQL 14 lets everybody create tables.
+-- Large objects and session-level advisory locks. Only a superuser can revoke EXECUTE on built-in functions.
+-- Databases created by PostgreSQL 14 let every role create tables in public.
 DO $$
 DECLARE
     closed text;
@@ -24,5 +24,5 @@ BEGIN
     END LOOP;
     REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'only a superuser can close Postgres''s own functions to everybody: %', SQLERRM;
+    RAISE NOTICE 'EXECUTE on built-in functions can only be revoked by a superuser: %', SQLERRM;
 END $$;

@@ -1,6 +1,6 @@
--- Owned by the booking service: an actor is an id, not a name or a number of somebody.
+-- Owned by the booking service: an actor is an id, not a name or phone number.
 
--- What was written before and is no id goes; histories that are cached with it are invalidated.
+-- Clear actors that are not ids, and invalidate the cached histories that show them.
 WITH changed AS (
     UPDATE booking_events SET actor = CASE WHEN lower(actor) ~ '^[a-z0-9_.-]{1,64}$' THEN lower(actor) ELSE '' END
     WHERE actor !~ '^[a-z0-9_.-]{0,64}$'

@@ -33,7 +33,7 @@ DO $$ BEGIN
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
-# Half of what Postgres has: a login that leaks connections, or that somebody stole, leaves the others theirs.
+# By default half of all connections: a login that leaks connections, or is stolen, leaves room for the others.
 SET_CONNECTION_LIMIT = """
 DO $$
 DECLARE
@@ -48,7 +48,7 @@ BEGIN
     END IF;
 END $$
 """
-# A copy of a database does not have the rights of the original.
+# Database privileges are not copied with a template or restored by pg_restore, so each run sets them.
 CLOSE_DATABASE = """
 DO $$ BEGIN
     IF has_database_privilege('public', current_database(), 'TEMPORARY') THEN

@@ -82,9 +82,9 @@ class Postgres(Server):
     """A PostgreSQL, 15 or newer, on a data folder, which is made if it does not exist; its database `parlor` too.
 
     `pg_bin` is the folder of initdb and postgres (default: PG_BIN, then the wheel's). `settings` go over SETTINGS.
-    It listens on 127.0.0.1 and on a socket in the data folder, which nobody else may enter. With `secured` each login
-    has a password of its own, which is made at random and kept in a file there (PASSFILE) that the URLs name. Without
-    it every local user may connect as anybody: for tests.
+    It listens on 127.0.0.1 and on a socket in the data folder. If `secured`, every login has a random password (SCRAM),
+    kept in PASSFILE in the data folder; the URLs name that file. Otherwise any local user may connect as any role
+    (trust), which is for tests.
     """
 
     stop_signal = signal.SIGINT  # "fast": roll back, write a checkpoint, end
@@ -119,7 +119,7 @@ class Postgres(Server):
 
     @property
     def passwords(self) -> dict[str, str]:
-        """The passwords by login; none where there are none."""
+        """The passwords by login; empty unless secured."""
         lines = self.passfile.read_text().splitlines() if self.passfile else []
         return dict(line.split(":")[3:] for line in lines)
 
@@ -179,7 +179,7 @@ class Postgres(Server):
         return spawn([str(self.bin / program), *options], self.log, self.stop_signal, data, environment, stdin)
 
     def _secure(self, passfile: Path) -> None:
-        """Let nobody connect without a password; make them, on a folder that has none."""
+        """Require passwords; generate them if the data folder has none."""
         (self.data / "pg_hba.conf").write_text(HOST_BASED_AUTHENTICATION)
         if passfile.exists():
             return
@@ -187,7 +187,7 @@ class Postgres(Server):
         new = passfile.with_suffix(".new")
         new.touch(mode=0o600)
         new.write_text("".join(lines))
-        # The owner's is set before anybody can connect; those of the services, by the migrations that create them.
+        # Single-user mode sets the owner's password before the server accepts connections. `migrate` sets the others.
         password = lines[0].strip().rpartition(":")[2]
         with TemporaryFile() as statements:
             statements.write(f"ALTER ROLE postgres PASSWORD '{password}'\n".encode())

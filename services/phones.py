@@ -39,9 +39,9 @@ async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]
 
 
 def parts(number: str) -> tuple[str, str, str]:
-    """Return an E.164 number's country code, its national digits, and what is dialed before these inland.
+    """Return the country code, the national number and the trunk prefix of an E.164 number.
 
-    What is not known is "": a number without a known plan has national digits only.
+    A number of an unknown plan is all national number; a part that is not known is "".
     """
     try:
         parsed = phonenumbers.parse(number)

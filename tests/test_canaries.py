@@ -1,4 +1,4 @@
-"""A customer's number, name, words and ids: planted in every RPC, and found in nothing that an operator reads."""
+"""Personal data planted in every RPC does not appear in logs, metrics, slow queries, key names or error texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAME, WORDS, REASON, TAG = "Quincanary", "wordscanary", "reasoncanary", "tagcana
 WAMID = wamid(PHONE)
 BASE64 = base64.b64encode(PHONE[1:].encode()).decode()[:-4]
 CANARIES = [PHONE[1:], PHONE[3:], USER, NAME, WORDS, REASON, TAG, WAMID, WAMID[6:30], BASE64]
-# What a caller may take for an id, though it is none.
+# Values that a caller may put into a wrong field.
 MISTAKEN = [PHONE, PHONE[1:], USER, WAMID, f"{NAME} {WORDS}"]
 NO_CUSTOMERS = (
     "salon_id",
@@ -63,14 +63,14 @@ class Errors:
 
 @pytest.fixture
 def strict_postgres(tmp_path: Path) -> Iterator[Postgres]:
-    """A Postgres that logs as that of `parlor up`, and statements that fail."""
+    """A Postgres that logs like that of `parlor up`."""
     with Postgres(tmp_path / "postgres", settings={**FAST, "log_error_verbosity": "terse"}) as server:
         migrate(server.dsn)
         yield server
 
 
 def planted(message: Message) -> Iterator[Message]:
-    """Yield copies of a request with what is mistaken for an id in one of its texts."""
+    """Yield copies of a request, each with a MISTAKEN value in one string field."""
     for field in message.DESCRIPTOR.fields:
         for value in MISTAKEN:
             copy = type(message)()
@@ -88,7 +88,7 @@ def planted(message: Message) -> Iterator[Message]:
 
 
 async def lived(stack: Stack, errors: Errors) -> None:
-    """Let a customer be known by all that they can be known by."""
+    """Record a customer with every kind of personal data, and fail some calls with it."""
     await salon(stack, region_code="DE", phone_number_id="77")
     texts: Fields = {"customer_phone": PHONE, "customer_name": NAME, "notes": WORDS, "resource_id": "dora"}
     booking = await stack.booking.CreateBooking(booking_request(**texts))
@@ -114,14 +114,14 @@ async def lived(stack: Stack, errors: Errors) -> None:
 
 
 async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
-    """Call every RPC with what is right, and with what is mistaken; return how often."""
+    """Call every RPC with a valid request and with MISTAKEN values; return the number of calls."""
     calls = 0
     valid = await valid_requests(stack)
     for name, service in running.services.items():
         async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
             for rpc in rpcs(name, channel):
                 if rpc.method.name in ("InvalidateSalon", "InvalidateNamespace", "InvalidatePattern"):
-                    continue  # what the cache holds is looked at in the end
+                    continue  # the test reads the keys at the end
                 request = rpc.kind(**valid[rpc.method.name])
                 for each in (request, *planted(request)):
                     await errors.call(rpc.call(each.SerializeToString()))
@@ -130,7 +130,7 @@ async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
 
 
 def broken(database_url: str) -> None:
-    """Have Postgres refuse rows, and tell in the error what they hold."""
+    """Make Postgres refuse rows, with their values in the error."""
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute("ALTER TABLE bookings ADD CONSTRAINT never CHECK (service_name <> 'never')")
         owner.execute("ALTER TABLE messages ADD CONSTRAINT never CHECK (type <> 'VIDEO')")
@@ -149,7 +149,7 @@ def found(text: str) -> dict[str, str]:
     return {canary: text[max(0, place - 80) :][:160] for canary in CANARIES if (place := text.find(canary)) >= 0}
 
 
-async def test_no_canary_is_in_what_operators_read(
+async def test_no_personal_data_is_in_what_operators_read(
     strict_postgres: Postgres, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOG_LEVEL", "debug")
@@ -180,6 +180,6 @@ async def test_no_canary_is_in_what_operators_read(
         shown["keys"] = "\n".join(key.decode() for key in client.keys("*"))
     shown |= {f"{name} log": service.log.read_text() for name, service in running.services.items()}
     shown["postgres log"] = strict_postgres.log.read_text()
-    assert "never" in shown["booking log"] and "never" in shown["postgres log"]  # they do tell what went wrong
+    assert "never" in shown["booking log"] and "never" in shown["postgres log"]  # the errors were logged
     shown["errors"] = "\n".join(errors.texts)
     assert "\n".join(f"{name}: {leaked}" for name, text in shown.items() if (leaked := found(text))) == ""

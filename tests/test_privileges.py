@@ -1,4 +1,4 @@
-"""What a login of a service can't do: Postgres's own ways out, other roles' rows, and more than its share."""
+"""Privileges of the services' logins beyond tables: built-in functions, columns, connections."""
 
 import psycopg
 import pytest
@@ -30,12 +30,12 @@ SECRETS = [
     ("conversations", "customer_name"),
     ("ai_messages", "content"),
 ]
-WAYS_OUT = {
+DENIED = {
     "a temporary table": "CREATE TEMP TABLE mine (a int)",
     "a table": "CREATE TABLE mine (a int)",
     "a schema": "CREATE SCHEMA mine",
     "a function": "CREATE FUNCTION mine() RETURNS int LANGUAGE sql RETURN 1",
-    "an operator's way": "CREATE EXTENSION dblink",
+    "an extension": "CREATE EXTENSION dblink",
     "a large object": "SELECT lo_create(0)",
     "an old large object": "SELECT lo_creat(-1)",
     "a filled large object": "SELECT lo_from_bytea(0, 'x')",
@@ -70,19 +70,19 @@ FOREIGN = {"booking": "messages", "messaging": "bookings", "stats": "messaging_r
 
 @pytest.fixture
 def migrated_url(database_url: str) -> str:
-    """A database whose own rights are set: a copy of the template has not the template's."""
+    """A database with its own privileges: they are not copied from the template."""
     migrate(database_url)
     return database_url
 
 
-@pytest.mark.parametrize("way", WAYS_OUT)
+@pytest.mark.parametrize("way", DENIED)
 @pytest.mark.parametrize("service", ALLOWED)
-def test_the_ways_out_are_shut(migrated_url: str, service: str, way: str) -> None:
+def test_everything_else_in_postgres_is_denied(migrated_url: str, service: str, way: str) -> None:
     with psycopg.connect(migrated_url, autocommit=True) as owner, login(migrated_url, service) as conn:
         conn.execute("SET default_transaction_read_only = off")
         names = {"role": f"parlor_{service}", "database": owner.info.dbname, "foreign": FOREIGN[service]}
         with pytest.raises(errors.InsufficientPrivilege):
-            conn.execute(WAYS_OUT[way].format(**names).encode())
+            conn.execute(DENIED[way].format(**names).encode())
         assert owner.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
 
 
@@ -92,7 +92,7 @@ def test_locks_of_a_transaction_are_allowed(migrated_url: str, service: str) -> 
         conn.execute("SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock(2)")
 
 
-def test_stats_reads_the_columns_that_it_counts_and_no_other(database_url: str) -> None:
+def test_stats_reads_only_the_columns_that_it_counts(database_url: str) -> None:
     query = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
     with login(database_url, "stats") as conn:
         for table in TABLES:
@@ -127,7 +127,7 @@ def test_stats_sees_no_number_name_or_text(database_url: str, table: str, column
 
 
 @pytest.mark.parametrize("service", ALLOWED)
-def test_no_login_sees_what_others_send(database_url: str, service: str) -> None:
+def test_no_login_sees_statements_of_others(database_url: str, service: str) -> None:
     with login(database_url, service) as conn:
         hidden = "<insufficient privilege>"
         query = "SELECT query FROM pg_stat_activity WHERE usename <> current_user AND query NOT IN ('', %s)"
@@ -141,7 +141,7 @@ def limits(url: str) -> set[int]:
         return {limit for (limit,) in conn.execute(query)}
 
 
-def test_one_login_can_take_half_of_the_connections_at_most(own_postgres: Postgres) -> None:
+def test_a_login_gets_at_most_half_of_the_connections(own_postgres: Postgres) -> None:
     assert limits(own_postgres.dsn) == {148}  # of 300, without the 3 that are a superuser's
     migrate(own_postgres.dsn, connection_limit=2)
     assert limits(own_postgres.dsn) == {2}
@@ -153,7 +153,7 @@ def test_one_login_can_take_half_of_the_connections_at_most(own_postgres: Postgr
     assert limits(own_postgres.dsn) == {148}
 
 
-def test_an_owner_who_is_no_superuser_can_migrate(own_postgres: Postgres) -> None:
+def test_migrate_needs_no_superuser(own_postgres: Postgres) -> None:
     with psycopg.connect(postgres_url(own_postgres.port, "postgres"), autocommit=True) as admin:
         admin.execute("CREATE ROLE owner LOGIN CREATEROLE")
         for role in ("booking", "messaging", "stats"):
@@ -169,7 +169,7 @@ def test_an_owner_who_is_no_superuser_can_migrate(own_postgres: Postgres) -> Non
         conn.execute("CREATE TEMP TABLE mine (a int)")
 
 
-def test_a_database_that_let_everybody_create_tables_does_so_no_more(own_postgres: Postgres) -> None:
+def test_create_in_public_is_revoked_on_databases_from_postgresql_14(own_postgres: Postgres) -> None:
     with psycopg.connect(postgres_url(own_postgres.port, "postgres"), autocommit=True) as admin:
         admin.execute("CREATE DATABASE old TEMPLATE template0")
     url = postgres_url(own_postgres.port, "old")

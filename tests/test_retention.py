@@ -1,4 +1,4 @@
-"""What is kept for a time only, and what stays."""
+"""Retention: expired data is deleted, everything else stays."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ from tests.test_webhook import ingest, status, text
 
 
 async def retain(stack: Stack, **days: int) -> None:
-    """Delete once what is older than a setting says."""
+    """Run the retention job once with these settings."""
     server = stack.servers["messaging"]
     settings = MessagingSettings(whatsapp_app_secret=SecretStr(SECRET))
     update: dict[str, Any] = {f"retention_{kind}": after for kind, after in days.items()}
@@ -55,7 +55,7 @@ async def filled(stack: Stack, messages: int = 4) -> list[pb.Message]:
     return list(listed.messages)
 
 
-async def test_everything_is_kept_for_ever_unless_a_setting_says_otherwise(stack: Stack) -> None:
+async def test_nothing_expires_by_default(stack: Stack) -> None:
     await filled(stack)
     for table in ("raw_messages", "webhook_failures", "ai_messages"):
         older(stack, table, 10_000)
@@ -65,7 +65,7 @@ async def test_everything_is_kept_for_ever_unless_a_setting_says_otherwise(stack
 
 
 @pytest.mark.parametrize(("days", "left"), [(5, 2), (10, 2), (11, 4)])
-async def test_what_is_older_than_its_setting_is_deleted(stack: Stack, days: int, left: int) -> None:
+async def test_expired_data_is_deleted(stack: Stack, days: int, left: int) -> None:
     messages = await filled(stack)
     before = await figures(stack)
     await retain(stack, raw_items=days, failures=days, ai_messages=days)
@@ -80,14 +80,14 @@ async def test_what_is_older_than_its_setting_is_deleted(stack: Stack, days: int
     assert await figures(stack) == before
 
 
-async def test_one_setting_says_nothing_of_the_others(stack: Stack) -> None:
+async def test_each_setting_is_for_one_kind_only(stack: Stack) -> None:
     await filled(stack)
     await retain(stack, failures=5)
     assert (count(stack, "raw_messages"), count(stack, "webhook_failures")) == (4, 2)
     assert count(stack, "ai_messages WHERE content <> ''") == 4
 
 
-async def test_a_cached_list_shows_no_text_that_is_gone(stack: Stack) -> None:
+async def test_cached_lists_of_ai_messages_are_invalidated(stack: Stack) -> None:
     [message, *_] = await filled(stack)
     request = pb.ListAiMessagesRequest(salon_id=SALON, conversation_id=message.conversation_id)
     before = await warm(stack.messaging.ListAiMessages, request)
@@ -106,7 +106,7 @@ async def test_more_than_a_batch_is_deleted_by_several_processes_at_once(
     )
     rows(stack.database_url, query)
     await asyncio.gather(*(retain(stack, failures=5) for _ in range(4)))
-    while count(stack, "webhook_failures"):  # who found another at it has left the rest to it
+    while count(stack, "webhook_failures"):  # a job that found another one running did nothing
         await retain(stack, failures=5)
 
 
@@ -121,7 +121,7 @@ async def test_texts_of_many_salons_are_emptied(stack: Stack) -> None:
     assert rows(stack.database_url, "SELECT salon_id FROM ai_messages WHERE content <> ''") == [("salon-2",)]
 
 
-async def test_a_status_whose_message_never_came_ends_after_30_days(stack: Stack) -> None:
+async def test_a_status_whose_message_never_came_is_deleted_after_30_days(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await stack.messaging.RecordMessage(message_request("wamid.9", direction=2, type=14))
     assert await ingest(stack, webhook_body("1", statuses=[status(n) for n in (1, 2, 3, 9)])) == {"statuses": 4}
@@ -148,7 +148,7 @@ async def test_a_message_and_its_status_in_one_body_are_not_early(stack: Stack) 
 
 
 @pytest.mark.parametrize("delete", ["delete_raw_items", "delete_failures", "delete_early_statuses"])
-async def test_what_is_old_is_found_by_an_index(stack: Stack, delete: str) -> None:
+async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> None:
     plans: list[str] = []
 
     class Explaining:

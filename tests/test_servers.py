@@ -62,7 +62,7 @@ def refused(url: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["pg", "long" * 25])
-def test_a_secured_server_lets_nobody_in_without_a_password(folder: Path, name: str) -> None:
+def test_a_secured_server_requires_a_password(folder: Path, name: str) -> None:
     with Postgres(folder / name, settings=FAST, secured=True) as postgres:
         for login in ("postgres", "parlor_booking"):
             assert "no password" in refused(f"postgresql://{login}@127.0.0.1:{postgres.port}/parlor")
@@ -83,7 +83,7 @@ def test_a_secured_server_lets_nobody_in_without_a_password(folder: Path, name: 
         assert not [word for word in words if word in postgres.log.read_text()]
 
 
-def test_a_folder_from_before_the_passwords_goes_on(folder: Path) -> None:
+def test_an_existing_data_folder_gets_passwords(folder: Path) -> None:
     with Postgres(folder / "pg", settings={**FAST, "synchronous_commit": "on"}) as before:
         migrate(before.dsn)
         with psycopg.connect(before.dsn, autocommit=True) as owner:
@@ -101,7 +101,7 @@ def test_a_folder_from_before_the_passwords_goes_on(folder: Path) -> None:
         psycopg.connect(service_url(postgres.local_dsn, "parlor_stats")).close()
 
 
-def test_passwords_that_are_gone_are_made_anew(folder: Path) -> None:
+def test_lost_passwords_are_generated_again(folder: Path) -> None:
     with Postgres(folder / "pg", settings=FAST, secured=True) as postgres:
         first = postgres.passwords
     (folder / "pg" / PASSFILE).unlink()

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, without what identifies a customer, or quotes one."""
+"""Logs: one JSON object per line, with personal data masked."""
 
 import logging
 import re
@@ -14,14 +14,14 @@ from structlog.typing import ExcInfo
 _PHONE = re.compile(r"\+\d(?:[ ()./-]{0,2}\d){6,14}|\d{7,15}")
 _WHATSAPP_ID = re.compile(r"wamid\.[\w+/=.-]+")
 _USER_ID = re.compile(r"\b([A-Z]{2}\.)(?:ENT\.)?[A-Za-z0-9]{6,128}\b")
-# What Postgres adds to an error: the values of the row. To the end: a value may have lines.
+# Postgres appends the values of the row to an error. Cut to the end of the text: a value may contain newlines.
 _DETAIL = re.compile(r"(?:\n|\\n)(?:DETAIL|CONTEXT):.*", re.DOTALL)
 
 
 def mask(text: str) -> str:
-    """Return the text with the middle of each phone number hidden: +4915112345678 is +49********678.
+    """Return the text with the middle of each phone number masked: +4915112345678 becomes +49********678.
 
-    A user_id and a message's id from WhatsApp, which has the number in base64, are hidden but for their beginning.
+    WhatsApp message ids, which contain the phone number in base64, and user ids keep only their prefix.
     """
     text = _WHATSAPP_ID.sub("wamid.***", text)
     text = _USER_ID.sub(r"\1***", text)
@@ -29,7 +29,7 @@ def mask(text: str) -> str:
 
 
 def _formatted(exc_info: ExcInfo) -> str:
-    """Return a traceback without the values of rows that Postgres's errors have in their texts."""
+    """Return a traceback without the row values in the texts of Postgres errors."""
     text = "".join(traceback.format_exception(*exc_info)).rstrip()
     chain: list[BaseException | None] = [exc_info[1]]
     seen = set()

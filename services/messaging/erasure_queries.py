@@ -21,7 +21,7 @@ class Customer(NamedTuple):
 
     @property
     def in_whatsapp_ids(self) -> str:
-        """A regular expression that finds the customer in WhatsApp's message ids."""
+        """A regular expression that finds the customer in WhatsApp message ids."""
         return "|".join(map(in_whatsapp_id, (*self.phone_numbers, *self.user_ids)))
 
 
@@ -115,9 +115,9 @@ async def erase_ai_messages(conn: AsyncConnection[Any], customer: Customer) -> i
 
 
 async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Customer) -> None:
-    """Delete the webhook items that the customer sent, or that name them.
+    """Delete webhook items that the customer sent or that name the customer.
 
-    Source: index webhook_failures_pkey; it reads all items of the salon.
+    Source: index webhook_failures_pkey. Reads all failures of the salon.
     """
     query = """
         DELETE FROM webhook_failures
@@ -131,9 +131,9 @@ async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Customer)
 
 
 async def erase_early_statuses(conn: AsyncConnection[Any], customer: Customer) -> None:
-    """Delete the statuses of the customer's messages that never came.
+    """Delete statuses of the customer's messages whose message never came.
 
-    Source: index message_status_events_pkey; it reads all ids of the salon.
+    Source: index message_status_events_pkey. Reads all ids of the salon.
     """
     query = """
         DELETE FROM message_status_events

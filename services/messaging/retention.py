@@ -1,6 +1,6 @@
-"""What is kept for a time only, deleted when that is over: RETENTION_*, and statuses whose message never came.
+"""Deletes expired data: what the RETENTION_* settings name, and statuses whose message never came.
 
-Rows are deleted in small batches, each a transaction, by one process at a time.
+Rows are deleted in small batches, one transaction each, by one process at a time.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from services.messaging import retention_queries as queries
 from services.messaging.settings import MessagingSettings
 
 EVERY_SECONDS = 3600
-PAUSE_SECONDS = 0.05  # between two batches, for everybody else
+PAUSE_SECONDS = 0.05  # between batches, to leave room for other work
 
 Delete: TypeAlias = Callable[[psycopg.AsyncConnection[Any], int], Awaitable[int]]
 
@@ -26,10 +26,10 @@ log = structlog.get_logger()
 
 
 class Retention:
-    """The job of the messaging service that deletes what is too old."""
+    """The background job that deletes expired data."""
 
     def __init__(self, cache: Cache, database: Database, settings: MessagingSettings) -> None:
-        """Read how long each kind is kept, in days; None is for ever."""
+        """Read the retention of each kind, in days; None keeps it forever."""
         self._cache = cache
         self._database = database
         self._groups = Groups(cache)
@@ -41,7 +41,7 @@ class Retention:
         ]
 
     async def run(self) -> None:
-        """Delete what is too old, now and every hour, for ever."""
+        """Delete expired data now and every hour, forever."""
         while True:
             try:
                 await self.delete()
@@ -50,7 +50,7 @@ class Retention:
             await asyncio.sleep(EVERY_SECONDS)
 
     async def delete(self) -> None:
-        """Delete all that is too old now.
+        """Delete everything that has expired.
 
         Raises: what `Database.connection` and `Cache.transaction` raise; psycopg.Error.
         """
@@ -68,7 +68,7 @@ class Retention:
             return await delete(conn, days)
 
     async def _empty_ai_texts(self, salon_id: str, days: int) -> int:
-        """Empty texts of one salon, which its cached lists show; return how many."""
+        """Empty expired texts of one salon and invalidate the lists that show them; return how many."""
         async with self._cache.transaction() as transaction:
             emptied = await queries.empty_ai_texts(transaction.conn, salon_id, days)
             transaction.invalidate(*(self._groups.ai_messages(salon_id, found) for found in set(emptied)))
@@ -76,7 +76,7 @@ class Retention:
 
 
 async def _all(batch: Callable[[], Awaitable[int]]) -> None:
-    """Repeat a batch until it is not full, with pauses."""
+    """Repeat a batch until it is not full, pausing in between."""
     rows = queries.ROWS
     while rows == queries.ROWS:
         rows = await batch()

@@ -1,6 +1,6 @@
-"""The statements that delete what is kept for a time only, one function each. Each takes at most ROWS rows.
+"""The statements that delete expired data, one function each. Each changes at most ROWS rows.
 
-Two processes at once would delete the same rows and might deadlock: the second finds nothing to do (_ALONE).
+Two processes that delete the same rows could deadlock. _ALONE makes the second one find nothing to do.
 """
 
 from typing import Any
@@ -8,14 +8,14 @@ from typing import Any
 from psycopg import AsyncConnection
 
 ROWS = 500
-EARLY_DAYS = 30  # WhatsApp repeats a body for 7
+EARLY_DAYS = 30  # WhatsApp retries a webhook for 7
 
 _ALONE = "(SELECT pg_try_advisory_xact_lock(hashtext('parlor'), hashtext('retention')))"
 _OLD = "< now() - %(days)s::int * interval '1 day'"
 
 
 def _salons(table: str, which: str = "true") -> str:
-    """Return a CTE of the salons that have such rows, read from one entry of an index for each."""
+    """Return a CTE of the salons that have such rows. Reads one index entry per salon."""
     return f"""WITH RECURSIVE salons AS (
             (SELECT salon_id FROM {table} WHERE {which} ORDER BY salon_id LIMIT 1)
             UNION ALL
@@ -27,7 +27,7 @@ def _salons(table: str, which: str = "true") -> str:
 
 
 async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
-    """Delete items that messages came in, older than `days`; return how many.
+    """Delete raw items of messages older than `days`; return how many.
 
     Source: index raw_messages_created.
     """
@@ -42,8 +42,8 @@ async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
 async def delete_failures(conn: AsyncConnection[Any], days: int) -> int:
     """Delete webhook items that could not be recorded, older than `days`; return how many.
 
-    Source: index idx_webhook_failures_salon_created, one look-up for each salon. An index by time alone would be taken
-    for lists, too, where few salons have most of the items.
+    Source: index idx_webhook_failures_salon_created, one lookup per salon. The planner would also choose an index on
+    created_at alone for ListWebhookFailures, where few salons have most of the rows.
     """
     query = f"""
         {_salons("webhook_failures")}
@@ -57,7 +57,7 @@ async def delete_failures(conn: AsyncConnection[Any], days: int) -> int:
 
 
 async def delete_early_statuses(conn: AsyncConnection[Any], days: int) -> int:
-    """Delete statuses whose message has not come for `days`, and keep the others for good; return how many of both.
+    """Delete statuses whose message has not come within `days`, unmark the others; return how many of both.
 
     Source: indexes message_status_events_early, whatsapp_id.
     """
@@ -84,7 +84,7 @@ async def delete_early_statuses(conn: AsyncConnection[Any], days: int) -> int:
 async def salons_with_old_ai_texts(conn: AsyncConnection[Any], days: int) -> list[str]:
     """Return the salons that have texts of AI messages older than `days`.
 
-    Source: index ai_messages_salon_text, one look-up for each salon that has texts.
+    Source: index ai_messages_salon_text, one lookup per salon.
     """
     query = f"""
         {_salons("ai_messages", "content <> ''")}

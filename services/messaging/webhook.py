@@ -37,7 +37,7 @@ _PHONE_NUMBER_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 class Failure:
     """An item that can't be recorded: as JSON, with the reason; `unknown` if it is only of a kind that is not known.
 
-    `phone_number` and `user_id` are its sender's, as far as they are known: the item need not name them.
+    `phone_number` and `user_id` name the sender if the body does; the item itself may not.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Change:
     failures: list[Failure] = field(default_factory=list)
 
     def fail(self, kind: str, reason: str, item: Any, *sender: str | None, unknown: bool = False) -> None:
-        """Take an item that can't be recorded; `sender` is a phone number and a user_id."""
+        """Add an item that can't be recorded; `sender` is its phone_number and user_id, if known."""
         self.failures.append(Failure(kind, reason, _json(item, sort_keys=True), unknown, *sender))
 
 

@@ -127,7 +127,7 @@ class Senders:
         return {"from": phone, "user_id": user_id, "customer_name": name}
 
     def names(self, item: Any) -> tuple[str | None, str | None]:
-        """Return the sender's phone number, as E.164, and user_id, as far as an item tells that can't be read."""
+        """Return the phone number (E.164) and user_id of the sender of an unreadable item, each None if not known."""
         if not isinstance(item, dict):
             return None, None
         phone, user_id, _ = self._found(item)

@@ -1,6 +1,6 @@
-"""The ways in which a customer's number may stand in a text, as patterns of Postgres.
+"""Regular expressions for Postgres that find a customer's phone number in JSON, in any common notation.
 
-The texts are JSON in ASCII: every other character is an escape.
+The JSON is ASCII: every other character is escaped.
 """
 
 import base64
@@ -8,32 +8,32 @@ import string
 
 from services.phones import parts
 
-# Between two digits: what people put there, but nothing that ends a JSON string or separates two values.
+# Separators between two digits. Excludes everything that ends a JSON string or separates two values.
 _GAP = r'(?:[^]["\\,:{}0-9A-Za-z]|\\[nrt/]|\\u[0-9a-f]{4})*'
 _FULL_WIDTH, _ARABIC, _PERSIAN, _HINDI = 0xFF10, 0x0660, 0x06F0, 0x0966
 _BASE64 = f"{string.ascii_uppercase}{string.ascii_lowercase}{string.digits}+/"
-_SHORTEST_ALONE = 7  # digits of a number that is found without its country code
+_SHORTEST_ALONE = 7  # digits; a shorter national number is matched only with its country code
 
 
 def pattern(phone_number: str) -> str:
-    r"""Return a regular expression that finds an E.164 number in JSON, however it is written.
+    r"""Return a regular expression that finds an E.164 number in JSON.
 
-    It may have gaps, other scripts' digits, the national form, or a prefix for calls abroad. A number that this is only
-    a part of is not found, but for one that is written with a gap where this one ends.
+    Matches separators between digits, digits of other scripts, the national format and international prefixes. Does
+    not match a longer number that contains this one, unless it is written with a separator where this one ends.
     """
     country, national, trunk = parts(phone_number)
     abroad = f"(?:(?:00|011){_GAP})?{_digits(country)}{_GAP}" if country else ""
     if len(national) >= _SHORTEST_ALONE:
         abroad = f"(?:{abroad})?"
     inland = f"(?:{_digits(trunk)}{_GAP})?" if trunk else ""
-    # An escape may end with a digit, which is none of the number. A lookbehind would take 20 times as long.
+    # A digit before the number must belong to an escape. A lookbehind for this is 20 times slower.
     return rf"(?:^|[^0-9]|\\u[0-9a-f]{{4}}){abroad}{inland}{_digits(national)}(?![0-9])"
 
 
 def in_whatsapp_id(name: str) -> str:
-    """Return a regular expression that finds a number or a user_id in a message's id from WhatsApp.
+    """Return a regular expression that finds a phone number or user_id in a WhatsApp message id (wamid).
 
-    The id is base64 of, among others, the name's length and the name, which may begin at any of three bits.
+    A wamid is base64. It contains the length of the name and the name, at one of three bit offsets.
     """
     digits = name.removeprefix("+").encode()
     data = bytes([len(digits) % 256]) + digits
@@ -41,7 +41,7 @@ def in_whatsapp_id(name: str) -> str:
     for before in range(3):
         letters = base64.b64encode(bytes(before) + data + bytes(2)).decode()
         whole, rest = divmod((before + len(data)) * 8, 6)
-        last = _BASE64.index(letters[whole])  # its other bits are the next byte's
+        last = _BASE64.index(letters[whole])  # shares its low bits with the next byte
         texts.append(letters[-(-before * 8 // 6) : whole] + f"[{_BASE64[last : last + 2 ** (6 - rest)]}]" * (rest > 0))
     return f"(?:{'|'.join(texts)})"
 
@@ -51,6 +51,6 @@ def _digits(number: str) -> str:
 
 
 def _digit(digit: str) -> str:
-    """Return the pattern of a digit in any of the scripts that people write numbers in."""
+    """Return a pattern for a digit in ASCII, full-width, Arabic, Persian or Devanagari."""
     escapes = [f"{zero + int(digit):04x}" for zero in (_FULL_WIDTH, _ARABIC, _PERSIAN, _HINDI)]
     return rf"(?:{digit}|\\u(?:{'|'.join(escapes)}))"

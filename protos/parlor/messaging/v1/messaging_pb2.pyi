@@ -423,7 +423,9 @@ class Message(_message.Message):
     Only from SearchMessages.
     """
     raw_json: _builtins.str
-    """The item of the webhook body that it came in, as JSON; empty if it came otherwise. Only from GetMessage."""
+    """The item of the webhook body that it came in, as JSON; empty if it came otherwise, or after RETENTION_RAW_ITEMS. Only
+    from GetMessage.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was sent."""
@@ -528,7 +530,7 @@ Global___MessageStatusEvent: _TypeAlias = MessageStatusEvent  # noqa: Y015
 
 @_typing.final
 class WebhookFailure(_message.Message):
-    """A webhook item that could not be recorded as what it should be."""
+    """A webhook item that could not be recorded as what it should be. It is kept for RETENTION_FAILURES."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
