@@ -1,6 +1,7 @@
 """A customer erased from what a webhook body held and could not be recorded."""
 
 import base64
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -64,6 +65,19 @@ async def test_a_number_is_found_however_it_is_written(stack: Stack, place: str)
     await salon(stack, phone_number_id="1")
     items = [PLACES[place](writing) for writing in WRITINGS.values()]
     assert await ingest(stack, webhook_body("1", messages=items)) == {"rejected": len(items)}
+    await erase(stack, phone_number=PHONE)
+    assert rows(stack.database_url, "SELECT item FROM webhook_failures") == []
+
+
+@pytest.mark.parametrize("codec", ["backslashreplace", "json"])
+async def test_a_number_is_found_in_an_item_that_is_no_json(stack: Stack, codec: str) -> None:
+    await salon(stack)
+    for number, writing in enumerate(WRITINGS.values()):
+        raw = writing.encode().decode("ascii", "backslashreplace") if codec != "json" else json.dumps(writing).upper()
+        item = f'{{"from": "{raw}", [[['.replace("\\U", "\\u")
+        columns = "INSERT INTO webhook_failures (salon_id, digest, kind, reason, item)"
+        query = f"{columns} VALUES ('{SALON}', '{number}', 'OTHER', '', '{item}') RETURNING 1"
+        rows(stack.database_url, query)
     await erase(stack, phone_number=PHONE)
     assert rows(stack.database_url, "SELECT item FROM webhook_failures") == []
 

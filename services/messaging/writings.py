@@ -1,6 +1,6 @@
 """Regular expressions for Postgres that find a customer's phone number in JSON, in any common notation.
 
-The JSON is ASCII: every other character is escaped.
+The JSON is ASCII. Other characters are escaped as in JSON or, if it could not be parsed, byte by byte as in Python.
 """
 
 import base64
@@ -8,8 +8,9 @@ import string
 
 from services.phones import parts
 
+_ESCAPE = r"\\(?:u[0-9a-f]{4}|x[0-9a-f]{2})"
 # Separators between two digits. Excludes everything that ends a JSON string or separates two values.
-_GAP = r'(?:[^]["\\,:{}0-9A-Za-z]|\\[nrt/]|\\u[0-9a-f]{4})*'
+_GAP = rf'(?:[^]["\\,:{{}}0-9A-Za-z]|\\[nrt/]|{_ESCAPE})*'
 _FULL_WIDTH, _ARABIC, _PERSIAN, _HINDI = 0xFF10, 0x0660, 0x06F0, 0x0966
 _BASE64 = f"{string.ascii_uppercase}{string.ascii_lowercase}{string.digits}+/"
 _SHORTEST_ALONE = 7  # digits; a shorter national number is matched only with its country code
@@ -27,7 +28,7 @@ def pattern(phone_number: str) -> str:
         abroad = f"(?:{abroad})?"
     inland = f"(?:{_digits(trunk)}{_GAP})?" if trunk else ""
     # A digit before the number must belong to an escape. A lookbehind for this is 20 times slower.
-    return rf"(?:^|[^0-9]|\\u[0-9a-f]{{4}}){abroad}{inland}{_digits(national)}(?![0-9])"
+    return rf"(?i)(?:^|[^0-9]|{_ESCAPE}){abroad}{inland}{_digits(national)}(?![0-9])"
 
 
 def in_whatsapp_id(name: str) -> str:
@@ -52,5 +53,7 @@ def _digits(number: str) -> str:
 
 def _digit(digit: str) -> str:
     """Return a pattern for a digit in ASCII, full-width, Arabic, Persian or Devanagari."""
-    escapes = [f"{zero + int(digit):04x}" for zero in (_FULL_WIDTH, _ARABIC, _PERSIAN, _HINDI)]
-    return rf"(?:{digit}|\\u(?:{'|'.join(escapes)}))"
+    others = [chr(zero + int(digit)) for zero in (_FULL_WIDTH, _ARABIC, _PERSIAN, _HINDI)]
+    escapes = [rf"\\u{ord(other):04x}" for other in others]
+    escapes += ["".join(rf"\\x{byte:02x}" for byte in other.encode()) for other in others]
+    return f"(?:{'|'.join([digit, *escapes])})"
