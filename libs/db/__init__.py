@@ -3,6 +3,7 @@
 from libs.db.connection import BEGIN, COMMIT, Connection
 from libs.db.database import Database, DatabaseUnavailable, PoolExhausted
 from libs.db.encoding import elements, encode_row, encoder, prefix
+from libs.db.fairness import FairLimit
 from libs.db.queries import Queries, SlowQuery
 from libs.db.rows import (
     STAMP,
@@ -33,6 +34,7 @@ __all__ = [
     "Database",
     "DatabaseSettings",
     "DatabaseUnavailable",
+    "FairLimit",
     "Loaded",
     "PoolExhausted",
     "Queries",

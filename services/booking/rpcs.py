@@ -23,7 +23,7 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.database = database
         self.now = now
         self.groups = Groups(cache)
-        self.write = Mutations(cache, "booking_requests")
+        self.write = Mutations(cache, database, "booking_requests")
 
     def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
         """Return the groups that a change of bookings invalidates."""

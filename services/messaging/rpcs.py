@@ -20,7 +20,7 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         self.cache = cache
         self.database = database
         self.groups = Groups(cache)
-        self.write = Mutations(cache, "messaging_requests")
+        self.write = Mutations(cache, database, "messaging_requests")
         self.salons = salons
         self.settings = settings
 
