@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -135,7 +135,7 @@ async def test_a_locked_row_of_a_salon_stops_only_its_own_callers(stack: Stack, 
     cancel = booking_pb2.UpdateBookingStatusRequest(
         salon_id=SALON, booking_code=made.booking_code, status=booking_pb2.BOOKING_STATUS_CANCELLED
     )
-    statement, call = {
+    cases: dict[str, tuple[str, Callable[[int], Any]]] = {
         "bookings": (SALON_ROW, lambda n: stack.booking.CreateBooking(booking_request(1_900_000_000 + n * 3600))),
         "a booking": ("SELECT FROM bookings FOR UPDATE", lambda n: stack.booking.UpdateBookingStatus(cancel)),
         "a resource": (
@@ -148,8 +148,9 @@ async def test_a_locked_row_of_a_salon_stops_only_its_own_callers(stack: Stack, 
             "SELECT FROM conversations FOR UPDATE",
             lambda n: stack.messaging.RecordMessage(message_request(f"wamid.{n + 1}")),
         ),
-    }[kind]
-    others = [
+    }
+    statement, call = cases[kind]
+    others: list[Callable[[int], Any]] = [
         lambda n: stack.booking.CreateBooking(booking_request(1_900_000_000 + n * 3600, salon_id="salon-2")),
         lambda n: stack.booking.GetSalon(
             booking_pb2.GetSalonRequest(salon_id=SALON), metadata=(("cache-control", "no-cache"),)

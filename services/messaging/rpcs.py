@@ -4,7 +4,7 @@ from typing import Any
 
 from libs.cache import Cache, Group
 from libs.db import Database
-from libs.rpc import Mutations
+from libs.rpc import Mutations, Slices
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.groups import Groups, of_names
 from services.messaging.salons import Salons
@@ -22,6 +22,7 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         self.groups = Groups(cache)
         self.write = Mutations(cache, database, "messaging_requests")
         self.salons = salons
+        self.slices = Slices()
         self.settings = settings
 
     async def phone_number(self, request: Any) -> str:
