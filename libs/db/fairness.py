@@ -95,6 +95,20 @@ class FairLimit:
             turn.set_result(None)
 
 
+def for_writes(database: Database) -> FairLimit:
+    """Return the limit of a process's writes: half of the pool, a quarter for one key."""
+    connections = database.settings.connection_limit
+    return FairLimit(database, connections // 4, connections // 2)
+
+
+def for_searches(database: Database) -> FairLimit:
+    """Return the limit of what reads much: a quarter of the pool, two connections for one key.
+
+    So another quarter at least is left to what reads little.
+    """
+    return FairLimit(database, 2, database.settings.connection_limit // 4)
+
+
 class FairLease:
     """A connection for the length of a block, in turn."""
 

@@ -23,9 +23,9 @@ from libs.db import (
     Connection,
     Database,
     DatabaseUnavailable,
-    FairLimit,
     PoolExhausted,
     Statement,
+    for_writes,
     nothing,
 )
 from libs.rpc.errors import invalid_fields
@@ -80,8 +80,7 @@ class Mutations:
     def __init__(self, cache: Cache, database: Database, table: str) -> None:
         """Prepare the statements."""
         self._cache = cache
-        connections = database.settings.connection_limit
-        self._limit = FairLimit(database, connections // 4, connections // 2)
+        self._limit = for_writes(database)
         self._select = f"""
             SELECT request_hash, reply FROM {table} WHERE salon_id = %(salon_id)s AND request_id = %(request_id)s::uuid
                 AND created_at > now() - interval '24 hours'"""  # noqa: S608 - the name is a literal of ours

@@ -3,7 +3,7 @@
 from typing import Any
 
 from libs.cache import Cache, Group
-from libs.db import Database
+from libs.db import Database, for_searches
 from libs.rpc import Mutations, Slices
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.groups import Groups, of_names
@@ -22,6 +22,7 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         self.groups = Groups(cache)
         self.write = Mutations(cache, database, "messaging_requests")
         self.salons = salons
+        self.searches = for_searches(database)
         self.slices = Slices()
         self.settings = settings
 
