@@ -19,6 +19,8 @@ from services.messaging.salons import SalonUnknown
 from services.messaging.status_queries import NewStatus
 from services.phones import is_national
 
+MOST_LOCKS = 64
+
 
 class MessageRpcs(Rpcs):
     """Messages, recorded and read."""
@@ -143,9 +145,9 @@ def _window_closed(message: NewMessage) -> errors.RpcError:
 
 
 def lock(salon_id: str, name: str) -> str:
-    """Return the name of the lock of a whatsapp_id, user_id or phone number.
+    """Return the name of the lock of a whatsapp_id, user_id or phone number of a salon.
 
-    It is one of 4096, since Postgres has room for some 6400.
-    A webhook body of 8 MB names ten times as many.
+    It is one of MOST_LOCKS of the salon, since Postgres has room for some 6400 locks of all transactions together, and
+    a piece of a webhook body names hundreds. No other salon has the same.
     """
-    return f"message {crc32(f'{salon_id} {name}'.encode()) % 4096}"
+    return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
