@@ -8,11 +8,11 @@ COMMENT ON COLUMN webhook_failures.phone_number IS
 COMMENT ON INDEX idx_webhook_failures_salon_created IS
     'Serves ListWebhookFailures, and finds the items to delete, by RETENTION_FAILURES.';
 
-ALTER TABLE raw_messages ADD COLUMN created_at timestamptz NOT NULL DEFAULT now();
-COMMENT ON COLUMN raw_messages.created_at IS 'When the item was received. Items older than this column have the time of the migration.';
+ALTER TABLE raw_messages ADD COLUMN received_at timestamptz NOT NULL DEFAULT now();
+COMMENT ON COLUMN raw_messages.received_at IS 'When the item was received. Items older than this column have the time of the migration.';
 
-CREATE INDEX raw_messages_created ON raw_messages (created_at);
-COMMENT ON INDEX raw_messages_created IS 'Finds the items to delete, by RETENTION_RAW_ITEMS.';
+CREATE INDEX raw_messages_received ON raw_messages (received_at);
+COMMENT ON INDEX raw_messages_received IS 'Finds the items to delete, by RETENTION_RAW_ITEMS.';
 
 CREATE INDEX ai_messages_salon_text ON ai_messages (salon_id, created_at) WHERE content <> '';
 COMMENT ON INDEX ai_messages_salon_text IS 'Finds the texts to empty, by RETENTION_AI_MESSAGES.';

@@ -24,8 +24,9 @@ async def retain(stack: Stack, **days: int) -> None:
     await Retention(server.cache, server.database, settings).delete()
 
 
-def older(stack: Stack, table: str, days: int, which: str = "true", column: str = "created_at") -> None:
+def older(stack: Stack, table: str, days: int, which: str = "true", column: str = "") -> None:
     """Make rows older."""
+    column = column or ("received_at" if table == "raw_messages" else "created_at")
     rows(
         stack.database_url, f"UPDATE {table} SET {column} = {column} - interval '{days} days' WHERE {which} RETURNING 1"
     )
@@ -162,5 +163,5 @@ async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> 
     async with stack.servers["messaging"].database.connection() as conn:
         await conn.execute("SET enable_seqscan = off")
         await getattr(retention_queries, delete)(Explaining(), 5)
-    index = {"delete_raw_items": "raw_messages_created", "delete_failures": "idx_webhook_failures_salon_created"}
+    index = {"delete_raw_items": "raw_messages_received", "delete_failures": "idx_webhook_failures_salon_created"}
     assert any(index.get(delete, "message_status_events_early") in line for line in plans), plans

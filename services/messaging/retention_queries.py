@@ -29,12 +29,12 @@ def _salons(table: str, which: str = "true") -> str:
 async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
     """Delete raw items of messages older than `days`; return how many.
 
-    Source: index raw_messages_created.
+    Source: index raw_messages_received.
     """
     query = f"""
         DELETE FROM raw_messages WHERE (salon_id, message_id) IN (
-            SELECT salon_id, message_id FROM raw_messages WHERE {_ALONE} AND created_at {_OLD}
-            ORDER BY created_at LIMIT {ROWS}
+            SELECT salon_id, message_id FROM raw_messages WHERE {_ALONE} AND received_at {_OLD}
+            ORDER BY received_at LIMIT {ROWS}
         )"""
     return (await conn.execute(query.encode(), {"days": days})).rowcount
 
