@@ -9,7 +9,7 @@ there is nothing that a killed process could leave undone. docs/decisions/0003 s
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -19,8 +19,8 @@ from libs.cache.ahead import WARMING, Warmer, is_due
 from libs.cache.entries import Entry, Meta, now_ms
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
-from libs.cache.loads import Connect, Flight, Loads
-from libs.cache.reply import MAX_AGE, LoadMany, LoadOne, Read, Reply, Stamped
+from libs.cache.loads import Flight, Loads
+from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, Read, Reply, Stamped
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
@@ -81,13 +81,15 @@ class Cache:
         key: Key,
         load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]],
         *,
+        connect: Connect | None = None,
         repeatable: bool = False,
     ) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it alone, once for all who ask for the key meanwhile.
 
-        `repeatable` says that key and load follow from the request's bytes alone.
+        `connect` lends the connection for that, instead of the cache's. `repeatable` says that key and load follow
+        from the request's bytes alone.
         """
-        return await self.answer(Read(key, None, LoadOne(key.entry, load), repeatable=repeatable))
+        return await self.answer(Read(key, None, LoadOne(key.entry, load, connect), repeatable=repeatable))
 
     async def look_up(
         self,
@@ -242,19 +244,24 @@ class Cache:
 
     @asynccontextmanager
     async def transaction(
-        self, *groups: Group, locks: Sequence[int] = (), begin: Begin | None = None, commit: Commit = plain_commit
+        self,
+        *groups: Group,
+        locks: Sequence[int] = (),
+        lease: AbstractAsyncContextManager[psycopg.AsyncConnection[Any]] | None = None,
+        begin: Begin | None = None,
+        commit: Commit = plain_commit,
     ) -> AsyncIterator[Transaction]:
         """Run the block as a transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
 
         The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
-        before anything else and held until the end. `begin` and `commit` are for who sends more in their round trips;
-        `begin` takes the locks, then.
+        before anything else and held until the end. `lease` lends the connection instead of `connect`. `begin` and
+        `commit` are for callers that send more in those round trips; `begin` takes the locks, then.
         Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
         also if the block left the transaction failed or ended it.
         """
         if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
             raise CacheUnavailable
-        async with self._connect() as conn:
+        async with lease or self._connect() as conn:
             if begin is None:
                 write = await Transaction.begin(conn, self.store, locks)
             else:

@@ -21,6 +21,7 @@ from libs.db.settings import DatabaseSettings
 
 PROBE_SECONDS = 0.5
 PROBE_TIMEOUT_SECONDS = 2.0
+LOCK_TIMEOUT_MS = 2000
 
 OnChange = Callable[[bool], Awaitable[None]]
 
@@ -82,8 +83,8 @@ class Database:
         conn.prepare_threshold = 2 if self.settings.statement_cache_size else None
         # Planning anew for each value costs more than the statement; our plans do not depend on values (decision 0009).
         await conn.execute(
-            f"SET statement_timeout = {self.settings.query_timeout}; SET timezone = 'UTC';"
-            " SET plan_cache_mode = force_generic_plan".encode(),
+            f"SET statement_timeout = {self.settings.query_timeout}; SET lock_timeout = {LOCK_TIMEOUT_MS};"
+            " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan".encode(),
             prepare=False,
         )
 

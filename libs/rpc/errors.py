@@ -148,7 +148,14 @@ TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[]
     ),
     (psycopg.errors.QueryCanceled, query_timeout),
     (TimeoutError, query_timeout),
-    ((psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure), conflict),
+    (
+        (
+            psycopg.errors.DeadlockDetected,
+            psycopg.errors.LockNotAvailable,  # after the lock timeout
+            psycopg.errors.SerializationFailure,
+        ),
+        conflict,
+    ),
     # Away, shutting down, failing over, full: all of class 08, 53, 57, and a lost connection.
     (psycopg.errors.ReadOnlySqlTransaction, _database_unavailable),
     (psycopg.OperationalError, _database_unavailable),

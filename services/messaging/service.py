@@ -11,6 +11,7 @@ from services.messaging.conversations import ConversationRpcs
 from services.messaging.erasure import ErasureRpcs
 from services.messaging.ingest import WebhookRpcs
 from services.messaging.messages import MessageRpcs
+from services.messaging.retention import Retention
 from services.messaging.salons import Salons
 from services.messaging.search import SearchRpcs
 from services.messaging.settings import MessagingSettings
@@ -31,6 +32,6 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         servicer=messaging,
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_groups=messaging.groups.of_salon,
-        background=[lambda: messaging.write.purge(database.connection)],
+        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
         close=to_booking.close,
     )

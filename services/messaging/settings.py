@@ -12,3 +12,12 @@ class MessagingSettings(BaseSettings):
     whatsapp_app_secret: SecretStr = Field(
         min_length=1, description="Secret of the WhatsApp app: webhook bodies are signed with it."
     )
+    retention_raw_items: int | None = Field(
+        None, ge=1, description="How long the items are kept that messages came in, in days; unset: for ever."
+    )
+    retention_failures: int | None = Field(
+        None, ge=1, description="How long webhook items are kept that could not be recorded, in days; unset: for ever."
+    )
+    retention_ai_messages: int | None = Field(
+        None, ge=1, description="How long the texts of AI messages are kept, in days; unset: for ever."
+    )
