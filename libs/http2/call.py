@@ -150,7 +150,7 @@ class Call(Context):
     def _hold(self, data: bytes) -> Messages:
         """Keep data until its message is whole. Raises: Refused if that is too much."""
         if self._messages is None:
-            self._messages = Messages(self._connection.limits.max_message)
+            self._messages = Messages(self._connection.limits.message_of(self._head.path))
         self._take_room(len(data))
         self._messages.add(data)
         return self._messages
@@ -249,7 +249,7 @@ class Call(Context):
         encoding, loop = self._head.encoding, asyncio.get_running_loop()
         inflated = inflate_light(message, encoding, INFLATED_AT_ONCE)
         if inflated is None:
-            arguments = message, encoding, self._connection.limits.max_message
+            arguments = message, encoding, self._connection.limits.message_of(self._head.path)
             inflated = await loop.run_in_executor(self._connection.inflating, inflate, *arguments)
             self._take_room(len(inflated))
         return inflated

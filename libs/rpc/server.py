@@ -28,6 +28,7 @@ from libs.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from libs.rpc.methods import Methods
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
+from libs.rpc.requests import LARGEST_REQUEST_BYTES
 from libs.rpc.settings import ServerSettings, explain
 from libs.rpc.transport import GrpcioTransport, Transport, make_transport
 from libs.rpc.workers import ALONE, SIGNALS, CannotListen, Worker, reserve, supervise
@@ -41,7 +42,8 @@ class Service:
     """What a server needs to know of the service it serves.
 
     `salon_groups` returns all cache groups of a salon that the service can name; `constraints` says what the violation
-    of a named constraint means to a request; `background` runs while the server does; `close` ends what it opened.
+    of a named constraint means to a request; `largest_requests` are sizes in bytes, by the name of the method, where
+    they aren't LARGEST_REQUEST_BYTES; `background` runs while the server does; `close` ends what it opened.
     """
 
     descriptor: ServiceDescriptor
@@ -49,6 +51,7 @@ class Service:
     add: Callable[[Any, Any], None]
     salon_groups: Callable[[str], Awaitable[list[Group]]]
     constraints: Mapping[str, Callable[[Any], RpcError]] = field(default_factory=dict)
+    largest_requests: Mapping[str, int] = field(default_factory=dict)
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
     close: Callable[[], Awaitable[None]] | None = None
 
@@ -80,13 +83,15 @@ async def serve(
     registry = CollectorRegistry()
     exchange = Exchange(registry, database.queries, worker)
     healths = HealthServicer()
-    methods: Any = Methods(settings, service.constraints, registry, cache)
+    methods: Any = Methods(settings, service.constraints, registry, cache, service.largest_requests)
     cache.warmer.busy = lambda: len(methods.deadlines) > 0
     service.add(service.servicer, methods)
     ops = OpsService(cache, database, exchange, service.salon_groups)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
     shared = not worker.is_alone  # else a port in use is an error
-    server: Any = make_transport(settings, [methods], share_port=shared)
+    server: Any = make_transport(
+        settings, [methods], LARGEST_REQUEST_BYTES, methods.largest_requests, share_port=shared
+    )
     registry.register(Figures(cache, database, server.counters))
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])

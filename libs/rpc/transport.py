@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 # grpcio reads this when it is imported. By default its pollers hand each RPC from thread to thread; without them a
@@ -16,6 +17,8 @@ from libs.rpc.settings import LARGEST_MESSAGE_BYTES, ServerSettings
 
 if TYPE_CHECKING:
     from libs.http2 import Counters
+
+NONE: Mapping[str, int] = MappingProxyType({})
 
 log = structlog.get_logger()
 
@@ -44,22 +47,38 @@ class Transport(Protocol):
 
 
 def make_transport(
-    settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], *, share_port: bool
+    settings: ServerSettings,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    largest: int = LARGEST_MESSAGE_BYTES,
+    largest_of: Mapping[str, int] = NONE,
+    *,
+    share_port: bool,
 ) -> Transport:
-    """Return the server that the settings name; grpcio's if ngh2 is not installed."""
+    """Return the server that the settings name; grpcio's if ngh2 is not installed.
+
+    `largest` is the size of the largest message of a request in bytes; `largest_of` has that of single methods, by
+    path. grpcio's server has one limit for all: there a handler must check its own.
+    """
     if settings.server_transport == "http2":
         try:
-            return _http2(settings, handlers, share_port)
+            return _http2(settings, handlers, largest, largest_of, share_port)
         except ImportError as error:
             log.warning("ngh2 can't be imported: serving on grpcio", error=str(error))
-    return GrpcioTransport(settings, handlers, share_port=share_port)
+    return GrpcioTransport(settings, handlers, max([largest, *largest_of.values()]), share_port=share_port)
 
 
-def _http2(settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], share_port: bool) -> Transport:
+def _http2(
+    settings: ServerSettings,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    largest: int,
+    largest_of: Mapping[str, int],
+    share_port: bool,
+) -> Transport:
     from libs.http2 import Limits, Server, Tls
 
     limits = Limits(
-        max_message=LARGEST_MESSAGE_BYTES,
+        max_message=largest,
+        max_messages=largest_of,
         max_receiving=settings.max_receiving,
         max_sending=settings.max_sending,
         max_calls=settings.max_calls,
@@ -83,11 +102,16 @@ class GrpcioTransport:
     counters: "Counters | None" = None
 
     def __init__(
-        self, settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], *, share_port: bool
+        self,
+        settings: ServerSettings,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        largest: int,
+        *,
+        share_port: bool,
     ) -> None:
-        """Prepare; nothing listens before `listen`."""
+        """Prepare; nothing listens before `listen`. `largest` is the size of the largest request, in bytes."""
         options = {
-            "grpc.max_receive_message_length": LARGEST_MESSAGE_BYTES,
+            "grpc.max_receive_message_length": largest,
             "grpc.max_send_message_length": LARGEST_MESSAGE_BYTES,
             "grpc.so_reuseport": int(share_port),
             "grpc.max_concurrent_streams": settings.max_concurrent_streams,
