@@ -58,6 +58,7 @@ class Counters:
     calls_invalid: int = 0
     calls_refused: int = 0
     requests_refused: int = 0
+    requests_too_large: int = 0
     requests_timed_out: int = 0
     replies_refused: int = 0
     deadlines_exceeded: int = 0

@@ -34,7 +34,7 @@ class ServerSettings(BaseSettings):
         None, description="Authorities, PEM: a client must show a certificate of one of them. Default: it needs none."
     )
     max_connections: int = Field(1000, ge=1, description="Connections of a worker; more are closed (http2 only).")
-    max_concurrent_streams: int = Field(1000, ge=1, description="RPCs under way on one connection.")
+    max_concurrent_streams: int = Field(1000, ge=1, description="RPCs under way on one connection (http2 only).")
     max_connection_age: int = Field(
         600_000, ge=0, description="Age of a connection from which its client is sent to a new one, in ms; 0: never."
     )

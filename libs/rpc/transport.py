@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,11 +14,13 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 import grpc
 import structlog
 
+from libs.rpc.errors import PUSHBACK, RpcError
 from libs.rpc.settings import LARGEST_MESSAGE_BYTES, ServerSettings
 
 if TYPE_CHECKING:
     from libs.http2 import Counters
 
+MOST_PENDING = 100_000
 NONE: Mapping[str, int] = MappingProxyType({})
 
 log = structlog.get_logger()
@@ -93,7 +96,27 @@ def _http2(
         receive_timeout=settings.receive_timeout / 1000,
     )
     files = settings.tls_files
-    return Server(handlers, limits, tls=None if files is None else Tls(*files), share_port=share_port)
+    tls = None if files is None else Tls(*files)
+    return Server(
+        handlers,
+        limits,
+        tls=tls,
+        share_port=share_port,
+        explain=lambda refused: _explained(refused.code, refused.details, refused.trailers),
+    )
+
+
+@lru_cache(64)
+def _explained(code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]) -> Any:
+    """Return the metadata of a refusal, with what every error of ours carries."""
+    pushback = next((value for name, value in trailers if name == PUSHBACK), None)
+    reasons = {
+        grpc.StatusCode.INVALID_ARGUMENT: "MALFORMED_REQUEST",
+        grpc.StatusCode.RESOURCE_EXHAUSTED: "OVERLOADED" if pushback else "REQUEST_TOO_LARGE",
+    }
+    retry_ms = int(pushback) if pushback else None
+    error = RpcError(code, reasons.get(code, code.name), details, retry_ms=retry_ms)
+    return *(each for each in trailers if each[0] != PUSHBACK), *error.trailing_metadata()
 
 
 class GrpcioTransport:
@@ -114,10 +137,14 @@ class GrpcioTransport:
             "grpc.max_receive_message_length": largest,
             "grpc.max_send_message_length": LARGEST_MESSAGE_BYTES,
             "grpc.so_reuseport": int(share_port),
-            "grpc.max_concurrent_streams": settings.max_concurrent_streams,
             "grpc.max_connection_age_grace_ms": settings.max_connection_age_grace,
             "grpc.keepalive_timeout_ms": settings.keepalive_timeout,
             "grpc.http2.min_ping_interval_without_data_ms": 1000,
+            # By default the core cancels RPCs that wait for the event loop, without a reason: some beyond 1000, all
+            # beyond 3000. Here they wait, and Methods says OVERLOADED. For the same reason there is no
+            # max_concurrent_streams: streams beyond it, that come before the client knows of it, are UNAVAILABLE.
+            "grpc.server.max_pending_requests": MOST_PENDING,
+            "grpc.server.max_pending_requests_hard_limit": MOST_PENDING,
         }
         unlimited = {
             "grpc.max_connection_age_ms": settings.max_connection_age,
