@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from libs.http2 import Counters
 
 # Of several workers these tell the least, where counters and all other gauges are added up.
-LEAST = frozenset({"parlor_cache_connected", "parlor_db_available"})
+LEAST = frozenset({"parlor_cache_connected", "parlor_db_available", "process_start_time_seconds", "process_max_fds"})
 
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)

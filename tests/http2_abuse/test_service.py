@@ -147,7 +147,7 @@ async def test_calls_beyond_the_limit_are_told_to_come_back_and_counted(
 
 
 async def test_every_limit_counts(database_url: str, redis_url: str) -> None:
-    limits = {
+    limits: dict[str, Any] = {
         **{"max_connections": 8, "max_calls": 20, "receive_timeout": 300},
         **{
             "keepalive_time": 500,
