@@ -197,7 +197,7 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
         "REDIS_URL": redis_url,
         "WORKERS": str(plan.workers),
         "BOOKING_ADDRESS": f"127.0.0.1:{plan.ports['booking']}",
-        "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET", "parlor-dev"),
+        "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET") or "parlor-dev",
     }
     for name in SERVICES:
         variable = f"{name.upper()}_DATABASE_URL"

@@ -35,7 +35,7 @@ class WithoutRedis(StrEnum):
 class CacheSettings(BaseSettings):
     """How a process uses Redis or Valkey. It must keep nothing on disk, and have this database to itself."""
 
-    model_config = SettingsConfigDict(env_prefix="REDIS_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="REDIS_", env_ignore_empty=True, hide_input_in_errors=True)
 
     url: str = Field("redis://localhost:6379", description="The server, or one master of a cluster.")
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")

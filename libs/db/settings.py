@@ -30,7 +30,7 @@ def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
 class DatabaseSettings(BaseSettings):
     """How a process connects to Postgres. services x workers x (limit + 1) must fit max_connections."""
 
-    model_config = SettingsConfigDict(env_prefix="DB_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="DB_", env_ignore_empty=True, hide_input_in_errors=True)
 
     url: SecretStr = Field(description="Connection string without pool parameters.")
     connection_limit: int = Field(20, ge=1, le=1000, description="Most connections of this process.")
@@ -55,7 +55,7 @@ class DatabaseSettings(BaseSettings):
         except ProgrammingError as error:
             raise ValueError(f"{name} is no connection string of Postgres") from error
         of_url: dict[str, Any] = {
-            parameter: value for parameter, value in parameters.items() if f"DB_{parameter.upper()}" not in environ
+            parameter: value for parameter, value in parameters.items() if not environ.get(f"DB_{parameter.upper()}")
         }
         try:
             return cls(url=SecretStr(url), **of_url)

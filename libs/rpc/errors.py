@@ -20,6 +20,7 @@ from libs.db import DatabaseUnavailable, PoolExhausted
 
 DOMAIN = "parlor"
 RETRY_MS = 250
+PUSHBACK = "grpc-retry-pushback-ms"
 MOST_VIOLATIONS = 16  # a client takes 8 KB of metadata, in which an error travels
 
 
@@ -56,7 +57,7 @@ class RpcError(Exception):
             status.details.append(packed)
         carried: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status.SerializeToString())]
         if self.retry_ms is not None:
-            carried.append(("grpc-retry-pushback-ms", str(self.retry_ms)))
+            carried.append((PUSHBACK, str(self.retry_ms)))
         return tuple(carried)
 
 

@@ -1,11 +1,13 @@
 """Settings of the messaging service."""
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class MessagingSettings(BaseSettings):
     """What the messaging service needs besides its database and cache."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
     booking_address: str = Field("localhost:50051", description="HOST:PORT of the booking service.")
     booking_timeout: int = Field(2_000, ge=1, description="Longest time to wait for the booking service, in ms.")
