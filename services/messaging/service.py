@@ -36,7 +36,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         servicer=messaging,
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_groups=messaging.groups.of_salon,
-largest_requests=LARGEST_REQUESTS,
+        largest_requests=LARGEST_REQUESTS,
         background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
         close=to_booking.close,
     )
