@@ -4,9 +4,7 @@ import asyncio
 from collections import Counter, deque
 
 from libs.db.connection import Connection
-from libs.db.database import Database, Lease, PoolExhausted
-
-MOST_WAITING = 50  # for each connection that a key may have, as in the pool
+from libs.db.database import WAITING_PER_CONNECTION, Database, Lease, PoolExhausted
 
 
 class FairLimit:
@@ -38,7 +36,7 @@ class FairLimit:
             self._lend(key)
             return
         queue = self._waiting.setdefault(key, deque())
-        if len(queue) >= self._each * MOST_WAITING:
+        if len(queue) >= self._database.settings.connection_limit * WAITING_PER_CONNECTION:
             self._database.exhaustions += 1
             raise PoolExhausted
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -37,6 +37,7 @@ class DatabaseSettings(BaseSettings):
     pool_timeout: int = Field(20, ge=1, le=3600, description="Longest wait for a connection, in s.")
     statement_cache_size: int = Field(100, ge=0, le=10_000, description="Prepared statements kept on a connection.")
     query_timeout: int = Field(10_000, ge=1, le=3_600_000, description="Longest time of a statement, in ms.")
+    lock_timeout: int = Field(2_000, ge=1, le=3_600_000, description="Longest wait for a lock, in ms.")
     slow_query_threshold: int = Field(1_000, ge=0, le=3_600_000, description="From when a statement is slow, in ms.")
 
     @classmethod
