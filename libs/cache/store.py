@@ -109,6 +109,23 @@ class Store:
         ]
         return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
 
+    async def register_pending(self, pending: Sequence[tuple[str, int]]) -> None:
+        """Register metas with the ids that others have left, beside the calls of this process's own writers.
+
+        Raises: StoreAway.
+        """
+        for first in range(0, len(pending), LARGEST_CALL):
+            lots: dict[int, list[tuple[list[str], int]]] = defaultdict(list)
+            for meta, xact_id in pending[first : first + LARGEST_CALL]:
+                lots[self._slot(meta)].append(([meta], xact_id))
+            await asyncio.gather(*map(self._register_all, lots.values()))
+
+    async def drop(self) -> None:
+        """Drop the whole cache. Raises: RedisError."""
+        for node in await self.servers.nodes():
+            await node.drop()
+        self.near.clear()
+
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
         if len(self._wires) == 1:
