@@ -7,6 +7,9 @@ A meta that can't be read counts as missing, whatever its type: a script removes
 for reasons that concern the whole server, such as its memory or its ACL.
 """
 
+import hashlib
+from functools import cache
+
 READ = """
 local function sealed(key, meta)
   return meta .. string.sub(redis.sha1hex(key .. meta), 1, 8)
@@ -100,3 +103,9 @@ end
 return stored
 """
 )
+
+
+@cache
+def sha(script: str) -> str:
+    """Return the name under which a server knows a script that it has run."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

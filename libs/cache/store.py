@@ -7,12 +7,11 @@ succeeded (`connected`), and no entry is looked for until the watch has found no
 """
 
 import asyncio
-import hashlib
 import os
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import hiredis
@@ -26,6 +25,7 @@ from libs.cache.gather import LARGEST_CALL, Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
 from libs.cache.near import Near
+from libs.cache.probe import find_files, try_commands
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
@@ -55,6 +55,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
         self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
         self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
+        self._url = settings.url
         self._timeout = settings.timeout / 1000
         self._codec = Codec(settings.key.get_secret_value())
         self._gather = gather
@@ -121,9 +122,8 @@ class Store:
             await asyncio.gather(*map(self._register_all, lots.values()))
 
     async def drop(self) -> None:
-        """Drop the whole cache. Raises: RedisError."""
-        for node in await self.servers.nodes():
-            await node.drop()
+        """Drop the whole cache. Raises: RedisError, OSError."""
+        await self.servers.unlink_metas()
         self.near.clear()
 
     async def fill(self, fills: Sequence[Fill]) -> int:
@@ -209,7 +209,7 @@ class Store:
         if not self.connected:
             raise StoreAway("not connected")
         wire = self._wires[self._slot(keys[0])]
-        reply = await wire.call("EVALSHA", _sha(script), len(keys), *keys, *args)
+        reply = await wire.call("EVALSHA", scripts.sha(script), len(keys), *keys, *args)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
             reply = await wire.call("EVAL", script, len(keys), *keys, *args)
         if isinstance(reply, Exception):
@@ -239,10 +239,13 @@ class Store:
         self._loop = asyncio.get_running_loop()
         try:
             self._disconnect()
+            find_files(self._url)
             for node in await self.servers.nodes():
                 wire = await self._connect(node.client)
                 self._slot = node.slot
                 self._wires.update(dict.fromkeys(node.slots, wire))
+                tried = self.open_script, self.register_script, self.fill_script
+                await try_commands(wire, node.slot, node.slots, tried)
                 await self._check_run(node, wire)
                 await self._track(wire)
             for wire in set(self._wires.values()):
@@ -311,8 +314,3 @@ def _meta_lifetime_ms(fill: Fill) -> int:
 
 def _run_id(info: bytes) -> bytes:
     return next(line[7:].strip() for line in info.splitlines() if line.startswith(b"run_id:"))
-
-
-@cache
-def _sha(script: str) -> str:
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

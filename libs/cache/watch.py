@@ -19,6 +19,7 @@ from libs.cache import lease, outbox
 from libs.cache.gather import Gather
 from libs.cache.lease import Lease
 from libs.cache.outbox import Pending
+from libs.cache.probe import reason
 from libs.cache.store import Store
 
 RETRY_SECONDS = 0.1
@@ -92,9 +93,9 @@ class Watch:
             log.info("redis", connected=self._store.ready)
         except Exception as error:  # whatever it was: the store stays unused, and this is tried again
             self._store.connected = False
-            if repr(error) != self._told:
-                self._told = repr(error)
-                log.warning("redis away", error=self._told, cause=repr(error.__cause__))
+            if (why := reason(error)) != self._told:
+                self._told = why
+                log.warning("redis away", reason=why)
 
     async def drain(self) -> None:
         """Register all pending groups, then delete their rows; one drain at a time.
