@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache import CacheSettings, outbox
+from libs.cache import outbox
 from tests.cache.away import NOWHERE, hanging, ready, rows
 from tests.cache.outside import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put
@@ -22,7 +22,7 @@ MANY = 600_000
 async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIterator[Start]:
     """Starts processes on a Valkey that the test may stop."""
     async with AsyncExitStack() as exits:
-        yield Start(exits, pool, own_valkey.url, CacheSettings().timeout)
+        yield Start(exits, pool, own_valkey.url, timeout=500)
 
 
 def memory_mb() -> float:
