@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 from redis.exceptions import RedisError
 
+from libs.cache import walk
 from libs.cache.ahead import WARMING, Warmer, is_due
 from libs.cache.entries import Entry, Found, Meta, now_ms
 from libs.cache.gather import Gather
@@ -317,7 +318,7 @@ class Cache:
         """
         try:
             await self.store.register([group.meta for group in groups], 0)
-            parts = await self.store.servers.unlink_parts(groups)
+            parts = sum(await self.store.walk.unlink(*map(walk.parts, groups)))
         except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error
         invalidated = len(groups) + parts
@@ -326,9 +327,8 @@ class Cache:
 
     async def erase(self, *groups: Group) -> None:
         """Remove what is kept of groups, after the commit that invalidated them; the rest ends by its TTL."""
-        with suppress(RedisError, OSError):
-            for group in groups:
-                await self.store.servers.unlink_entries(group)
+        with suppress(StoreAway, RedisError, OSError):
+            await self.store.walk.unlink(*map(walk.entries, groups))
 
     async def invalidate_pattern(self, pattern: str) -> int:
         """Invalidate every group that a key matching the glob pattern could be in; return how many there were.
@@ -338,9 +338,9 @@ class Cache:
         """
         literal = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
         try:
-            invalidated = await self.store.servers.unlink_metas(literal)
+            [invalidated] = await self.store.walk.unlink(walk.metas(literal))
             self.store.near.clear()
-        except (RedisError, OSError) as error:
+        except (StoreAway, RedisError, OSError) as error:
             raise CacheUnavailable from error
         self.counters.invalidations += invalidated
         return invalidated

@@ -28,6 +28,7 @@ from libs.cache.near import Near
 from libs.cache.probe import find_files, try_commands
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
+from libs.cache.walk import Walk
 from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
@@ -64,6 +65,7 @@ class Store:
         self._wires: dict[int, Wire] = {}  # by slot
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
         self.servers = Servers(settings)
+        self.walk = Walk(self.servers, gather, self.unlink)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -125,6 +127,17 @@ class Store:
         """Drop the whole cache. Raises: RedisError, OSError."""
         await self.servers.unlink_metas()
         self.near.clear()
+
+    async def unlink(self, names: Sequence[bytes]) -> None:
+        """Unlink keys. Raises: StoreAway."""
+        lots: dict[int, list[bytes]] = defaultdict(list)
+        for name in names:
+            lots[self._slot(name)].append(name)
+        if not self.connected:
+            raise StoreAway("not connected")
+        for reply in await asyncio.gather(*(self._wires[slot].call("UNLINK", *lot) for slot, lot in lots.items())):
+            if isinstance(reply, Exception):
+                raise StoreAway(str(reply)) from reply
 
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
