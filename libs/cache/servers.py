@@ -4,9 +4,8 @@ In a cluster a command may name keys of one hash slot only, even where two slots
 through redis-py's plain clients, one a server: connecting, and walks over all keys.
 """
 
-import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
@@ -19,7 +18,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from libs.cache.keys import META, PREFIX, Group
+from libs.cache.keys import META, PREFIX
 from libs.cache.settings import CacheSettings
 
 SCAN_COUNT = 1000
@@ -141,16 +140,6 @@ class Servers:
             return name.startswith(start) or start.startswith(name.removesuffix(meta))
 
         return await self._unlink(f"{PREFIX}*{META}", is_meant)
-
-    async def unlink_parts(self, groups: Sequence[Group]) -> int:
-        """Unlink the metas of all parts of groups; return how many there were. Raises: RedisError."""
-        starts = tuple(f"{group.name}:".encode() for group in groups)
-        return await self._unlink(f"{PREFIX}*{META}", lambda name: name.startswith(starts))
-
-    async def unlink_entries(self, group: Group) -> None:
-        """Unlink every entry of a group, whatever its generation. Raises: RedisError."""
-        literal = re.sub(r"([*?\[\]\\])", r"\\\1", group.name)
-        await self._unlink(literal + "*", lambda name: name != group.meta.encode())
 
     async def _unlink(self, pattern: str, which: Callable[[bytes], bool]) -> int:
         return sum([await node.unlink(pattern, which) for node in await self.nodes()])

@@ -7,12 +7,11 @@ succeeded (`connected`), and no entry is looked for until the watch has found no
 """
 
 import asyncio
-import hashlib
 import os
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import hiredis
@@ -21,17 +20,19 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from libs.cache import scripts
-from libs.cache.entries import Fill, Found, Meta, decode, encode
+from libs.cache.entries import Codec, Fill, Found, Meta
 from libs.cache.gather import LARGEST_CALL, Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
 from libs.cache.near import Near
+from libs.cache.probe import find_files, try_commands
 from libs.cache.servers import Node, Servers, Slot, only_slot
 from libs.cache.settings import CacheSettings
+from libs.cache.walk import Walk
 from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
-PART_LIFETIME_SECONDS = 60  # until its first entry is stored: see FILL
+UNVERIFIED_SECONDS = 60  # lifetime of a meta until its first entry is stored: nobody knows yet if its salon exists
 
 # Set by the test of `parlor coherence` (docs/decisions/0018), which must find what then goes wrong.
 WITHOUT_REGISTRATION = "PARLOR_TEST_WITHOUT_REGISTRATION" in os.environ
@@ -55,13 +56,16 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
         self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
         self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
+        self._url = settings.url
         self._timeout = settings.timeout / 1000
+        self._codec = Codec(settings.key.get_secret_value())
         self._gather = gather
         self._looks: Looks = []
         self._slot: Slot = only_slot
         self._wires: dict[int, Wire] = {}  # by slot
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
         self.servers = Servers(settings)
+        self.walk = Walk(self.servers, gather, self.unlink)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -91,7 +95,7 @@ class Store:
             raise StoreAway(str(reply))
         of_name = dict(zip(metas, reply, strict=False))
         found = zip(keys, reply[len(metas) :], strict=True)
-        return [decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
+        return [self._codec.decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
 
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
@@ -107,6 +111,33 @@ class Store:
             for slot, lot in lots.items()
         ]
         return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
+
+    async def register_pending(self, pending: Sequence[tuple[str, int]]) -> None:
+        """Register metas with the ids that others have left, beside the calls of this process's own writers.
+
+        Raises: StoreAway.
+        """
+        for first in range(0, len(pending), LARGEST_CALL):
+            lots: dict[int, list[tuple[list[str], int]]] = defaultdict(list)
+            for meta, xact_id in pending[first : first + LARGEST_CALL]:
+                lots[self._slot(meta)].append(([meta], xact_id))
+            await asyncio.gather(*map(self._register_all, lots.values()))
+
+    async def drop(self) -> None:
+        """Drop the whole cache. Raises: RedisError, OSError."""
+        await self.servers.unlink_metas()
+        self.near.clear()
+
+    async def unlink(self, names: Sequence[bytes]) -> None:
+        """Unlink keys. Raises: StoreAway."""
+        lots: dict[int, list[bytes]] = defaultdict(list)
+        for name in names:
+            lots[self._slot(name)].append(name)
+        if not self.connected:
+            raise StoreAway("not connected")
+        for reply in await asyncio.gather(*(self._wires[slot].call("UNLINK", *lot) for slot, lot in lots.items())):
+            if isinstance(reply, Exception):
+                raise StoreAway(str(reply)) from reply
 
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
@@ -146,7 +177,7 @@ class Store:
             try:
                 if isinstance(reply, Exception):
                     raise reply
-                found = decode(key.entry, reply[2 * place], reply[2 * place + 1])
+                found = self._codec.decode(key.entry, reply[2 * place], reply[2 * place + 1])
                 future.set_result(found)
                 if found.entry and key.group.namespace.near:
                     self.near.put(key, found.entry, sent)
@@ -155,9 +186,9 @@ class Store:
 
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
         names = [name for meta in metas for name in (meta, whole(meta))]
-        lifetimes = META_LIFETIME_SECONDS, PART_LIFETIME_SECONDS
-        reply = await self._run(self.open_script, names, secrets.token_hex(8), *lifetimes)
-        return [Meta.parse(meta) for meta in reply]
+        reply = await self._run(self.open_script, names, secrets.token_hex(8), UNVERIFIED_SECONDS)
+        opened = list(map(Meta.parse, metas, reply))
+        return [meta for meta in opened if meta is not None]
 
     async def _register_all(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
         if WITHOUT_REGISTRATION:
@@ -170,7 +201,7 @@ class Store:
         for first in range(0, len(names), LARGEST_CALL):
             lot = names[first : first + LARGEST_CALL]
             ids = [highest[meta] for meta in lot]
-            await self._run(self.register_script, lot, secrets.token_hex(8), META_LIFETIME_SECONDS, *ids)
+            await self._run(self.register_script, lot, secrets.token_hex(8), UNVERIFIED_SECONDS, *ids)
         for meta in names:  # what looks before this one have found has been put there by now
             self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
@@ -179,8 +210,8 @@ class Store:
         names = [name for fill in fills for name in (fill.key.group.meta, fill.key.entry)]
         args: list[Any] = []
         for fill in fills:
-            value = encode(fill.key.entry, fill.entry)
-            args += (fill.generation, fill.stamp, fill.barrier, fill.ttl_ms, value)
+            value = self._codec.encode(fill.key.entry, fill.generation, fill.entry)
+            args += (fill.generation, fill.stamp, fill.barrier, _meta_lifetime_ms(fill), fill.ttl_ms, value)
         return sum(await self._run(self.fill_script, names, *args))
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
@@ -191,7 +222,7 @@ class Store:
         if not self.connected:
             raise StoreAway("not connected")
         wire = self._wires[self._slot(keys[0])]
-        reply = await wire.call("EVALSHA", _sha(script), len(keys), *keys, *args)
+        reply = await wire.call("EVALSHA", scripts.sha(script), len(keys), *keys, *args)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
             reply = await wire.call("EVAL", script, len(keys), *keys, *args)
         if isinstance(reply, Exception):
@@ -221,10 +252,13 @@ class Store:
         self._loop = asyncio.get_running_loop()
         try:
             self._disconnect()
+            find_files(self._url)
             for node in await self.servers.nodes():
                 wire = await self._connect(node.client)
                 self._slot = node.slot
                 self._wires.update(dict.fromkeys(node.slots, wire))
+                tried = self.open_script, self.register_script, self.fill_script
+                await try_commands(wire, node.slot, node.slots, tried)
                 await self._check_run(node, wire)
                 await self._track(wire)
             for wire in set(self._wires.values()):
@@ -250,7 +284,7 @@ class Store:
         """Drop what a server holds of the cache unless its own run has stored it."""
         info, known = await asyncio.gather(wire.call("INFO", "server"), wire.call("GET", node.run_id_key))
         for reply in (info, known):
-            if isinstance(reply, Exception):
+            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
                 raise reply
         if known != (run_id := _run_id(info)):
             await node.drop()
@@ -281,10 +315,15 @@ class Store:
                 self.near.drop(name.decode(errors="replace").removesuffix(META))
 
 
+def _meta_lifetime_ms(fill: Fill) -> int:
+    """Return how long the meta of a stored entry lives at least.
+
+    A reply without content is also what look-ups of salons that don't exist get.
+    """
+    group = fill.key.group
+    is_lasting = fill.entry.body and group.meta == whole(group.name)
+    return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms
+
+
 def _run_id(info: bytes) -> bytes:
     return next(line[7:].strip() for line in info.splitlines() if line.startswith(b"run_id:"))
-
-
-@cache
-def _sha(script: str) -> str:
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings, Group, Key
-from libs.cache.entries import Found
+from libs.cache.entries import Entry, Meta
 from libs.cache.wire import OnReply
+from tests.cache import garbage
 from tests.cache.shop import Loaded, Shop
 
 T = TypeVar("T")
@@ -81,7 +83,7 @@ class Process:
         """Connect to nothing yet. What is `free` is not held."""
         self.world = world
         self.free = free
-        self.dead = False
+        self.dead = self.recovering = False
         self.steps: list[asyncio.Future[None]] = []
         self.passed: Counter[str] = Counter()
         self.cache = Cache(world.settings, self.connection, str.encode)
@@ -131,8 +133,12 @@ class Process:
         return wire
 
     async def _recover_at_once(self) -> None:
-        with self.world.working():
-            await self._recover()
+        self.recovering = True
+        try:
+            with self.world.working():
+                await self._recover()
+        finally:
+            self.recovering = False
 
     def _send(self, send: Callable[..., None], on_reply: OnReply, *command: str | bytes | int) -> None:
         """Hold a command of a read or a write."""
@@ -148,7 +154,7 @@ class Process:
             self.world.ends()
             on_reply(answer)
 
-        if command[0] not in HELD_COMMANDS:
+        if command[0] not in HELD_COMMANDS or self.recovering:
             send(on_reply, *command)
             return
         if command[0] == "EVALSHA" and not self.free:
@@ -176,7 +182,9 @@ class World:
     def __init__(self, dsn: str, redis_url: str, variant: type[Shop]) -> None:
         """Connect, and keep a process beside the others, to look and to send again what they have sent."""
         self.variant = variant
-        self.settings = CacheSettings(url=redis_url, poll=60_000, warm=0).model_copy(update={"timeout": 30_000})
+        self.settings = CacheSettings(
+            url=redis_url, poll=60_000, warm=0, key=SecretStr("a key of the machine")
+        ).model_copy(update={"timeout": 30_000})
         self.connections: list[Connection] = []
         self.captured: list[tuple[str | bytes | int, ...]] = []
         self._dsn = dsn
@@ -265,14 +273,29 @@ class World:
         async with self.beside.connection() as conn:
             return [Row(*row) for row in await (await conn.execute(query.encode(), (shelf,))).fetchall()]
 
-    async def cached(self, shelves: list[str]) -> list[Found]:
+    async def cached(self, shelves: list[str]) -> list[tuple[Meta | None, Entry | None]]:
         """Return what a reader of each would find now."""
-        return await asyncio.gather(*(self.beside.cache.store.look(self.beside.shop.key("", name)) for name in shelves))
+        keys = [self.beside.shop.key("", name) for name in shelves]
+        looks = await asyncio.gather(*map(self.beside.cache.store.look, keys))
+        return [(found.meta(key), found.entry) for key, found in zip(keys, looks, strict=True)]
 
     async def remove(self, *keys: str) -> None:
         """Take keys of one shelf out of Valkey, as an eviction would."""
         store = self.beside.cache.store
         await store._wires[store._slot(keys[0])].call("DEL", *keys)
+
+    async def write(self, key: str, kind: str, value: bytes) -> None:
+        """Put any value under a key."""
+        await self.remove(key)
+        store = self.beside.cache.store
+        reply = await store._wires[store._slot(key)].call(*garbage.command(key, kind, value))
+        assert not isinstance(reply, Exception)
+
+    async def value(self, key: str) -> bytes:
+        """Return the string under a key, empty if there is none."""
+        store = self.beside.cache.store
+        [value] = await store._wires[store._slot(key)].call("MGET", key)
+        return value or b""
 
     async def send_again(self, command: tuple[Any, ...]) -> None:
         """Send what a process has sent, or has begun to."""
