@@ -99,6 +99,9 @@ async def serve(
 
     async def drain() -> None:
         await healths.drain()
+        if settings.drain_delay:
+            server.retire()
+            await asyncio.sleep(settings.drain_delay / 1000)
         if isinstance(server, GrpcioTransport):
             await methods.drain()
         await server.stop(settings.drain_timeout / 1000)
@@ -184,7 +187,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
         return
     try:
         with _reserved(server_settings) as settings:
-            sys.exit(supervise(settings.workers, partial(work, settings)))
+            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000))
     except CannotListen as error:
         _fail(name, str(error))
 
