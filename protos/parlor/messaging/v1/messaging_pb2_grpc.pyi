@@ -65,7 +65,7 @@ class MessagingServiceStub:
     one; a message that is not billable costs nothing.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
     of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
     ListWebhookFailures.
     On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
@@ -145,7 +145,7 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     one; a message that is not billable costs nothing.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
     of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
     ListWebhookFailures.
     On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
@@ -240,7 +240,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.IngestWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.IngestWebhookResponse, _abc.Awaitable[_messaging_pb2.IngestWebhookResponse]]:
-        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
         of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
         ListWebhookFailures.
         On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
