@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from libs.cache import Cache, CacheSettings, Group
-from libs.db import Database, DatabaseSettings
+from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.rpc import log
 from libs.rpc.errors import RpcError
 from libs.rpc.exchange import Exchange
@@ -191,7 +191,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
     def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
         try:
             uvloop.run(run(settings, worker))
-        except CannotListen as error:
+        except (CannotListen, OtherNumbering) as error:
             _fail(name, str(error))
 
     if server_settings.workers == 1:

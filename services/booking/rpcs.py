@@ -24,6 +24,7 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.now = now
         self.groups = Groups(cache)
         self.write = Mutations(cache, "booking_requests")
+        database.canary = "booking_requests"
 
     def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
         """Return the groups that a change of bookings invalidates."""

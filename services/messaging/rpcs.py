@@ -21,6 +21,7 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         self.database = database
         self.groups = Groups(cache)
         self.write = Mutations(cache, "messaging_requests")
+        database.canary = "messaging_requests"
         self.salons = salons
         self.settings = settings
 
