@@ -49,8 +49,9 @@ class PoolExhausted(Exception):
 class Database:
     """The pool of one process.
 
-    `lost` counts the connections that an outage or a promotion ended. `history` is the line of history of its connections, None until there was a primary. `canary` may be set before
-    `open`: the name of a table into which the login may insert, see canary.py.
+    `lost` counts the connections that an outage or a promotion ended. `history` is the line of history of its
+    connections, None until there was a primary. `canary` may be set before `open`: the name of a table into which the
+    login may insert, see canary.py.
     """
 
     def __init__(self, settings: DatabaseSettings, application_name: str) -> None:
