@@ -24,7 +24,7 @@ from tests.stack import PHONE, Stack, message_request, salon, webhook_body
 from tests.test_webhook import signed, text
 
 MOST_P99_MS = 50
-QUIET_SECONDS = 0.7
+QUIET_SECONDS = 0.5
 ATTEMPTS = 4
 DEV_SECRET = "parlor-dev"  # noqa: S105
 QUIET, LOUD = "quiet", "loud"
@@ -176,7 +176,7 @@ async def test_heavy_bodies_hold_up_nobody(street: Street) -> None:
         request = signed(body, DEV_SECRET)
 
         async def attack(request: messaging_pb2.IngestWebhookRequest = request) -> None:
-            end = asyncio.get_running_loop().time() + 1
+            end = asyncio.get_running_loop().time() + 0.5
             while asyncio.get_running_loop().time() < end:
                 try:
                     await street.stack.messaging.IngestWebhook(request, timeout=30)
