@@ -39,7 +39,7 @@ class Replica:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[grpc.aio.Channel]:
         """Connect anew."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        options = [("grpc.use_local_subchannel_pool", 1)]  # it only sends again what has not left it, at a GOAWAY
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             yield channel
 
