@@ -28,7 +28,14 @@ class Standby(Postgres):
 
     def _initialise(self) -> None:
         self.data.mkdir(parents=True, mode=0o700)
-        options = ("--dbname", self._source, "--wal-method=stream", "--checkpoint=fast", "--write-recovery-conf")
+        options = (
+            f"--pgdata={self.data}",
+            "--dbname",
+            self._source,
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--write-recovery-conf",
+        )
         if self._run("pg_basebackup", self.data, *options).wait():
             raise StartError(f"pg_basebackup failed; {self.log} ends:\n{self.last_words()}")
 
