@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from libs.cache import Cache, CacheSettings, Group
-from libs.db import Database, DatabaseSettings
+from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.rpc import log
 from libs.rpc.errors import RpcError
 from libs.rpc.exchange import Exchange
@@ -179,7 +179,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
     def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
         try:
             uvloop.run(run(settings, worker))
-        except CannotListen as error:
+        except (CannotListen, OtherNumbering) as error:
             _fail(name, str(error))
 
     if server_settings.workers == 1:
