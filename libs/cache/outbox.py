@@ -1,8 +1,8 @@
 """The table `cache_pending`: groups whose invalidation could not reach Redis before their write was committed.
 
 A row is a group and the id of a transaction that wrote to it. Writers only insert, so none waits for another. Processes
-without Redis keep the table small meanwhile (`compact`): a group keeps its highest id only, and where there are very
-many groups, one row stands for all (EVERYTHING): whoever finds it drops the cache.
+without Redis keep the table small meanwhile (`compact`): a group keeps its highest id only. If there are very
+many groups, one row stands for all (EVERYTHING): a process that finds it drops the cache.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,12 @@ async def compact(conn: psycopg.AsyncConnection[Any]) -> None:
         replaced = sum([row[0] for row in await cursor.fetchall()])
 
 
+# The subquery reads one index entry a row. A join may compare each row of a group with all others, if the table has no
+# statistics.
 _DELETE_LOWER = """
     DELETE FROM cache_pending WHERE ctid = ANY(ARRAY(
-        SELECT p.ctid FROM cache_pending AS p WHERE EXISTS (
-            SELECT FROM cache_pending AS h WHERE h.group_key = p.group_key AND h.xact_id > p.xact_id)
+        SELECT p.ctid FROM cache_pending AS p
+        WHERE p.xact_id < (SELECT max(h.xact_id) FROM cache_pending AS h WHERE h.group_key = p.group_key)
         LIMIT %s))"""
 
 _REPLACE = """

@@ -34,7 +34,7 @@ def find_files(url: str) -> None:
 
 
 async def try_commands(wire: Wire, slot: Slot, slots: Collection[int], scripts: tuple[str, str, str]) -> None:
-    """Do once all that reads and writes do, on keys of its own in one of the slots.
+    """Try every command that reads and writes use, on scratch keys in one of the slots.
 
     `scripts` are OPEN, REGISTER and FILL.
 
@@ -63,6 +63,9 @@ async def _ask(wire: Wire, *command: str | bytes | int) -> Any:
 
 def reason(error: BaseException) -> str:
     """Return the innermost text of an error: what the server, TLS or the system said."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
+    found: BaseException | None = error
+    while found is not None:
+        if str(found):  # a timeout has a CancelledError in it, which says nothing
+            error = found
+        found = found.__cause__ or found.__context__
     return str(error) or type(error).__name__
