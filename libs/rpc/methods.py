@@ -41,6 +41,7 @@ MOST_LOOKS = 50
 # Requests that a method has found valid, so many of at most so many bytes each.
 MOST_SEEN = 2000
 LARGEST_SEEN = 512
+LARGE_REQUEST_BYTES = 2**20
 
 # Worth one more try: the transactions were in each other's way, a code made at random was taken, or a pooler has lost a
 # prepared statement, after which none is prepared.
@@ -172,6 +173,8 @@ class _Call:
             if len(owner.deadlines) > owner.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
             if seen is None:
+                if len(data) > LARGE_REQUEST_BYTES:
+                    await asyncio.sleep(0)  # joining its parts took 10 ms of this tick for 8 MB
                 request = self._requests.read(data)
             else:
                 request = seen.request
