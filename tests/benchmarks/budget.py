@@ -1,7 +1,10 @@
 """The most that RPCs may cost: server CPU with 32 in flight in echoes of grpcio, latency, and throughput.
 
-Where a goal is missed, the budget is what was reached, and the goal stands beside it.
+These are goals. MISSED has what was reached where one is missed: a test that is over its goal and not over that is an
+expected failure, which names the goal.
 """
+
+import pytest
 
 NEAR = ("GetSalon", "GetSalonByPhoneNumberId")
 BY_KEY = (*NEAR, "GetBookingByCode")
@@ -17,20 +20,38 @@ NEAR_ECHOES = dict.fromkeys(NEAR, 0.12)
 WARM_ECHOES = {
     **dict.fromkeys((*BY_KEY, *STATS), 0.20),
     **dict.fromkeys(("GetConversation", *LISTS), 0.25),
-    "SearchMessages": 0.35,  # goal 0.25: its replies are the largest
     **dict.fromkeys(BATCHES, 5.0),
 }
 COLD_ECHOES = {
     **dict.fromkeys(BY_KEY, 0.40),
-    "GetConversation": 0.80,
-    **dict.fromkeys(LISTS_OF_50, 1.2),  # goal 0.80: 55 % is reading and encoding 50 rows
+    **dict.fromkeys(("GetConversation", *LISTS_OF_50), 0.80),
 }
 READ_ECHOES = {"near": NEAR_ECHOES, "warm": WARM_ECHOES, "cold": COLD_ECHOES}
-WRITE_ECHOES = {"CreateBooking": 2.7, "IngestWebhook": 5.0}  # goal of CreateBooking: 2.5
+WRITE_ECHOES = {"CreateBooking": 2.5, "IngestWebhook": 5.0}
 
 # One by one, warm: p50 as a share of that on grpcio's server. Batches are not measured by it.
-P50_SHARE = 0.56  # goal 0.5
+P50_SHARE = 0.5
 
 # Calls per second of one process on one core, warm, as a multiple of those of the echo of a booking.
-# Goals 3.6, 3.2 and 2.8: the caller and Valkey share the two cores with the process.
-RATE_RATIOS = {"booking by code": 2.7, "conversation + 10 messages": 2.9, "messages, 100": 1.85}
+RATE_RATIOS = {"booking by code": 3.6, "conversation + 10 messages": 3.2, "messages, 100": 2.8}
+
+# What was reached where a goal is missed, with a margin for noise, and what limits it.
+MISSED = {
+    "warm SearchMessages": 0.35,  # its replies are the largest
+    **{f"cold {method}": 1.2 for method in LISTS_OF_50},  # 55 % is reading and encoding 50 rows
+    "CreateBooking": 2.7,
+    "p50": 0.56,  # 39 % of a lone read is the event loop's polling
+    # Caller and Valkey share two cores with the process.
+    "booking by code": 2.7,
+    "conversation + 10 messages": 2.9,
+    "messages, 100": 1.85,
+}
+
+
+def judge(name: str, found: float, goal: float, *, more_is_better: bool = False) -> None:
+    """Fail if a figure is beyond what was reached; if it only misses its goal, be an expected failure."""
+    limit = MISSED.get(name, goal)
+    sign = -1 if more_is_better else 1
+    assert sign * found <= sign * limit, f"{name}: {found}, limit {limit}, goal {goal}"
+    if sign * found > sign * goal:
+        pytest.xfail(f"{name}: {found} misses its goal of {goal}")

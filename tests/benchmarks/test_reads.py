@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.benchmarks.budget import BATCHES, CACHED, NEAR, NOT_CACHED, READ_ECHOES
+from tests.benchmarks.budget import BATCHES, CACHED, MISSED, NEAR, NOT_CACHED, READ_ECHOES, judge
 from tests.benchmarks.conftest import Report
 from tests.benchmarks.load import Cost
 from tests.benchmarks.rounds import Round, cpu, echo_of, in_turn, medians, multiples, reads
@@ -30,12 +30,9 @@ def test_read_costs_at_most_its_budget(system: System, report: Report, benchmark
     cells = {kind: f"{echoes[kind]:.2f}" if kind in echoes else "-" for kind in ("near", "warm", "cold", "off")}
     benchmark.extra_info.update(echoes)
     report.add(TITLE, method, echo_us=f"{medians(costs, cpu)['echo']:.0f}", **cells)
-    over = [
-        f"{kind}: {echoes[kind]}, at most {most[method]}"
-        for kind, most in READ_ECHOES.items()
-        if kind in echoes and method in most and echoes[kind] > most[method]
-    ]
-    assert not over
+    goals = {kind: most[method] for kind, most in READ_ECHOES.items() if kind in echoes and method in most}
+    for kind in sorted(goals, key=lambda kind: f"{kind} {method}" in MISSED):  # an expected failure ends the test
+        judge(f"{kind} {method}", echoes[kind], goals[kind])
 
 
 async def measure(system: System, method: str) -> dict[str, list[Cost]]:
