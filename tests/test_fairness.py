@@ -2,34 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
-from pydantic import SecretStr
 
-from libs.db import Database, DatabaseSettings, FairLimit, PoolExhausted
+from libs.db import FairLimit, PoolExhausted
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from tests.load import tells_when_to_retry, until, waiting_for_a_lock
 from tests.locks import holding
 from tests.stack import SALON, Stack, booking_request, failure, message_request, salon
+from tests.test_database import opened
 from tests.test_resources import resource
 
 SALON_ROW = f"SELECT FROM salons WHERE salon_id = '{SALON}' FOR UPDATE"
 WITHIN_SECONDS = 1.0  # what a call of another salon takes at most, on a busy machine
-
-
-@asynccontextmanager
-async def opened(database_url: str, **settings: Any) -> AsyncIterator[Database]:
-    database = Database(DatabaseSettings(url=SecretStr(database_url), **settings), "test")
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 async def test_a_key_has_its_share_and_all_have_theirs(database_url: str) -> None:
@@ -107,7 +96,7 @@ async def timed(call: Any) -> float:
 
 
 async def ends_of(calls: list[Any]) -> set[tuple[grpc.StatusCode, str]]:
-    """Return how calls that may fail end; those that fail are told when to come back."""
+    """Return the outcomes of calls; every failure must carry a retry delay."""
 
     async def end(call: Any) -> tuple[grpc.StatusCode, str]:
         try:

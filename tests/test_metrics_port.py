@@ -1,4 +1,4 @@
-"""The port of the metrics, attacked: whoever scrapes is answered, no thread is taken, and the log stays JSON."""
+"""The metrics port under attack: scrapes are answered, no thread is started, and the log stays JSON."""
 
 import asyncio
 import json

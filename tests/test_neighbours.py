@@ -1,4 +1,4 @@
-"""One salon at full load: what it costs the salons beside it. All run as processes of their own."""
+"""One salon at full load: what it costs other salons. Services, load and neighbors run in separate processes."""
 
 import asyncio
 import os

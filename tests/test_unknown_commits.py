@@ -1,4 +1,4 @@
-"""What a caller is told of a commit of unknown outcome, and of a database that is full."""
+"""The errors of a commit with unknown outcome, and of a full database."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Webhook bodies read part by part: what one call of `json.loads` makes of them, whatever is in them."""
+"""Webhook bodies read part by part give what one call of `json.loads` gives, for any content."""
 
 import json
 from typing import Any

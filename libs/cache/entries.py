@@ -80,8 +80,8 @@ class Found(NamedTuple):
 class Codec:
     """Reads and writes the values of entries.
 
-    With a secret an entry's digest also covers its generation and its bytes, so that whoever can write to the server
-    but does not know the secret can't make up a reply. It costs 1 us an entry, and 1 us more for each kilobyte.
+    With a secret an entry's digest also covers its generation and its bytes, so that an attacker who can write to the
+    server cannot forge a reply without the secret. It costs 1 us an entry, and 1 us more for each kilobyte.
     """
 
     def __init__(self, secret: str) -> None:

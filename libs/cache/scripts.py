@@ -3,8 +3,8 @@
 Each can run twice or late and do no harm: the server makes every generation from its own clock and the call's nonce.
 Sizes and shapes of metas and entries are in entries.py.
 
-A meta that can't be read counts as missing, whatever its type: a script removes it and goes on. So a script fails only
-for reasons that concern the whole server, such as its memory or its ACL.
+An unreadable meta of any type counts as missing: a script removes it and continues. So a script fails only for
+reasons that concern the whole server, such as its memory or its ACL.
 """
 
 import hashlib

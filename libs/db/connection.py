@@ -301,8 +301,8 @@ class Connection(psycopg.AsyncConnection[Any]):
     def hang_up(self) -> None:
         """Break the connection from this side, without a word to the server, which may never answer.
 
-        Who waits for an answer gets an OperationalError, and so does who sends the next statement. The socket stays
-        open until then: its number must not be another's while the loop watches it.
+        The statement under way fails with an OperationalError, and so does the next one. The socket stays open until
+        then: its number must not be reused while the loop watches it.
         """
         with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
             shared.shutdown(socket.SHUT_RDWR)

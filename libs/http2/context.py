@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -25,7 +26,7 @@ class Peer(Protocol):
         """Return who the client is, by its certificate; nothing without one."""
 
 
-class Context:
+class Context(ABC):
     """The context of a call. What grpc.aio offers besides, such as compression of replies, is not there."""
 
     __slots__ = (
@@ -116,9 +117,9 @@ class Context:
         self.finish()  # the handler may take its time, or catch the error
         raise grpc.aio.AbortError
 
+    @abstractmethod
     def finish(self) -> None:
         """Send the status, once."""
-        raise NotImplementedError
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         """End the call with a status that is not OK. Raises: as `abort` does."""

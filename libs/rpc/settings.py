@@ -77,7 +77,7 @@ class ServerSettings(BaseSettings):
     max_concurrent_rpcs: int = Field(1000, ge=1, description="RPCs of a worker beyond which one is told OVERLOADED.")
     request_timeout: int = Field(30_000, ge=1, description="Longest time of an RPC, in ms.")
     drain_delay: int = Field(
-        0, ge=0, description="Time to serve on after NOT_SERVING is told on SIGTERM, before RPCs are refused, in ms."
+        0, ge=0, description="On SIGTERM, time to keep serving after health says NOT_SERVING, in ms."
     )
     drain_timeout: int = Field(30_000, ge=0, description="Longest time to let RPCs end on SIGTERM, in ms.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")

@@ -133,7 +133,7 @@ class Senders:
             self._by_id[identifier] = self._last
 
     def _contact(self, phone: Any, user_id: str | None) -> "_Contact":
-        """Return who has an id; else the one contact of a lone message, however its wa_id is written."""
+        """Return the contact with an id; else the only contact of a lone message, in any spelling of its wa_id."""
         found = self._by_id.get(user_id or "") or self._by_id.get(str(phone))
         if found is None and self._is_lone and self._count == 1:
             found = self._last

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ from ops.migrate import MIGRATIONS
 from ops.proxy import proxy
 from ops.servers import Postgres, Valkey
 from tests.cache.nearby import Single
-from tests.cache.outside import CacheServer, each
+from tests.cache.outside import CacheServer, each, reaching
 from tests.cache.shop import RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
 
@@ -134,3 +135,10 @@ def prepare(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(pending.encode())
         conn.execute(SCHEMA)
+
+
+@pytest.fixture
+def valkey(redis_url: str) -> Iterator[Any]:
+    """A client of the server under test."""
+    with reaching(redis_url) as client:
+        yield client

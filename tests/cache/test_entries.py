@@ -2,7 +2,7 @@
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from libs.cache import MAX_AGE, NAMESPACES, CacheSettings, Group, Key, server_figures, sizes
 from libs.cache.entries import Codec, Entry, now_ms
 from libs.cache.servers import hash_slot
-from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, Start
 
 SEED = {
@@ -26,13 +25,6 @@ SEED = {
     "health": 30,
 }
 SETTINGS = CacheSettings()
-
-
-@pytest.fixture
-def valkey(redis_url: str) -> Iterator[Any]:
-    """The server, seen from outside."""
-    with reaching(redis_url) as client:
-        yield client
 
 
 async def store(shop: Shop, key: Key, value: str | None) -> None:

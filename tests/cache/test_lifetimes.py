@@ -1,24 +1,16 @@
 """How long the records of groups live: what nobody has stored anything under leaves Redis soon."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from libs.cache import Key
 from libs.cache.store import META_LIFETIME_SECONDS, UNVERIFIED_SECONDS
-from tests.cache.outside import each, reaching
+from tests.cache.outside import each
 from tests.cache.shop import Loaded, Shop, Start
 
 LOOK_UPS = 2_000  # 140,000 took 30 MB
-
-
-@pytest.fixture
-def valkey(redis_url: str) -> Iterator[Any]:
-    """The server, seen from outside."""
-    with reaching(redis_url) as client:
-        yield client
 
 
 async def reply(shop: Shop, key: Key, value: str | None) -> None:

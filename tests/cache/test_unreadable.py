@@ -1,26 +1,19 @@
 """Values that the cache can't read: they count as missing, harm nobody else, and are gone after one read or write."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from libs.cache.servers import RUN_ID
 from tests.cache import garbage
-from tests.cache.outside import each, reaching
+from tests.cache.outside import each
 from tests.cache.shop import Shop, Start
 
 VALUES = [*((kind, b"garbage") for kind in garbage.KINDS[1:]), *(("string", value) for value in garbage.ALMOST_RECORDS)]
 every_value = pytest.mark.parametrize(
     ("kind", "value"), VALUES, ids=[kind if kind != "string" else repr(value[:50]) for kind, value in VALUES]
 )
-
-
-@pytest.fixture
-def valkey(redis_url: str) -> Iterator[Any]:
-    """The server, seen from outside."""
-    with reaching(redis_url) as client:
-        yield client
 
 
 async def undisturbed(shop: Shop) -> None:

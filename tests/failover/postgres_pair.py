@@ -106,7 +106,7 @@ def _signal(server: Postgres, number: int) -> None:
 
 @contextmanager
 def pair(folder: Path, *, synchronous: bool = False, **settings: str) -> Iterator[Pair]:
-    """Run a primary with the schema and its standby until the block ends, whatever has become of them."""
+    """Run a primary with the schema and its standby until the block ends, even if they were killed or hang."""
     both = Pair(folder, **settings)
     with both.primary:
         migrate(postgres_url(both.primary.port))
