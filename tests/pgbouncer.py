@@ -1,18 +1,24 @@
-"""A PgBouncer in transaction mode, where it is installed."""
+"""A PgBouncer in transaction mode, where it is installed; PGBOUNCER_BIN names another."""
 
+import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
 
 import psycopg
 
 from ops.process import Server, spawn
 from ops.servers import LOGINS, Postgres
 
-PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+PROGRAM = (
+    os.environ.get("PGBOUNCER_BIN")
+    or shutil.which("pgbouncer")
+    or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+)
+PREPARES = (1, 21)  # the first version that knows of prepared statements
 SETTINGS = """
 [databases]
 * = host=127.0.0.1 port={server}
@@ -40,7 +46,7 @@ class PgBouncer(Server):
         super().__init__("PgBouncer", None, folder / "pgbouncer.log")
         self.folder, self.postgres, self.servers, self.more = folder, postgres, servers, more
 
-    def spawn(self) -> "Popen[bytes]":
+    def spawn(self) -> subprocess.Popen[bytes]:
         """Start it."""
         users, settings = self.folder / "users", self.folder / "pgbouncer.ini"
         users.write_text("".join(f'"{login}" ""\n' for login in LOGINS))
@@ -59,6 +65,14 @@ class PgBouncer(Server):
     def url(self, database: str) -> str:
         """Return the owner's URL of a database."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+
+def version() -> tuple[int, ...]:
+    """Return the program's version; () if there is none."""
+    if PROGRAM is None:
+        return ()
+    told = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return tuple(int(part) for part in told.split()[1].split(".")[:2])
 
 
 @contextmanager
