@@ -1,7 +1,8 @@
 """A database whose connection is lost, at the worst moment too; see test_faults for one that is killed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -11,7 +12,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import SALON, Stack, booking_request, failure, rows, running, salon, warm
+from tests.stack import SALON, Stack, booking_request, failure, message_request, rows, running, salon, warm
 from tests.test_errors import GET_SALON, assert_told
 
 
@@ -44,6 +45,22 @@ async def test_after_a_lost_commit_a_retry_with_the_same_request_id_is_safe(
     assert rows(stack.database_url, query) == [(booking.booking_id,)]
     listed = await stack.booking.ListBookings(pb.ListBookingsRequest(salon_id=SALON))
     assert list(listed.bookings) == [booking]
+
+
+@pytest.mark.parametrize("moment", ["cut_at", "cut_after"])
+@pytest.mark.parametrize("rpc", ["CreateBooking", "UpsertSalon", "RecordMessage"])
+async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
+    stack: Stack, between: Proxy, moment: str, rpc: str
+) -> None:
+    changed = await salon(stack)
+    changed.name = "Other"
+    calls: dict[str, Callable[[], Any]] = {
+        "CreateBooking": lambda: stack.booking.CreateBooking(booking_request(resource_id="anna")),
+        "UpsertSalon": lambda: stack.booking.UpsertSalon(pb.UpsertSalonRequest(salon=changed)),
+        "RecordMessage": lambda: stack.messaging.RecordMessage(message_request()),
+    }
+    setattr(between, moment, b"COMMIT\0")
+    assert_told(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # and not when to retry
 
 
 async def test_a_connection_lost_before_the_commit_is_told_and_writes_nothing(stack: Stack, between: Proxy) -> None:

@@ -25,7 +25,7 @@ PARLOR = Path(sys.executable).with_name("parlor")
     ],
 )
 def test_without_a_database_one_line_says_so(url: str, told: str) -> None:
-    command = [PARLOR, "migrate", "--database-url", url]
+    command = [str(PARLOR), "migrate", "--database-url", url]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
     assert ended.returncode == 1
     [line] = (ended.stdout + ended.stderr).strip().splitlines()

@@ -72,6 +72,7 @@ class Database:
         self._suspect = asyncio.Event()
         self._hosts = [Host(each, self._suspect.set) for each in split_hosts(conninfo)]
         self._primary: Host | None = None
+        self._connects = 0
         self._numbered: History | None = None
         self._prepares = settings.statement_cache_size > 0 and not settings.pgbouncer
         self._connections: WeakSet[Connection] = WeakSet()
@@ -104,7 +105,8 @@ class Database:
         conn.on_pooled = self._stop_preparing
         conn.prepared_max = self.settings.statement_cache_size
         conn.prepare_threshold = 2 if self._prepares else None
-        if await conn.read_history() and self._prepares:
+        is_shared = await conn.read_history() or self.settings.pgbouncer
+        if is_shared and self._prepares:
             conn.pooled()
         if conn.history != self.history:
             for host in self._hosts:
@@ -112,7 +114,7 @@ class Database:
             await conn.close()
             raise psycopg.OperationalError("the server is on another line of history")
         conn.history = self.history
-        if self._prepares:  # else behind a pooler, where this would be said to another's session
+        if not is_shared:  # else this would be said to another's session
             # Planning anew for each value costs more than the statement; our plans do not depend on values
             # (decision 0009).
             await conn.execute(
@@ -144,7 +146,7 @@ class Database:
         for host in self._hosts:
             await host.asked.wait()
         if primary := newest(self._hosts, None, None):
-            self._primary, self.history = primary, primary.history
+            self._primary, self.history, self._connects = primary, primary.history, primary.connects
         await self.pool.open(wait=False)
         if self._primary:
             await self._check_numbering(self._primary)
@@ -253,13 +255,13 @@ class Database:
             self._suspect.clear()
             await self._give_spares_back()  # for the pool to see how old they are
             self._hang_up_overdue()
-            before = self._primary
-            self._primary = newest(self._hosts, before, self.history)
-            if self._primary is None:
+            primary = newest(self._hosts, self._primary, self.history)
+            if primary is None:
+                self._primary = None
                 if self.available:
                     await self._set_available(False)
-            elif self._primary is not before or self._primary.history != self.history:
-                await self._move_to(self._primary)
+            elif primary is not self._primary or primary.history != self.history or primary.connects != self._connects:
+                await self._move_to(primary)
 
     def _hang_up_overdue(self) -> None:
         """End what the server should have ended long ago; a COMMIT only while the server does not answer either."""
@@ -269,7 +271,8 @@ class Database:
                 conn.hang_up()
 
     async def _move_to(self, primary: Host) -> None:
-        """Have all connections replaced by such to a primary."""
+        """Have all connections replaced by new ones to a primary."""
+        self._primary, self._connects = primary, primary.connects
         moved = primary.history != self.history
         history = primary.history and History(*primary.history)  # another object: no older connection becomes a spare
         if moved and self.history:
