@@ -12,6 +12,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
+from tests.load import DAY, FIRST
 from tests.stack import SALON, Stack, booking_request, failure, message_request, rows, running, salon, warm
 from tests.test_errors import GET_SALON, assert_told
 
@@ -70,6 +71,35 @@ async def test_a_connection_lost_before_the_commit_is_told_and_writes_nothing(st
     assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
     await stack.booking.CreateBooking(booking_request())
     assert rows(stack.database_url, "SELECT count(*) FROM bookings") == [(1,)]
+
+
+TERMINATE = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename LIKE 'parlor_%'"
+
+
+@pytest.mark.parametrize("times", [1, 5])
+@pytest.mark.parametrize("what", ["sessions", "server"])
+async def test_sessions_that_are_ended_come_back_by_themselves(
+    own_postgres: Postgres, redis_url: str, what: str, times: int
+) -> None:
+    async with running(own_postgres.dsn, redis_url) as stack:
+        known = await salon(stack)
+        await warm(stack.booking.GetSalon, GET_SALON)
+        for number in range(times):
+            if what == "sessions":
+                rows(own_postgres.dsn, TERMINATE)
+            else:
+                own_postgres.stop()
+                own_postgres.start()
+            async with asyncio.timeout(5):
+                while True:
+                    request = booking_request(FIRST + number * DAY, request_id=str(uuid4()))
+                    try:
+                        await stack.booking.CreateBooking(request)
+                        break
+                    except grpc.aio.AioRpcError as lost:
+                        assert lost.code() == grpc.StatusCode.UNAVAILABLE
+            assert await warm(stack.booking.GetSalon, GET_SALON) == known
+        assert rows(own_postgres.dsn, "SELECT count(*) FROM bookings") == [(times,)]
 
 
 async def test_without_a_database_cached_reads_are_answered_and_the_rest_is_told_at_once(
