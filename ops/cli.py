@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 
 from ops.process import StartError
@@ -86,9 +87,15 @@ def migrate(
 
     A login gets the password of its service's own URL (BOOKING_DATABASE_URL and so on), where that is set.
     """
-    from ops.migrate import migrate, passwords
+    import psycopg
 
-    applied = migrate(database_url, passwords(os.environ), connection_limit)
+    from ops.migrate import MigrationBusy, migrate, passwords
+
+    try:
+        applied = migrate(database_url, passwords(os.environ), connection_limit)
+    except (psycopg.Error, ValueError, MigrationBusy) as error:
+        console.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
     console.print("\n".join(applied) or "up to date", highlight=False)
 
 

@@ -1,7 +1,7 @@
 """Bring a database up to date: the services' logins, then the numbered files of migrations/.
 
 yoyo keeps the record of what has run. Its own lock is a row, which a killed run leaves behind for ever; ours is
-Postgres's, which ends with its connection.
+Postgres's, which ends with its transaction, also behind a pooler.
 """
 
 import time
@@ -23,6 +23,22 @@ from libs.db.settings import split_pool_parameters
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 ROLES = ("parlor_booking", "parlor_messaging", "parlor_stats")
 ATTEMPTS = 20
+LOCK_SECONDS = 60.0
+
+# What every connection of a service sets for itself, unless it shares its server behind a pooler; see DatabaseSettings.
+ROLE_DEFAULTS = {
+    "statement_timeout": "10s",
+    "lock_timeout": "2s",
+    "timezone": "UTC",
+    "plan_cache_mode": "force_generic_plan",
+}
+LOCK_NAME = "hashtext('parlor migrate')"
+LOCK_HOLDER = f"""
+    SELECT format('%s (process %s%s, since %s)', coalesce(nullif(application_name, ''), usename), pid,
+        ' on ' || host(client_addr), to_char(coalesce(xact_start, backend_start), 'YYYY-MM-DD HH24:MI:SS TZ'))
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pg_locks.database = pg_stat_activity.datid
+        AND datname = current_database() AND (classid::bigint << 32 | objid::bigint) = {LOCK_NAME}"""  # noqa: S608
 
 # Roles belong to the whole cluster: another database's migration may make them at the same moment.
 CREATE_ROLE = """
@@ -56,6 +72,16 @@ DO $$ BEGIN
     END IF;
 END $$
 """
+SET_DEFAULT = """
+DO $$ BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_roles, unnest(rolconfig) AS config
+        WHERE rolname = {name} AND lower(split_part(config, '=', 1)) = {setting}
+    ) THEN
+        ALTER ROLE {role} SET {parameter} = {value};
+    END IF;
+END $$
+"""
 SET_READ_ONLY = """
 DO $$ BEGIN
     IF NOT EXISTS (
@@ -67,6 +93,10 @@ END $$
 """
 
 
+class MigrationBusy(Exception):
+    """Another run has not ended in time; the message names its session."""
+
+
 def migrate(
     database_url: str, passwords: Mapping[str, str] | None = None, connection_limit: int | None = None
 ) -> list[str]:
@@ -74,10 +104,11 @@ def migrate(
 
     Safe to run twice, at once too: the second waits for the first. `passwords` are set by role, each time, and so is
     `connection_limit`, the most connections of a login; by default it is half of what Postgres allows now.
-    Needs a login that owns the database and may create roles. Raises psycopg.Error.
+    Needs a login that owns the database and may create roles. Raises psycopg.Error; MigrationBusy after a minute;
+    ValueError if the URL has an unknown parameter.
     """
     url, _ = split_pool_parameters(database_url)
-    with exclusive(url) as connection:
+    with exclusive(url), _connect(url, autocommit=True) as connection:
         for attempt in range(ATTEMPTS):
             try:
                 prepare_roles(connection, passwords or {}, connection_limit)
@@ -89,18 +120,40 @@ def migrate(
         return apply(url)
 
 
+def _connect(url: str, *, autocommit: bool) -> psycopg.Connection:
+    # Nothing is prepared: behind a pooler the next statement may go to another server.
+    return psycopg.connect(url, autocommit=autocommit, prepare_threshold=None, application_name="parlor migrate")
+
+
 @contextmanager
-def exclusive(url: str) -> Iterator[psycopg.Connection]:
-    """Hold the lock of all migrations of this database; wait for it as long as it takes."""
-    with psycopg.connect(url, autocommit=True, application_name="parlor migrate") as connection:
-        connection.execute("SELECT pg_advisory_lock(hashtext('parlor migrate'))")
-        yield connection
+def exclusive(url: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the lock of all migrations of this database, in a transaction that does nothing else.
+
+    Raises: MigrationBusy if another run has not ended after so many seconds.
+    """
+    with _connect(url, autocommit=False) as connection:
+        connection.execute(
+            f"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;"
+            f" SET LOCAL lock_timeout = {round(seconds * 1000)}".encode()
+        )
+        try:
+            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_NAME})".encode())
+        except psycopg.errors.LockNotAvailable:
+            connection.rollback()
+            holders = ", ".join(name for (name,) in connection.execute(LOCK_HOLDER.encode()))
+            raise MigrationBusy(
+                f"another migration of this database goes on: {holders or 'it has just ended'}"
+            ) from None
+        yield
 
 
 def prepare_roles(
     connection: psycopg.Connection, passwords: Mapping[str, str], connection_limit: int | None = None
 ) -> None:
-    """Create the services' logins, which may connect to this database, and make no temporary tables there."""
+    """Create the services' logins, which may connect to this database, and make no temporary tables there.
+
+    A default that somebody has set for a login is left alone.
+    """
     for name in ROLES:
         role = sql.Identifier(name)
         connection.execute(sql.SQL(CREATE_ROLE).format(name=sql.Literal(name), role=role))
@@ -110,6 +163,10 @@ def prepare_roles(
             connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
         limit = {"name": sql.Literal(name), "limit": sql.Literal(connection_limit)}
         connection.execute(sql.SQL(SET_CONNECTION_LIMIT).format(**limit))
+        for setting, value in ROLE_DEFAULTS.items():
+            names = {"name": sql.Literal(name), "setting": sql.Literal(setting), "role": role}
+            parameter = {"parameter": sql.Identifier(setting), "value": sql.Literal(value)}
+            connection.execute(sql.SQL(SET_DEFAULT).format(**names, **parameter))
     connection.execute(CLOSE_DATABASE)
     connection.execute(SET_READ_ONLY)
 
@@ -124,6 +181,7 @@ def apply(url: str) -> list[str]:
     database = parameters.pop("dbname", None)
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, database, parameters)
     with PostgresqlPsycopgBackend(uri, default_migration_table) as backend:
+        backend.connection.prepare_threshold = None
         backend.init_database()
         backend.break_lock()
         pending = backend.to_apply(read_migrations(str(MIGRATIONS)))

@@ -89,7 +89,7 @@ def test_the_first_variable_that_is_set_names_the_database(monkeypatch: pytest.M
         ("DB_CONNECTION_LIMIT", "0", ["connection_limit"]),
         ("DATABASE_URL", SEED_URL.replace("=7", "=-1"), ["DATABASE_URL", "connection_limit"]),
         ("DATABASE_URL", SEED_URL.replace("=9", "="), ["DATABASE_URL", "statement_cache_size"]),
-        ("DATABASE_URL", "postgresql://u:hidden@db/parlor?nonsense=1", ["DATABASE_URL"]),
+        ("DATABASE_URL", "postgresql://u:hidden@db/parlor?nonsense=1", ["DATABASE_URL", "nonsense"]),
         ("DATABASE_URL", "mysql://u:hidden@db/parlor", ["DATABASE_URL"]),
         ("DATABASE_URL", "", ["DATABASE_URL is not set"]),
     ],

@@ -1,7 +1,8 @@
 """A database whose connection is lost, at the worst moment too; see test_faults for one that is killed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -11,7 +12,8 @@ from google.rpc.error_details_pb2 import RetryInfo
 from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import SALON, Stack, booking_request, failure, rows, running, salon, warm
+from tests.load import DAY, FIRST
+from tests.stack import SALON, Stack, booking_request, failure, message_request, rows, running, salon, warm
 from tests.test_errors import GET_SALON, assert_told
 
 
@@ -46,6 +48,22 @@ async def test_after_a_lost_commit_a_retry_with_the_same_request_id_is_safe(
     assert list(listed.bookings) == [booking]
 
 
+@pytest.mark.parametrize("moment", ["cut_at", "cut_after"])
+@pytest.mark.parametrize("rpc", ["CreateBooking", "UpsertSalon", "RecordMessage"])
+async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
+    stack: Stack, between: Proxy, moment: str, rpc: str
+) -> None:
+    changed = await salon(stack)
+    changed.name = "Other"
+    calls: dict[str, Callable[[], Any]] = {
+        "CreateBooking": lambda: stack.booking.CreateBooking(booking_request(resource_id="anna")),
+        "UpsertSalon": lambda: stack.booking.UpsertSalon(pb.UpsertSalonRequest(salon=changed)),
+        "RecordMessage": lambda: stack.messaging.RecordMessage(message_request()),
+    }
+    setattr(between, moment, b"COMMIT\0")
+    assert_told(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # and not when to retry
+
+
 async def test_a_connection_lost_before_the_commit_is_told_and_writes_nothing(stack: Stack, between: Proxy) -> None:
     await salon(stack)
     between.cut_at = b"INSERT INTO bookings"
@@ -53,6 +71,35 @@ async def test_a_connection_lost_before_the_commit_is_told_and_writes_nothing(st
     assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
     await stack.booking.CreateBooking(booking_request())
     assert rows(stack.database_url, "SELECT count(*) FROM bookings") == [(1,)]
+
+
+TERMINATE = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename LIKE 'parlor_%'"
+
+
+@pytest.mark.parametrize("times", [1, 5])
+@pytest.mark.parametrize("what", ["sessions", "server"])
+async def test_sessions_that_are_ended_come_back_by_themselves(
+    own_postgres: Postgres, redis_url: str, what: str, times: int
+) -> None:
+    async with running(own_postgres.dsn, redis_url) as stack:
+        known = await salon(stack)
+        await warm(stack.booking.GetSalon, GET_SALON)
+        for number in range(times):
+            if what == "sessions":
+                rows(own_postgres.dsn, TERMINATE)
+            else:
+                own_postgres.stop()
+                own_postgres.start()
+            async with asyncio.timeout(5):
+                while True:
+                    request = booking_request(FIRST + number * DAY, request_id=str(uuid4()))
+                    try:
+                        await stack.booking.CreateBooking(request)
+                        break
+                    except grpc.aio.AioRpcError as lost:
+                        assert lost.code() == grpc.StatusCode.UNAVAILABLE
+            assert await warm(stack.booking.GetSalon, GET_SALON) == known
+        assert rows(own_postgres.dsn, "SELECT count(*) FROM bookings") == [(times,)]
 
 
 async def test_without_a_database_cached_reads_are_answered_and_the_rest_is_told_at_once(

@@ -1,42 +1,107 @@
-"""The canary: a database whose transaction ids are not those of its rows is refused."""
+"""A database whose transaction ids are not those that its rows get is refused, and only such a one."""
+
+import os
+import subprocess
+import sys
 
 import psycopg
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
-from libs.db import Database, DatabaseSettings, OtherNumbering
+from libs.db import Database, DatabaseSettings, DatabaseUnavailable, OtherNumbering
+from ops.migrate import service_url
+from ops.process import free_port
+from ops.servers import Postgres
+from tests.load import until
+from tests.stack import SECRET
 
-TABLES = ["booking_requests", "messaging_requests"]
-# A function of the same name, first in the search_path, as a router would answer from another node.
-OTHER_NODE = """
-CREATE SCHEMA other_node;
-CREATE FUNCTION other_node.pg_current_xact_id() RETURNS xid8 LANGUAGE sql
-    AS $$ SELECT (pg_catalog.pg_current_xact_id()::text::bigint + 1000)::text::xid8 $$;
-"""
+REAL = "pg_catalog.pg_current_xact_id()::text::bigint"
+OTHER = {"another node's": "12345", "one ahead": f"{REAL} + 1", "far ahead": f"{REAL} + 2147483648"}
 
 
-async def begin(url: str, table: str) -> None:
-    """Open a pool as a service does."""
-    database = Database(DatabaseSettings(url=SecretStr(url)), "test")
-    database.canary = table
+def shadow(database_url: str, numbers: str) -> None:
+    """Have the services' logins find a function of their own where they ask for the transaction's id."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("CREATE SCHEMA other")
+        conn.execute("GRANT USAGE ON SCHEMA other TO PUBLIC")
+        function = f"CREATE FUNCTION other.pg_current_xact_id() RETURNS xid8 RETURN ({numbers})::text::xid8"
+        conn.execute(function.encode())
+        for role in ("parlor_booking", "parlor_messaging", "parlor_stats"):
+            path = f"ALTER ROLE {role} IN DATABASE {conn.info.dbname} SET search_path = other, pg_catalog, public"
+            conn.execute(path.encode())
+
+
+def pool(database_url: str, name: str = "booking") -> Database:
+    """Return a service's pool."""
+    database = Database(DatabaseSettings(url=SecretStr(service_url(database_url, f"parlor_{name}"))), "test")
+    database.canary = None if name == "stats" else f"{name}_requests"
+    return database
+
+
+@pytest.mark.parametrize("numbers", OTHER.values(), ids=OTHER)
+@pytest.mark.parametrize("name", ["booking", "messaging"])
+async def test_a_database_with_other_numbers_is_refused(database_url: str, name: str, numbers: str) -> None:
+    shadow(database_url, numbers)
+    database = pool(database_url, name)
     try:
-        await database.open()
-        assert database.available
+        with pytest.raises(OtherNumbering, match="does not number all transactions alike"):
+            await database.open()
+        assert not database.available
     finally:
         await database.close()
 
 
-@pytest.mark.parametrize("table", TABLES)
-async def test_a_database_of_another_numbering_is_refused_in_one_line(database_url: str, table: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(OTHER_NODE.encode())
-    with pytest.raises(OtherNumbering, match="does not number all transactions alike") as refusal:
-        await begin(f"{database_url}?options=-csearch_path%3Dother_node,pg_catalog,public", table)
-    assert "\n" not in str(refusal.value)
+@pytest.mark.parametrize("name", ["booking", "messaging", "stats"])
+async def test_ids_that_have_wrapped_are_not_taken_for_others(database_url: str, name: str) -> None:
+    shadow(database_url, f"{REAL} + 5 * 4294967296")
+    database = pool(database_url, name)
+    await database.open()
+    assert database.available
+    await database.close()
 
 
-@pytest.mark.parametrize("table", TABLES)
-async def test_a_postgres_is_taken_and_the_canary_leaves_no_row(database_url: str, table: str) -> None:
-    await begin(database_url, table)
+async def test_looking_leaves_no_row(database_url: str) -> None:
+    database = pool(database_url)
+    await database.open()
+    await database.close()
     with psycopg.connect(database_url) as conn:
-        assert conn.execute(f"SELECT count(*) FROM {table}".encode()).fetchall() == [(0,)]
+        assert conn.execute("SELECT count(*) FROM booking_requests").fetchall() == [(0,)]
+
+
+async def test_a_schema_that_is_not_there_yet_is_no_reason_to_refuse(database_url: str) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("DROP TABLE booking_requests")
+    database = pool(database_url)
+    with capture_logs() as logged:
+        await database.open()
+    assert database.available
+    assert any("can't be told" in line["event"] for line in logged)
+    await database.close()
+
+
+@pytest.mark.parametrize("name", ["booking", "messaging"])
+def test_the_service_does_not_start_and_says_why_in_one_line(database_url: str, redis_url: str, name: str) -> None:
+    shadow(database_url, OTHER["another node's"])
+    settings = {f"{name.upper()}_DATABASE_URL": service_url(database_url, f"parlor_{name}"), "REDIS_URL": redis_url}
+    settings["WHATSAPP_APP_SECRET"] = SECRET
+    environment = {**os.environ, **settings, "PORT": str(free_port()), "WORKERS": "1"}
+    command = [sys.executable, "-m", f"services.{name}"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stdout + ended.stderr
+    [line] = ended.stderr.strip().splitlines()
+    assert line.startswith(f"{name}: the database says that transaction 12345 is the current one")
+
+
+async def test_a_database_that_comes_later_is_looked_at_then(own_postgres: Postgres) -> None:
+    shadow(own_postgres.dsn, OTHER["one ahead"])
+    own_postgres.stop()
+    database = pool(own_postgres.dsn)
+    with capture_logs() as logged:
+        await database.open()
+        own_postgres.start()
+        await until(lambda: any(line["event"] == "database refused" for line in logged))
+        with pytest.raises(DatabaseUnavailable):
+            await database.acquire()
+    await database.close()

@@ -1,74 +1,154 @@
-"""PgBouncer in transaction mode, named in the settings or not; skipped where it is not installed."""
+"""Behind PgBouncer in transaction mode: no statement is another's, none fails, and no session is another's to set."""
 
 import asyncio
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
+import psycopg
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
-from libs.db import Database, DatabaseSettings
+from libs.db import Connection, Database, DatabaseSettings
+from ops.migrate import migrate
+from ops.servers import Postgres, postgres_url
+from tests.load import Writer, running_load
+from tests.pgbouncer import PREPARES, PROGRAM, PgBouncer, pgbouncer, version
+from tests.stack import running
 
-PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")
+
+CALLS = 40
+
+
+# Without its support of prepared statements, and with it, which PgBouncer has from 1.21 on.
+POOLERS = ["max_prepared_statements = 0", "max_prepared_statements = 100"] if version() >= PREPARES else [""]
+
+
+@pytest.fixture(params=POOLERS)
+def pooler(tmp_path: Path, postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
+    """A pooler whose three servers everybody shares."""
+    with pgbouncer(tmp_path, postgres, more=request.param) as server:
+        yield server
 
 
 @pytest.fixture
-def pooled_url(database_url: str, tmp_path: Path) -> Iterator[str]:
-    """The database behind a PgBouncer that has two servers."""
-    parts = urlsplit(database_url)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    config = tmp_path / "pgbouncer.ini"
-    (tmp_path / "users.txt").write_text('"postgres" ""\n')
-    config.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={parts.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\nauth_file = {tmp_path}/users.txt\n"
-        "pool_mode = transaction\ndefault_pool_size = 2\nignore_startup_parameters = extra_float_digits,options\n"
-    )
-    config.write_text(config.read_text().replace("* = ", "* = user=postgres "))
-    tmp_path.chmod(0o755)
-    command = [str(PROGRAM), str(config)]
-    if Path("/proc/self").stat().st_uid == 0:  # it refuses to run as root
-        command[1:1] = ["--user", "nobody"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+def url(pooler: PgBouncer, database_url: str) -> str:
+    """The URL of the test's database, by the pooler."""
+    return pooler.url(database_url.rpartition("/")[2])
+
+
+@asynccontextmanager
+async def pools(url: str, count: int = 2, **settings: Any) -> AsyncIterator[list[Database]]:
+    """Run pools as processes of their own would: each prepares other statements first."""
+    async with AsyncExitStack() as exits:
+        databases = []
+        for number in range(count):
+            database = Database(DatabaseSettings(url=SecretStr(url), **settings), f"test-{number}")
+            exits.push_async_callback(database.close)
+            await database.open()
+            databases.append(database)
+        yield databases
+
+
+async def ask(database: Database, number: int) -> None:
+    """Send look-ups and cursors' statements of one's own; each must get its own answer."""
+    for turn in range(CALLS):
+        word = f"{number} {turn % 3}"
+        async with database.connection() as conn:
+            _, rows = await conn.look_up(f"SELECT '{word}' || $1::text", ["!"])
+            assert rows == [(f"{word}!".encode(),)]
+        async with database.connection() as conn:
+            cursor = await conn.execute(f"SELECT '{word}' || %s::text".encode(), ["?"])
+            assert await cursor.fetchall() == [(f"{word}?",)]
+
+
+async def ask_all(databases: list[Database]) -> None:
+    """Ask by all pools, on several connections each."""
+    await asyncio.gather(*(ask(database, 10 * at + n) for at, database in enumerate(databases) for n in range(4)))
+
+
+async def test_statements_of_two_processes_never_meet(url: str) -> None:
+    with capture_logs() as logged:
+        async with pools(url) as databases:
+            await ask_all(databases)
+            assert [database.queries.errors for database in databases] == [0, 0]
+    assert len([line for line in logged if line["log_level"] == "warning"]) == 2  # each process says so once
+
+
+async def test_with_pgbouncer_in_the_url_nothing_is_prepared_from_the_start_and_nothing_said(url: str) -> None:
+    with capture_logs() as logged:
+        async with pools(url, pgbouncer=True) as databases:
+            await ask_all(databases)
+            async with databases[0].connection() as conn:
+                cursor = await conn.execute("SELECT count(*) FROM pg_prepared_statements")
+                assert await cursor.fetchall() == [(0,)]
+            assert [database.queries.errors for database in databases] == [0, 0]
+    assert [line for line in logged if line["log_level"] == "warning"] == []
+
+
+async def test_a_pooler_that_is_not_recognized_is_by_its_first_error_and_no_call_fails(
+    url: str, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_history = Connection.read_history
+
+    async def not_recognized(conn: Connection) -> bool:
+        await read_history(conn)
+        return False
+
+    monkeypatch.setattr(Connection, "read_history", not_recognized)
+    with capture_logs() as logged:
+        async with pools(url) as databases:
+            await ask_all(databases)
+    warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
+    assert len(warnings) <= 2  # none by a pooler that knows of prepared statements
+    assert warnings or "100" in pooler.more
+    assert all("pgbouncer=true" in event for event in warnings)
+
+
+async def test_prepared_statements_have_names_of_their_own(database_url: str) -> None:
+    names = set()
+    async with pools(database_url) as databases:
+        for database in databases:
+            async with database.connection() as conn:
+                await conn.look_up("SELECT $1::text", ["a"])
+                cursor = await conn.execute("SELECT name FROM pg_prepared_statements", prepare=False)
+                names |= {name for (name,) in await cursor.fetchall()}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_services_behind_a_pooler_answer_every_call(url: str, redis_url: str, cached: bool) -> None:
+    redis = redis_url if cached else "redis://127.0.0.1:1"
+    async with running(url, redis) as stack:
+        writers = [Writer(stack, f"salon-{number}") for number in range(4)]
+        for writer in writers:
+            await writer.prepare()
+        async with running_load(writers) as load:
+            await load.until_answered(300)
+        assert load.failed == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("statement_timeout", "10s"), ("lock_timeout", "2s"), ("TimeZone", "UTC")]
+)
+async def test_sessions_of_a_pooler_have_the_defaults_of_their_login(url: str, setting: str, value: str) -> None:
+    async with pools(url.replace("postgres@", "parlor_booking@"), 1) as [database]:
+        for _ in range(8):
+            async with database.connection() as conn, database.connection() as other:
+                for each in (conn, other):
+                    cursor = await each.execute(f"SHOW {setting}".encode())
+                    assert await cursor.fetchall() == [(value,)]
+
+
+def test_migrations_run_twice_through_a_pooler(pooler: PgBouncer, postgres: Postgres) -> None:
+    with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE pooled TEMPLATE template0")
         try:
-            ends = time.monotonic() + 10
-            while time.monotonic() < ends:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
-            yield f"postgresql://postgres@127.0.0.1:{port}{parts.path}"
+            assert migrate(pooler.url("pooled"))
+            assert migrate(pooler.url("pooled")) == []
+            assert migrate(postgres_url(postgres.port, "pooled")) == []
         finally:
-            process.terminate()
-
-
-@pytest.mark.parametrize("pgbouncer", [False, True])
-async def test_statements_of_two_processes_share_servers(pooled_url: str, pgbouncer: bool) -> None:
-    settings = DatabaseSettings(url=SecretStr(pooled_url), connection_limit=6, pgbouncer=pgbouncer)
-    pools = [Database(settings, f"test-{number}") for number in range(2)]
-    for pool in pools:
-        await pool.open()
-        assert pool.available
-
-    async def call(pool: Database, number: int) -> None:
-        async with pool.connection() as conn:
-            query = f"SELECT %s::int, {number % 7}"
-            for _ in range(3):
-                [(answer, _)] = await (await conn.execute(query.encode(), [number])).fetchall()
-                assert answer == number
-                _, [(looked_up,)] = await conn.look_up("SELECT $1::int", [number])
-                assert looked_up == number
-
-    try:
-        await asyncio.gather(*(call(pool, number) for number in range(60) for pool in pools))
-    finally:
-        for pool in pools:
-            await pool.close()
+            admin.execute("DROP DATABASE pooled WITH (FORCE)")

@@ -27,6 +27,9 @@ from libs.db.settings import DatabaseSettings
 WAITING_PER_CONNECTION = 50
 # What the URL does not say.
 CONNECTION_DEFAULTS = {"connect_timeout": 2, "keepalives_idle": 10, "tcp_user_timeout": 10_000}
+# How long nothing is answered after a promotion, for other processes to see it, too: one that still reads from an old
+# primary that hung and woke up would not see what is written to the new one.
+SETTLE_SECONDS = PROBE_SECONDS + 0.25
 OVERDUE_SECONDS = 1.0  # over its time, a statement that Postgres has not ended is on a server that hangs
 
 OnChange = Callable[[bool], Awaitable[None]]
@@ -72,8 +75,9 @@ class Database:
         self._suspect = asyncio.Event()
         self._hosts = [Host(each, self._suspect.set) for each in split_hosts(conninfo)]
         self._primary: Host | None = None
+        self._connects = 0
         self._numbered: History | None = None
-        self._prepares = settings.statement_cache_size > 0 and not settings.pgbouncer
+        self._pooled = settings.pgbouncer
         self._connections: WeakSet[Connection] = WeakSet()
         self._spares: list[Connection] = []
         self._waiting: set[asyncio.Timeout] = set()
@@ -103,16 +107,16 @@ class Database:
         conn.may_begin = self._may_begin
         conn.on_pooled = self._stop_preparing
         conn.prepared_max = self.settings.statement_cache_size
-        conn.prepare_threshold = 2 if self._prepares else None
-        if await conn.read_history() and self._prepares:
-            conn.pooled()
+        if await conn.read_history():
+            self._stop_preparing()
+        conn.prepare_threshold = 2 if self.settings.statement_cache_size and not self._pooled else None
         if conn.history != self.history:
             for host in self._hosts:
                 host.ask_again(reconnect=True)
             await conn.close()
             raise psycopg.OperationalError("the server is on another line of history")
         conn.history = self.history
-        if self._prepares:  # else behind a pooler, where this would be said to another's session
+        if not self._pooled:  # else this would be said to another's session
             # Planning anew for each value costs more than the statement; our plans do not depend on values
             # (decision 0009).
             await conn.execute(
@@ -123,8 +127,8 @@ class Database:
             )
 
     def _stop_preparing(self) -> None:
-        if self._prepares:
-            self._prepares = False
+        if not self._pooled:
+            self._pooled = True
             log.warning("a pooler lends the server to others: nothing is prepared any more; see pgbouncer=true")
             for conn in self._connections:
                 conn.prepare_threshold = None
@@ -144,7 +148,7 @@ class Database:
         for host in self._hosts:
             await host.asked.wait()
         if primary := newest(self._hosts, None, None):
-            self._primary, self.history = primary, primary.history
+            self._primary, self.history, self._connects = primary, primary.history, primary.connects
         await self.pool.open(wait=False)
         if self._primary:
             await self._check_numbering(self._primary)
@@ -253,13 +257,13 @@ class Database:
             self._suspect.clear()
             await self._give_spares_back()  # for the pool to see how old they are
             self._hang_up_overdue()
-            before = self._primary
-            self._primary = newest(self._hosts, before, self.history)
-            if self._primary is None:
+            primary = newest(self._hosts, self._primary, self.history)
+            if primary is None:
+                self._primary = None
                 if self.available:
                     await self._set_available(False)
-            elif self._primary is not before or self._primary.history != self.history:
-                await self._move_to(self._primary)
+            elif primary is not self._primary or primary.history != self.history or primary.connects != self._connects:
+                await self._move_to(primary)
 
     def _hang_up_overdue(self) -> None:
         """End what the server should have ended long ago; a COMMIT only while the server does not answer either."""
@@ -269,16 +273,18 @@ class Database:
                 conn.hang_up()
 
     async def _move_to(self, primary: Host) -> None:
-        """Have all connections replaced by such to a primary."""
-        moved = primary.history != self.history
-        history = primary.history and History(*primary.history)  # another object: no older connection becomes a spare
-        if moved and self.history:
-            log.warning("database moved", before=self.history._asdict(), now=history and history._asdict())
-        self.history = history
+        """Have all connections replaced by new ones to a primary."""
+        self._primary, self._connects = primary, primary.connects
+        before, now = self.history, primary.history
+        self.history = now and History(*now)  # another object: no older connection becomes a spare
         self.lost += len(self._connections)
-        if moved:
+        if before and before != now:
+            log.warning("database moved", before=before._asdict(), now=now and now._asdict())
             for conn in self._connections:
                 conn.hang_up()
+            if self.available:
+                await self._set_available(False)
+            await asyncio.sleep(SETTLE_SECONDS)
         try:
             await self._check_numbering(primary)
         except OtherNumbering as error:

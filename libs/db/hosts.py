@@ -44,13 +44,17 @@ class _Probe(Connection):
 
 
 class Host:
-    """One host. `history` is None while it is no primary or does not answer, for which `problem` is the reason."""
+    """One host. `history` is None while it is no primary or does not answer, for which `problem` is the reason.
+
+    `connects` counts its connections: where the one before was lost, so probably were all others.
+    """
 
     def __init__(self, conninfo: str, on_change: Callable[[], None]) -> None:
-        """Prepare; nothing connects before `watch`. `on_change` is called after `history` has changed."""
+        """Prepare; nothing connects before `watch`. `on_change` is called after it has changed."""
         self.conninfo = conninfo
         self.history: History | None = None
         self.problem = ""
+        self.connects = 0
         self.asked = asyncio.Event()
         self._on_change = on_change
         self._wake = asyncio.Event()
@@ -61,9 +65,10 @@ class Host:
         """Ask for ever: every half second, and at once after `ask_again`."""
         try:
             while True:
-                before, self.history = self.history, await self._ask()
+                before = self.history, self.connects
+                self.history = await self._ask()
                 self.asked.set()
-                if self.history != before:
+                if (self.history, self.connects) != before:
                     self._on_change()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PROBE_SECONDS):  # wait_for may swallow a cancellation on 3.11
@@ -87,6 +92,7 @@ class Host:
         try:
             async with asyncio.timeout(self._connect_seconds):
                 self._conn = await _Probe.connect(self.conninfo, autocommit=True)
+            self.connects += 1
             self._conn.queries = Queries(threshold=float("inf"))
             return await self._read(self._conn)
         except (psycopg.Error, OSError, TimeoutError) as error:

@@ -1,0 +1,121 @@
+"""A Postgres that accepts and never answers again: nobody waits for it for longer than a statement may take."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, nothing
+from ops.proxy import Proxy, proxy
+from ops.servers import Postgres
+from parlor.booking.v1 import booking_pb2 as pb
+from tests.load import until
+from tests.stack import SALON, booking_request, failure, running, salon
+
+QUERY_TIMEOUT_MS = 500
+# Over its time, 1 s; twice the time between two looks; the rest is for a busy machine.
+LONGEST_SECONDS = 0.5 + 1 + 1 + 2.5
+
+Send = Callable[[Connection], Awaitable[Any]]
+WAYS: dict[str, Send] = {
+    "a look-up": lambda conn: conn.look_up("SELECT $1::text", ["a"]),
+    "a cursor": lambda conn: conn.execute("SELECT 1"),
+    "statements together": lambda conn: conn.run(BEGIN, Statement("SELECT %(a)s::text", {"a": "a"}, nothing)),
+    "a commit": lambda conn: conn.commit(),
+}
+
+
+@pytest.fixture
+async def between(postgres: Postgres) -> AsyncIterator[Proxy]:
+    """A proxy to Postgres, which can swallow everything."""
+    async with proxy(postgres.port) as between:
+        yield between
+
+
+@pytest.fixture
+def url(postgres: Postgres, between: Proxy, database_url: str) -> Iterator[str]:
+    """The URL of the test's database, by the proxy."""
+    yield database_url.replace(str(postgres.port), str(between.port))
+
+
+@asynccontextmanager
+async def opened(url: str, **settings: Any) -> AsyncIterator[Database]:
+    """Run a pool."""
+    database = Database(DatabaseSettings(url=SecretStr(url), **settings), "test")
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("send", WAYS.values(), ids=WAYS)
+async def test_a_statement_over_its_time_ends_from_this_side(url: str, between: Proxy, send: Send) -> None:
+    async with opened(url, query_timeout=QUERY_TIMEOUT_MS) as database:
+        async with database.connection() as conn:
+            await send(conn)
+            await conn.rollback()
+            between.blackhole = True
+            began = time.monotonic()
+            with pytest.raises(psycopg.OperationalError):
+                await send(conn)
+            assert 0.9 < time.monotonic() - began < LONGEST_SECONDS
+        await until(lambda: not database.available, LONGEST_SECONDS)
+        with pytest.raises(DatabaseUnavailable):
+            await database.acquire()
+        between.blackhole = False
+        between.reset()
+        await until(lambda: database.available)
+        async with database.connection() as conn:
+            await send(conn)
+
+
+async def test_callers_who_share_a_load_are_all_told_in_time(url: str, between: Proxy, redis_url: str) -> None:
+    database = {"query_timeout": QUERY_TIMEOUT_MS}
+    async with running(url, redis_url, database=database) as stack:
+        await salon(stack)
+        await stack.booking.CreateBooking(booking_request())
+        between.blackhole = True
+        began = time.monotonic()
+        request = pb.ListBookingsRequest(salon_id=SALON)
+        errors = await asyncio.gather(*(failure(stack.booking.ListBookings(request)) for _ in range(20)))
+        assert {error.code for error in errors} == {grpc.StatusCode.UNAVAILABLE}
+        assert time.monotonic() - began < LONGEST_SECONDS
+        between.blackhole = False
+        between.reset()
+        async with asyncio.timeout(5):
+            while True:
+                with suppress(grpc.aio.AioRpcError):
+                    assert len((await stack.booking.ListBookings(request, timeout=2)).bookings) == 1
+                    break
+
+
+async def test_a_caller_that_gives_up_on_a_server_that_hangs_is_told_at_once(url: str, between: Proxy) -> None:
+    async with opened(url) as database, database.connection() as conn:
+        await conn.execute("SELECT 1")
+        between.blackhole = True
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await conn.execute("SELECT 1")
+        assert time.monotonic() - began < 4  # one try to cancel it, and none to read an answer to that
+
+
+async def test_a_statement_that_takes_its_time_is_left_alone(database_url: str) -> None:
+    async with opened(database_url, query_timeout=2000) as database, database.connection() as conn:
+        await conn.execute("SELECT pg_sleep(1.5)")
+
+
+async def test_a_pool_closes_while_its_server_hangs(url: str, between: Proxy) -> None:
+    database = Database(DatabaseSettings(url=SecretStr(url)), "test")
+    await database.open()
+    between.blackhole = True
+    began = time.monotonic()
+    await database.close()
+    assert time.monotonic() - began < 6
