@@ -106,6 +106,24 @@ def health(
 
 
 @app.command()
+def protos_image(
+    file: Annotated[Path, typer.Argument(help="The file to write, for example parlor.binpb.", dir_okay=False)],
+) -> None:
+    """Write the protos and all that they import as one FileDescriptorSet, for clients in any language.
+
+    docs/clients.md shows how clients in Node and in Go use it.
+    """
+    from ops.protos_image import write_image
+
+    try:
+        count = write_image(file)
+    except OSError as error:
+        console.print(f"[red]cannot write {file}: {error.strerror}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    console.print(f"{count} files: {file}", highlight=False)
+
+
+@app.command()
 def seed(
     database_url: DatabaseUrl,
     scale: Scale = 1,
