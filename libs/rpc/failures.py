@@ -1,4 +1,4 @@
-"""Logs failed RPCs: one line each, at most LINES_A_SECOND of each method and reason."""
+"""Logs failed RPCs: one line each, at most LINES_A_SECOND of each method and reason, of canceled RPCs one a minute."""
 
 import re
 import time
@@ -11,6 +11,7 @@ import structlog
 from libs.rpc.errors import RpcError
 
 LINES_A_SECOND = 10
+LIMITS = {"CANCELLED": (1, 60)}  # lines, seconds: a client that gives up thousands of RPCs costs nothing else
 
 # Failures of the service itself. Each of them is logged.
 LEVELS = {"INTERNAL": "error", "DATABASE_FULL": "error", "COMMIT_UNKNOWN": "warning"}
@@ -31,7 +32,7 @@ class Failures:
     def __init__(self, method: str) -> None:
         """Prepare; `method` is the full name of the method."""
         self._method = method
-        self._second: dict[str, int] = {}
+        self._period: dict[str, int] = {}
         self._lines: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
 
@@ -60,12 +61,13 @@ class Failures:
         getattr(log, level)("rpc", **{name: value for name, value in event.items() if value is not None})
 
     def _may_log(self, reason: str) -> bool:
-        """Count a line; return whether there is room for it in this second. Those without are told by the next line."""
-        second = int(time.monotonic())
-        if self._second.get(reason) != second:
-            self._second[reason], self._lines[reason] = second, 0
+        """Count a line; return whether the limit has room for it. The next line that has tells how many had none."""
+        most, seconds = LIMITS.get(reason, (LINES_A_SECOND, 1))
+        period = int(time.monotonic() / seconds)
+        if self._period.get(reason) != period:
+            self._period[reason], self._lines[reason] = period, 0
         self._lines[reason] += 1
-        if self._lines[reason] <= LINES_A_SECOND:
+        if self._lines[reason] <= most:
             return True
         self._skipped[reason] = self._skipped.get(reason, 0) + 1
         return False

@@ -198,6 +198,7 @@ class _Call:
             owner.latencies.add(self._method, code, seconds)
             if reason:
                 self._failures.add(code, reason, seconds, context.invocation_metadata(), request, raised)
+                raised = None  # its traceback refers to this frame: a cycle, for the garbage collector to find
         await context.abort(error.code, error.message, error.trailing_metadata())
         raise AssertionError  # abort raises
 
