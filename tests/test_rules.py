@@ -159,7 +159,7 @@ def test_items_are_counted_before_they_are_looked_at(items: int) -> None:
     method = pb.DESCRIPTOR.services_by_name["BookingService"].methods_by_name["BatchGetBookings"]
     requests = Requests(method, pb.BatchGetBookingsRequest.FromString)
     with pytest.raises(RpcError) as error:
-        requests.read(b"\x12\0" * items)
+        requests.check(requests.parse(b"\x12\0" * items))
     assert error.value.message == "booking_codes: must contain no more than 100 item(s)"
 
 
@@ -167,7 +167,7 @@ def test_items_of_messages_within_messages_are_counted_by_their_path() -> None:
     method = pb.DESCRIPTOR.services_by_name["BookingService"].methods_by_name["UpsertSalon"]
     salon = pb.Salon(opening_hours=[{}] * 71, special_hours=[{}] * 401)  # type: ignore[list-item]
     with pytest.raises(RpcError) as error:
-        Requests(method, pb.UpsertSalonRequest.FromString).read(pb.UpsertSalonRequest(salon=salon).SerializeToString())
+        Requests(method, pb.UpsertSalonRequest.FromString).check(pb.UpsertSalonRequest(salon=salon))
     [_, details] = error.value.details
     assert [each.field for each in details.field_violations] == ["salon.opening_hours", "salon.special_hours"]  # type: ignore[attr-defined]
 

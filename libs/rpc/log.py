@@ -52,7 +52,8 @@ def _mask_in(value: Any) -> Any:
 
 
 def _mask_all(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    texts: dict[str, Callable[[Any], Any]] = {"timestamp": str, "exception": mask}
+    # The two ids are known to be hexadecimal, in which any digits may follow each other.
+    texts: dict[str, Callable[[Any], Any]] = {"timestamp": str, "trace_id": str, "request_id": str, "exception": mask}
     return {name: texts.get(name, _mask_in)(value) for name, value in event.items()}
 
 

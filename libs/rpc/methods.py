@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 import psycopg
-import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -24,6 +23,7 @@ from libs.cache import MAX_AGE, Cache, Read, Reply
 from libs.db import STATEMENT_LOST
 from libs.rpc import errors
 from libs.rpc.deadlines import Deadlines
+from libs.rpc.failures import Failures
 from libs.rpc.metrics import Latencies
 from libs.rpc.mutations import Replayed
 from libs.rpc.requests import LARGEST_REQUEST_BYTES, Requests
@@ -51,8 +51,6 @@ RETRIED = (
     psycopg.errors.UniqueViolation,
     *STATEMENT_LOST,
 )
-
-log = structlog.get_logger()
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -145,6 +143,7 @@ class _Call:
         self._owner = owner
         self._method = method.removeprefix("/")
         self._requests = requests
+        self._failures = Failures(self._method)
         self._handler = handler
         self._largest_seen = LARGEST_SEEN if is_read else -1
         self._seen: dict[bytes, _Seen] = {}
@@ -165,6 +164,8 @@ class _Call:
         owner, started, code = self._owner, time.perf_counter(), "OK"
         task: Any = asyncio.current_task(owner.loop)
         request: Message | None = None
+        raised: BaseException | None = None
+        reason = ""
         owner.deadlines.begin(task)
         try:
             if owner.draining:
@@ -175,7 +176,8 @@ class _Call:
             if seen is None:
                 if len(data) > LARGE_REQUEST_BYTES:
                     await asyncio.sleep(0)  # joining its parts took 10 ms of this tick for 8 MB
-                request = self._requests.read(data)
+                request = self._requests.parse(data)
+                self._requests.check(request)
             else:
                 request = seen.request
                 if seen.again is not None and (reply := await owner.cache.answer(seen.again)).body is not None:
@@ -185,18 +187,21 @@ class _Call:
                 self._see(data, request, reply)
             return _reply(reply, context)
         except asyncio.CancelledError:
-            code = "CANCELLED"
+            code = reason = "CANCELLED"
             if not owner.deadlines.expired(task):
                 raise
             error = errors.query_timeout()
-            code = error.code.name
-        except Exception as raised:
-            error = errors.of_exception(raised, owner.constraints, request)
-            code = error.code.name
-            self._log(raised, error)
+            code, reason = error.code.name, error.reason
+        except Exception as exception:
+            error = errors.of_exception(exception, owner.constraints, request)
+            code, reason, raised = error.code.name, error.reason, exception
         finally:
             owner.deadlines.end(task)
-            owner.latencies.add(self._method, code, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            owner.latencies.add(self._method, code, seconds)
+            if reason:
+                self._failures.add(code, reason, seconds, context.invocation_metadata(), request, raised)
+                raised = None  # its traceback refers to this frame: a cycle, for the garbage collector to find
         await context.abort(error.code, error.message, error.trailing_metadata())
         raise AssertionError  # abort raises
 
@@ -222,17 +227,6 @@ class _Call:
                 return await self._handler(request, context)
         except Replayed as replayed:
             return replayed.body
-
-    def _log(self, raised: Exception, error: errors.RpcError) -> None:
-        event: dict[str, Any] = {"method": self._method, "code": error.code.name, "reason": error.reason}
-        if error.reason == "INTERNAL":
-            log.error("rpc", **event, exc_info=raised)
-        elif error.reason == "DATABASE_FULL":
-            log.error("rpc", **event, error=repr(raised))
-        elif error.reason == "COMMIT_UNKNOWN":
-            log.warning("rpc", **event, error=repr(raised))
-        else:  # thousands a second while a part is away, which is told where it is noticed
-            log.debug("rpc", **event, error=repr(raised))
 
 
 def _is_read(method: MethodDescriptor) -> bool:

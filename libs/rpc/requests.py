@@ -30,20 +30,22 @@ class Requests:
         self._largest = largest
         self._counts = _counts(method.input_type)
 
-    def read(self, data: bytes) -> Message:
-        """Return a valid request. Raises: REQUEST_TOO_LARGE, MALFORMED_REQUEST, INVALID_FIELD."""
+    def parse(self, data: bytes) -> Message:
+        """Return a request, not checked yet. Raises: REQUEST_TOO_LARGE, MALFORMED_REQUEST."""
         if len(data) > self._largest:  # libs/http2 refuses it before; grpcio has one limit for all methods
             text = f"the request is larger than {self._largest} bytes"
             raise errors.RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", text)
         try:
-            request = self._parse(data)
+            return self._parse(data)
         except (DecodeError, RecursionError) as error:
             message = "the bytes are no valid message of this method"
             raise errors.RpcError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", message) from error
+
+    def check(self, request: Message) -> None:
+        """Check a request. Raises: INVALID_FIELD."""
         if self._counts and (too_many := list(_too_many(request, self._counts, ""))):
             raise errors.invalid_fields(too_many)
         check(request)
-        return request
 
 
 def check(request: Message) -> None:

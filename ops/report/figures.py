@@ -74,7 +74,7 @@ def row(line: Line, rpc: str, index: str, at: list[Measured]) -> Row:
     if line.target is None:
         verdict = "no worse than the seed's ratio" if ratio <= seed else "worse than the seed's ratio"
     else:
-        verdict = ("met" if ok else "NOT met") + (" (not checked)" if line.first else "")
+        verdict = "met" if ok else "NOT met"
     figures = line.before_ms, line.after_ms, at, most.before, after, whole, round(ratio, 4), line.target
     return Row(line.table, line.name, rpc, index, line.first, *figures, ok, verdict)
 
@@ -177,14 +177,13 @@ class Slow:
 
 @dataclass(frozen=True)
 class Check:
-    """One of the seed's targets: the figure that counts, and where it must lie. Only `required` ones decide."""
+    """One of the seed's targets: the figure that counts, and where it must lie."""
 
     name: str
     figure: str
     target: str
     seed: str
     ok: bool
-    required: bool
 
 
 @dataclass(frozen=True)
@@ -207,10 +206,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything. `ok` is what `--check` answers."""
+    """Everything. `ok` is what `--check` answers, `headline` says it in words."""
 
     run: Run
     ok: bool
+    headline: str
     checks: list[Check]
     rows: list[Row]
     indexes: list[IndexGain]

@@ -12,7 +12,7 @@ import uvloop
 from rich.progress import Progress
 
 from ops.report.cases import Case, cases
-from ops.report.checks import others, passed, targets
+from ops.report.checks import headline, others, passed, targets
 from ops.report.figures import Report, Row, Run, Slow, row
 from ops.report.plans import explained, gains
 from ops.report.pools import measure_pools
@@ -58,6 +58,7 @@ async def _measure(
         return Report(
             run=_run(system, scale, effort, before, after, time.monotonic() - began, cached=cached),
             ok=passed(checks),
+            headline=headline(checks),
             checks=checks,
             rows=rows,
             indexes=indexes,

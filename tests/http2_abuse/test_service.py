@@ -4,6 +4,7 @@ from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
 import asyncio
 import struct
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +12,11 @@ from typing import Any
 from urllib.request import urlopen
 
 import grpc
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
@@ -21,6 +24,7 @@ from libs.rpc import ServerSettings, serve
 from ops.migrate import service_url
 from ops.process import free_ports
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.service import build
 from tests.http2_abuse import attacker as http2
 from tests.http2_abuse.attacker import (
@@ -37,10 +41,13 @@ from tests.http2_abuse.attacker import (
     streams,
 )
 from tests.http2_abuse.conftest import MIB, until
+from tests.locks import holding
 from tests.stack import SALON
 
 BEGIN = MAGIC + settings()
+NO_WINDOW = MAGIC + settings((http2.INITIAL_WINDOW_SIZE, 0))
 GET_SALON = "/parlor.booking.v1.BookingService/GetSalon"
+SEARCH = "/parlor.booking.v1.BookingService/SearchAvailability"
 
 
 def head(path: str, *more: tuple[bytes, bytes], method: bytes = b"POST") -> bytes:
@@ -220,3 +227,81 @@ async def test_unfinished_uploads_that_are_no_larger_than_allowed_are_bounded_to
 def headers_of(path: str) -> Any:
     """Return a function that returns a whole call of an empty message."""
     return lambda stream: headers(stream, head(path)) + data(stream, message(b""), end=True)
+
+
+async def test_canceled_calls_are_one_line_of_the_log_a_minute(database_url: str, redis_url: str) -> None:
+    body = message(pb.GetSalonRequest(salon_id=SALON).SerializeToString())
+    calls = [headers(stream, head(GET_SALON)) + data(stream, body, end=True) for stream in streams(500)]
+    resets = map(reset, streams(500))
+    async with booking(database_url, redis_url, max_concurrent_streams=1000) as service:
+        with capture_logs() as lines:
+            async with holding(database_url, "LOCK TABLE salons"):
+                peer = await Peer.connect(service.port, BEGIN + b"".join(calls))
+                await until(lambda: serves(service, calls=500))
+                await peer.send(b"".join(resets))
+                await service.counts(CANCELLED=100)
+                begun = time.monotonic()
+        told = [line for line in lines if line.get("code") == "CANCELLED"]
+        assert 1 <= len(told) <= 2  # 2: a minute may end meanwhile
+        assert time.monotonic() - begun < 60
+        assert not [line for line in lines if line["log_level"] == "error"]
+        Peer.drop_all()
+
+
+async def test_a_call_counts_until_its_reply_is_gone(database_url: str, redis_url: str) -> None:
+    async with booking(database_url, redis_url) as service:
+        await upsert_salon(service)
+        request = pb.GetSalonRequest(salon_id=SALON).SerializeToString()
+        calls = b"".join(
+            headers(stream, head(GET_SALON)) + data(stream, message(request), end=True) for stream in streams(50)
+        )
+        peer = await Peer.connect(service.port, NO_WINDOW + calls)
+        await service.counts(OK=52)  # the handlers are done
+        found = await service.metrics()
+        assert found["calls"] == 50
+        assert found["sending_bytes"] > 0
+        peer.drop()
+        await until(lambda: serves(service, calls=0, sending_bytes=0))
+
+
+async def test_a_thousand_large_searches_that_nobody_reads_hold_up_no_light_call(
+    database_url: str, redis_url: str
+) -> None:
+    async with booking(database_url, redis_url, send_timeout=3000) as service:
+        await upsert_salon(service)
+        start = 1_893_456_000
+        times = {"start_time": {"seconds": start}, "end_time": {"seconds": start + 8 * 86_400}}
+        request = pb.SearchAvailabilityRequest(salon_id=SALON, duration={"seconds": 300}, **times)  # type: ignore[arg-type]
+        body = message(request.SerializeToString())
+        searches = b"".join(headers(stream, head(SEARCH)) + data(stream, body, end=True) for stream in streams(50))
+        before = psutil.Process().memory_info().rss
+        for _ in range(20):
+            await Peer.connect(service.port, NO_WINDOW + searches)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+            stub = booking_pb2_grpc.BookingServiceStub(channel)
+            assert (await stub.SearchAvailability(request)).ByteSize() > 50_000
+            for _ in range(50):
+                await stub.GetSalon(pb.GetSalonRequest(salon_id=SALON), timeout=2)
+                assert (await service.metrics())["sending_bytes"] <= 48 * MIB
+        assert psutil.Process().memory_info().rss - before < 128 * MIB
+        await until(lambda: serves(service, calls=0, sending_bytes=0), 20)  # given up
+        Peer.drop_all()
+
+
+async def upsert_salon(service: Booking) -> None:
+    """Create a salon that is open all week, and has a chair."""
+    day = {"open_time": {"hours": 0}, "close_time": {"hours": 23}}
+    hours = [{"day_of_week": weekday, **day} for weekday in range(1, 8)]
+    salon = {"salon_id": SALON, "phone_number_id": "1", "name": "Hair", "time_zone": "UTC", "opening_hours": hours}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        stub = booking_pb2_grpc.BookingServiceStub(channel)
+        await stub.UpsertSalon(pb.UpsertSalonRequest(salon=salon))  # type: ignore[arg-type]
+        await stub.UpsertResource(
+            pb.UpsertResourceRequest(salon_id=SALON, resource_id="chair-1", name="Chair", active=True)
+        )
+
+
+async def serves(service: Booking, **figures: int) -> bool:
+    """Return whether the metrics of the transport are these."""
+    found = await service.metrics()
+    return all(found[name] == figure for name, figure in figures.items())

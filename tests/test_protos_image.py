@@ -1,0 +1,67 @@
+"""`parlor protos-image`: what it writes is enough to compile the protos elsewhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from ops.protos_image import SERVICES
+
+BIN = Path(sys.executable).parent
+
+
+def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - ours
+        [BIN / str(command[0]), *map(str, command[1:])], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A folder with nothing but the image."""
+    done = run("parlor", "protos-image", "parlor.binpb", folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    return tmp_path
+
+
+def test_each_file_comes_after_its_imports(written: Path) -> None:
+    files = FileDescriptorSet.FromString((written / "parlor.binpb").read_bytes()).file
+    names = [file.name for file in files]
+    assert "buf/validate/validate.proto" in names
+    pool: Any = DescriptorPool()
+    for file in files:
+        pool.Add(file)  # refuses a file whose imports aren't there yet
+    for module in SERVICES:
+        for name, service in module.DESCRIPTOR.services_by_name.items():
+            found = pool.FindServiceByName(f"{module.DESCRIPTOR.package}.{name}")
+            assert [method.name for method in found.methods] == [method.name for method in service.methods]
+
+
+def test_the_rules_of_the_fields_are_in_it(written: Path) -> None:
+    files = FileDescriptorSet.FromString((written / "parlor.binpb").read_bytes()).file
+    [booking] = [file for file in files if file.name == "parlor/booking/v1/booking.proto"]
+    [request] = [message for message in booking.message_type if message.name == "GetSalonRequest"]
+    assert b"[A-Za-z0-9_-]{1,64}" in request.field[0].options.SerializeToString()
+
+
+def test_protoc_compiles_it_without_any_other_file(written: Path) -> None:
+    (written / "out").mkdir()
+    arguments = ["--descriptor_set_in=parlor.binpb", "--python_out=out", "parlor/booking/v1/booking.proto"]
+    done = run("python", "-m", "grpc_tools.protoc", *arguments, folder=written)
+    assert done.returncode == 0, done.stderr
+    assert (written / "out/parlor/booking/v1/booking_pb2.py").exists()
+
+
+def test_buf_reads_it(written: Path) -> None:
+    done = run("buf", "build", "parlor.binpb", "--path", "parlor", "-o", "out.binpb", folder=written)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    done = run("parlor", "protos-image", "nowhere/parlor.binpb", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == "cannot write nowhere/parlor.binpb: No such file or directory\n"
