@@ -33,6 +33,7 @@ SERVICES = {
     "stats": "parlor.stats.v1.StatsService",
 }
 SPARE_CONNECTIONS = 20
+VALKEY_OPTIONS = ("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")
 CALLS = (
     ("booking", "ListSalons", '{"page_size": 2}'),
     ("messaging", "ListConversations", '{"salon_id": "salon-123", "page_size": 2}'),
@@ -158,7 +159,7 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
         servers.append(stack.enter_context(postgres))
         database_url, services_url = postgres.dsn, postgres.local_dsn
     if not redis_url:
-        valkey = Valkey(data=data / "valkey", log=data / "log/valkey.log")
+        valkey = Valkey(data=data / "valkey", log=data / "log/valkey.log", options=VALKEY_OPTIONS)
         servers.append(stack.enter_context(valkey))
         redis_url = valkey.local_url
     progress.update(steps, advance=1, description="schema")

@@ -16,7 +16,7 @@ import psycopg
 from redis.exceptions import RedisError
 
 from libs.cache.ahead import WARMING, Warmer, is_due
-from libs.cache.entries import Entry, Meta, now_ms
+from libs.cache.entries import Entry, Found, Meta, now_ms
 from libs.cache.gather import Gather
 from libs.cache.keys import Group, Key, Namespace
 from libs.cache.loads import Connect, Flight, Loads
@@ -129,16 +129,17 @@ class Cache:
             return await self._bypass(_reads(keys, arguments, load))
         try:
             looks = await self.store.look_many(keys)
-            replies = [self._hit(entry, max_age) for _, entry in looks]
+            replies = [self._hit(found.entry, max_age) for found in looks]
             missed = [place for place, reply in enumerate(replies) if reply is None]
-            unknown = [place for place in missed if looks[place].meta is None]
+            known = {place: looks[place].meta(keys[place]) for place in missed}
+            unknown = [place for place in missed if known[place] is None]
             opened = await asyncio.gather(*(self.store.open(keys[place].group.meta) for place in unknown))
         except StoreAway:
             return await self._bypass(_reads(keys, arguments, load))
         self.counters.misses += len(missed)
         metas = dict(zip(unknown, opened, strict=True))
         reads = _reads([keys[at] for at in missed], [arguments[at] for at in missed], load)
-        flights = [self._flight(read, looks[at].meta or metas[at]) for at, read in zip(missed, reads, strict=True)]
+        flights = [self._flight(read, known[at] or metas[at]) for at, read in zip(missed, reads, strict=True)]
         for place, flight in zip(missed, flights, strict=True):
             replies[place] = Reply((await flight.landed()).body, "miss", 0)
         return [reply for reply in replies if reply is not None]
@@ -168,15 +169,14 @@ class Cache:
         if max_age == 0 or not self._may_hit(key):
             return (await self._bypass([read]))[0]
         try:
-            meta, entry = await self.store.look(key)
-            if meta is not None and (reply := self._hit(entry, max_age, again)) is not None:
+            found = await self.store.look(key)
+            if (reply := self._hit(found.entry, max_age, again)) is not None:
                 if key.entry in self.warmer.unasked:
                     self.warmer.hit(key)
                 if key.group.namespace.refresh < 1 and is_due(key, reply):
-                    self._refresh(read, meta)
+                    self._refresh(read, found.meta(key))
                 return reply
-            if meta is None:
-                meta = await self.store.open(key.group.meta)
+            meta = await self._meta(key, found)
         except StoreAway:
             return (await self._bypass([read]))[0]
         self.counters.misses += 1
@@ -196,6 +196,10 @@ class Cache:
                 return Reply(entry.body, "hit", age_ms, again)
         return None
 
+    async def _meta(self, key: Key, found: Found) -> Meta:
+        """Return the meta that a look found, or open the group. Raises: StoreAway."""
+        return found.meta(key) or await self.store.open(key.group.meta)
+
     async def _load(self, read: Read, meta: Meta) -> Entry:
         """Load, or join a load under way that cannot be older than any write the caller must see.
 
@@ -213,9 +217,9 @@ class Cache:
         running = self.loads.under_way(read.key, meta)
         return running if running is not None and running.may_be_stored else self.loads.start(read, meta)
 
-    def _refresh(self, read: Read, meta: Meta) -> None:
+    def _refresh(self, read: Read, meta: Meta | None) -> None:
         """Load behind a reply, unless a load is under way; it is stored only under the generation that was hit."""
-        if self.loads.under_way(read.key, meta) is None:
+        if meta is not None and self.loads.under_way(read.key, meta) is None:
             self.counters.refreshes += 1
             self.loads.start(read, meta, behind=True)
 
@@ -227,10 +231,10 @@ class Cache:
 
     async def _warm(self, read: Read) -> Reply:
         """Return a reply that no caller waits for, and keep it. Raises: StoreAway; what the load raises."""
-        meta, entry = await self.store.look(read.key)
-        if entry is not None:
-            return Reply(entry.body, "hit", 0)
-        meta = meta or await self.store.open(read.key.group.meta)
+        found = await self.store.look(read.key)
+        if found.entry is not None:
+            return Reply(found.entry.body, "hit", 0)
+        meta = await self._meta(read.key, found)
         running = self.loads.under_way(read.key, meta)
         flight = running or self.loads.start(read, meta, behind=True)
         entry = await flight.landed()

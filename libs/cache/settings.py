@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 
@@ -22,6 +22,7 @@ NAMESPACES = {
 WORDS = {"aiAnalytics": "ai"}
 # The namespaces that are loaded again before they end, and from which share of the TTL on (decision 0023).
 REFRESH = {"stats": 0.6, "aiAnalytics": 0.6}
+SHORTEST_KEY = 16  # characters
 
 
 class WithoutRedis(StrEnum):
@@ -35,9 +36,15 @@ class WithoutRedis(StrEnum):
 class CacheSettings(BaseSettings):
     """How a process uses Redis or Valkey. It must keep nothing on disk, and have this database to itself."""
 
-    model_config = SettingsConfigDict(env_prefix="REDIS_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="REDIS_", hide_input_in_errors=True, populate_by_name=True)
 
     url: str = Field("redis://localhost:6379", description="The server, or one master of a cluster.")
+    key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias="CACHE_KEY",
+        description="A secret of at least 16 characters by which entries are signed, so that nobody who can write to "
+        "the server can make up a reply; empty: none. The same in all processes; a change empties the cache.",
+    )
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
     ttl: dict[str, int] = Field({}, description='TTL by namespace, in s, as JSON: {"stats": 60}.')
     ttl_negative: int = Field(30, ge=1, le=86_400, description="Longest TTL of an answer that there is nothing, in s.")
@@ -76,6 +83,13 @@ class CacheSettings(BaseSettings):
     def _readable(cls, url: str) -> str:
         parse_url(url)
         return url
+
+    @field_validator("key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr) -> SecretStr:
+        if 0 < len(key) < SHORTEST_KEY:
+            raise ValueError(f"a secret has at least {SHORTEST_KEY} characters")
+        return key
 
     @field_validator("ttl")
     @classmethod

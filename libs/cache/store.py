@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from libs.cache import scripts
-from libs.cache.entries import Fill, Found, Meta, decode, encode
+from libs.cache.entries import Codec, Fill, Found, Meta
 from libs.cache.gather import LARGEST_CALL, Gather
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
@@ -31,7 +31,7 @@ from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
-PART_LIFETIME_SECONDS = 60  # until its first entry is stored: see FILL
+UNVERIFIED_SECONDS = 60  # lifetime of a meta until its first entry is stored: nobody knows yet if its salon exists
 
 # Set by the test of `parlor coherence` (docs/decisions/0018), which must find what then goes wrong.
 WITHOUT_REGISTRATION = "PARLOR_TEST_WITHOUT_REGISTRATION" in os.environ
@@ -56,6 +56,7 @@ class Store:
         self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
         self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
         self._timeout = settings.timeout / 1000
+        self._codec = Codec(settings.key.get_secret_value())
         self._gather = gather
         self._looks: Looks = []
         self._slot: Slot = only_slot
@@ -91,7 +92,7 @@ class Store:
             raise StoreAway(str(reply))
         of_name = dict(zip(metas, reply, strict=False))
         found = zip(keys, reply[len(metas) :], strict=True)
-        return [decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
+        return [self._codec.decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
 
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
@@ -146,7 +147,7 @@ class Store:
             try:
                 if isinstance(reply, Exception):
                     raise reply
-                found = decode(key.entry, reply[2 * place], reply[2 * place + 1])
+                found = self._codec.decode(key.entry, reply[2 * place], reply[2 * place + 1])
                 future.set_result(found)
                 if found.entry and key.group.namespace.near:
                     self.near.put(key, found.entry, sent)
@@ -155,9 +156,9 @@ class Store:
 
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
         names = [name for meta in metas for name in (meta, whole(meta))]
-        lifetimes = META_LIFETIME_SECONDS, PART_LIFETIME_SECONDS
-        reply = await self._run(self.open_script, names, secrets.token_hex(8), *lifetimes)
-        return [Meta.parse(meta) for meta in reply]
+        reply = await self._run(self.open_script, names, secrets.token_hex(8), UNVERIFIED_SECONDS)
+        opened = list(map(Meta.parse, metas, reply))
+        return [meta for meta in opened if meta is not None]
 
     async def _register_all(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
         if WITHOUT_REGISTRATION:
@@ -170,7 +171,7 @@ class Store:
         for first in range(0, len(names), LARGEST_CALL):
             lot = names[first : first + LARGEST_CALL]
             ids = [highest[meta] for meta in lot]
-            await self._run(self.register_script, lot, secrets.token_hex(8), META_LIFETIME_SECONDS, *ids)
+            await self._run(self.register_script, lot, secrets.token_hex(8), UNVERIFIED_SECONDS, *ids)
         for meta in names:  # what looks before this one have found has been put there by now
             self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
@@ -179,8 +180,8 @@ class Store:
         names = [name for fill in fills for name in (fill.key.group.meta, fill.key.entry)]
         args: list[Any] = []
         for fill in fills:
-            value = encode(fill.key.entry, fill.entry)
-            args += (fill.generation, fill.stamp, fill.barrier, fill.ttl_ms, value)
+            value = self._codec.encode(fill.key.entry, fill.generation, fill.entry)
+            args += (fill.generation, fill.stamp, fill.barrier, _meta_lifetime_ms(fill), fill.ttl_ms, value)
         return sum(await self._run(self.fill_script, names, *args))
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
@@ -250,7 +251,7 @@ class Store:
         """Drop what a server holds of the cache unless its own run has stored it."""
         info, known = await asyncio.gather(wire.call("INFO", "server"), wire.call("GET", node.run_id_key))
         for reply in (info, known):
-            if isinstance(reply, Exception):
+            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
                 raise reply
         if known != (run_id := _run_id(info)):
             await node.drop()
@@ -279,6 +280,16 @@ class Store:
         else:
             for name in message[1]:
                 self.near.drop(name.decode(errors="replace").removesuffix(META))
+
+
+def _meta_lifetime_ms(fill: Fill) -> int:
+    """Return how long the meta of a stored entry lives at least.
+
+    A reply without content is also what look-ups of salons that don't exist get.
+    """
+    group = fill.key.group
+    is_lasting = fill.entry.body and group.meta == whole(group.name)
+    return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms
 
 
 def _run_id(info: bytes) -> bytes:

@@ -110,5 +110,6 @@ def explain(error: ValueError) -> str:
 
 
 def _explain_one(prefix: str, kind: str, path: tuple[int | str, ...], message: str) -> str:
-    variable = f"{prefix}{path[0]}".upper() if path else "settings"
+    name = str(path[0]) if path else "settings"
+    variable = name if name.isupper() or not path else f"{prefix}{name}".upper()
     return f"{variable} is not set" if kind == "missing" else f"{variable}: {message}"

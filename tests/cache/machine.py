@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings, Group, Key
-from libs.cache.entries import Found
+from libs.cache.entries import Entry, Meta
 from libs.cache.wire import OnReply
+from tests.cache import garbage
 from tests.cache.shop import Loaded, Shop
 
 T = TypeVar("T")
@@ -176,7 +178,9 @@ class World:
     def __init__(self, dsn: str, redis_url: str, variant: type[Shop]) -> None:
         """Connect, and keep a process beside the others, to look and to send again what they have sent."""
         self.variant = variant
-        self.settings = CacheSettings(url=redis_url, poll=60_000, warm=0).model_copy(update={"timeout": 30_000})
+        self.settings = CacheSettings(
+            url=redis_url, poll=60_000, warm=0, key=SecretStr("a key of the machine")
+        ).model_copy(update={"timeout": 30_000})
         self.connections: list[Connection] = []
         self.captured: list[tuple[str | bytes | int, ...]] = []
         self._dsn = dsn
@@ -265,14 +269,29 @@ class World:
         async with self.beside.connection() as conn:
             return [Row(*row) for row in await (await conn.execute(query.encode(), (shelf,))).fetchall()]
 
-    async def cached(self, shelves: list[str]) -> list[Found]:
+    async def cached(self, shelves: list[str]) -> list[tuple[Meta | None, Entry | None]]:
         """Return what a reader of each would find now."""
-        return await asyncio.gather(*(self.beside.cache.store.look(self.beside.shop.key("", name)) for name in shelves))
+        keys = [self.beside.shop.key("", name) for name in shelves]
+        looks = await asyncio.gather(*map(self.beside.cache.store.look, keys))
+        return [(found.meta(key), found.entry) for key, found in zip(keys, looks, strict=True)]
 
     async def remove(self, *keys: str) -> None:
         """Take keys of one shelf out of Valkey, as an eviction would."""
         store = self.beside.cache.store
         await store._wires[store._slot(keys[0])].call("DEL", *keys)
+
+    async def write(self, key: str, kind: str, value: bytes) -> None:
+        """Put any value under a key."""
+        await self.remove(key)
+        store = self.beside.cache.store
+        reply = await store._wires[store._slot(key)].call(*garbage.command(key, kind, value))
+        assert not isinstance(reply, Exception)
+
+    async def value(self, key: str) -> bytes:
+        """Return the string under a key, empty if there is none."""
+        store = self.beside.cache.store
+        [value] = await store._wires[store._slot(key)].call("MGET", key)
+        return value or b""
 
     async def send_again(self, command: tuple[Any, ...]) -> None:
         """Send what a process has sent, or has begun to."""

@@ -15,7 +15,7 @@ from libs.cache.store import Store
 from libs.cache.watch import RETRY_SECONDS
 from libs.cache.wire import Wire
 from tests.cache.away import disconnect_all, ready
-from tests.cache.outside import CacheServer, each, reaching
+from tests.cache.outside import CacheServer, each
 from tests.cache.shop import Shop, Start, until
 
 
@@ -91,20 +91,6 @@ async def test_a_server_that_hangs_up_at_once_is_not_called_again_at_once(start:
         assert (await shop.read())[:2] == (b"old", "bypass")
         await shop.cache.close()
     assert calls[5] - calls[1] > RETRY_SECONDS * 2
-
-
-@pytest.mark.parametrize("garbage", ["", "x", "0" * 40 + "x"])
-async def test_a_meta_that_is_none_of_ours_keeps_nobody_waiting(
-    own_valkey: CacheServer, start: Start, garbage: str
-) -> None:
-    shop = await start()
-    await shop.text()
-    with reaching(own_valkey.url) as client:
-        client.set(shop.shelf().meta, garbage)
-        replies = await asyncio.gather(shop.read(), shop.read("milk"), shop.read(shelf="b"))
-        assert [reply.source for reply in replies] == ["bypass", "bypass", "miss"]
-        client.delete(shop.shelf().meta)
-    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
 async def test_replies_come_back_in_order_whoever_stopped_waiting(start: Start) -> None:

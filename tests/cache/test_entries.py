@@ -2,7 +2,7 @@
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from libs.cache import MAX_AGE, NAMESPACES, CacheSettings, Group, Key, server_figures, sizes
+from libs.cache.entries import Codec, Entry, now_ms
 from libs.cache.servers import hash_slot
 from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, Start
@@ -177,3 +178,67 @@ async def test_a_caller_that_takes_no_old_answers_asks_past_the_cache(start: Sta
     assert (await shop.read()).source == "bypass"
     MAX_AGE.reset(token)
     assert len(shop.loads) == 2
+
+
+SIGNER = "a secret of this test"
+FORGERIES: dict[str, Callable[[bytes], bytes]] = {
+    "the body changed": lambda entry: entry[:-1] + b"!",
+    "the body shortened": lambda entry: entry[:-1],
+    "the body lengthened": lambda entry: entry + b"!",
+    "another time": lambda entry: entry[:46] + bytes([entry[46] ^ 1]) + entry[47:],
+    "said to be nothing": lambda entry: entry[:53] + b"\0" + entry[54:],
+    "another digest": lambda entry: entry[:30] + bytes([entry[30] ^ 1]) + entry[31:],
+    "made without the secret": lambda entry: entry[:29] + Codec("").encode(FORGED, b"", Entry(b"forged", now_ms())),
+    "made with another secret": lambda entry: (
+        entry[:29] + Codec(SIGNER + "!").encode(FORGED, entry[:29], Entry(b"forged", now_ms()))
+    ),
+}
+FORGED = "query:shop:shelf:{a}:tea"
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+async def test_with_a_cache_key_an_entry_that_was_made_up_or_changed_is_a_miss(
+    start: Start, valkey: Any, forge: Callable[[bytes], bytes]
+) -> None:
+    shop = await start(key=SIGNER)
+    assert shop.key().entry == FORGED
+    assert (await shop.text(), (await shop.read())[:2]) == ("old", (b"old", "hit"))
+    valkey.set(FORGED, forge(valkey.get(FORGED)))
+    assert (await shop.read())[:2] == (b"old", "miss")
+    await shop.cache.settle()
+    assert (await shop.read())[:2] == (b"old", "hit")
+
+
+async def test_with_a_cache_key_an_entry_counts_only_under_its_own_key_and_version(start: Start, valkey: Any) -> None:
+    shop = await start(key=SIGNER)
+    await shop.write("milky", "milk")
+    assert (await shop.text("tea"), await shop.text("milk")) == ("old", "milky")
+    valkey.copy(shop.key("milk").entry, shop.key("tea").entry, replace=True)
+    assert (await shop.read("tea"))[:2] == (b"old", "miss")
+    before = valkey.get(FORGED)
+    await shop.write("new")
+    version = valkey.get(shop.shelf().meta)[:29]
+    valkey.set(FORGED, version + before[29:])
+    assert (await shop.read())[:2] == (b"new", "miss")
+
+
+async def test_processes_with_other_cache_keys_share_no_entry(start: Start) -> None:
+    shops = [await start(key=key) for key in (SIGNER, SIGNER + "!", "")]
+    assert [await shop.text() for shop in shops] == ["old"] * 3
+    assert [(await shop.read()).source for shop in shops] == ["miss", "miss", "hit"]
+    await shops[0].cache.settle()
+    await shops[1].write("new")
+    assert [await shop.text() for shop in shops] == ["new"] * 3
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 15])
+def test_a_short_cache_key_is_an_error_that_does_not_show_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("CACHE_KEY", key)
+    with pytest.raises(ValidationError, match="16 characters") as caught:
+        CacheSettings()
+    assert key not in str(caught.value)
+    monkeypatch.setenv("CACHE_KEY", "")
+    assert not CacheSettings().key
+    monkeypatch.setenv("CACHE_KEY", "x" * 16)
+    assert CacheSettings().key.get_secret_value() == "x" * 16
+    assert "xxx" not in repr(CacheSettings())

@@ -1,8 +1,8 @@
 """The whole protocol as a state machine: whatever happens in whatever order, no read is older than it may be.
 
 Processes read, write, drain, lose Valkey and are killed; each stops before each command and statement, until the
-machine lets one of them go on. Keys vanish meanwhile, and commands arrive twice or late. After each step every entry is
-compared with the rows. `--machine-examples N` makes N runs of it, each at random.
+machine lets one of them go on. Keys vanish meanwhile, values of any type take their place, and commands arrive twice or
+late. After each step every entry is compared with the rows. `--machine-examples N` makes N runs of it, each at random.
 
 The same machine must find wrong variants: so it is able to fail. Those that it finds too rarely have an interleaving of
 their own in test_counterexamples.py.
@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from libs.cache.keys import META
 from libs.cache.store import StoreAway
-from tests.cache import variants
+from tests.cache import garbage, variants
 from tests.cache.machine import PARTS, Process, Row, World
 from tests.cache.outside import CacheServer
 from tests.cache.shop import Shop, put
@@ -195,6 +195,26 @@ class Machine(RuleBasedStateMachine):
             self.world.run(self.world.send_again(captured[which % len(captured)]))
         self._check()
 
+    @precondition(lambda self: self.harms < HARMS)
+    @rule(which=_which, kind=garbage.kinds, value=garbage.strings)
+    def write_garbage(self, which: int, kind: str, value: bytes) -> None:
+        """Put a value of any type under a key."""
+        self.harms += 1
+        keys = self._keys()
+        self.world.run(self.world.write(keys[which % len(keys)], kind, value))
+        self._check()
+
+    @precondition(lambda self: self.harms < HARMS)
+    @rule(which=_which, how=st.sampled_from(["change", "cut", "add", "copy"]), at=st.integers(0, 80))
+    def spoil_a_value(self, which: int, how: str, at: int) -> None:
+        """Change a value, or copy that of another key."""
+        self.harms += 1
+        keys = self._keys()
+        value = self.world.run(self.world.value(keys[(which + (how == "copy")) % len(keys)]))
+        spoiled = value if how == "copy" else garbage.spoiled(value, how, at)
+        self.world.run(self.world.write(keys[which % len(keys)], "string", spoiled))
+        self._check()
+
     def _keys(self) -> list[str]:
         shop = self.world.beside.shop
         groups = [shop.shelf(shelf).name for shelf in self.shelves]
@@ -213,18 +233,18 @@ class Machine(RuleBasedStateMachine):
     def read_twice(self, group: str) -> None:
         """Read; then a second read hits."""
         process, shelf = self._undisturbed()[0], self._place(group)
-        [before] = self.world.run(self.world.cached([shelf]))
+        [(meta, entry)] = self.world.run(self.world.cached([shelf]))
         source, cost = self._alone(process, shelf)
         again = self._alone(process, shelf)
         if not self.ours:
             return
-        opened = before.meta is None
+        opened = meta is None
         barrier = cost["statement"] - 1
         if source == "hit":
-            assert before.entry and cost == {"MGET": 1}
+            assert entry and cost == {"MGET": 1}
         else:
             assert cost == {"MGET": 1, "EVALSHA": 1 + opened, "statement": 1 + barrier}
-            assert barrier == 1 if before.meta and before.meta.cold else barrier in (0, opened)
+            assert barrier == 1 if meta and meta.cold else barrier in (0, opened)
         assert again == ("hit", {"MGET": 1})
 
     @precondition(lambda self: self._undisturbed())

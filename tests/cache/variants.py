@@ -214,7 +214,7 @@ def fills_any_generation(cache: Cache) -> None:
     cache.store.fill_script = """
         local stored = {}
         for i = 1, #KEYS, 2 do
-            local generation, last = string.sub(redis.call('GET', KEYS[i]), 1, 29), (i + 1) / 2 * 5
+            local generation, last = string.sub(redis.call('GET', KEYS[i]), 1, 29), (i + 1) / 2 * 6
             redis.call('SET', KEYS[i + 1], generation .. ARGV[last], 'PX', ARGV[last - 1])
             stored[#stored + 1] = 1
         end

@@ -1,0 +1,78 @@
+"""How long the records of groups live: what nobody has stored anything under leaves Redis soon."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from libs.cache import Key
+from libs.cache.store import META_LIFETIME_SECONDS, UNVERIFIED_SECONDS
+from tests.cache.outside import each, reaching
+from tests.cache.shop import Loaded, Shop, Start
+
+LOOK_UPS = 2_000  # 140,000 took 30 MB
+
+
+@pytest.fixture
+def valkey(redis_url: str) -> Iterator[Any]:
+    """The server, seen from outside."""
+    with reaching(redis_url) as client:
+        yield client
+
+
+async def reply(shop: Shop, key: Key, value: str | None) -> None:
+    async def load(conn: object) -> Loaded:
+        return Loaded(2**52, value)
+
+    await shop.cache.read(key, load)
+
+
+def longest_life(redis_url: str) -> float:
+    """Return how long the key that lives longest lives, in s."""
+    return max(float(client.pttl(key)) / 1000 for client in each(redis_url) for key in client.scan_iter("query:*{*"))
+
+
+async def test_a_record_lives_a_minute_until_something_is_stored_under_it(shop: Shop, valkey: Any) -> None:
+    await shop.cache.store.open(shop.shelf().meta)
+    assert 0 < valkey.ttl(shop.shelf().meta) <= UNVERIFIED_SECONDS
+    await shop.text()
+    assert valkey.ttl(shop.shelf().meta) > META_LIFETIME_SECONDS - 60
+
+
+@pytest.mark.parametrize("nothing", [None, ""], ids=["no reply", "an empty page"])
+async def test_look_ups_of_groups_that_dont_exist_leave_nothing_for_long(
+    start: Start, redis_url: str, nothing: str | None
+) -> None:
+    shop = await start(ttl={"shop": 60}, ttl_negative=30)
+    for first in range(0, LOOK_UPS, 500):
+        keys = [shop.key(shelf=f"missing {number}") for number in range(first, first + 500)]
+        await asyncio.gather(*(reply(shop, key, nothing) for key in keys))
+    await shop.cache.settle()
+    assert longest_life(redis_url) <= (2 * 60 if nothing == "" else UNVERIFIED_SECONDS)
+
+
+async def test_failed_writes_to_groups_that_dont_exist_leave_nothing_for_long(shop: Shop, redis_url: str) -> None:
+    for number in range(100):
+        with pytest.raises(ZeroDivisionError):
+            async with shop.cache.transaction(shop.shelf(f"missing {number}")):
+                raise ZeroDivisionError
+    assert longest_life(redis_url) <= UNVERIFIED_SECONDS
+
+
+async def test_a_write_neither_lengthens_nor_shortens_the_life_of_a_record(shop: Shop, valkey: Any) -> None:
+    await shop.text()
+    valkey.expire(shop.shelf().meta, 1000)
+    await shop.write()
+    assert 990 < valkey.ttl(shop.shelf().meta) <= 1000
+
+
+async def test_a_record_that_ended_under_a_transaction_keeps_it_out_of_the_cache_all_the_same(
+    start: Start, valkey: Any
+) -> None:
+    writer, reader = await start(), await start()
+    async with writer.writing("new"):
+        valkey.delete(writer.shelf().meta)  # as after a minute
+        assert await reader.text() == "old"
+        assert (await reader.read()).source == "miss"
+    assert (await reader.text(), (await reader.read()).source) == ("new", "hit")

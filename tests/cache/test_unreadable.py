@@ -1,0 +1,80 @@
+"""Values that the cache can't read: they count as missing, harm nobody else, and are gone after one read or write."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from libs.cache.servers import RUN_ID
+from tests.cache import garbage
+from tests.cache.outside import each, reaching
+from tests.cache.shop import Shop, Start
+
+VALUES = [*((kind, b"garbage") for kind in garbage.KINDS[1:]), *(("string", value) for value in garbage.ALMOST_RECORDS)]
+every_value = pytest.mark.parametrize(
+    ("kind", "value"), VALUES, ids=[kind if kind != "string" else repr(value[:50]) for kind, value in VALUES]
+)
+
+
+@pytest.fixture
+def valkey(redis_url: str) -> Iterator[Any]:
+    """The server, seen from outside."""
+    with reaching(redis_url) as client:
+        yield client
+
+
+async def undisturbed(shop: Shop) -> None:
+    """Assert that the server was not lost and that another shelf is still cached."""
+    assert (await shop.read(shelf="other")).source == "hit"
+    assert (shop.cache.store.errors, shop.cache.store.ready, shop.cache.counters.bypasses) == (0, True, 0)
+
+
+@every_value
+async def test_a_write_to_a_group_with_an_unreadable_record_counts_it_as_missing(
+    shop: Shop, valkey: Any, kind: str, value: bytes
+) -> None:
+    await shop.text(shelf="other")
+    await shop.text()
+    garbage.write(valkey, shop.shelf().meta, kind, value)
+    await shop.write("new")
+    await undisturbed(shop)
+    assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
+
+
+@every_value
+@pytest.mark.parametrize("which", ["record", "entry"])
+async def test_a_read_of_an_unreadable_record_or_entry_misses_once(
+    shop: Shop, valkey: Any, kind: str, value: bytes, which: str
+) -> None:
+    await shop.text(shelf="other")
+    await shop.text()
+    garbage.write(valkey, shop.shelf().meta if which == "record" else shop.key().entry, kind, value)
+    assert (await shop.read())[:2] == (b"old", "miss")
+    await shop.cache.settle()
+    assert (await shop.read())[:2] == (b"old", "hit")
+    await undisturbed(shop)
+
+
+@every_value
+async def test_an_unreadable_run_id_is_that_of_another_run(
+    start: Start, redis_url: str, kind: str, value: bytes
+) -> None:
+    await (await start()).text()
+    for client in each(redis_url):
+        for key in client.scan_iter(RUN_ID + "*"):
+            garbage.write(client, key, kind, value)
+    later = await start()
+    assert (await later.text(), (await later.read()).source, later.cache.store.errors) == ("old", "hit", 0)
+
+
+def cut(length: int) -> Callable[[bytes], bytes]:
+    return lambda entry: entry[:length]
+
+
+@pytest.mark.parametrize("length", [0, 10, 29, 30, 45], ids=lambda length: f"{length} bytes")
+async def test_an_entry_of_the_right_version_that_was_cut_is_a_miss(shop: Shop, valkey: Any, length: int) -> None:
+    await shop.text()
+    entry = valkey.get(shop.key().entry)
+    valkey.set(shop.key().entry, cut(length)(entry))
+    assert ((await shop.read()).source, await shop.text(), (await shop.read()).source) == ("miss", "old", "hit")
+    assert shop.cache.counters.bypasses == 0
