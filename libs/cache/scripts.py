@@ -23,8 +23,15 @@ local function read(key)
   redis.call('UNLINK', key)
   return false
 end
+
+-- One of another epoch counts as missing.
+local function current(key)
+  local meta = read(key)
+  return meta and string.sub(meta, 14, 21) == string.sub(ARGV[1], 1, 8) and meta
+end
 """
 
+# A nonce is the epoch and 8 characters at random.
 GENERATION = """
 local time = redis.call('TIME')
 local generation = string.format('%08x%05x', time[1], time[2]) .. ARGV[1]
@@ -38,9 +45,9 @@ OPEN = (
     + """
 local metas = {}
 for i = 1, #KEYS, 2 do
-  local meta = read(KEYS[i])
+  local meta = current(KEYS[i])
   if not meta then
-    local whole, past = read(KEYS[i + 1]), '10'
+    local whole, past = current(KEYS[i + 1]), '10'
     if whole and string.sub(whole, 30, 30) == '0' then past = string.sub(whole, 30) end
     meta = generation .. past
     redis.call('SET', KEYS[i], sealed(KEYS[i], meta), 'EX', ARGV[2])
@@ -58,7 +65,7 @@ REGISTER = (
     + GENERATION
     + """
 for i, key in ipairs(KEYS) do
-  local meta, cold, highest = read(key), '1', ARGV[i + 2]
+  local meta, cold, highest = current(key), '1', ARGV[i + 2]
   if meta then
     cold = string.sub(meta, 30, 30)
     if tonumber(string.sub(meta, 31)) > tonumber(highest) then highest = string.sub(meta, 31) end

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.asyncio.connection import parse_url
 
+from libs.cache.address import Address
 from libs.cache.keys import PREFIX, Namespace, quoted
 
 # The namespaces: TTL in s, and the word in the key where it differs from the name.
@@ -81,7 +81,7 @@ class CacheSettings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _readable(cls, url: str) -> str:
-        parse_url(url)
+        Address.parse(url)
         return url
 
     @field_validator("key")

@@ -17,6 +17,7 @@ import structlog
 
 from libs.cache import lease
 from libs.cache.gather import Gather
+from libs.cache.in_force import InForce, NotInForceError
 from libs.cache.lease import Lease
 from libs.cache.store import Store
 
@@ -41,10 +42,14 @@ class Watch:
         deletes: bool,
         leases: bool = False,
     ) -> None:
-        """Prepare the watch; nothing runs before `open`. If it `leases`, `poll_seconds` is a lease's length."""
+        """Prepare the watch; nothing runs before `open`. If it `leases`, `poll_seconds` is a lease's length.
+
+        One that may not write `deletes` no rows, and puts no cache in force.
+        """
         self._store = store
         self._connect = connect
         self.lease = Lease(poll_seconds) if leases else None
+        self._in_force = InForce(connect, poll_seconds if leases else None, read_only=not deletes)
         self._poll_seconds = poll_seconds / LOOKS_A_LEASE if leases else poll_seconds
         self._gather = Gather()
         self._deletes = deletes
@@ -80,9 +85,9 @@ class Watch:
                 self._store.wake.clear()  # a connection lost at once is not tried again at once
 
     async def _recover(self) -> None:
-        """Make the store ready if it is there, is known to hold nothing old, and no write is left pending."""
+        """Make the store ready if it is there and in force, and no write is left pending."""
         try:
-            await self._store.recover()
+            self._store.join(await self._in_force.join(await self._store.connect()))
             await self.drain()
             self._store.ready = self._store.connected  # it may have been lost again meanwhile
             self._told = ""
@@ -94,12 +99,14 @@ class Watch:
                 log.warning("redis away", error=self._told, cause=repr(error.__cause__))
 
     async def drain(self) -> None:
-        """Register all pending groups, then delete their rows; one drain at a time.
+        """Make sure that the cache is in force, register all pending groups, then delete their rows.
 
-        Raises: StoreAway; what `connect` raises; psycopg.Error.
+        One drain at a time. Raises: StoreAway; NotInForceError; what `connect` raises; psycopg.Error.
         """
         sent = lease.now()
+        await self._store.check()
         async with self._connect() as conn:
+            await self._confirm(conn)
             pending = await self._pending(conn)
             if self.lease:
                 self.lease.renew(sent, {meta for meta, _ in pending})
@@ -109,6 +116,19 @@ class Watch:
                     self.lease.registered()
                 if self._deletes:
                     await self._delete(conn, pending)
+
+    async def confirm(self) -> None:
+        """Return if what was registered so far is seen by every process. Raises: as `drain`."""
+        async with self._connect() as conn:
+            await self._confirm(conn)
+
+    async def _confirm(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        try:
+            await self._in_force.confirm(conn, self._store.epoch)
+        except NotInForceError as error:
+            if self._store.connected:
+                self._store.mark_lost(error)
+            raise
 
     async def _pending(self, conn: psycopg.AsyncConnection[Any]) -> list[Pending]:
         cursor = await conn.execute("SELECT group_key, max(xact_id) FROM cache_pending GROUP BY group_key")
@@ -120,12 +140,14 @@ class Watch:
     async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[Pending]) -> None:
         """Delete what the registered ids cover.
 
-        That is also a lower id whose row was committed since: no load is stored that might lack its transaction.
+        That is also a lower id whose row was committed since: no load is stored that might lack its transaction. Once
+        another cache is in force they were registered with the wrong one.
         """
         await conn.execute(
             "DELETE FROM cache_pending AS p USING unnest(%s::text[], %s::bigint[]) AS registered (group_key, xact_id)"
-            " WHERE p.group_key = registered.group_key AND p.xact_id <= registered.xact_id",
-            [list(column) for column in zip(*pending, strict=True)],
+            " WHERE p.group_key = registered.group_key AND p.xact_id <= registered.xact_id"
+            " AND (SELECT epoch FROM cache_in_force) = %s",
+            [*(list(column) for column in zip(*pending, strict=True)), self._store.epoch],
         )
 
     # Writers

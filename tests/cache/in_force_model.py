@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-
 WALK = 120  # steps from the first state
 
 
@@ -158,7 +157,9 @@ class Model:
             less = state.budget._replace(replacements=state.budget.replacements - 1)
             replaced = Server(server.history + 1, *server.copy)
             # What is owed counts from the next poll: it is what notices.
-            processes = tuple(p if p.server else p._replace(due=0, poll=(*p.poll[:2], 0)[: len(p.poll)]) for p in state.processes)
+            processes = tuple(
+                p if p.server else p._replace(due=0, poll=(*p.poll[:2], 0)[: len(p.poll)]) for p in state.processes
+            )
             servers = replace(state.servers, 0, replaced)
             yield state._replace(servers=servers, processes=processes, budget=less)
 
@@ -227,7 +228,9 @@ class Model:
             if record.cold:
                 barrier = state.following
                 state = state._replace(following=barrier + 1)
-            yield put(state, number, process._replace(read=("looks", record.version, max(record.highest, barrier), barrier)))
+            yield put(
+                state, number, process._replace(read=("looks", record.version, max(record.highest, barrier), barrier))
+            )
         elif step == "looks":
             version, least, barrier = rest
             stamp = min([*running(state), state.following])
@@ -235,7 +238,9 @@ class Model:
             yield put(state, number, process._replace(read=read))
         else:
             done = process._replace(read=())
-            yield put(self._fill(state, process, *rest) if process.state in ("joined", "ready") else state, number, done)
+            yield put(
+                self._fill(state, process, *rest) if process.state in ("joined", "ready") else state, number, done
+            )
 
     def _open(self, state: State, process: Process) -> tuple[State, Record]:
         server = state.servers[process.server]
