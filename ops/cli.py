@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 from ops.process import StartError
-from ops.servers import postgres_url, running_port
+from ops.servers import running_url
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, fill and check Parlor.")
 console = Console()
@@ -19,8 +19,8 @@ DATA = Path(".parlor")
 
 def running_database() -> str:
     """Return the URL of the database of the `parlor up` that runs in this folder."""
-    if port := running_port(DATA / "postgres"):
-        return postgres_url(port)
+    if url := running_url(DATA / "postgres"):
+        return url
     raise typer.BadParameter("is not given, DATABASE_URL is not set, and no `parlor up` runs in this folder")
 
 
@@ -70,14 +70,25 @@ def up(
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl) -> None:
+def migrate(
+    database_url: DatabaseUrl,
+    connection_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="DB_LOGIN_CONNECTION_LIMIT",
+            help="Most connections of a service's login.",
+            show_default="half of max_connections",
+        ),
+    ] = None,
+) -> None:
     """Bring the schema up to date; create the services' logins.
 
     A login gets the password of its service's own URL (BOOKING_DATABASE_URL and so on), where that is set.
     """
     from ops.migrate import migrate, passwords
 
-    applied = migrate(database_url, passwords(os.environ))
+    applied = migrate(database_url, passwords(os.environ), connection_limit)
     console.print("\n".join(applied) or "up to date", highlight=False)
 
 

@@ -33,6 +33,29 @@ DO $$ BEGIN
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
+# By default half of all connections: a login that leaks connections, or is stolen, leaves room for the others.
+SET_CONNECTION_LIMIT = """
+DO $$
+DECLARE
+    most constant int := coalesce({limit}, (
+        SELECT (sum(setting::int) FILTER (WHERE name = 'max_connections')
+            - sum(setting::int) FILTER (WHERE name <> 'max_connections')) / 2 FROM pg_settings
+        WHERE name IN ('max_connections', 'superuser_reserved_connections', 'reserved_connections')
+    ));
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name} AND rolconnlimit = most) THEN
+        EXECUTE format('ALTER ROLE %I CONNECTION LIMIT %s', {name}, most);
+    END IF;
+END $$
+"""
+# Database privileges are not copied with a template or restored by pg_restore, so each run sets them.
+CLOSE_DATABASE = """
+DO $$ BEGIN
+    IF has_database_privilege('public', current_database(), 'TEMPORARY') THEN
+        EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    END IF;
+END $$
+"""
 SET_READ_ONLY = """
 DO $$ BEGIN
     IF NOT EXISTS (
@@ -44,17 +67,20 @@ END $$
 """
 
 
-def migrate(database_url: str, passwords: Mapping[str, str] | None = None) -> list[str]:
+def migrate(
+    database_url: str, passwords: Mapping[str, str] | None = None, connection_limit: int | None = None
+) -> list[str]:
     """Create what is missing and return the ids of the migrations applied now, oldest first; [] if there was nothing.
 
-    Safe to run twice, at once too: the second waits for the first. `passwords` are set by role, each time.
+    Safe to run twice, at once too: the second waits for the first. `passwords` are set by role, each time, and so is
+    `connection_limit`, the most connections of a login; by default it is half of what Postgres allows now.
     Needs a login that owns the database and may create roles. Raises psycopg.Error.
     """
     url, _ = split_pool_parameters(database_url)
     with exclusive(url) as connection:
         for attempt in range(ATTEMPTS):
             try:
-                prepare_roles(connection, passwords or {})
+                prepare_roles(connection, passwords or {}, connection_limit)
                 break
             except psycopg.errors.InternalError_:  # "tuple concurrently updated", by another database's migration
                 if attempt == ATTEMPTS - 1:
@@ -71,8 +97,10 @@ def exclusive(url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def prepare_roles(connection: psycopg.Connection, passwords: Mapping[str, str]) -> None:
-    """Create the services' logins, which may connect to this database."""
+def prepare_roles(
+    connection: psycopg.Connection, passwords: Mapping[str, str], connection_limit: int | None = None
+) -> None:
+    """Create the services' logins, which may connect to this database, and make no temporary tables there."""
     for name in ROLES:
         role = sql.Identifier(name)
         connection.execute(sql.SQL(CREATE_ROLE).format(name=sql.Literal(name), role=role))
@@ -80,6 +108,9 @@ def prepare_roles(connection: psycopg.Connection, passwords: Mapping[str, str]) 
         connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, role))
         if password := passwords.get(name):
             connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
+        limit = {"name": sql.Literal(name), "limit": sql.Literal(connection_limit)}
+        connection.execute(sql.SQL(SET_CONNECTION_LIMIT).format(**limit))
+    connection.execute(CLOSE_DATABASE)
     connection.execute(SET_READ_ONLY)
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 LAUNCH = Path(__file__).with_name("launch.py")
 READY_SECONDS = 60.0
@@ -68,6 +68,7 @@ def spawn(
     stop_signal: int,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start a program that gets `stop_signal` when this thread dies; its output is added to `log`.
 
@@ -79,7 +80,7 @@ def spawn(
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603 - the program is ours
             [*launcher, *command],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=output,
             env={**os.environ, **(environment or {})},

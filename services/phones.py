@@ -38,5 +38,19 @@ async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]
     return written
 
 
+def parts(number: str) -> tuple[str, str, str]:
+    """Return the country code, the national number and the trunk prefix of an E.164 number.
+
+    A number of an unknown plan is all national number; a part that is not known is "".
+    """
+    try:
+        parsed = phonenumbers.parse(number)
+    except phonenumbers.NumberParseException:
+        return "", number.removeprefix("+"), ""
+    country = parsed.country_code or 0
+    trunk = phonenumbers.ndd_prefix_for_region(phonenumbers.region_code_for_country_code(country), True)
+    return str(country), phonenumbers.national_significant_number(parsed), trunk or ""
+
+
 def _bad(field: str, description: str) -> RpcError:
     return invalid_fields([(field, description)])

@@ -70,8 +70,13 @@ def computed(case: Case, most: int = 100_000) -> list[tuple[int, str]]:
     for name, own in case.resources.items():
         begins, ends = zip(*case.busy[name], strict=True) if case.busy[name] else (None, None)
         rows.append((name, "", own.opening_hours(), own.special_hours(), begins, ends))
-    free = availability.free(rows, [], want, most)
-    return [(start, name) for start in sorted(free) for name in free[start]]
+    steps = availability.free(rows, [], want, most)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            free = end.value
+            return [(start, name) for start in sorted(free) for name in free[start]]
 
 
 @settings(RANDOM, max_examples=150)

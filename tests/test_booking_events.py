@@ -5,11 +5,12 @@ from typing import Any
 from uuid import uuid4
 
 import grpc
+import pytest
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.stats.v1 import stats_pb2
 from tests.locks import holding, waiting
-from tests.stack import SALON, Fields, Stack, booking_request, failure, fresh, salon, walk, warm
+from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, fresh, salon, walk, warm
 
 NOON = 1_800_000_000
 CONFIRMED, CANCELLED = pb.BOOKING_STATUS_CONFIRMED, pb.BOOKING_STATUS_CANCELLED
@@ -20,7 +21,7 @@ async def lived(stack: Stack) -> tuple[pb.Booking, pb.ListBookingEventsRequest]:
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", actor="bot"))
     names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
-    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=CONFIRMED, actor="zoë"))
+    await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=CONFIRMED, actor="zoe.h"))
     moved: Fields = {"start_time": {"seconds": NOON + 900}, "resource_id": "ben", "actor": "bot", "reason": "traffic"}
     await stack.booking.RescheduleBooking(pb.RescheduleBookingRequest(**names, **moved))
     cancel: Fields = {"status": CANCELLED, "reason": "ill 🤒"}
@@ -35,7 +36,7 @@ async def test_each_change_is_kept_with_what_was_before(stack: Stack) -> None:
     first: Fields = {"to_start_time": booking.start_time, "to_end_time": booking.end_time}
     expected: list[Fields] = [
         {"type": 1, "actor": "bot", "to_status": 1, **first, "to_resource_id": "anna"},
-        {"type": 2, "actor": "zoë", "from_status": 1, "to_status": 2, **first, "to_resource_id": "anna"},
+        {"type": 2, "actor": "zoe.h", "from_status": 1, "to_status": 2, **first, "to_resource_id": "anna"},
         {
             "type": 3,
             "actor": "bot",
@@ -136,3 +137,21 @@ async def test_a_change_that_waited_is_not_earlier_than_the_one_before(stack: St
     assert moved.update_time.ToNanoseconds() > confirmed.update_time.ToNanoseconds()
     events = (await stack.booking.ListBookingEvents(pb.ListBookingEventsRequest(**names))).booking_events
     assert [event.create_time for event in events] == [at.update_time for at in (booking, confirmed, moved)]
+
+
+@pytest.mark.parametrize(
+    "actor", ["Zoe Hartmann", "zoë", "ZOE", PHONE, "whatsapp:1", "a@b", "x" * 65, "bot ", "bot\n", "4915112345678/"]
+)
+async def test_an_actor_is_an_id(stack: Stack, actor: str) -> None:
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", actor="a-z_0.9" + "x" * 57))
+    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code, "actor": actor}
+    calls: list[Any] = [
+        stack.booking.CreateBooking(booking_request(actor=actor)),
+        stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=CONFIRMED)),
+        stack.booking.RescheduleBooking(pb.RescheduleBookingRequest(**names, resource_id="ben")),
+    ]
+    for call in calls:
+        refused = await failure(call)
+        assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["actor"])
+        assert actor not in refused.message

@@ -28,7 +28,7 @@ async def known(stack: Stack) -> list[pb.Booking]:
     await salon(stack, region_code="DE")
     await salon(stack, "salon-2")
     made = []
-    texts: Fields = {"customer_name": NAME, "notes": f"call {PHONE}", "actor": f"whatsapp {PHONE}"}
+    texts: Fields = {"customer_name": NAME, "notes": f"call {PHONE}", "actor": f"whatsapp-{PHONE[1:]}"}
     for hour, status in enumerate(("PENDING", "CONFIRMED")):
         values: Fields = {"resource_id": "anna", "status": f"BOOKING_STATUS_{status}", "request_id": str(uuid4())}
         made.append(await stack.booking.CreateBooking(booking_request(1_800_000_000 + hour * 3600, **texts, **values)))

@@ -67,7 +67,7 @@ async def test_what_is_unknown_is_named(stack: Stack) -> None:
         (
             stack.messaging.GetConversation(messaging_pb2.GetConversationRequest(**named)),
             "conversation",
-            f"{SALON}/+4915100000000",
+            f"{SALON}/phone_number",  # not whose
         ),
     ]
     for call, kind, name in calls:

@@ -8,8 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from libs.cache import Cache, CacheSettings
 from ops.migrate import MIGRATIONS, migrate
 from ops.servers import Postgres, postgres_url
+from services.groups import Groups
 
 INDEXES = {
     "idx_bookings_salon_start": "bookings (salon_id, start_ts)",
@@ -89,6 +91,39 @@ def test_a_database_with_rows_moves_on_with_them(
     assert rows(empty_url, "SELECT resource_id, name, active FROM resources") == [("anna", "anna", True)]
     assert rows(empty_url, "SELECT service_window_expires_at = '2025-01-03Z' FROM conversations") == [(True,)]
     assert rows(empty_url, "SELECT count(*) FROM messages WHERE search @@ message_query('', 'hallo')") == [(3,)]
+
+
+def test_an_actor_that_is_no_id_goes_with_what_is_cached_of_it(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in MIGRATIONS.glob("*.sql"):
+        if path.name < "0013":
+            copy(path, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
+        migrate(empty_url)
+    actors = {"bot": "bot", "BOT": "bot", "anna.schmidt": "anna.schmidt", "": "", "system": "system"}
+    actors |= dict.fromkeys(["Zoë Hartmann", "+4915112345678", "whatsapp +4915112345678", "x" * 65, "a\nb"], "")
+    with psycopg.connect(empty_url) as conn:
+        conn.execute("INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s', '1', 's', 'UTC')")
+        for number, actor in enumerate(actors):
+            conn.execute(
+                "WITH b AS (INSERT INTO bookings (salon_id, booking_code, customer_phone, start_ts, end_ts, status)"
+                " VALUES ('s', %s, '+1', '2030-01-01Z', '2030-01-02Z', 'PENDING') RETURNING *)"
+                " INSERT INTO booking_events (salon_id, booking_id, revision, type, to_status, to_start_ts, to_end_ts,"
+                " actor) SELECT salon_id, booking_id, 1, 'CREATED', status, start_ts, end_ts, %s FROM b",
+                (f"C{number}", actor),
+            )
+    migrate(empty_url)
+    query = "SELECT booking_code, actor FROM bookings JOIN booking_events USING (salon_id, booking_id)"
+    left = dict(rows(empty_url, query))
+    assert left == {f"C{number}": actor for number, actor in enumerate(actors.values())}
+    changed = [f"C{number}" for number, (before, after) in enumerate(actors.items()) if before != after]
+    pending = {key for (key,) in rows(empty_url, "SELECT group_key FROM cache_pending")}
+    group = Groups(Cache(CacheSettings(), None, bytes)).booking  # type: ignore[arg-type]
+    assert pending == {group("s", code).meta for code in changed}
+    with pytest.raises(psycopg.errors.CheckViolation):
+        rows(empty_url, "UPDATE booking_events SET actor = 'Anna' RETURNING 1")
 
 
 def test_two_at_once_apply_every_file_once(empty_url: str) -> None:

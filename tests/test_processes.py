@@ -30,6 +30,8 @@ from tests.processes import Processes, processes, stubs
 from tests.stack import PHONE, SALON, Stack, booking_request, failure, message_request, salon
 
 MB = 1_000_000
+SHARE = 5  # connections that the writes of one salon get
+LOCKS = {"DB_LOCK_TIMEOUT": "20000"}
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 # Nothing listens on port 1: a service that starts nevertheless finds no database.
 STARTING = {
@@ -41,8 +43,9 @@ STARTING = {
 
 
 @pytest.fixture
-def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
-    """The three services, each a process."""
+def started(database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    """The three services, each a process; their calls wait long for a lock."""
+    monkeypatch.setenv(*next(iter(LOCKS.items())))
     with processes(database_url, redis_url, tmp_path) as running:
         yield running
 
@@ -55,7 +58,7 @@ async def test_sigterm_under_load_answers_every_accepted_call(started: Processes
         await psycopg.AsyncConnection.connect(started.database_url) as holder,
     ):
         await salon(stack)
-        bookings = [await stack.booking.CreateBooking(booking_request(FIRST + n * DAY)) for n in range(8)]
+        bookings = [await stack.booking.CreateBooking(booking_request(FIRST + n * DAY)) for n in range(SHARE)]
         await holder.execute("SELECT FROM bookings FOR UPDATE")
         waiting = [
             asyncio.ensure_future(
@@ -67,7 +70,7 @@ async def test_sigterm_under_load_answers_every_accepted_call(started: Processes
             )
             for one in bookings
         ]
-        await until(lambda: waiting_for_a_lock(started.database_url, 8))
+        await until(lambda: waiting_for_a_lock(started.database_url, SHARE))
         assert [(await stream.read()).status for stream in health] == [SERVING] * 3
         answered: list[Any] = []
         readers = [asyncio.create_task(until_away(rpc, request, answered)) for rpc, request in reads(stack) * 8]

@@ -36,7 +36,8 @@ async def refused(stack: Stack, request: pb.RecordMessageRequest) -> None:
     error = await failure(stack.messaging.RecordMessage(request))
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SERVICE_WINDOW_CLOSED")
     [violation] = [v for d in error.details if isinstance(d, PreconditionFailure) for v in d.violations]
-    assert violation.subject == f"conversation/{SALON}/{request.phone_number or request.user_id}"
+    name = "phone_number" if request.phone_number else "user_id"  # not whose
+    assert violation.subject == f"conversation/{SALON}/{name}"
     assert [rows(stack.database_url, f"SELECT t::text FROM {table} AS t") for table in tables] == before
 
 

@@ -86,6 +86,8 @@ def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_c
             assert conn.execute(query, [[f"parlor-{name}" for name in SERVICES]]).fetchall() == [
                 (None,)
             ]  # by the socket
+        with pytest.raises(psycopg.OperationalError, match="no password"):
+            psycopg.connect(dsn.partition("?")[0])
         logs = Path(re.findall("^logs: (.*)$", running.printed, re.MULTILINE)[0])
         assert (logs / "booking.log").exists()
         running.process.send_signal(signal.SIGINT)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import SALON, SECRET, Failure, Stack, failure, message_request, rows, salon, webhook_body
@@ -27,7 +28,7 @@ def signed(payload: bytes, secret: str = SECRET) -> pb.IngestWebhookRequest:
 async def ingest(stack: Stack, payload: bytes) -> dict[str, int]:
     """Ingest a body and return the counts that are not 0."""
     reply = await stack.messaging.IngestWebhook(signed(payload))
-    return {field.name: count for field, count in reply.ListFields()}
+    return {field.name: count for field, count in reply.ListFields() if field.name != "unknown_phone_number_ids"}
 
 
 async def refused(stack: Stack, payload: bytes) -> Failure:
@@ -201,8 +202,12 @@ async def test_texts_are_kept_as_they_are(stack: Stack) -> None:
 
 async def test_a_large_body_is_taken_whole(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
+    first = webhook_body("1", messages=[text(f"first.{number}", text=None) for number in range(1000)])
+    assert await ingest(stack, first) == {"messages": 1000}
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute("ANALYZE")  # as autovacuum does within a minute: plans of empty tables read the whole salon
     body = webhook_body("1", messages=[text(number, text=None) for number in range(40_000)])
     assert await ingest(stack, body) == {"messages": 40_000}
-    assert written(stack) == (1, 40_000, 0)
+    assert written(stack) == (1, 41_000, 0)
     error = await refused(stack, b" " * (8 * 1024 * 1024 + 1))
     assert error.fields == ["payload"]

@@ -9,7 +9,7 @@ import pytest
 
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import SALON, Stack, failure, rows, salon, walk, webhook_body
-from tests.test_webhook import ingest, status, text
+from tests.test_webhook import ingest, signed, status, text
 
 MESSAGE, STATUS, OTHER = pb.WebhookItemKind.values()[1:]
 
@@ -79,23 +79,90 @@ async def test_what_is_of_an_unknown_kind_is_kept(stack: Stack) -> None:
     assert len(await failures(stack)) == len(bodies)
 
 
-async def test_those_of_an_unknown_salon_are_only_counted(stack: Stack) -> None:
+async def test_those_of_an_unknown_salon_are_kept_and_named(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
     kinds = {"messages": [text(0), None], "statuses": [status(0), status(1, status="played")], "errors": [{"code": 1}]}
-    assert await ingest(stack, webhook_body("404", **kinds)) == {"rejected": 4, "unknown": 1}
-    assert rows(stack.database_url, "SELECT count(*) FROM webhook_failures") == [(0,)]
+    parts = [
+        webhook_body("404", **kinds),
+        webhook_body("1", messages=[text(1)]),
+        webhook_body("303", messages=[text(2)]),
+    ]
+    parts.append(webhook_body("no id", messages=[text(3)]))
+    body = json.dumps({"entry": [entry for part in parts for entry in json.loads(part)["entry"]]}).encode()
+    for recorded in ({"messages": 1}, {"duplicates": 1}):  # a repeat is told the same, and kept once
+        reply = await stack.messaging.IngestWebhook(signed(body))
+        assert list(reply.unknown_phone_number_ids) == ["303", "404"]
+        assert {field.name: count for field, count in reply.ListFields()[:-1]} == {
+            "rejected": 6,
+            "unknown": 1,
+            **recorded,
+        }
+    asked = pb.ListWebhookFailuresRequest(page_size=3)
+    kept = [found for found in await walk(stack.messaging.ListWebhookFailures, asked, 3)]
+    assert {found.salon_id for found in kept} == {""}
+    assert sorted((found.phone_number_id, found.kind) for found in kept) == sorted(
+        [*(("404", kind) for kind in (MESSAGE, MESSAGE, STATUS, STATUS, OTHER)), ("303", MESSAGE), ("", MESSAGE)]
+    )
+    [other] = [found for found in kept if found.phone_number_id == "303"]
+    assert (other.reason, json.loads(other.raw_json)) == ("phone_number_id: belongs to no salon", text(2))
+    assert await failures(stack) == []
 
 
-async def test_a_large_item_is_cut_off_and_a_deep_one_left_out(stack: Stack) -> None:
+async def test_the_same_item_of_two_unknown_numbers_is_kept_for_each(stack: Stack) -> None:
+    for name in ("404", "405"):
+        assert await ingest(stack, webhook_body(name, errors=[{"code": 1}])) == {"unknown": 1}
+    kept = (await stack.messaging.ListWebhookFailures(pb.ListWebhookFailuresRequest())).webhook_failures
+    assert sorted(found.phone_number_id for found in kept) == ["404", "405"]
+
+
+async def test_a_large_item_is_cut_off(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await ingest(stack, webhook_body("1", messages=[text(0, id=None, text={"body": "x" * 100_000})]))
     [found] = await failures(stack)
     assert len(found.raw_json) == 65_536
-    deep = "[" * 900 + "]" * 900
-    for name in ("text", "more"):
-        item = json.dumps(text(1 if name == "text" else 2, **{name: "HERE"})).replace('"HERE"', deep)
-        body = webhook_body("1", messages=["ITEM"]).replace(b'"ITEM"', item.encode())
-        counted = await ingest(stack, body)
-        assert counted in ({"messages": 1}, {"rejected": 1})
+
+
+def nested(depth: int) -> str:
+    """Return JSON that is nested so deeply."""
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize("depth", [64, 65, 990, 100_000])
+@pytest.mark.parametrize("name", ["text", "more"])
+async def test_an_item_nested_too_deeply_does_not_lose_its_neighbours(stack: Stack, name: str, depth: int) -> None:
+    """An item is an object itself, so that what is nested 63 deep in it is allowed."""
+    await salon(stack, phone_number_id="1")
+    deep = json.dumps(text(1, **{name: "HERE"})).replace('"HERE"', nested(depth - 1))
+    items = {"messages": [text(2), "ITEM", text(3)], "statuses": [status(4), "STATUS"]}
+    body = webhook_body("1", **items).replace(b'"ITEM"', deep.encode())
+    body = body.replace(b'"STATUS"', json.dumps(status(5, x="HERE")).replace('"HERE"', nested(depth - 1)).encode())
+    counted = await ingest(stack, body)
+    found = {item.kind: item for item in await failures(stack)}
+    if depth == 64:
+        assert counted == {"messages": 3, "statuses": 2}
+        return
+    assert counted == {"messages": 2, "statuses": 1, "rejected": 2}
+    assert {item.reason for item in found.values()} == {"is nested too deeply"}
+    assert found[MESSAGE].raw_json == deep[:65_536]
+
+
+@pytest.mark.parametrize("place", ["entry", "change", "value", "contact", "metadata"])
+async def test_what_is_nested_too_deeply_elsewhere_loses_only_itself(stack: Stack, place: str) -> None:
+    await salon(stack, phone_number_id="1")
+    whole = json.loads(webhook_body("1", messages=[text(1)], contacts=[{"wa_id": "1"}]))
+    more: dict[str, Any] = whole["entry"][0]
+    if place != "entry":
+        more = more["changes"][0]
+    if place in ("value", "contact", "metadata"):
+        more = more["value"]
+    if place == "contact":
+        more = more["contacts"][0]
+    if place == "metadata":
+        more = more["metadata"]
+    more["odd"] = "HERE"
+    whole["entry"] += json.loads(webhook_body("1", messages=[text(2)]))["entry"]
+    counted = await ingest(stack, json.dumps(whole).replace('"HERE"', nested(990)).encode())
+    assert counted == ({"messages": 1, "rejected": 1} if place == "metadata" else {"messages": 2})
 
 
 async def test_failures_are_listed_newest_first_in_pages_of_their_salon(stack: Stack) -> None:

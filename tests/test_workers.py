@@ -22,7 +22,7 @@ from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from tests.load import DAY, FIRST, until, waiting_for_a_lock
 from tests.processes import Processes
 from tests.stack import SALON, booking_request
-from tests.test_processes import STARTING, sample, scrape, start_in_vain, until_away
+from tests.test_processes import LOCKS, SHARE, STARTING, sample, scrape, start_in_vain, until_away
 
 CHANNELS = 24  # each a connection: that all go to one of two workers happens once in eight million times
 GET = booking_pb2.GetSalonRequest(salon_id=SALON)
@@ -33,11 +33,11 @@ BOOKING = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
 
 @pytest.fixture
 def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
-    """The booking service, of two workers."""
+    """The booking service, of two workers; their calls wait long for a lock."""
     port, metrics_port = free_ports(2)
     ports = dict.fromkeys(SERVICES, port)  # only booking is started
     plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2)
-    settings = environments(plan, database_url, redis_url)["booking"]
+    settings = environments(plan, database_url, redis_url)["booking"] | LOCKS
     with Service("booking", port, tmp_path / "booking.log", settings) as booking:
         yield Processes({"booking": booking}, database_url, {"booking": metrics_port})
 
@@ -145,7 +145,7 @@ async def test_sigterm_drains_every_worker(started: Processes) -> None:
             )
             for one, booking in zip(channels, bookings, strict=True)
         ]
-        await until(lambda: waiting_for_a_lock(started.database_url, CHANNELS))
+        await until(lambda: waiting_for_a_lock(started.database_url, 2 * SHARE))
         assert all(workers(started).values())
         answered: list[object] = []
         readers = [asyncio.create_task(until_away(stub(each).GetSalon, GET, answered)) for each in channels]

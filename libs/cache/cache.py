@@ -9,19 +9,20 @@ there is nothing that a killed process could leave undone. docs/decisions/0003 s
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
 from redis.exceptions import RedisError
 
+from libs.cache import walk
 from libs.cache.ahead import WARMING, Warmer, is_due
 from libs.cache.entries import Entry, Found, Meta, now_ms
 from libs.cache.gather import Gather
 from libs.cache.in_force import NotInForceError
 from libs.cache.keys import Group, Key, Namespace
-from libs.cache.loads import Connect, Flight, Loads
-from libs.cache.reply import MAX_AGE, LoadMany, LoadOne, Read, Reply, Stamped
+from libs.cache.loads import Flight, Loads
+from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, Read, Reply, Stamped
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
@@ -82,13 +83,15 @@ class Cache:
         key: Key,
         load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]],
         *,
+        connect: Connect | None = None,
         repeatable: bool = False,
     ) -> Reply:
         """Return the reply of `key`; on a miss `load` reads it alone, once for all who ask for the key meanwhile.
 
-        `repeatable` says that key and load follow from the request's bytes alone.
+        `connect` lends the connection for that, instead of the cache's. `repeatable` says that key and load follow
+        from the request's bytes alone.
         """
-        return await self.answer(Read(key, None, LoadOne(key.entry, load), repeatable=repeatable))
+        return await self.answer(Read(key, None, LoadOne(key.entry, load, connect), repeatable=repeatable))
 
     async def look_up(
         self,
@@ -247,19 +250,24 @@ class Cache:
 
     @asynccontextmanager
     async def transaction(
-        self, *groups: Group, locks: Sequence[int] = (), begin: Begin | None = None, commit: Commit = plain_commit
+        self,
+        *groups: Group,
+        locks: Sequence[int] = (),
+        lease: AbstractAsyncContextManager[psycopg.AsyncConnection[Any]] | None = None,
+        begin: Begin | None = None,
+        commit: Commit = plain_commit,
     ) -> AsyncIterator[Transaction]:
         """Run the block as a transaction that invalidates `groups`; it commits at the end, and rolls back on an error.
 
         The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
-        before anything else and held until the end. `begin` and `commit` are for who sends more in their round trips;
-        `begin` takes the locks, then.
+        before anything else and held until the end. `lease` lends the connection instead of `connect`. `begin` and
+        `commit` are for callers that send more in those round trips; `begin` takes the locks, then.
         Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
         also if the block left the transaction failed or ended it.
         """
         if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
             raise CacheUnavailable
-        async with self._connect() as conn:
+        async with lease or self._connect() as conn:
             if begin is None:
                 write = await Transaction.begin(conn, self.store, locks)
             else:
@@ -313,7 +321,7 @@ class Cache:
         """
         try:
             await self.store.register([group.meta for group in groups], 0)
-            parts = await self.store.servers.unlink_parts(groups)
+            parts = sum(await self.store.walk.unlink(*map(walk.parts, groups)))
             await self._watch.confirm()
         except (StoreAway, NotInForceError, RedisError, OSError) as error:
             raise CacheUnavailable from error
@@ -323,9 +331,8 @@ class Cache:
 
     async def erase(self, *groups: Group) -> None:
         """Remove what is kept of groups, after the commit that invalidated them; the rest ends by its TTL."""
-        with suppress(RedisError, OSError):
-            for group in groups:
-                await self.store.servers.unlink_entries(group)
+        with suppress(StoreAway, RedisError, OSError):
+            await self.store.walk.unlink(*map(walk.entries, groups))
 
     async def invalidate_pattern(self, pattern: str) -> int:
         """Invalidate every group that a key matching the glob pattern could be in; return how many there were.
@@ -335,10 +342,10 @@ class Cache:
         """
         literal = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
         try:
-            invalidated = await self.store.servers.unlink_metas(literal)
+            [invalidated] = await self.store.walk.unlink(walk.metas(literal))
             self.store.near.clear()
             await self._watch.confirm()
-        except (NotInForceError, RedisError, OSError) as error:
+        except (StoreAway, NotInForceError, RedisError, OSError) as error:
             raise CacheUnavailable from error
         self.counters.invalidations += invalidated
         return invalidated

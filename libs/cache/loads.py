@@ -12,20 +12,19 @@ caused, each argument is loaded alone, and only that one fails.
 import asyncio
 import random
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, TypeAlias, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import psycopg
 
 from libs.cache.entries import Entry, Fill, Meta, now_ms
 from libs.cache.gather import LARGEST_CALL, Gather, of_each
 from libs.cache.keys import Key
-from libs.cache.reply import LoadMany, Read, Stamped
+from libs.cache.reply import Connect, LoadMany, LoadOne, Read, Stamped
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
 
 T = TypeVar("T")
-Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
 
 # An id above that of every transaction whose registration may have been lost.
 BARRIER = "SELECT pg_current_xact_id()::text::bigint"
@@ -176,7 +175,8 @@ class Loads:
             barrier = await self._gather.ask("barrier", None, self.barrier) if is_cold else 0
             loaded_ms = now_ms()
             arguments = list(dict.fromkeys([flight.read.argument for flight in flights]))
-            async with self.connect() as conn:  # no timer before: what waits for a connection may gather
+            connect = (load.connect if isinstance(load, LoadOne) else None) or self.connect
+            async with connect() as conn:  # no timer before: what waits for a connection may gather
                 timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, late)
                 try:
                     found = of_each(arguments, await load(conn, arguments))

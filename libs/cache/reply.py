@@ -1,6 +1,7 @@
 """What a caller asks for and gets, and what a load returns."""
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -30,15 +31,17 @@ class Stamped(Protocol, Generic[V]):
         """The value."""
 
 
+Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
 LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOne:
-    """A load of one entry; two of the same entry are alike."""
+    """A load of one entry, on a connection that `connect` lends; two of the same entry are alike."""
 
     entry: str
     load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]] = field(compare=False)
+    connect: Connect | None = field(default=None, compare=False)  # None: the cache's
 
     async def __call__(self, conn: psycopg.AsyncConnection[Any], _: Sequence[Any]) -> list[Stamped[Any]]:
         """Load it."""

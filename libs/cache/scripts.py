@@ -7,6 +7,27 @@ A meta that can't be read counts as missing, whatever its type: a script removes
 for reasons that concern the whole server, such as its memory or its ACL.
 """
 
+import hashlib
+from functools import cache
+
+READ = """
+local function sealed(key, meta)
+  return meta .. string.sub(redis.sha1hex(key .. meta), 1, 8)
+end
+
+local function read(key)
+  local value = redis.pcall('GET', key)
+  if not value then return false end
+  if type(value) == 'table' and string.sub(value.err, 1, 9) ~= 'WRONGTYPE' then redis.call('GET', key) end
+  if type(value) == 'string' and #value >= 39 and #value <= 54 then
+    local meta = string.sub(value, 1, -9)
+    if value == sealed(key, meta) and string.find(meta, '^[01]%d+$', 30) then return meta end
+  end
+  redis.call('UNLINK', key)
+  return false
+end
+"""
+
 READ = """
 local function sealed(key, meta)
   return meta .. string.sub(redis.sha1hex(key .. meta), 1, 8)

@@ -36,7 +36,9 @@ class WithoutRedis(StrEnum):
 class CacheSettings(BaseSettings):
     """How a process uses Redis or Valkey. It must keep nothing on disk, and have this database to itself."""
 
-    model_config = SettingsConfigDict(env_prefix="REDIS_", hide_input_in_errors=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="REDIS_", env_ignore_empty=True, hide_input_in_errors=True, populate_by_name=True
+    )
 
     url: str = Field("redis://localhost:6379", description="The server, or one master of a cluster.")
     key: SecretStr = Field(

@@ -7,12 +7,11 @@ again and in force (`connected`), and no entry is looked for until the watch has
 """
 
 import asyncio
-import hashlib
 import os
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import hiredis
@@ -26,8 +25,10 @@ from libs.cache.in_force import NotInForceError
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
 from libs.cache.near import Near
+from libs.cache.probe import find_files, try_commands
 from libs.cache.servers import Servers, Slot, ask, only_slot
 from libs.cache.settings import CacheSettings, WithoutRedis
+from libs.cache.walk import Walk
 from libs.cache.wire import OnReply, Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
@@ -55,6 +56,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
         self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
         self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
+        self._url = settings.url
         self._timeout = settings.timeout / 1000
         self._codec = Codec(settings.key.get_secret_value())
         self._gather = gather
@@ -67,6 +69,8 @@ class Store:
         self.epoch = ""
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
         self.servers = Servers(settings, self.mark_lost, self._pushed)
+        self.servers = Servers(settings)
+        self.walk = Walk(self.servers, gather, self.unlink)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -114,6 +118,33 @@ class Store:
             for slot, lot in lots.items()
         ]
         return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
+
+    async def register_pending(self, pending: Sequence[tuple[str, int]]) -> None:
+        """Register metas with the ids that others have left, beside the calls of this process's own writers.
+
+        Raises: StoreAway.
+        """
+        for first in range(0, len(pending), LARGEST_CALL):
+            lots: dict[int, list[tuple[list[str], int]]] = defaultdict(list)
+            for meta, xact_id in pending[first : first + LARGEST_CALL]:
+                lots[self._slot(meta)].append(([meta], xact_id))
+            await asyncio.gather(*map(self._register_all, lots.values()))
+
+    async def drop(self) -> None:
+        """Drop the whole cache. Raises: RedisError, OSError."""
+        await self.servers.unlink_metas()
+        self.near.clear()
+
+    async def unlink(self, names: Sequence[bytes]) -> None:
+        """Unlink keys. Raises: StoreAway."""
+        lots: dict[int, list[bytes]] = defaultdict(list)
+        for name in names:
+            lots[self._slot(name)].append(name)
+        if not self.connected:
+            raise StoreAway("not connected")
+        for reply in await asyncio.gather(*(self._wires[slot].call("UNLINK", *lot) for slot, lot in lots.items())):
+            if isinstance(reply, Exception):
+                raise StoreAway(str(reply)) from reply
 
     async def fill(self, fills: Sequence[Fill]) -> int:
         """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
@@ -220,7 +251,7 @@ class Store:
         if not self.connected:
             raise StoreAway("not connected")
         wire = self._wires[self._slot(keys[0])]
-        reply = await wire.call("EVALSHA", _sha(script), len(keys), *keys, *args)
+        reply = await wire.call("EVALSHA", scripts.sha(script), len(keys), *keys, *args)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
             reply = await wire.call("EVAL", script, len(keys), *keys, *args)
         if isinstance(reply, Exception):
@@ -248,10 +279,13 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._wires, self._histories = {}, {}
         try:
+            find_files(self._url)
             for node in await self.servers.connect():
                 self._slot = node.slot
                 self._wires.update(dict.fromkeys(node.slots, node.wire))
                 self._histories[node.wire] = f"master_replid:{node.history}".encode()
+                tried = self.open_script, self.register_script, self.fill_script
+                await try_commands(node.wire, node.slot, node.slots, tried)
                 await self._track(node.wire)
         except (RedisError, hiredis.HiredisError, OSError) as error:
             self.errors += 1
@@ -321,6 +355,3 @@ def _meta_lifetime_ms(fill: Fill) -> int:
     return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms
 
 
-@cache
-def _sha(script: str) -> str:
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -15,17 +15,18 @@ from typing import Any
 import psycopg
 import structlog
 
-from libs.cache import lease
+from libs.cache import lease, outbox
 from libs.cache.gather import Gather
 from libs.cache.in_force import InForce, NotInForceError
 from libs.cache.lease import Lease
+from libs.cache.outbox import Pending
+from libs.cache.probe import reason
 from libs.cache.store import Store
 
 RETRY_SECONDS = 0.1
 LOOK_SECONDS = 0.05  # how often writers who wait look whether their rows are gone
 LOOKS_A_LEASE = 3
-
-Pending = tuple[str, int]
+MOST_AWAITED = 256  # rows that a writer looks for; of more it waits for the leases
 
 log = structlog.get_logger()
 
@@ -55,6 +56,7 @@ class Watch:
         self._deletes = deletes
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._compacts = 0.0
         self._told = ""
 
     async def open(self) -> None:
@@ -83,6 +85,8 @@ class Watch:
             else:
                 await self._recover()
                 self._store.wake.clear()  # a connection lost at once is not tried again at once
+                if not self._store.ready:
+                    await self._compact()
 
     async def _recover(self) -> None:
         """Make the store ready if it is there and in force, and no write is left pending."""
@@ -94,9 +98,9 @@ class Watch:
             log.info("redis", connected=self._store.ready)
         except Exception as error:  # whatever it was: the store stays unused, and this is tried again
             self._store.connected = False
-            if repr(error) != self._told:
-                self._told = repr(error)
-                log.warning("redis away", error=self._told, cause=repr(error.__cause__))
+            if (why := reason(error)) != self._told:
+                self._told = why
+                log.warning("redis away", reason=why)
 
     async def drain(self) -> None:
         """Make sure that the cache is in force, register all pending groups, then delete their rows.
@@ -108,6 +112,11 @@ class Watch:
         async with self._connect() as conn:
             await self._confirm(conn)
             pending = await self._pending(conn)
+            if any(group == outbox.EVERYTHING for group, _ in pending):
+                if self._deletes:
+                    await outbox.compact(conn)
+                    pending = await self._pending(conn)
+                await self._store.drop()
             if self.lease:
                 self.lease.renew(sent, {meta for meta, _ in pending})
             if pending:
@@ -131,24 +140,21 @@ class Watch:
             raise
 
     async def _pending(self, conn: psycopg.AsyncConnection[Any]) -> list[Pending]:
-        cursor = await conn.execute("SELECT group_key, max(xact_id) FROM cache_pending GROUP BY group_key")
-        return await cursor.fetchall()
+        return await outbox.read(conn)
 
     async def _register(self, pending: list[Pending]) -> None:
-        await asyncio.gather(*(self._store.register([meta], xact_id) for meta, xact_id in pending))
+        await self._store.register_pending([each for each in pending if each[0] != outbox.EVERYTHING])
 
     async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[Pending]) -> None:
-        """Delete what the registered ids cover.
+        await outbox.delete(conn, pending, self._store.epoch)
 
-        That is also a lower id whose row was committed since: no load is stored that might lack its transaction. Once
-        another cache is in force they were registered with the wrong one.
-        """
-        await conn.execute(
-            "DELETE FROM cache_pending AS p USING unnest(%s::text[], %s::bigint[]) AS registered (group_key, xact_id)"
-            " WHERE p.group_key = registered.group_key AND p.xact_id <= registered.xact_id"
-            " AND (SELECT epoch FROM cache_in_force) = %s",
-            [*(list(column) for column in zip(*pending, strict=True)), self._store.epoch],
-        )
+    async def _compact(self) -> None:
+        """Keep what writers leave small while there is no Redis, as often as this would poll."""
+        if self._deletes and lease.now() >= self._compacts:
+            self._compacts = lease.now() + self._poll_seconds
+            with suppress(Exception):  # Postgres may be away, too
+                async with self._connect() as conn:
+                    await outbox.compact(conn)
 
     # Writers
 
@@ -169,21 +175,18 @@ class Watch:
         """
         if self.lease is None or not pending:
             return
+        asks = len(pending) <= MOST_AWAITED and pending != outbox.VERY_MANY
         ends = lease.now() + self.lease.seconds * (1 + lease.DRIFT)
         while (left := ends - lease.now()) > 0:
             with suppress(Exception):
                 async with asyncio.timeout(left):
-                    if not any(await asyncio.gather(*(self._gather.ask("left", row, self._left) for row in pending))):
+                    if asks and not any(
+                        await asyncio.gather(*(self._gather.ask("left", row, self._left) for row in pending))
+                    ):
                         return
             await asyncio.sleep(min(left, LOOK_SECONDS))
 
     async def _left(self, rows: Sequence[Pending]) -> list[bool]:
-        """Say of each row whether it is left; who deletes a row deletes those of the group's lower ids with it."""
-        query = (
-            "SELECT p.xact_id IS NOT NULL"
-            " FROM unnest(%s::text[], %s::bigint[]) WITH ORDINALITY AS r (group_key, xact_id, place)"
-            " LEFT JOIN cache_pending AS p USING (group_key, xact_id) ORDER BY place"
-        )
+        """Say of each row whether it is left."""
         async with self._connect() as conn:
-            cursor = await conn.execute(query, [list(column) for column in zip(*rows, strict=True)])
-            return [row[0] for row in await cursor.fetchall()]
+            return await outbox.left(conn, rows)

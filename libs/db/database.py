@@ -20,6 +20,7 @@ from libs.db.queries import Queries
 from libs.db.settings import DatabaseSettings
 
 PROBE_SECONDS = 0.5
+WAITING_PER_CONNECTION = 50
 PROBE_TIMEOUT_SECONDS = 2.0
 
 OnChange = Callable[[bool], Awaitable[None]]
@@ -70,7 +71,7 @@ class Database:
             configure=self._configure,
             min_size=min(4, settings.connection_limit),
             max_size=settings.connection_limit,
-            max_waiting=settings.connection_limit * 50,
+            max_waiting=settings.connection_limit * WAITING_PER_CONNECTION,
             timeout=settings.pool_timeout,
             reconnect_timeout=1.0,
             open=False,
@@ -82,8 +83,8 @@ class Database:
         conn.prepare_threshold = 2 if self.settings.statement_cache_size else None
         # Planning anew for each value costs more than the statement; our plans do not depend on values (decision 0009).
         await conn.execute(
-            f"SET statement_timeout = {self.settings.query_timeout}; SET timezone = 'UTC';"
-            " SET plan_cache_mode = force_generic_plan".encode(),
+            f"SET statement_timeout = {self.settings.query_timeout}; SET lock_timeout = {self.settings.lock_timeout};"
+            " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan".encode(),
             prepare=False,
         )
 

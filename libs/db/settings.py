@@ -30,13 +30,14 @@ def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
 class DatabaseSettings(BaseSettings):
     """How a process connects to Postgres. services x workers x (limit + 1) must fit max_connections."""
 
-    model_config = SettingsConfigDict(env_prefix="DB_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="DB_", env_ignore_empty=True, hide_input_in_errors=True)
 
     url: SecretStr = Field(description="Connection string without pool parameters.")
     connection_limit: int = Field(20, ge=1, le=1000, description="Most connections of this process.")
     pool_timeout: int = Field(20, ge=1, le=3600, description="Longest wait for a connection, in s.")
     statement_cache_size: int = Field(100, ge=0, le=10_000, description="Prepared statements kept on a connection.")
     query_timeout: int = Field(10_000, ge=1, le=3_600_000, description="Longest time of a statement, in ms.")
+    lock_timeout: int = Field(2_000, ge=1, le=3_600_000, description="Longest wait for a lock, in ms.")
     slow_query_threshold: int = Field(1_000, ge=0, le=3_600_000, description="From when a statement is slow, in ms.")
 
     @classmethod
@@ -55,7 +56,7 @@ class DatabaseSettings(BaseSettings):
         except ProgrammingError as error:
             raise ValueError(f"{name} is no connection string of Postgres") from error
         of_url: dict[str, Any] = {
-            parameter: value for parameter, value in parameters.items() if f"DB_{parameter.upper()}" not in environ
+            parameter: value for parameter, value in parameters.items() if not environ.get(f"DB_{parameter.upper()}")
         }
         try:
             return cls(url=SecretStr(url), **of_url)

@@ -9,8 +9,9 @@ It serves what grpc.aio's server serves, at a fraction of the CPU, and knows not
 dependency besides grpcio is ngh2, a binding of libnghttp2.
 """
 
+from libs.http2.framing import Metadata, Refused
 from libs.http2.limits import Counters, Limits
 from libs.http2.server import Server
 from libs.http2.tls import Tls
 
-__all__ = ["Counters", "Limits", "Server", "Tls"]
+__all__ = ["Counters", "Limits", "Metadata", "Refused", "Server", "Tls"]

@@ -150,7 +150,7 @@ class Call(Context):
     def _hold(self, data: bytes) -> Messages:
         """Keep data until its message is whole. Raises: Refused if that is too much."""
         if self._messages is None:
-            self._messages = Messages(self._connection.limits.max_message)
+            self._messages = Messages(self._connection.limits.message_of(self._head.path))
         self._take_room(len(data))
         self._messages.add(data)
         return self._messages
@@ -159,7 +159,7 @@ class Call(Context):
         """Take of the room that the process has for requests, until the call has ended. Raises: Refused."""
         if not self._connection.take_room(size):
             text = "the server has too many unfinished requests"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000"))
         self._held += size
 
     @property
@@ -170,7 +170,7 @@ class Call(Context):
     def drop_request(self) -> None:
         """Refuse the request, whose room others need."""
         text = "the server has too many unfinished requests"
-        self._refuse_request(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000")))
+        self._refuse_request(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000")))
 
     def is_late(self, seconds: float) -> bool:
         """Return whether the request should be whole, when the call has been open for so long."""
@@ -249,7 +249,7 @@ class Call(Context):
         encoding, loop = self._head.encoding, asyncio.get_running_loop()
         inflated = inflate_light(message, encoding, INFLATED_AT_ONCE)
         if inflated is None:
-            arguments = message, encoding, self._connection.limits.max_message
+            arguments = message, encoding, self._connection.limits.message_of(self._head.path)
             inflated = await loop.run_in_executor(self._connection.inflating, inflate, *arguments)
             self._take_room(len(inflated))
         return inflated
@@ -319,7 +319,7 @@ class Call(Context):
         if not self._connection.has_room(len(message)):
             self._connection.counters.replies_refused += 1
             text = "the server holds too many replies that clients have not taken"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000"))
         self._is_finished = True
         head = None if self._has_head else RESPONSE
         self._connection.send_reply(self.stream_id, head, message, self._trailers())
@@ -352,9 +352,9 @@ class Call(Context):
         self._end_if_unstarted()
 
     def _refuse(self, refused: Refused) -> None:
-        self._connection.counters.calls_invalid += refused.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
+        self._connection.count_refused(refused)
         self._code, self._details = refused.code.value[0], refused.details
-        self._trailing = tuple((name.decode(), value.decode()) for name, value in refused.trailers)
+        self._trailing = self._connection.explain(refused)
         self.finish()
 
     def _fail(self, error: BaseException) -> None:

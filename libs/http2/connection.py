@@ -25,6 +25,7 @@ from libs.http2.framing import (
     frame,
     prefix,
     status_trailers,
+    write_metadata,
 )
 from libs.http2.limits import TokenBucket
 from libs.http2.tls import auth_context
@@ -73,6 +74,7 @@ class Connection(asyncio.Protocol):
         self.limits = server.limits
         self.counters = server.counters
         self.deadlines = server.deadlines
+        self.explain = server.explain
         self.peer = ""
         self._server = server
         self._loop = asyncio.get_running_loop()
@@ -280,20 +282,27 @@ class Connection(asyncio.Protocol):
             self.counters.calls_invalid += 1
             self.send_only(stream_id, [(b":status", error.status)], reset=not event.end_stream)
         except Refused as refused:
-            self.counters.calls_invalid += refused.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
-            trailers = status_trailers(refused.code.value[0], refused.details)
-            self.send_only(stream_id, [*RESPONSE, *trailers, *refused.trailers], reset=not event.end_stream)
+            self.count_refused(refused)
+            trailers = status_trailers(refused.code.value[0], refused.details) + write_metadata(self.explain(refused))
+            self.send_only(stream_id, [*RESPONSE, *trailers], reset=not event.end_stream)
         else:
             self.counters.calls += 1
             call = self._calls[stream_id] = Call(self, stream_id, head, handler)
             call.begin(event.end_stream)
+
+    def count_refused(self, refused: Refused) -> None:
+        """Count a call that can't be served; what there is no room for is counted where that is found."""
+        if refused.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self.counters.calls_invalid += 1
+        elif not refused.trailers:
+            self.counters.requests_too_large += 1
 
     def _require_room_for_call(self) -> None:
         """Let a connection with few calls begin another when little room is left. Raises: Refused."""
         if len(self._calls) >= LIGHT_CALLS or self.counters.calls >= self.limits.max_calls:
             self.counters.calls_refused += 1
             text = "the server has too many calls under way"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, (b"grpc-retry-pushback-ms", b"1000"))
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000"))
 
     def take_room(self, size: int) -> bool:
         """Take of the room that the process has for requests; return False if there is none."""

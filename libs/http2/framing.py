@@ -19,7 +19,7 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 PREFIX_SIZE = 5
 UNFRAMED_BYTES = 64 * 1024  # of a message; a larger one is sent after its prefix, not copied to it
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-ACCEPTED_ENCODINGS = b"identity,deflate,gzip"
+ACCEPTED_ENCODINGS = "identity,deflate,gzip"
 STEP_BYTES = 256 * 1024  # inflated at a time
 MOST_KNOWN_HEADS = 256
 
@@ -43,7 +43,7 @@ _TEXT = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class Refused(Exception):
     """Ends a call whose request can't be served, with a status."""
 
-    def __init__(self, code: grpc.StatusCode, details: str, *trailers: tuple[bytes, bytes]) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, *trailers: tuple[str, str]) -> None:
         """Carry a status, and more trailers."""
         super().__init__(details)
         self.code = code
@@ -89,7 +89,7 @@ def read_head(headers: Headers, max_metadata: int) -> Head:
             raise Refused(
                 grpc.StatusCode.UNIMPLEMENTED,
                 "the encoding of the messages is not supported",
-                (b"grpc-accept-encoding", ACCEPTED_ENCODINGS),
+                ("grpc-accept-encoding", ACCEPTED_ENCODINGS),
             )
         encoding = None
     timeout = fields.get(b"grpc-timeout")

@@ -1,6 +1,7 @@
 """What one server takes on, and for how long."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MIB = 2**20
 
@@ -9,12 +10,14 @@ MIB = 2**20
 class Limits:
     """Limits of a server; times are in seconds, sizes in bytes. 0 means none for the times of a connection.
 
-    `max_message` bounds one message, inflated. `max_receiving`, `max_sending` and `max_calls` bound what all calls of
-    the process hold together: their requests, replies that no client has taken, and themselves. A quarter of each is
-    kept for connections that hold little. A client has `receive_timeout` to send a request, and more for a large one.
+    `max_message` bounds one message of a request, inflated; `max_messages` has the bounds of single methods, by path.
+    `max_receiving`, `max_sending` and `max_calls` bound what all calls of the process hold together: their requests,
+    replies that no client has taken, and themselves. A quarter of each is kept for connections that hold little. A
+    client has `receive_timeout` to send a request, and more for a large one.
     """
 
     max_message: int = 16 * MIB
+    max_messages: Mapping[str, int] = field(default_factory=dict)
     max_receiving: int = 48 * MIB
     max_sending: int = 48 * MIB
     max_calls: int = 4000
@@ -34,6 +37,10 @@ class Limits:
     control_frames: tuple[int, int] = (1000, 100)
     """How many PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames a client may send: at once, and per second."""
 
+    def message_of(self, path: str) -> int:
+        """Return the size of the largest message in a request of a method."""
+        return self.max_messages.get(path, self.max_message)
+
 
 @dataclass
 class Counters:
@@ -51,6 +58,7 @@ class Counters:
     calls_invalid: int = 0
     calls_refused: int = 0
     requests_refused: int = 0
+    requests_too_large: int = 0
     requests_timed_out: int = 0
     replies_refused: int = 0
     deadlines_exceeded: int = 0

@@ -5,7 +5,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from operator import attrgetter
@@ -48,8 +48,13 @@ class Server:
         *,
         tls: Tls | None = None,
         share_port: bool = False,
+        explain: Callable[[Refused], Metadata] = attrgetter("trailers"),
     ) -> None:
-        """Prepare; nothing listens before `listen`. `share_port`: other processes may listen there, too."""
+        """Prepare; nothing listens before `listen`. `share_port`: other processes may listen there, too.
+
+        `explain` returns the metadata of a call that is refused before it reaches its handler.
+        """
+        self.explain = explain
         self.limits = limits or Limits()
         self._tls = tls
         self._tls_changed: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ from libs.rpc.mutations import Mutations, Write
 from libs.rpc.pages import Page, fitting, given, names_given, page, responses, size
 from libs.rpc.server import Server, Service, main, serve
 from libs.rpc.settings import ServerSettings
+from libs.rpc.slices import Slices
 from libs.rpc.times import moment, period, whole_seconds
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Server",
     "ServerSettings",
     "Service",
+    "Slices",
     "Write",
     "channel",
     "errors",

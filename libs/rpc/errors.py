@@ -20,6 +20,7 @@ from libs.db import DatabaseUnavailable, PoolExhausted
 
 DOMAIN = "parlor"
 RETRY_MS = 250
+PUSHBACK = "grpc-retry-pushback-ms"
 MOST_VIOLATIONS = 16  # a client takes 8 KB of metadata, in which an error travels
 
 
@@ -56,7 +57,7 @@ class RpcError(Exception):
             status.details.append(packed)
         carried: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status.SerializeToString())]
         if self.retry_ms is not None:
-            carried.append(("grpc-retry-pushback-ms", str(self.retry_ms)))
+            carried.append((PUSHBACK, str(self.retry_ms)))
         return tuple(carried)
 
 
@@ -148,7 +149,14 @@ TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[]
     ),
     (psycopg.errors.QueryCanceled, query_timeout),
     (TimeoutError, query_timeout),
-    ((psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure), conflict),
+    (
+        (
+            psycopg.errors.DeadlockDetected,
+            psycopg.errors.LockNotAvailable,  # after the lock timeout
+            psycopg.errors.SerializationFailure,
+        ),
+        conflict,
+    ),
     # Away, shutting down, failing over, full: all of class 08, 53, 57, and a lost connection.
     (psycopg.errors.ReadOnlySqlTransaction, _database_unavailable),
     (psycopg.OperationalError, _database_unavailable),

@@ -1,7 +1,7 @@
 """Everything that happens to an RPC besides its work.
 
-It parses and validates the request, limits how many are under way and how long one takes, reads `cache-control`, calls
-the handler, answers its reply or the error that it raised, and counts.
+It has the request read and validated (requests.py), limits how many are under way and how long one takes, reads
+`cache-control`, calls the handler, answers its reply or the error that it raised, and counts.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
-import protovalidate
 import psycopg
 import structlog
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
 from libs.cache import MAX_AGE, Cache, Read, Reply
@@ -25,6 +25,7 @@ from libs.rpc import errors
 from libs.rpc.deadlines import Deadlines
 from libs.rpc.metrics import Latencies
 from libs.rpc.mutations import Replayed
+from libs.rpc.requests import LARGEST_REQUEST_BYTES, Requests
 from libs.rpc.settings import ServerSettings
 
 Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
@@ -63,8 +64,12 @@ class Methods(grpc.GenericRpcHandler):
         constraints: Constraints,
         registry: CollectorRegistry,
         cache: Cache,
+        largest_requests: Mapping[str, int],
     ) -> None:
-        """Prepare; `constraints` says what the violation of a named constraint means to a request."""
+        """Prepare; `constraints` says what the violation of a named constraint means to a request.
+
+        `largest_requests` are sizes in bytes, by the name of the method, where they aren't LARGEST_REQUEST_BYTES.
+        """
         self.cache = cache
         self.loop = asyncio.get_running_loop()  # kept: on Python 3.11 each question for it is a system call
         self.limit = settings.max_concurrent_rpcs
@@ -72,6 +77,8 @@ class Methods(grpc.GenericRpcHandler):
         self.constraints = constraints
         self.draining = False
         self.refused = 0
+        self.largest_requests: dict[str, int] = {}
+        self._largest_by_name = largest_requests
         self.latencies = Latencies()
         registry.register(self.latencies)
         self._calls: dict[str, tuple[_Call, Any]] = {}
@@ -83,7 +90,11 @@ class Methods(grpc.GenericRpcHandler):
         """Wrap the methods of a service."""
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
-            call = _Call(self, method, handler, is_read=_is_read(service, name))
+            described = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+            largest = self._largest_by_name.get(name, LARGEST_REQUEST_BYTES)
+            self.largest_requests[method] = largest
+            requests = Requests(described, handler.request_deserializer, largest)
+            call = _Call(self, method, handler.unary_unary, requests, is_read=_is_read(described))
             self._calls[method] = call, grpc.unary_unary_rpc_method_handler(call.answer)  # bytes in, bytes out
 
     def service(self, handler_call_details: Any) -> Any:
@@ -126,17 +137,18 @@ class _Call:
     follows from the bytes: each takes an eighth of an echo or more (measured). Handlers don't change requests.
     """
 
-    def __init__(self, owner: Methods, method: str, handler: Any, *, is_read: bool) -> None:
+    def __init__(self, owner: Methods, method: str, handler: Handler, requests: Requests, *, is_read: bool) -> None:
         self._owner = owner
         self._method = method.removeprefix("/")
-        self._parse: Callable[[bytes], Message] = handler.request_deserializer
-        self._handler: Handler = handler.unary_unary
+        self._requests = requests
+        self._handler = handler
         self._largest_seen = LARGEST_SEEN if is_read else -1
         self._seen: dict[bytes, _Seen] = {}
 
     async def answer(self, data: bytes, context: Any) -> bytes:
         """Answer one RPC; at once if this process knows the reply."""
-        owner, seen = self._owner, self._seen.get(data)
+        owner = self._owner
+        seen = self._seen.get(data) if len(data) <= self._largest_seen else None  # a hash of 8 MB takes 2 ms
         key = seen.again.key if seen is not None and seen.again is not None else None
         if key is not None and key.group.namespace.near and not owner.draining:
             started = time.perf_counter()
@@ -157,7 +169,7 @@ class _Call:
             if len(owner.deadlines) > owner.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
             if seen is None:
-                request = self._read(data)
+                request = self._requests.read(data)
             else:
                 request = seen.request
                 if seen.again is not None and (reply := await owner.cache.answer(seen.again)).body is not None:
@@ -193,16 +205,6 @@ class _Call:
         MAX_AGE.set(max_age)
         return await self._answer(data, context, self._seen.get(data))
 
-    def _read(self, data: bytes) -> Message:
-        try:
-            request = self._parse(data)
-        except (DecodeError, RecursionError) as error:
-            message = "the bytes are no valid message of this method"
-            raise errors.RpcError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", message) from error
-        if violations := protovalidate.collect_violations(request):
-            raise errors.invalid_fields([_violation(violation.proto) for violation in violations])
-        return request
-
     async def _handle(self, request: Message, context: Any) -> Any:
         try:
             try:
@@ -225,21 +227,9 @@ class _Call:
             log.debug("rpc", **event, error=repr(raised))
 
 
-def _is_read(service: str, method: str) -> bool:
+def _is_read(method: MethodDescriptor) -> bool:
     """Say whether a method has no side effects."""
-    found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
-    return bool(found.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
-
-
-def _violation(violation: Any) -> tuple[str, str]:
-    """Return the field's path and what is wrong; the id of a rule of a whole message begins with its field's name."""
-    path = [
-        element.field_name + (f"[{element.subscript.value}]" if element.subscript else "")
-        for element in (violation.field.elements if violation.field else ())
-    ]
-    if not violation.rule:
-        path.append(violation.rule_id.split(".")[0])
-    return ".".join(path), violation.message or violation.rule_id
+    return bool(method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
 
 
 def _max_age(cache_control: str) -> int | None:

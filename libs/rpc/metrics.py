@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from libs.http2 import Counters
 
 # Of several workers these tell the least, where counters and all other gauges are added up.
-LEAST = frozenset({"parlor_cache_connected", "parlor_db_available"})
+LEAST = frozenset({"parlor_cache_connected", "parlor_db_available", "process_start_time_seconds", "process_max_fds"})
 
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
@@ -122,6 +122,7 @@ def _http2_metrics(counters: "Counters") -> Iterator[Metric]:
         ("parlor_http2_calls_refused", "Requests beyond MAX_CALLS", counters.calls_refused),
         ("parlor_http2_requests_timed_out", "Requests that did not come in time", counters.requests_timed_out),
         ("parlor_http2_requests_refused", "Requests beyond what may be received at once", counters.requests_refused),
+        ("parlor_http2_requests_too_large", "Requests larger than their method takes", counters.requests_too_large),
         ("parlor_http2_replies_refused", "Replies beyond what may wait for clients", counters.replies_refused),
         ("parlor_http2_deadlines_exceeded", "Requests ended at their clients' deadlines", counters.deadlines_exceeded),
     ):

@@ -17,7 +17,17 @@ import structlog
 from google.protobuf.message import Message
 
 from libs.cache import Cache, Group
-from libs.db import BEGIN, COMMIT, Connection, DatabaseUnavailable, PoolExhausted, Statement, nothing
+from libs.db import (
+    BEGIN,
+    COMMIT,
+    Connection,
+    Database,
+    DatabaseUnavailable,
+    PoolExhausted,
+    Statement,
+    for_writes,
+    nothing,
+)
 from libs.rpc.errors import invalid_fields
 
 PURGE_SECONDS = 3600
@@ -62,11 +72,15 @@ class Write:
 
 
 class Mutations:
-    """The mutations of one service; `table` keeps their replies."""
+    """The mutations of one service; `table` keeps their replies.
 
-    def __init__(self, cache: Cache, table: str) -> None:
+    They have half of the pool's connections at most, those of one salon a quarter.
+    """
+
+    def __init__(self, cache: Cache, database: Database, table: str) -> None:
         """Prepare the statements."""
         self._cache = cache
+        self._limit = for_writes(database)
         self._select = f"""
             SELECT request_hash, reply FROM {table} WHERE salon_id = %(salon_id)s AND request_id = %(request_id)s::uuid
                 AND created_at > now() - interval '24 hours'"""  # noqa: S608 - the name is a literal of ours
@@ -115,7 +129,8 @@ class Mutations:
             await conn.run(*commits)
 
         try:
-            async with self._cache.transaction(*groups, begin=begin, commit=commit) as transaction:
+            lease = self._limit.connection(salon_id)
+            async with self._cache.transaction(*groups, lease=lease, begin=begin, commit=commit) as transaction:
                 write.invalidate = transaction.invalidate
                 yield write
         except Replayed:  # answers a write that another process may not have answered yet

@@ -3,21 +3,18 @@
 import asyncio
 import gc
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import structlog
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from libs.cache import Cache, CacheSettings, Group
 from libs.db import Database, DatabaseSettings
@@ -28,6 +25,8 @@ from libs.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from libs.rpc.methods import Methods
 from libs.rpc.metrics import Figures
 from libs.rpc.ops import OpsService
+from libs.rpc.requests import LARGEST_REQUEST_BYTES
+from libs.rpc.scrape import serve_metrics
 from libs.rpc.settings import ServerSettings, explain
 from libs.rpc.transport import GrpcioTransport, Transport, make_transport
 from libs.rpc.workers import ALONE, SIGNALS, CannotListen, Worker, reserve, supervise
@@ -41,7 +40,8 @@ class Service:
     """What a server needs to know of the service it serves.
 
     `salon_groups` returns all cache groups of a salon that the service can name; `constraints` says what the violation
-    of a named constraint means to a request; `background` runs while the server does; `close` ends what it opened.
+    of a named constraint means to a request; `largest_requests` are sizes in bytes, by the name of the method, where
+    they aren't LARGEST_REQUEST_BYTES; `background` runs while the server does; `close` ends what it opened.
     """
 
     descriptor: ServiceDescriptor
@@ -49,6 +49,7 @@ class Service:
     add: Callable[[Any, Any], None]
     salon_groups: Callable[[str], Awaitable[list[Group]]]
     constraints: Mapping[str, Callable[[Any], RpcError]] = field(default_factory=dict)
+    largest_requests: Mapping[str, int] = field(default_factory=dict)
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
     close: Callable[[], Awaitable[None]] | None = None
 
@@ -80,14 +81,17 @@ async def serve(
     registry = CollectorRegistry()
     exchange = Exchange(registry, database.queries, worker)
     healths = HealthServicer()
-    methods: Any = Methods(settings, service.constraints, registry, cache)
+    methods: Any = Methods(settings, service.constraints, registry, cache, service.largest_requests)
     cache.warmer.busy = lambda: len(methods.deadlines) > 0
     service.add(service.servicer, methods)
     ops = OpsService(cache, database, exchange, service.salon_groups)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
     shared = not worker.is_alone  # else a port in use is an error
-    server: Any = make_transport(settings, [methods], share_port=shared)
+    server: Any = make_transport(
+        settings, [methods], LARGEST_REQUEST_BYTES, methods.largest_requests, share_port=shared
+    )
     registry.register(Figures(cache, database, server.counters))
+    ProcessCollector(registry=registry)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(shown, server)  # type: ignore[no-untyped-call]
@@ -111,8 +115,7 @@ async def serve(
             stack.callback(asyncio.create_task(work()).cancel)
         await stack.enter_async_context(exchange.open())
         if settings.metrics_port is not None:
-            end = _serve_metrics(settings.host, settings.metrics_port, exchange.registry, shared)
-            stack.push_async_callback(end)
+            await stack.enter_async_context(_metrics(settings, exchange.registry, shared))
         await server.start()
         stack.push_async_callback(drain)
         yield Server(port, cache, database, drain)
@@ -127,33 +130,15 @@ def _listen(server: Transport, settings: ServerSettings) -> int:
         raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
-class _MetricsServer(ThreadingWSGIServer):
-    allow_reuse_port = False
-
-
-class _SharedMetricsServer(ThreadingWSGIServer):
-    allow_reuse_port = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log no scrape."""
-
-
-def _serve_metrics(host: str, port: int, registry: CollectorRegistry, shared: bool) -> Callable[[], Awaitable[None]]:
-    """Serve metrics on a thread; return what ends it."""
-    kind = _SharedMetricsServer if shared else _MetricsServer
-    try:
-        http = make_server(host, port, make_wsgi_app(registry), kind, _Quiet)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-
-    async def end() -> None:
-        await asyncio.to_thread(http.shutdown)  # takes up to half a second
-        http.server_close()
-
-    return end
+@asynccontextmanager
+async def _metrics(settings: ServerSettings, registry: CollectorRegistry, shared: bool) -> AsyncIterator[None]:
+    host, port = settings.host, settings.metrics_port or 0
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(serve_metrics(host, port, registry, share_port=shared))
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+        yield
 
 
 def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, read_only: bool = False) -> None:

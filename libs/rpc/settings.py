@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.cache import CacheSettings
 from libs.db import DatabaseSettings
@@ -17,7 +17,9 @@ PREFIXES = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in (
 
 
 class ServerSettings(BaseSettings):
-    """Where a server listens and how much it takes on."""
+    """Where a server listens and how much it takes on. A variable that is empty is not set, here and elsewhere."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104
     port: int = Field(0, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
@@ -34,7 +36,7 @@ class ServerSettings(BaseSettings):
         None, description="Authorities, PEM: a client must show a certificate of one of them. Default: it needs none."
     )
     max_connections: int = Field(1000, ge=1, description="Connections of a worker; more are closed (http2 only).")
-    max_concurrent_streams: int = Field(1000, ge=1, description="RPCs under way on one connection.")
+    max_concurrent_streams: int = Field(1000, ge=1, description="RPCs under way on one connection (http2 only).")
     max_connection_age: int = Field(
         600_000, ge=0, description="Age of a connection from which its client is sent to a new one, in ms; 0: never."
     )

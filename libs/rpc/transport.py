@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 # grpcio reads this when it is imported. By default its pollers hand each RPC from thread to thread; without them a
@@ -12,10 +14,14 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 import grpc
 import structlog
 
+from libs.rpc.errors import PUSHBACK, RpcError
 from libs.rpc.settings import LARGEST_MESSAGE_BYTES, ServerSettings
 
 if TYPE_CHECKING:
     from libs.http2 import Counters
+
+MOST_PENDING = 100_000
+NONE: Mapping[str, int] = MappingProxyType({})
 
 log = structlog.get_logger()
 
@@ -44,22 +50,38 @@ class Transport(Protocol):
 
 
 def make_transport(
-    settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], *, share_port: bool
+    settings: ServerSettings,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    largest: int = LARGEST_MESSAGE_BYTES,
+    largest_of: Mapping[str, int] = NONE,
+    *,
+    share_port: bool,
 ) -> Transport:
-    """Return the server that the settings name; grpcio's if ngh2 is not installed."""
+    """Return the server that the settings name; grpcio's if ngh2 is not installed.
+
+    `largest` is the size of the largest message of a request in bytes; `largest_of` has that of single methods, by
+    path. grpcio's server has one limit for all: there a handler must check its own.
+    """
     if settings.server_transport == "http2":
         try:
-            return _http2(settings, handlers, share_port)
+            return _http2(settings, handlers, largest, largest_of, share_port)
         except ImportError as error:
             log.warning("ngh2 can't be imported: serving on grpcio", error=str(error))
-    return GrpcioTransport(settings, handlers, share_port=share_port)
+    return GrpcioTransport(settings, handlers, max([largest, *largest_of.values()]), share_port=share_port)
 
 
-def _http2(settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], share_port: bool) -> Transport:
+def _http2(
+    settings: ServerSettings,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    largest: int,
+    largest_of: Mapping[str, int],
+    share_port: bool,
+) -> Transport:
     from libs.http2 import Limits, Server, Tls
 
     limits = Limits(
-        max_message=LARGEST_MESSAGE_BYTES,
+        max_message=largest,
+        max_messages=largest_of,
         max_receiving=settings.max_receiving,
         max_sending=settings.max_sending,
         max_calls=settings.max_calls,
@@ -74,7 +96,27 @@ def _http2(settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler],
         receive_timeout=settings.receive_timeout / 1000,
     )
     files = settings.tls_files
-    return Server(handlers, limits, tls=None if files is None else Tls(*files), share_port=share_port)
+    tls = None if files is None else Tls(*files)
+    return Server(
+        handlers,
+        limits,
+        tls=tls,
+        share_port=share_port,
+        explain=lambda refused: _explained(refused.code, refused.details, refused.trailers),
+    )
+
+
+@lru_cache(64)
+def _explained(code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]) -> Any:
+    """Return the metadata of a refusal, with what every error of ours carries."""
+    pushback = next((value for name, value in trailers if name == PUSHBACK), None)
+    reasons = {
+        grpc.StatusCode.INVALID_ARGUMENT: "MALFORMED_REQUEST",
+        grpc.StatusCode.RESOURCE_EXHAUSTED: "OVERLOADED" if pushback else "REQUEST_TOO_LARGE",
+    }
+    retry_ms = int(pushback) if pushback else None
+    error = RpcError(code, reasons.get(code, code.name), details, retry_ms=retry_ms)
+    return *(each for each in trailers if each[0] != PUSHBACK), *error.trailing_metadata()
 
 
 class GrpcioTransport:
@@ -83,17 +125,26 @@ class GrpcioTransport:
     counters: "Counters | None" = None
 
     def __init__(
-        self, settings: ServerSettings, handlers: Sequence[grpc.GenericRpcHandler], *, share_port: bool
+        self,
+        settings: ServerSettings,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        largest: int,
+        *,
+        share_port: bool,
     ) -> None:
-        """Prepare; nothing listens before `listen`."""
+        """Prepare; nothing listens before `listen`. `largest` is the size of the largest request, in bytes."""
         options = {
-            "grpc.max_receive_message_length": LARGEST_MESSAGE_BYTES,
+            "grpc.max_receive_message_length": largest,
             "grpc.max_send_message_length": LARGEST_MESSAGE_BYTES,
             "grpc.so_reuseport": int(share_port),
-            "grpc.max_concurrent_streams": settings.max_concurrent_streams,
             "grpc.max_connection_age_grace_ms": settings.max_connection_age_grace,
             "grpc.keepalive_timeout_ms": settings.keepalive_timeout,
             "grpc.http2.min_ping_interval_without_data_ms": 1000,
+            # By default the core cancels RPCs that wait for the event loop, without a reason: some beyond 1000, all
+            # beyond 3000. Here they wait, and Methods says OVERLOADED. For the same reason there is no
+            # max_concurrent_streams: streams beyond it, that come before the client knows of it, are UNAVAILABLE.
+            "grpc.server.max_pending_requests": MOST_PENDING,
+            "grpc.server.max_pending_requests_hard_limit": MOST_PENDING,
         }
         unlimited = {
             "grpc.max_connection_age_ms": settings.max_connection_age,

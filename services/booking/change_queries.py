@@ -16,6 +16,7 @@ from psycopg import AsyncConnection
 from libs.db import Statement, encode_row, fetch_returned, fetch_rows
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
 from services.booking.booking_queries import BOOKING
+from services.phones import parts
 
 _ROW = (
     "salon_id, booking_id, booking_code, customer_phone, customer_name, resource_id, service_name, start_ts, end_ts,"
@@ -232,7 +233,8 @@ async def erase_customer(
     """Remove a customer from their bookings, from the history of these, and from kept replies; return how many.
 
     The bookings were locked by a statement before: this one sees all that others have said about them.
-    A reply is one of theirs if it has their number as its customer_phone: that field's bytes are in it.
+    A reply is one of theirs if it has their number as its customer_phone: that field's bytes are in it. An actor is
+    emptied if its digits hold those of their number.
     Source: indexes bookings_pkey, booking_events_pkey, booking_requests_pkey.
     """
     query = """
@@ -244,7 +246,9 @@ async def erase_customer(
         ), history AS (
             UPDATE booking_events AS e
             SET reason = CASE WHEN e.reason = 'HOLD_EXPIRED' THEN e.reason ELSE '' END,
-                actor = CASE WHEN position(%(phone)s IN e.actor) > 0 THEN '' ELSE e.actor END
+                actor = CASE
+                    WHEN position(%(digits)s IN regexp_replace(e.actor, '[^0-9]', '', 'g')) > 0 THEN '' ELSE e.actor
+                END
             FROM booking AS b WHERE e.salon_id = b.salon_id AND e.booking_id = b.booking_id
         ), replies AS (
             UPDATE booking_requests SET reply = ''
@@ -252,5 +256,6 @@ async def erase_customer(
         )
         SELECT count(*)::int AS bookings FROM booking"""
     field = Booking(customer_phone=customer_phone).SerializeToString()
-    params = {"salon_id": salon_id, "phone": customer_phone, "booking_ids": list(booking_ids), "field": field}
+    _, digits, _ = parts(customer_phone)
+    params = {"salon_id": salon_id, "digits": digits, "booking_ids": list(booking_ids), "field": field}
     return await fetch_returned(conn, EraseCustomerResponse, query, params)

@@ -3,10 +3,11 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.rpc import errors, names_given, page
+from libs.rpc import Page, errors, names_given, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability
 from services.booking import resource_queries as queries
+from services.booking.availability import Wanted
 from services.booking.resource_queries import ResourceFilters
 from services.booking.rpcs import Rpcs, check_dates, resource_lock
 
@@ -55,11 +56,15 @@ class ResourceRpcs(Rpcs):
         asked = asked._replace(size=min(request.page_size or MOST_SLOTS, MOST_SLOTS))
         if asked.after_micros is not None:
             want = want._replace(first=max(want.first, asked.after_micros // 1_000_000))
-        async with self.database.connection() as conn:
-            rows = await queries.availability(
-                conn, request.salon_id, request.resource_ids, want.busy_from, want.busy_until
-            )
+        async with self.searches.connection(request.salon_id) as conn:
+            return await self._search(conn, request, want, asked)
+
+    async def _search(self, conn: Any, request: pb.SearchAvailabilityRequest, want: Wanted, asked: Page) -> bytes:
+        resource_ids = request.resource_ids
+        rows = await queries.availability(conn, request.salon_id, resource_ids, want.busy_from, want.busy_until)
         if not any(row[0] is None for row in rows):
             raise errors.not_found("salon", request.salon_id)
-        most = asked.size + len(rows) + len(request.resource_ids)  # besides those of the page before at the same moment
-        return availability.page_of(availability.free(rows, request.resource_ids, want, most), asked, want.duration)
+        most = asked.size + len(rows) + len(resource_ids)  # besides those of the page before at the same moment
+        async for response in self.slices.each(availability.search(rows, resource_ids, want, asked, most)):
+            return response
+        raise AssertionError  # it ends with the response

@@ -5,8 +5,8 @@ from datetime import date, datetime
 from typing import Any
 
 from libs.cache import Cache, Group, Reply
-from libs.db import Database, elements
-from libs.rpc import Mutations, errors
+from libs.db import Database, elements, for_searches
+from libs.rpc import Mutations, Slices, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import salon_queries
@@ -23,7 +23,9 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.database = database
         self.now = now
         self.groups = Groups(cache)
-        self.write = Mutations(cache, "booking_requests")
+        self.searches = for_searches(database)
+        self.slices = Slices()
+        self.write = Mutations(cache, database, "booking_requests")
 
     def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
         """Return the groups that a change of bookings invalidates."""

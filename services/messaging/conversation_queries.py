@@ -49,8 +49,8 @@ class Named(NamedTuple):
         return {field: value for field, value in self._asdict().items() if value}
 
     def __str__(self) -> str:
-        """Return the name that an error tells."""
-        return f"{self.salon_id}/{self.conversation_id or self.phone_number or self.user_id}"
+        """Return the name for error texts: the id, or the field asked by. Its value would identify a customer."""
+        return f"{self.salon_id}/{self.conversation_id or ('phone_number' if self.phone_number else 'user_id')}"
 
 
 class Wanted(NamedTuple):

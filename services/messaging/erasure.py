@@ -33,6 +33,7 @@ class ErasureRpcs(Rpcs):
                     ai_messages=await queries.erase_ai_messages(write.conn, customer),
                 )
                 await queries.erase_webhook_failures(write.conn, customer)
+                await queries.erase_early_statuses(write.conn, customer)
         finally:  # also after a repeat, whose first time may have ended right after its commit
             await self.cache.erase(*self.wholes(salon_id))
         return reply

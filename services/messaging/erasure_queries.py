@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.conversation_queries import Named
+from services.messaging.writings import in_whatsapp_id, pattern
 
 
 class Customer(NamedTuple):
@@ -18,6 +18,11 @@ class Customer(NamedTuple):
     conversation_ids: list[str]
     phone_numbers: list[str]
     user_ids: list[str]
+
+    @property
+    def in_whatsapp_ids(self) -> str:
+        """A regular expression that finds the customer in WhatsApp message ids."""
+        return "|".join(map(in_whatsapp_id, (*self.phone_numbers, *self.user_ids)))
 
 
 # What a Message's whatsapp_id begins with, before its length.
@@ -110,14 +115,30 @@ async def erase_ai_messages(conn: AsyncConnection[Any], customer: Customer) -> i
 
 
 async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Customer) -> None:
-    """Delete the webhook items that name the customer.
+    """Delete webhook items that the customer sent or that name the customer.
 
-    Source: index webhook_failures_pkey.
+    Source: index webhook_failures_pkey. Reads all failures of the salon.
     """
     query = """
         DELETE FROM webhook_failures
-        WHERE salon_id = %s AND EXISTS (SELECT FROM unnest(%s::text[]) AS name WHERE item ~ name)"""
-    await conn.execute(query, (customer.salon_id, _in_json(customer)))
+        WHERE salon_id = %(salon_id)s AND (
+            phone_number = ANY(%(phone_numbers)s) OR user_id = ANY(%(user_ids)s)
+            OR EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE item ~ pattern)
+        )"""
+    users = [re.escape(json.dumps(user)) for user in customer.user_ids]
+    patterns = [*map(pattern, customer.phone_numbers), *users, customer.in_whatsapp_ids]
+    await conn.execute(query, customer._asdict() | {"patterns": patterns})
+
+
+async def erase_early_statuses(conn: AsyncConnection[Any], customer: Customer) -> None:
+    """Delete statuses of the customer's messages whose message never came.
+
+    Source: index message_status_events_pkey. Reads all ids of the salon.
+    """
+    query = """
+        DELETE FROM message_status_events
+        WHERE salon_id = %s AND whatsapp_id ~ %s"""
+    await conn.execute(query, (customer.salon_id, customer.in_whatsapp_ids))
 
 
 async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
@@ -131,6 +152,7 @@ async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
         UPDATE messaging_requests AS r SET reply = ''
         WHERE salon_id = %(salon_id)s AND (
             EXISTS (SELECT FROM unnest(%(names)s::bytea[]) AS name WHERE position(name IN reply) > 0)
+            OR encode(reply, 'escape') ~ %(in_whatsapp_ids)s
             OR substring(reply FOR length(%(status)s::bytea)) = %(status)s::bytea AND EXISTS (
                 SELECT FROM messages AS m
                 WHERE m.salon_id = r.salon_id AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
@@ -141,6 +163,7 @@ async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
     params = {
         **customer._asdict(),
         "names": [_field(name) for name in names],
+        "in_whatsapp_ids": customer.in_whatsapp_ids,
         "status": Message(salon_id=customer.salon_id).SerializeToString() + WHATSAPP_ID,
     }
     await conn.execute(query, params)
@@ -154,12 +177,3 @@ def _field(name: str) -> bytes:
 def _given(named: Named) -> dict[str, str | None]:
     """Return what names a customer; what is not given equals nothing."""
     return {field: value or None for field, value in named._asdict().items()}
-
-
-def _in_json(customer: Customer) -> Sequence[str]:
-    """Return patterns of the customer's names in an item: a number without digits beside it, a user_id as a string.
-
-    An item is ASCII, see `webhook.Failure`.
-    """
-    phones = [f"(?<![0-9]){phone.removeprefix('+')}(?![0-9])" for phone in customer.phone_numbers]
-    return [*phones, *(re.escape(json.dumps(user)) for user in customer.user_ids)]

@@ -11,27 +11,33 @@ from parlor.messaging.v1.messaging_pb2 import WebhookFailure
 from services.messaging.webhook import Failure
 
 
-def insert_failures(failures: Sequence[tuple[str, Failure]]) -> Statement[set[tuple[str, bytes]]]:
-    """Keep the failures, each with its salon_id, that are not there yet; return the salon_id and digest of each.
+def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
+    """Keep the failures that are not there yet; return the digest of each.
 
+    Of a salon, or, with "" for its id, those that came for a phone_number_id that belongs to none.
     Source: index webhook_failures_digest_key.
     """
     query = """
-        INSERT INTO webhook_failures (salon_id, digest, kind, reason, item)
-        SELECT DISTINCT ON (salon_id, digest) salon_id, digest, kind, reason, item
-        FROM unnest(%(salon_ids)s::text[], %(digests)s::bytea[], %(kinds)s::text[], %(reasons)s::text[],
-            %(items)s::text[]) AS given (salon_id, digest, kind, reason, item)
-        ORDER BY salon_id, digest
+        INSERT INTO webhook_failures (salon_id, phone_number_id, digest, kind, reason, item, phone_number, user_id)
+        SELECT DISTINCT ON (digest) %(salon_id)s::text, %(phone_number_id)s::text, digest, kind, reason, item,
+            phone_number, user_id
+        FROM unnest(%(digests)s::bytea[], %(kinds)s::text[], %(reasons)s::text[], %(items)s::text[],
+            %(phone_numbers)s::text[], %(user_ids)s::text[])
+            AS given (digest, kind, reason, item, phone_number, user_id)
+        ORDER BY digest
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
-        RETURNING salon_id, digest"""
+        RETURNING digest"""
     params = {
-        "salon_ids": [salon_id for salon_id, _ in failures],
-        "digests": [failure.digest for _, failure in failures],
-        "kinds": [failure.kind for _, failure in failures],
-        "reasons": [failure.reason for _, failure in failures],
-        "items": [failure.excerpt for _, failure in failures],
+        "salon_id": salon_id,
+        "phone_number_id": phone_number_id,
+        "digests": [failure.digest for failure in failures],
+        "kinds": [failure.kind for failure in failures],
+        "reasons": [failure.reason for failure in failures],
+        "items": [failure.excerpt for failure in failures],
+        "phone_numbers": [failure.phone_number for failure in failures],
+        "user_ids": [failure.user_id for failure in failures],
     }
-    return Statement(query, params, lambda _, rows: {(salon_id.decode(), digest) for salon_id, digest in rows})
+    return Statement(query, params, lambda _, rows: {digest for (digest,) in rows})
 
 
 async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -> list[bytes]:
@@ -46,7 +52,7 @@ async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -
     )
     query = f"""
         SELECT webhook_failure_id::text, salon_id, 'WEBHOOK_ITEM_KIND_' || kind AS kind, reason, item AS raw_json,
-            created_at AS create_time
+            created_at AS create_time, phone_number_id
         FROM webhook_failures WHERE salon_id = %(salon_id)s{after}
         ORDER BY created_at DESC, webhook_failures.webhook_failure_id DESC LIMIT %(rows)s"""
     return await fetch_encoded(conn, WebhookFailure, query, {"salon_id": salon_id} | page.params)

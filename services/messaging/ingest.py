@@ -1,6 +1,7 @@
 """The RPCs on webhook bodies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from libs.db import Statement
@@ -14,13 +15,16 @@ from services.messaging.rpcs import Rpcs
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook_items import Incoming, Status
 
+MOST_NAMES = 100
+
 
 class Received(NamedTuple):
-    """What the salons of one body received, in the order of their ids."""
+    """What a salon received: what one transaction records of a body."""
 
+    salon_id: str
     messages: Sequence[NewMessage]
     statuses: Sequence[NewStatus]
-    failures: Sequence[tuple[str, webhook.Failure]]
+    failures: Sequence[webhook.Failure]
 
     def statements(self) -> dict[str, Statement[Any]]:
         """Return what records it, in this order."""
@@ -33,43 +37,87 @@ class Received(NamedTuple):
             statements["statuses"] = status_queries.insert_statuses(self.statuses)
             statements["changed"] = status_queries.apply_statuses(self.statuses)
         if self.failures:
-            statements["failures"] = failure_queries.insert_failures(self.failures)
+            statements["failures"] = failure_queries.insert_failures(self.salon_id, "", self.failures)
         return statements
 
     def locks(self) -> Iterator[str]:
         """Name what no other transaction may record meanwhile."""
         for message in self.messages:
             for name in filter(None, (message.whatsapp_id, message.user_id, message.phone_number)):
-                yield lock(message.salon_id, name)
+                yield lock(self.salon_id, name)
         for status in self.statuses:
-            yield lock(status.salon_id, status.whatsapp_id)
+            yield lock(self.salon_id, status.whatsapp_id)
 
 
 class WebhookRpcs(Rpcs):
     """Webhook bodies, taken in."""
 
     async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
-        """Record every message and status of a webhook body, in one transaction."""
-        webhook.check_signature(
-            request.payload, request.signature, self.settings.whatsapp_app_secret.get_secret_value()
-        )
+        """Record every message and status of a webhook body, in transactions of some items of one salon each.
+
+        Where one fails the others are recorded all the same, but for those of the same phone_number_id behind it; then
+        the error is raised, so that the sender repeats the body. What is recorded already is a duplicate then.
+        """
         reply = pb.IngestWebhookResponse()
-        changes: list[tuple[Salon, webhook.Change]] = []
-        for phone_number_id, change in webhook.read(request.payload).items():
-            salon = await self.salons.of_phone_number_id(phone_number_id) if phone_number_id else None
-            if salon:
-                changes.append((salon, change))
-            else:
-                _count_unplaced(change, reply)
-        received = _received(sorted(changes, key=lambda pair: pair[0].salon_id))
+        salons: dict[str, Salon | None] = {"": None}
+        failed: dict[str, Exception] = {}
+        async for name, change in self._changes(request.payload, request.signature):
+            if name in failed:
+                continue
+            try:
+                if name not in salons:
+                    salons[name] = await self.salons.of_phone_number_id(name)
+                if (salon := salons[name]) is not None:
+                    await self._record(request, salon, change, reply)
+                else:
+                    await self._keep(request, name, change, reply)
+            except Exception as error:
+                failed[name] = error
+        for error in failed.values():
+            raise error
+        unknown = sorted(name for name, salon in salons.items() if name and salon is None)
+        reply.unknown_phone_number_ids.extend(unknown[:MOST_NAMES])
+        return reply
+
+    async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, webhook.Change]]:
+        """Yield what is in a body, once its signature is checked."""
+        secret = self.settings.whatsapp_app_secret.get_secret_value()
+        steps = chain(webhook.check_signature(payload, signature, secret), webhook.read(payload))
+        if webhook.is_small(payload):
+            for found in filter(None, steps):
+                yield found
+        else:
+            async for found in self.slices.each(steps):
+                yield found
+
+    async def _record(
+        self, request: pb.IngestWebhookRequest, salon: Salon, change: webhook.Change, reply: pb.IngestWebhookResponse
+    ) -> None:
+        """Record what a salon received."""
+        received = Received(
+            salon.salon_id,
+            [_new_message(salon, message) for message in change.messages],
+            [_new_status(salon, status) for status in change.statuses],
+            change.failures,
+        )
         if statements := received.statements():
             first = list(statements.values())
-            async with self.write(request, "", locks=set(received.locks()), first=first) as write:
+            async with self.write(request, salon.salon_id, locks=set(received.locks()), first=first) as write:
                 found = dict(zip(statements, write.first, strict=True))
                 written = [*found.get("messages", ()), *found.get("changed", ())]
                 write.invalidate(*self.touched(*found.get("told", ()), *(message.place for message in written)))
             _count(received, found, reply)
-        return reply
+
+    async def _keep(
+        self, request: pb.IngestWebhookRequest, name: str, change: webhook.Change, reply: pb.IngestWebhookResponse
+    ) -> None:
+        """Keep what belongs to no salon that is known."""
+        unknown = sum(failure.unknown and failure.kind == "OTHER" for failure in change.failures)
+        if failures := change.unplaced(name):
+            async with self.write(request, "", first=[failure_queries.insert_failures("", name, failures)]):
+                pass
+        reply.unknown += unknown
+        reply.rejected += len(failures) - unknown
 
     async def ListWebhookFailures(self, request: pb.ListWebhookFailuresRequest, context: Any) -> bytes:
         """List the webhook items of a salon that could not be recorded."""
@@ -81,31 +129,16 @@ class WebhookRpcs(Rpcs):
 
 def _count(received: Received, found: Mapping[str, Any], reply: pb.IngestWebhookResponse) -> None:
     """Count what the statements have recorded."""
-    messages, statuses, failures = received
+    _, messages, statuses, failures = received
     inserted, added, failed = found.get("messages", ()), found.get("statuses", ()), found.get("failures", set())
     unknown = sum(message.is_unknown for message in inserted)
-    expected = failed & {(salon_id, failure.digest) for salon_id, failure in failures if failure.unknown}
+    expected = failed & {failure.digest for failure in failures if failure.unknown}
     reply.messages += len(inserted) - unknown
     reply.statuses += len(added)
     reply.unknown += unknown + len(expected)
     reply.rejected += len(failed - expected)
     given, recorded = len(messages) + len(statuses) + len(failures), len(inserted) + len(added) + len(failed)
     reply.duplicates += given - recorded
-
-
-def _count_unplaced(change: webhook.Change, reply: pb.IngestWebhookResponse) -> None:
-    """Count what belongs to no salon that is known."""
-    unknown = sum(failure.unknown and failure.kind == "OTHER" for failure in change.failures)
-    reply.unknown += unknown
-    reply.rejected += len(change.messages) + len(change.statuses) + len(change.failures) - unknown
-
-
-def _received(changes: Sequence[tuple[Salon, webhook.Change]]) -> Received:
-    return Received(
-        [_new_message(salon, message) for salon, change in changes for message in change.messages],
-        [_new_status(salon, status) for salon, change in changes for status in change.statuses],
-        [(salon.salon_id, failure) for salon, change in changes for failure in change.failures],
-    )
 
 
 def _new_message(salon: Salon, item: Incoming) -> NewMessage:

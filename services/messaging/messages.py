@@ -19,6 +19,8 @@ from services.messaging.salons import SalonUnknown
 from services.messaging.status_queries import NewStatus
 from services.phones import is_national
 
+MOST_LOCKS = 64
+
 
 class MessageRpcs(Rpcs):
     """Messages, recorded and read."""
@@ -76,7 +78,7 @@ class MessageRpcs(Rpcs):
         async with self.database.connection() as conn:
             message = await queries.whole_message(conn, salon_id, message_id, whatsapp_id)
         if message is None:
-            raise errors.not_found("message", f"{salon_id}/{message_id or whatsapp_id}")
+            raise errors.not_found("message", f"{salon_id}/{message_id or 'whatsapp_id'}")
         return message
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
@@ -137,15 +139,15 @@ def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
 
 
 def _window_closed(message: NewMessage) -> errors.RpcError:
-    subject = f"conversation/{message.salon_id}/{message.phone_number or message.user_id}"
+    subject = f"conversation/{message.salon_id}/{'phone_number' if message.phone_number else 'user_id'}"
     text = "the customer wrote nothing in the 24 h before: only a TEMPLATE may be sent"
     return errors.failed_precondition("SERVICE_WINDOW_CLOSED", subject, text)
 
 
 def lock(salon_id: str, name: str) -> str:
-    """Return the name of the lock of a whatsapp_id, user_id or phone number.
+    """Return the name of the lock of a whatsapp_id, user_id or phone number of a salon.
 
-    It is one of 4096, since Postgres has room for some 6400.
-    A webhook body of 8 MB names ten times as many.
+    It is one of MOST_LOCKS of the salon, since Postgres has room for some 6400 locks of all transactions together, and
+    a piece of a webhook body names hundreds. No other salon has the same.
     """
-    return f"message {crc32(f'{salon_id} {name}'.encode()) % 4096}"
+    return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"

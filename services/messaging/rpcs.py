@@ -3,8 +3,8 @@
 from typing import Any
 
 from libs.cache import Cache, Group
-from libs.db import Database
-from libs.rpc import Mutations
+from libs.db import Database, for_searches
+from libs.rpc import Mutations, Slices
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.groups import Groups, of_names
 from services.messaging.salons import Salons
@@ -20,8 +20,10 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         self.cache = cache
         self.database = database
         self.groups = Groups(cache)
-        self.write = Mutations(cache, "messaging_requests")
+        self.write = Mutations(cache, database, "messaging_requests")
         self.salons = salons
+        self.searches = for_searches(database)
+        self.slices = Slices()
         self.settings = settings
 
     async def phone_number(self, request: Any) -> str:

@@ -3,12 +3,16 @@
 from typing import Any
 
 import grpc
+from cachetools import TTLCache
 
 from libs.cache import Cache
 from libs.rpc import errors
 from parlor.booking.v1 import booking_pb2
 from parlor.booking.v1.booking_pb2 import Salon
 from services.groups import Groups
+
+KNOWN_SECONDS = 60
+MOST_KNOWN = 100_000
 
 
 class SalonUnknown(Exception):
@@ -20,7 +24,8 @@ class Salons:
 
     def __init__(self, cache: Cache, booking: Any, timeout_ms: int) -> None:
         """Take a stub of the booking service, and how long to wait for it."""
-        self.known: set[str] = set()  # ids: a salon once seen never ends
+        # Ids. Not for good: a salon may end, or move to where other services serve it.
+        self.known: TTLCache[str, bool] = TTLCache(MOST_KNOWN, KNOWN_SECONDS)
         self._cache = cache
         self._groups = Groups(cache)
         self._booking = booking
@@ -58,10 +63,11 @@ class Salons:
             salon: Salon = await method(request, timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.NOT_FOUND:
+                self.known.pop(getattr(request, "salon_id", ""), None)
                 raise errors.not_found("salon", getattr(request, "salon_id", "")) from error
             raise errors.unavailable("BOOKING_UNAVAILABLE", "the booking service does not answer") from error
         return self._known(salon)
 
     def _known(self, salon: Salon) -> Salon:
-        self.known.add(salon.salon_id)
+        self.known[salon.salon_id] = True
         return salon

@@ -11,9 +11,14 @@ from services.messaging.conversations import ConversationRpcs
 from services.messaging.erasure import ErasureRpcs
 from services.messaging.ingest import WebhookRpcs
 from services.messaging.messages import MessageRpcs
+from services.messaging.retention import Retention
 from services.messaging.salons import Salons
 from services.messaging.search import SearchRpcs
 from services.messaging.settings import MessagingSettings
+
+KIB = 1024
+# Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
+LARGEST_REQUESTS = {"RecordMessage": 512 * KIB, "RecordAiMessage": 512 * KIB, "IngestWebhook": 8704 * KIB}
 
 
 class MessagingService(MessageRpcs, WebhookRpcs, ConversationRpcs, SearchRpcs, ErasureRpcs, AiRpcs):
@@ -31,6 +36,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         servicer=messaging,
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_groups=messaging.groups.of_salon,
-        background=[lambda: messaging.write.purge(database.connection)],
+        largest_requests=LARGEST_REQUESTS,
+        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
         close=to_booking.close,
     )

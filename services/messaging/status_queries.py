@@ -103,7 +103,7 @@ def insert_statuses(statuses: Sequence[NewStatus]) -> Statement[list[tuple[str, 
 
     The caller holds the locks of the whatsapp_ids, and `apply_statuses` follows: a statement does not see its own rows.
     Without an occurred_at any status of its kind that tells the same counts as it.
-    Source: index message_status_events_pkey.
+    Source: indexes message_status_events_pkey, whatsapp_id.
     """
     return Statement(
         _INSERT_STATUSES,
@@ -114,10 +114,12 @@ def insert_statuses(statuses: Sequence[NewStatus]) -> Statement[list[tuple[str, 
 
 _INSERT_STATUSES = f"""
     INSERT INTO message_status_events (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
-        pricing_category, billable, cost_micros, currency_code, conversation_origin)
+        pricing_category, billable, cost_micros, currency_code, conversation_origin, early_since)
     SELECT DISTINCT ON (salon_id, whatsapp_id, status, coalesce(occurred_at, now()))
         salon_id, whatsapp_id, status, coalesce(occurred_at, now()), error_code, error_title, pricing_category,
-        billable, cost_micros, currency_code, conversation_origin
+        billable, cost_micros, currency_code, conversation_origin, CASE WHEN NOT EXISTS (
+            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
+        ) THEN now() END
     FROM ROWS FROM (json_to_recordset(%(statuses)s::json) AS (salon_id text, whatsapp_id text, status text,
         occurred_at timestamptz, error_code int, error_title text, pricing_category text, billable boolean,
         cost_micros bigint, currency_code text, conversation_origin text

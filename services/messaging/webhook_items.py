@@ -7,11 +7,12 @@ where it can be and left where not, since the raw item is kept.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
 from services.messaging.webhook_content import Parts, word
+from services.messaging.webhook_json import Unreadable
 from services.messaging.webhook_prices import price
 
 TYPES = frozenset(
@@ -98,46 +99,72 @@ class Status(BaseModel):
     conversation_origin: str | None
 
 
-class Unreadable(Exception):
-    """An item that can't be recorded; its text says which field, and why."""
+class _Contact(NamedTuple):
+    """A sender, as a change tells it."""
+
+    wa_id: str | None
+    user_id: str | None
+    name: str
+
+
+_NOBODY = _Contact(None, None, "")
 
 
 class Senders:
     """Who wrote the messages of a change: its `contacts` by WhatsApp's ids."""
 
-    def __init__(self, contacts: Any, messages: Any) -> None:
-        """Read them; a lone contact is the sender of a lone message, however its wa_id is written."""
-        known = [contact for contact in contacts if isinstance(contact, dict)] if isinstance(contacts, list) else []
-        lone = len(known) == 1 and isinstance(messages, list) and len(messages) == 1
-        self._lone: Mapping[str, Any] = known[0] if lone else {}
-        self._by_id = {
-            identifier: contact
-            for contact in known
-            for name in ("wa_id", "user_id")
-            if (identifier := word(contact, name))
-        }
+    def __init__(self, *, is_lone: bool) -> None:
+        """Begin with none; `is_lone` says that there is one message."""
+        self._is_lone = is_lone
+        self._count = 0
+        self._last = _NOBODY
+        self._by_id: dict[str, _Contact] = {}
+
+    def add(self, contact: Any) -> None:
+        """Take a contact, as it came."""
+        if not isinstance(contact, dict):
+            return
+        self._count += 1
+        profile = contact.get("profile")
+        name = word(profile, "name", 1000) or word(profile, "username") or ""
+        self._last = _Contact(word(contact, "wa_id"), word(contact, "user_id"), name)
+        for identifier in filter(None, self._last[:2]):
+            self._by_id[identifier] = self._last
+
+    @property
+    def _lone(self) -> "_Contact":
+        """The sender of a lone message where there is one contact, however its wa_id is written."""
+        return self._last if self._is_lone and self._count == 1 else _NOBODY
 
     def of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a message that name its sender. Raises: Unreadable."""
+        phone, user_id, contact = self._found(item)
+        if not phone and not user_id:
+            raise Unreadable("from: neither a phone number nor a user id")
+        return {"from": phone, "user_id": user_id, "customer_name": contact.name}
+
+    def names(self, item: Any) -> tuple[str | None, str | None]:
+        """Return the phone number (E.164) and user_id of the sender of an unreadable item, each None if not known."""
+        if not isinstance(item, dict):
+            return None, None
+        phone, user_id, _ = self._found(item)
+        known = isinstance(phone, str) and _PHONE.fullmatch(phone)
+        return _e164(phone) if known else None, user_id
+
+    def _found(self, item: Mapping[str, Any]) -> tuple[Any, str | None, _Contact]:
         phone, user_id = item.get("from") or None, word(item, "from_user_id")
         if isinstance(phone, str) and _USER_ID.fullmatch(phone):
             phone, user_id = None, user_id or phone
         contact = self._by_id.get(user_id or "") or self._by_id.get(str(phone)) or self._lone
-        told = word(contact, "wa_id") or ""
-        phone, user_id = phone or (told if _PHONE.fullmatch(told) else None), user_id or word(contact, "user_id")
-        if not phone and not user_id:
-            raise Unreadable("from: neither a phone number nor a user id")
-        profile = contact.get("profile")
-        name = word(profile, "name", 1000) or word(profile, "username") or ""
-        return {"from": phone, "user_id": user_id, "customer_name": name}
+        told = contact.wa_id or ""
+        phone, user_id = phone or (told if _PHONE.fullmatch(told) else None), user_id or contact.user_id
+        return phone, user_id, contact
 
 
 def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
     """Return a message. Raises: Unreadable."""
     if not isinstance(item, dict):
         raise Unreadable("is no object")
-    if not raw:
-        raise Unreadable("is nested too deeply")
     parts = Parts(item)
     fields = {
         **_given(item, "id", "type", "timestamp"),

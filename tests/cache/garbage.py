@@ -4,6 +4,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.cache.outside import reaching
+
 KINDS = ("string", "list", "hash", "set", "zset", "stream")
 
 # Strings that are almost a tag's record: its version, "1" or "0", a transaction id, a checksum.
@@ -40,6 +42,12 @@ def write(client: Any, key: str | bytes, kind: str, value: bytes = b"garbage") -
     """Put a value of this type under a key, in place of what is there."""
     client.delete(key)
     client.execute_command(*command(key, kind, value))
+
+
+def write_to(url: str, key: str) -> None:
+    """Put a list in place of what a key holds."""
+    with reaching(url) as client:
+        write(client, key, "list")
 
 
 def spoiled(value: bytes, how: str, at: int) -> bytes:

@@ -83,7 +83,7 @@ class Process:
         """Connect to nothing yet. What is `free` is not held."""
         self.world = world
         self.free = free
-        self.dead = False
+        self.dead = self.recovering = False
         self.steps: list[asyncio.Future[None]] = []
         self.passed: Counter[str] = Counter()
         self.cache = Cache(world.settings, self.connection, str.encode)
@@ -133,8 +133,12 @@ class Process:
         return wire
 
     async def _connect_at_once(self) -> str:
-        with self.world.working():
-            return await self._connect()
+        self.recovering = True
+        try:
+            with self.world.working():
+                return await self._connect()
+        finally:
+            self.recovering = False
 
     def _send(self, send: Callable[..., None], on_reply: OnReply, *command: str | bytes | int) -> None:
         """Hold a command of a read or a write."""
@@ -150,7 +154,7 @@ class Process:
             self.world.ends()
             on_reply(answer)
 
-        if command[0] not in HELD_COMMANDS:
+        if command[0] not in HELD_COMMANDS or self.recovering:
             send(on_reply, *command)
             return
         if command[0] == "EVALSHA" and not self.free:

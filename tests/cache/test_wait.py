@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from libs.cache import Reply, WithoutRedis, lease
+from libs.cache import Reply, WithoutRedis, lease, outbox
 from libs.cache.lease import Lease
 from libs.cache.watch import Watch
 from ops.servers import Valkey
@@ -277,3 +277,29 @@ async def test_without_postgres_nothing_is_hit_once_the_lease_has_ended(reader: 
     assert (await reader.read()).source == "hit"
     clock.time += L
     assert ((await reader.read()).source, await reader.cache.peek(reader.key())) == ("bypass", None)
+
+
+@pytest.mark.parametrize("most", [10_000, 0], ids=["its group", "everything"])
+async def test_a_write_whose_row_was_compacted_still_waits_for_what_replaced_it(
+    reader: Shop, writer: Shop, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(outbox, "MOST_GROUPS", most)
+    async with committed(writer) as writing:
+        async with writer.pool.connection() as conn:
+            await outbox.compact(conn)
+        monkeypatch.setattr(outbox, "MOST_GROUPS", 10_000)
+        assert await still_waits(writing)
+        await reader.cache._watch.drain()
+    assert await reader.text() == "new"
+
+
+async def test_the_reply_to_very_many_pending_writes_waits_for_the_leases(
+    writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with committed(writer) as writing:
+        monkeypatch.setattr(outbox, "MOST_GROUPS", 0)
+        seen = asyncio.create_task(writer.cache.all_seen())
+        assert await still_waits(seen)
+        clock.time += L * 1.01
+        await asyncio.wait_for(seen, 10)
+        await writing

@@ -43,6 +43,12 @@ class Holds:
     def __init__(self) -> None:
         """Begin with none."""
         self.clear()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def clear(self) -> None:
         """Forget those so far."""
@@ -57,7 +63,7 @@ class Holds:
         held_cpu, self._last_cpu = cpu - self._last_cpu, cpu
         self.longest, self.longest_cpu = max(self.longest, held), max(self.longest_cpu, held_cpu)
         self.long += held_cpu > LONG_SECONDS
-        asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self.sample)
+        self._timer = asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self.sample)
 
 
 class Methods:

@@ -10,6 +10,9 @@ Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the rea
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
 (RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
 REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), COMMIT_UNKNOWN and CACHE_UNAVAILABLE (UNAVAILABLE).
+
+A request is at most 256 KiB before its compression.
+A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 
 from collections import abc as _abc
@@ -426,7 +429,9 @@ class BookingEvent(_message.Message):
     type: Global___BookingEventType.ValueType
     """What happened."""
     actor: _builtins.str
-    """Who did it, as the request said; `system` for what Parlor did by itself; empty if nobody said."""
+    """Who did it, as the request said; `system` for what Parlor did by itself; empty if nobody said, or if it named a
+    customer who was erased.
+    """
     reason: _builtins.str
     """Why, as the request said; HOLD_EXPIRED for a hold that another booking took the place of; may be empty."""
     from_status: Global___BookingStatus.ValueType
@@ -726,7 +731,9 @@ class CreateBookingRequest(_message.Message):
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
     actor: _builtins.str
-    """Who does it, up to 100 characters: a user's id, `bot`. Kept in the booking's history. Optional."""
+    """Who does it: a user's id or `bot`, up to 64 of a-z, 0-9, `_`, `.` and `-`. No name and no number of a person: it is
+    kept in the booking's history. Optional.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """First moment of the time, from 1970 on; microseconds, finer is cut off."""
@@ -893,7 +900,9 @@ class UpdateBookingStatusRequest(_message.Message):
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
     actor: _builtins.str
-    """Who does it, up to 100 characters: a user's id, `bot`. Kept in the booking's history. Optional."""
+    """Who does it: a user's id or `bot`, up to 64 of a-z, 0-9, `_`, `.` and `-`. No name and no number of a person: it is
+    kept in the booking's history. Optional.
+    """
     reason: _builtins.str
     """Why, up to 500 characters. Kept in the booking's history. Optional."""
     def __init__(
@@ -993,7 +1002,9 @@ class RescheduleBookingRequest(_message.Message):
     request_id: _builtins.str
     """A UUID made by the caller; the same one again within 24 h answers the same reply and writes nothing. Optional."""
     actor: _builtins.str
-    """Who does it, up to 100 characters: a user's id, `bot`. Kept in the booking's history. Optional."""
+    """Who does it: a user's id or `bot`, up to 64 of a-z, 0-9, `_`, `.` and `-`. No name and no number of a person: it is
+    kept in the booking's history. Optional.
+    """
     reason: _builtins.str
     """Why, up to 500 characters. Kept in the booking's history. Optional."""
     @_builtins.property

@@ -10,6 +10,9 @@ Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the rea
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
 (RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
 REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), COMMIT_UNKNOWN and CACHE_UNAVAILABLE (UNAVAILABLE).
+
+A request is at most 256 KiB before its compression.
+A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 
 from collections import abc as _abc

@@ -13,6 +13,9 @@ Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the rea
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
 (RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
 REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), COMMIT_UNKNOWN and CACHE_UNAVAILABLE (UNAVAILABLE).
+
+A request is at most 512 KiB (RecordMessage, RecordAiMessage), 8.5 MiB (IngestWebhook) or 256 KiB before its compression.
+A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 
 from collections import abc as _abc
@@ -423,7 +426,9 @@ class Message(_message.Message):
     Only from SearchMessages.
     """
     raw_json: _builtins.str
-    """The item of the webhook body that it came in, as JSON; empty if it came otherwise. Only from GetMessage."""
+    """The item of the webhook body that it came in, as JSON; empty if it came otherwise, or after RETENTION_RAW_ITEMS. Only
+    from GetMessage.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was sent."""
@@ -528,7 +533,7 @@ Global___MessageStatusEvent: _TypeAlias = MessageStatusEvent  # noqa: Y015
 
 @_typing.final
 class WebhookFailure(_message.Message):
-    """A webhook item that could not be recorded as what it should be."""
+    """A webhook item that could not be recorded as what it should be. It is kept for RETENTION_FAILURES."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -538,16 +543,19 @@ class WebhookFailure(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     RAW_JSON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_ID_FIELD_NUMBER: _builtins.int
     webhook_failure_id: _builtins.str
     """Made by the server: a UUID."""
     salon_id: _builtins.str
-    """The salon."""
+    """The salon; empty if it came for a phone_number_id of none."""
     kind: Global___WebhookItemKind.ValueType
     """What it should have been."""
     reason: _builtins.str
     """Why it could not be recorded."""
     raw_json: _builtins.str
-    """The item as JSON; cut off after 65,536 characters."""
+    """The item as JSON, or as it came where it can't be read; cut off after 65,536 characters."""
+    phone_number_id: _builtins.str
+    """The phone_number_id that it came for, if that is no salon's; empty if the body names none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was received."""
@@ -561,10 +569,11 @@ class WebhookFailure(_message.Message):
         reason: _builtins.str = ...,
         raw_json: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        phone_number_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "kind", b"kind", "raw_json", b"raw_json", "reason", b"reason", "salon_id", b"salon_id", "webhook_failure_id", b"webhook_failure_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "kind", b"kind", "phone_number_id", b"phone_number_id", "raw_json", b"raw_json", "reason", b"reason", "salon_id", b"salon_id", "webhook_failure_id", b"webhook_failure_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,7 +802,7 @@ class IngestWebhookRequest(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     payload: _builtins.bytes
-    """The body as WhatsApp sent it, byte for byte, up to 8 MB."""
+    """The body as WhatsApp sent it, byte for byte, in UTF-8: up to 8 MB with up to 100,000 items."""
     signature: _builtins.str
     """The header X-Hub-Signature-256 as WhatsApp sent it: `sha256=` and 64 hexadecimal digits."""
     def __init__(
@@ -821,6 +830,7 @@ class IngestWebhookResponse(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    UNKNOWN_PHONE_NUMBER_IDS_FIELD_NUMBER: _builtins.int
     messages: _builtins.int
     """Messages recorded."""
     statuses: _builtins.int
@@ -829,12 +839,18 @@ class IngestWebhookResponse(_message.Message):
     """Messages and statuses that were there already."""
     unknown: _builtins.int
     """Items of a kind that is not known, and changes without messages and statuses. Such a message is recorded with the
-    type UNKNOWN; the others are kept as failures of their salon, where they name one.
+    type UNKNOWN; the others are kept as failures.
     """
     rejected: _builtins.int
-    """Items that could not be recorded: their salon is unknown, or they lack what they need. Kept as failures of their
-    salon, where it is known.
+    """Items that could not be recorded: their phone_number_id is no salon's, or they lack what they need, are nested more
+    than 64 deep or larger than 128 KiB. Kept as failures.
     """
+    @_builtins.property
+    def unknown_phone_number_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The phone_number_ids in the body that are no salon's, at most 100, sorted. What came for them is kept as failures
+        without a salon.
+        """
+
     def __init__(
         self,
         *,
@@ -843,10 +859,11 @@ class IngestWebhookResponse(_message.Message):
         duplicates: _builtins.int = ...,
         unknown: _builtins.int = ...,
         rejected: _builtins.int = ...,
+        unknown_phone_number_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "messages", b"messages", "rejected", b"rejected", "statuses", b"statuses", "unknown", b"unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "messages", b"messages", "rejected", b"rejected", "statuses", b"statuses", "unknown", b"unknown", "unknown_phone_number_ids", b"unknown_phone_number_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1386,7 +1403,7 @@ class ListWebhookFailuresRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
-    """The salon."""
+    """The salon; empty: what came for phone_number_ids of no salon."""
     page_size: _builtins.int
     """Failures on a page: 0 is 50, above 200 is 200; fewer where they are over 3 MB together."""
     page_token: _builtins.str

@@ -146,9 +146,13 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def IngestWebhook(self, request, context):
-        """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
-        again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
-        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+        of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
+        ListWebhookFailures.
+        On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
+        was not answered with success. What was recorded counts as duplicates then.
+        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up; ABORTED
+        CONFLICT where a lock was not free for 2 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,8 +175,8 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookFailures(self, request, context):
-        """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
-        cached.
+        """Lists the webhook items that could not be recorded, or are of a kind that is not known, newest first: those of a
+        salon, or those that came for phone_number_ids of no salon. Not cached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -13,6 +13,9 @@ Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the rea
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
 (RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
 REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), COMMIT_UNKNOWN and CACHE_UNAVAILABLE (UNAVAILABLE).
+
+A request is at most 512 KiB (RecordMessage, RecordAiMessage), 8.5 MiB (IngestWebhook) or 256 KiB before its compression.
+A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 
 from collections import abc as _abc
@@ -62,9 +65,13 @@ class MessagingServiceStub:
     one; a message that is not billable costs nothing.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
-    again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
-    Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+    of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
+    ListWebhookFailures.
+    On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
+    was not answered with success. What was recorded counts as duplicates then.
+    Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up; ABORTED
+    CONFLICT where a lock was not free for 2 s.
     """
     GetConversation: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.GetConversationRequest, _messaging_pb2.Conversation]
     """Returns the conversation with a customer and its newest messages. Cached for 300 s.
@@ -75,8 +82,8 @@ class MessagingServiceStub:
     Errors: NOT_FOUND MESSAGE_NOT_FOUND.
     """
     ListWebhookFailures: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListWebhookFailuresRequest, _messaging_pb2.ListWebhookFailuresResponse]
-    """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
-    cached.
+    """Lists the webhook items that could not be recorded, or are of a kind that is not known, newest first: those of a
+    salon, or those that came for phone_number_ids of no salon. Not cached.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]
     """Lists a salon's conversations without their messages, newest activity first. Cached for 300 s."""
@@ -138,9 +145,13 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     one; a message that is not billable costs nothing.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
-    again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
-    Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+    of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
+    ListWebhookFailures.
+    On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
+    was not answered with success. What was recorded counts as duplicates then.
+    Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up; ABORTED
+    CONFLICT where a lock was not free for 2 s.
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_messaging_pb2.GetConversationRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
     """Returns the conversation with a customer and its newest messages. Cached for 300 s.
@@ -151,8 +162,8 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     Errors: NOT_FOUND MESSAGE_NOT_FOUND.
     """
     ListWebhookFailures: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListWebhookFailuresRequest, _messaging_pb2.ListWebhookFailuresResponse]  # type: ignore[assignment]
-    """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
-    cached.
+    """Lists the webhook items that could not be recorded, or are of a kind that is not known, newest first: those of a
+    salon, or those that came for phone_number_ids of no salon. Not cached.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]  # type: ignore[assignment]
     """Lists a salon's conversations without their messages, newest activity first. Cached for 300 s."""
@@ -229,9 +240,13 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.IngestWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.IngestWebhookResponse, _abc.Awaitable[_messaging_pb2.IngestWebhookResponse]]:
-        """Records every message and status in one webhook body of the WhatsApp Cloud API, in one transaction. The same body
-        again writes nothing. Items that can't be recorded are kept with the reason, see ListWebhookFailures.
-        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up.
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+        of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
+        ListWebhookFailures.
+        On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
+        was not answered with success. What was recorded counts as duplicates then.
+        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up; ABORTED
+        CONFLICT where a lock was not free for 2 s.
         """
 
     @_abc_1.abstractmethod
@@ -260,8 +275,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.ListWebhookFailuresRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListWebhookFailuresResponse, _abc.Awaitable[_messaging_pb2.ListWebhookFailuresResponse]]:
-        """Lists the webhook items of a salon that could not be recorded, or are of a kind that is not known, newest first. Not
-        cached.
+        """Lists the webhook items that could not be recorded, or are of a kind that is not known, newest first: those of a
+        salon, or those that came for phone_number_ids of no salon. Not cached.
         """
 
     @_abc_1.abstractmethod

@@ -130,7 +130,7 @@ class CacheStatistics(_message.Message):
 
     @_builtins.property
     def sizes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Entries by namespace, of all services."""
+        """Entries by namespace, of all services; up to a minute old if there are more than 10,000 keys."""
 
     def __init__(
         self,

@@ -9,6 +9,9 @@ that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT),
 
 A write to bookings or salons is in the next reply. Messages, conversations and AI messages may be missing for as
 long as the reply is cached: `as_of` says when it was counted.
+
+A request is at most 256 KiB before its compression.
+A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 
 from collections import abc as _abc

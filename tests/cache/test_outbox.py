@@ -1,0 +1,201 @@
+"""Very many invalidations left by a long outage: neither writes nor reads wait for them, and memory is bounded."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from libs.cache import outbox
+from tests.cache.away import NOWHERE, hanging, ready, rows
+from tests.cache.outside import CacheServer
+from tests.cache.shop import Pause, Shop, Start, put
+
+MANY = 600_000
+
+
+@pytest.fixture
+async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIterator[Start]:
+    """Starts processes on a Valkey that the test may stop."""
+    async with AsyncExitStack() as exits:
+        yield Start(exits, pool, own_valkey.url, timeout=500)
+
+
+def memory_mb() -> float:
+    """Return how much memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+async def leave(pool: AsyncConnectionPool, groups: int, rows: int) -> None:
+    """Leave so many rows of so many shelves, as writes without Valkey would."""
+    async with pool.connection() as conn:
+        await conn.execute(
+            "INSERT INTO cache_pending SELECT format('query:shop:shelf:{s%%s}#meta', n %% %s),"
+            " pg_current_xact_id()::text::bigint - n / %s FROM generate_series(0, %s) AS n ON CONFLICT DO NOTHING",
+            (groups, groups, rows - 1),
+        )
+
+
+async def longest(call: Callable[[str], Awaitable[Any]], over: asyncio.Event) -> float:
+    """Call again and again until it is over; return the longest time of a call, in s."""
+    longest, number = 0.0, 0
+    while not over.is_set():
+        number += 1
+        began = time.perf_counter()
+        await call(f"{number}")
+        longest = max(longest, time.perf_counter() - began)
+        await asyncio.sleep(0.002)
+    return longest
+
+
+@pytest.mark.parametrize("groups", [MANY, 5_000, 1], ids=lambda groups: f"{groups} groups")
+async def test_writes_and_reads_go_on_while_very_many_pending_invalidations_are_drained(
+    own_valkey: CacheServer, start: Start, pool: AsyncConnectionPool, groups: int
+) -> None:
+    shop = await start()
+    await asyncio.gather(shop.text(shelf="s0"), shop.text(shelf="other"))
+    over = asyncio.Event()
+    with hanging(own_valkey):
+        await shop.write("new", shelf="s0")
+        await leave(pool, groups, MANY)
+    before = memory_mb()
+    async with asyncio.TaskGroup() as tasks:
+        writes = tasks.create_task(longest(lambda label: shop.write(label), over))
+        reads = tasks.create_task(longest(lambda label: shop.read(), over))
+        peak = before
+        async with asyncio.timeout(60):
+            while await rows(pool):
+                peak = max(peak, memory_mb())
+        over.set()
+    await ready(shop)
+    assert max(writes.result(), reads.result()) < 2
+    assert peak - before < 64
+    assert await shop.text(shelf="s0") == "new"
+    assert (await shop.read(shelf="s0")).source == "hit"
+
+
+@pytest.fixture
+def three_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than three groups are very many."""
+    monkeypatch.setattr(outbox, "MOST_GROUPS", 3)
+
+
+async def write_shelves(shop: Shop, label: str, shelves: str) -> None:
+    for shelf in shelves:
+        await shop.write(label, shelf=shelf)
+
+
+async def in_outbox(pool: AsyncConnectionPool) -> list[str]:
+    async with pool.connection() as conn:
+        cursor = await conn.execute("SELECT group_key FROM cache_pending ORDER BY group_key")
+        return [row[0] for row in await cursor.fetchall()]
+
+
+async def compact(pool: AsyncConnectionPool) -> None:
+    async with pool.connection() as conn:
+        await outbox.compact(conn)
+
+
+async def test_a_group_keeps_one_row_however_often_it_is_written_to(start: Start, pool: AsyncConnectionPool) -> None:
+    reader, cut_off = await start(), await start(redis_url=NOWHERE)
+    await asyncio.gather(reader.text(), reader.text(shelf="b"))
+    for number in range(5):
+        await write_shelves(cut_off, f"{number}", "ab")
+    assert await rows(pool) == 10
+    await compact(pool)
+    assert await in_outbox(pool) == [reader.shelf("a").meta, reader.shelf("b").meta]
+    await reader.cache._watch.drain()
+    assert (await reader.text(), await reader.text(shelf="b"), await rows(pool)) == ("4", "4", 0)
+
+
+async def test_a_lower_id_that_commits_after_the_others_were_compacted_is_drained_too(
+    start: Start, pool: AsyncConnectionPool
+) -> None:
+    reader, early, late = await start(), await start(redis_url=NOWHERE), await start(redis_url=NOWHERE)
+    await reader.text()
+    async with early.cache.transaction(early.shelf()) as write:
+        await put(write.conn, "other", "milk")
+        for label in ("one", "two"):
+            await late.write(label)
+        await compact(pool)
+        await reader.cache._watch.drain()
+        assert (await reader.text(), await rows(pool)) == ("two", 0)
+    assert await rows(pool) == 1
+    await reader.cache._watch.drain()
+    assert (await reader.text("milk"), await rows(pool)) == ("other", 0)
+
+
+@pytest.mark.usefixtures("three_are_many")
+@pytest.mark.parametrize("compacted", [False, True], ids=["when drained", "meanwhile"])
+async def test_very_many_groups_drop_the_cache(start: Start, pool: AsyncConnectionPool, compacted: bool) -> None:
+    reader, cut_off = await start(), await start(redis_url=NOWHERE)
+    for shelf in "abcdef":
+        await reader.write("old", shelf=shelf)
+        await reader.text(shelf=shelf)
+    await write_shelves(cut_off, "new", "abcde")
+    if compacted:
+        await compact(pool)
+        assert await in_outbox(pool) == [outbox.EVERYTHING]
+        await write_shelves(cut_off, "newer", "ab")
+    await reader.cache._watch.drain()
+    assert await in_outbox(pool) == []
+    newest = "newer" if compacted else "new"
+    assert [await reader.text(shelf=shelf) for shelf in "abcdef"] == [newest, newest, "new", "new", "new", "old"]
+    assert (await reader.read(shelf="f")).source == "hit"
+
+
+@pytest.mark.usefixtures("three_are_many")
+async def test_a_load_under_way_while_the_cache_is_dropped_is_not_stored(start: Start) -> None:
+    reader, cut_off = await start(), await start(redis_url=NOWHERE)
+    await reader.text("milk")
+    pause = Pause()
+    slow = asyncio.create_task(reader.read(after=pause))
+    await pause.reached.wait()
+    await write_shelves(cut_off, "new", "abcde")
+    await reader.cache._watch.drain()
+    pause.go_on.set()
+    assert (await slow).body == b"old"
+    assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
+
+
+@pytest.mark.usefixtures("three_are_many")
+async def test_a_process_that_may_only_read_drops_the_cache_and_leaves_the_rows(
+    start: Start, pool: AsyncConnectionPool
+) -> None:
+    reader, cut_off = await start(read_only=True), await start(redis_url=NOWHERE)
+    await reader.text()
+    await write_shelves(cut_off, "new", "abcde")
+    await reader.cache._watch.drain()
+    assert (await reader.text(), await rows(pool)) == ("new", 5)
+
+
+@pytest.mark.usefixtures("three_are_many")
+async def test_a_process_without_redis_keeps_the_outbox_small(start: Start, pool: AsyncConnectionPool) -> None:
+    cut_off = await start(redis_url=NOWHERE, poll=10)
+    await write_shelves(cut_off, "new", "abcdefgh")
+    async with asyncio.timeout(10):
+        while await in_outbox(pool) != [outbox.EVERYTHING]:
+            pass
+    await cut_off.write("newer")
+    reader = await start()
+    assert (await reader.text(), await reader.text(shelf="h"), await rows(pool)) == ("newer", "new", 0)
+
+
+@pytest.mark.usefixtures("three_are_many")
+async def test_processes_that_compact_drain_and_write_at_once_dont_deadlock(
+    start: Start, pool: AsyncConnectionPool
+) -> None:
+    reader, other, cut_off = await start(), await start(), await start(redis_url=NOWHERE)
+    for round in range(10):
+        await asyncio.gather(
+            *(compact(pool) for _ in range(3)),
+            *(shop.cache._watch.drain() for shop in (reader, other)),
+            *(cut_off.write(f"{round}", shelf=shelf) for shelf in "abcde"),
+        )
+    await reader.cache._watch.drain()
+    assert [await reader.text(shelf=shelf) for shelf in "abcde"] == ["9"] * 5
+    assert await rows(pool) == 0

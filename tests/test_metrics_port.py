@@ -1,0 +1,99 @@
+"""The port of the metrics, attacked: whoever scrapes is answered, no thread is taken, and the log stays JSON."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+
+from ops.process import free_ports
+from ops.up import SERVICES, Plan, Service, environments
+from tests.load import until
+from tests.processes import Processes
+from tests.test_processes import sample, scrape
+
+IDLE = 1500
+
+
+@pytest.fixture
+def started(database_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
+    """The booking service."""
+    port, metrics_port = free_ports(2)
+    workers = getattr(request, "param", 1)
+    plan = Plan(tmp_path, None, False, None, dict.fromkeys(SERVICES, port), metrics_port, workers)
+    settings = environments(plan, database_url, redis_url)["booking"]
+    with Service("booking", port, tmp_path / "booking.log", settings) as booking:
+        yield Processes({"booking": booking}, database_url, {"booking": metrics_port})
+
+
+@asynccontextmanager
+async def connected(port: int, count: int, sent: bytes) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Connect so often, and send something."""
+    pairs = []
+    try:
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            pairs.append((reader, writer))
+        yield [reader for reader, _ in pairs]
+    finally:
+        for _, writer in pairs:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /metrics HT",
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\n",
+        b"\x16\x03\x01\x02\x00\x01" + bytes(100),
+        b"GET /" + b"x" * 20_000,
+        b"POST /metrics HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n\r\n",
+    ],
+    ids=["nothing", "half a line", "half a head", "TLS", "a long line", "POST", "a scrape that is not read"],
+)
+async def test_1500_connections_take_no_thread_and_hold_up_no_scrape(started: Processes, sent: bytes) -> None:
+    process, port = psutil.Process(started.services["booking"].pid), started.metrics_ports["booking"]
+    await asyncio.to_thread(scrape, started, "booking")
+    threads = process.num_threads()
+    async with connected(port, IDLE, sent):
+        assert sample("parlor_db_available") in await asyncio.to_thread(scrape, started, "booking")
+        assert process.num_threads() <= threads + 6  # those that collect
+        assert len([each for each in process.net_connections() if each.laddr.port == port]) < 100
+    lines = started.services["booking"].log.read_text().splitlines()
+    assert all("event" in json.loads(line) for line in lines), lines
+
+
+async def test_an_idle_connection_is_closed(started: Processes) -> None:
+    async with connected(started.metrics_ports["booking"], 1, b"GET") as [reader]:
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
+def test_each_format_and_no_other_method_is_served(started: Processes) -> None:
+    url = f"http://127.0.0.1:{started.metrics_ports['booking']}/metrics"
+    with urlopen(url, timeout=5) as plain:
+        assert plain.headers["Content-Type"].startswith("text/plain")
+        assert b"# HELP parlor_cache_reads_total" in plain.read()
+    accepted = Request(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    with urlopen(accepted, timeout=5) as open_metrics:  # noqa: S310
+        assert open_metrics.headers["Content-Type"].startswith("application/openmetrics-text")
+        assert open_metrics.read().endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("started", [1, 2], indirect=True, ids=["alone", "two workers"])
+async def test_metrics_tell_of_the_processes(started: Processes) -> None:
+    service = psutil.Process(started.services["booking"].pid)
+    processes = service.children() or [service]
+    await until(lambda: sample("process_open_fds") in scrape(started, "booking"))
+    shown = await asyncio.to_thread(scrape, started, "booking")
+    resident = sum(process.memory_info().rss for process in service.children() or [service])
+    assert 0.5 < shown[sample("process_resident_memory_bytes")] / resident < 2
+    assert shown[sample("process_cpu_seconds_total")] > 0.01 * len(processes)
+    assert abs(shown[sample("process_start_time_seconds")] - service.create_time()) < 30
+    assert shown[sample("process_max_fds")] == service.rlimit(psutil.RLIMIT_NOFILE)[0]
