@@ -12,6 +12,6 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 USER parlor
 WORKDIR /home/parlor
-ENV PYTHONUNBUFFERED=1
+ENV PYTHONUNBUFFERED=1 DRAIN_DELAY=2000
 EXPOSE 50051 9051
 CMD ["python", "-m", "services.booking"]

@@ -9,9 +9,12 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
+
+import psutil
 
 LAUNCH = Path(__file__).with_name("launch.py")
 READY_SECONDS = 60.0
@@ -32,6 +35,15 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def holder(port: int) -> str | None:
+    """Return which process has a TCP socket on a port, for people; None where that can't be told."""
+    with suppress(psutil.Error):
+        for each in psutil.net_connections("tcp"):
+            if each.laddr and each.laddr.port == port and each.pid:
+                return f"process {each.pid}, {psutil.Process(each.pid).name()}"
+    return None
 
 
 def free_port() -> int:
@@ -138,7 +150,8 @@ class Server(ABC):
     def launch(self) -> None:
         """Start the process without waiting for it. Raises StartError where the port is taken."""
         if not is_free(self.port):
-            raise StartError(f"{self.name}: port {self.port} is in use")
+            by = f" by {name}" if (name := holder(self.port)) else ""
+            raise StartError(f"{self.name}: port {self.port} is in use{by}")
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._process = self.spawn()
 

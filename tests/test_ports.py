@@ -1,9 +1,10 @@
 """The ports that servers of tests, reports and benchmarks are given."""
 
+import os
 import random
 import socket
 
-from ops.process import free_ports, is_free
+from ops.process import free_port, free_ports, holder, is_free
 
 
 def test_a_port_is_given_once_and_can_be_listened_on() -> None:
@@ -17,3 +18,32 @@ def test_a_port_is_given_once_and_can_be_listened_on() -> None:
         assert is_free(port)
         with socket.create_server(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)):
             assert not is_free(port)
+
+
+def test_a_port_of_a_connection_that_has_ended_is_free() -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.bind(("127.0.0.1", port))
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        client.close()  # who closes first is left in TIME_WAIT
+        accepted.close()
+    assert is_free(port)
+    assert holder(port) is None
+
+
+def test_who_holds_a_port_is_named() -> None:
+    [port] = free_ports(1)
+    name = f"process {os.getpid()}, "
+    with socket.create_server(("127.0.0.1", port)):
+        assert str(holder(port)).startswith(name)
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
+        assert str(holder(port)).startswith(name)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:  # an outgoing connection
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.bind(("127.0.0.1", port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        client.connect(server.getsockname())
+        assert not is_free(port)
+        assert str(holder(port)).startswith(name)

@@ -83,7 +83,8 @@ def test_everything_else_in_postgres_is_denied(migrated_url: str, service: str, 
         names = {"role": f"parlor_{service}", "database": owner.info.dbname, "foreign": FOREIGN[service]}
         with pytest.raises(errors.InsufficientPrivilege):
             conn.execute(DENIED[way].format(**names).encode())
-        assert owner.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+        assert owner.execute(locks, [conn.info.backend_pid]).fetchone() == (0,)
 
 
 @pytest.mark.parametrize("service", ALLOWED)

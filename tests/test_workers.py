@@ -25,6 +25,7 @@ from tests.stack import SALON, booking_request
 from tests.test_processes import LOCKS, SHARE, STARTING, sample, scrape, start_in_vain, until_away
 
 CHANNELS = 24  # each a connection: that all go to one of two workers happens once in eight million times
+WORKER_SECONDS = 3  # that the event loop of a worker may hang
 GET = booking_pb2.GetSalonRequest(salon_id=SALON)
 GOT = sample("parlor_rpc_latency_seconds_count", method="parlor.booking.v1.BookingService/GetSalon", code="OK")
 CONFIRMED = booking_pb2.BOOKING_STATUS_CONFIRMED
@@ -38,6 +39,7 @@ def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Proce
     ports = dict.fromkeys(SERVICES, port)  # only booking is started
     plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2)
     settings = environments(plan, database_url, redis_url)["booking"] | LOCKS
+    settings["WORKER_TIMEOUT"] = str(1000 * WORKER_SECONDS)
     with Service("booking", port, tmp_path / "booking.log", settings) as booking:
         yield Processes({"booking": booking}, database_url, {"booking": metrics_port})
 
@@ -157,6 +159,35 @@ async def test_sigterm_drains_every_worker(started: Processes) -> None:
         assert {one.status for one in await asyncio.gather(*waiting)} == {CONFIRMED}
         await until(lambda: not started.services["booking"].is_running, 5)
     assert started.services["booking"].exit_code == 0
+
+
+async def test_a_hung_worker_is_killed_and_replaced(started: Processes) -> None:
+    async with callers(started) as channels:
+        hung = next(iter(workers(started)))
+        os.kill(hung, signal.SIGSTOP)
+        await until(lambda: hung not in workers(started) and len(workers(started)) == 2)
+        await asyncio.gather(*(stub(each).GetSalon(GET, wait_for_ready=True, timeout=10) for each in channels))
+
+
+async def test_a_service_ends_although_a_worker_hangs(started: Processes) -> None:
+    async with callers(started):
+        os.kill(next(iter(workers(started))), signal.SIGSTOP)
+        started.services["booking"].terminate()
+        await until(lambda: not started.services["booking"].is_running)
+
+
+async def test_no_worker_is_killed_when_all_processes_stood_still(started: Processes) -> None:
+    async with callers(started) as channels:
+        before = set(workers(started))
+        stopped = [started.services["booking"].pid, *before]
+        for each in stopped:
+            os.kill(each, signal.SIGSTOP)
+        await asyncio.sleep(1.5 * WORKER_SECONDS)
+        for each in stopped:
+            os.kill(each, signal.SIGCONT)
+        await asyncio.sleep(1.5 * WORKER_SECONDS)
+        assert set(workers(started)) == before
+        await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels))
 
 
 async def test_a_port_of_workers_is_in_use_and_they_end_with_their_parent(started: Processes) -> None:

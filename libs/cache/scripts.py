@@ -128,3 +128,9 @@ end
 return stored
 """
 )
+
+
+@cache
+def sha(script: str) -> str:
+    """Return the name under which a server knows a script that it has run."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -353,5 +353,3 @@ def _meta_lifetime_ms(fill: Fill) -> int:
     group = fill.key.group
     is_lasting = fill.entry.body and group.meta == whole(group.name)
     return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms
-
-

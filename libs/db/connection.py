@@ -6,8 +6,10 @@ removes it again, and what it does besides waiting costs as much once more: toge
 
 import asyncio
 import os
+import secrets
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
@@ -15,31 +17,51 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import InvalidSqlStatementName, error_from_result
+from psycopg.errors import error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import READY_R, WAIT_R, WAIT_RW, Wait
 
 from libs.db.encoding import undecoded
-from libs.db.queries import Queries, TimedCursor
+from libs.db.history import HISTORY, History
+from libs.db.queries import STATEMENT_LOST, Queries, TimedCursor
 from libs.db.statement import Statement, columns, nothing, numbered
 
 T = TypeVar("T")
 
-CANCEL_SECONDS = 5.0
+CANCEL_SECONDS = 1.0  # then the connection is closed: its server may hang
 POKE_SECONDS = 0.5  # after which one who waits looks for an answer unasked
 
 BEGIN, COMMIT, ROLLBACK = (Statement(word, {}, nothing) for word in ("BEGIN", "COMMIT", "ROLLBACK"))
+
+
+# The function of the server that waits for synchronous standbys: it names itself in its warning, in any language.
+_REPLICATION_WAIT = "SyncRepWaitForLSN"
+
+
+class NotReplicated(psycopg.OperationalError):
+    """A commit is done on the primary only: its wait for the synchronous standby was canceled."""
 
 
 class Connection(psycopg.AsyncConnection[Any]):
     """A connection whose statements are counted in `queries`.
 
     `rows` is its cursor for rows that become bytes of messages; its results must be taken before the next await.
+    `on_pooled` is called when its server turns out to be shared with others, so that nothing may stay prepared.
+    `may_begin` says whether `run` may begin a transaction.
+
+    A COMMIT is never canceled: if its caller is, `ending` is the task that waits for the answer. Until it is done, the
+    connection can't be used. `began` is when the last statement was sent, by time.perf_counter.
     """
 
     queries: Queries
+    history: History | None = None
+    began = 0.0
+    committing = False
+    ending: asyncio.Task[None] | None = None
+    on_pooled: Callable[[], None] = staticmethod(lambda: None)
+    may_begin: Callable[[], bool] = staticmethod(lambda: True)
 
     def __init__(self, pgconn: PGconn, *args: Any) -> None:
         """Take over what has been connected."""
@@ -47,7 +69,11 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.cursor_factory = TimedCursor
         self.rows = undecoded(self)
         self._adapt = Transformer(self.rows)
+        self.add_notice_handler(self._notice)
+        self._not_replicated = False
         self._prepared_names: dict[str, bytes] = {}
+        # Behind a pooler other processes' statements may be on the same server: names must differ from theirs.
+        self._token = secrets.token_hex(6)
         self._names = count()
         self._watched = -1
         self._answer: asyncio.Future[None] | None = None
@@ -58,7 +84,8 @@ class Connection(psycopg.AsyncConnection[Any]):
 
         The connection must be in autocommit. The texts must be few: each stays prepared, unless none may be.
         """
-        started, adapt = time.perf_counter(), self._adapt
+        adapt = self._adapt
+        started = self.began = time.perf_counter()
         try:
             values = adapt.dump_sequence(params, [PyFormat.TEXT] * len(params))
             result = await self._answer_to(query, values)
@@ -70,21 +97,51 @@ class Connection(psycopg.AsyncConnection[Any]):
         adapt.set_pgresult(result)
         return result, adapt.load_rows(0, result.ntuples, tuple)
 
-    async def _answer_to(self, query: str, values: Sequence[Any]) -> PGresult:
+    async def _answer_to(self, query: str, values: Sequence[Any], *, again: bool = False) -> PGresult:
         pgconn = self.pgconn
         if self.prepare_threshold is None:
             pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
             return await self._result()
-        if (name := self._prepared_names.get(query)) is not None:
-            with suppress(InvalidSqlStatementName):  # psycopg deallocates all statements after a rollback
-                pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
-                return await self._result()
-        name = await self._prepare(query)
-        pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
-        return await self._result()
+        try:
+            name = self._prepared_names.get(query) or await self._prepare(query)
+            pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
+            return await self._result()
+        except STATEMENT_LOST:
+            if again:
+                self.pooled()
+            else:
+                await self.statement_lost()
+            return await self._answer_to(query, values, again=True)
+
+    async def statement_lost(self) -> None:
+        """Prepare anew from now on, after psycopg deallocated all statements; or no more, if the server is shared."""
+        self._prepared_names.clear()
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            self.pgconn.send_query_params(b"SELECT pg_backend_pid()::text", [])
+            result = await self._result()
+            if int(result.get_value(0, 0) or 0) == self.pgconn.backend_pid:
+                return
+        self.pooled()
+
+    def pooled(self) -> None:
+        """Prepare nothing from now on."""
+        self.prepare_threshold = None
+        self.on_pooled()
+
+    async def read_history(self) -> bool:
+        """Read the line of history; return whether the server is shared with others, by a pooler.
+
+        `history` is None where the server is a standby. Raises: psycopg.Error.
+        """
+        self.began = time.perf_counter()
+        self.pgconn.send_query_params(HISTORY.encode(), [])
+        result = await self._result()
+        pid, system, timeline = ((result.get_value(0, column) or b"").decode() for column in range(3))
+        self.history = History(int(system), int(timeline, 16)) if int(timeline, 16) else None
+        return int(pid) != self.pgconn.backend_pid
 
     async def _prepare(self, query: str) -> bytes:
-        name = b"look_up_%d" % next(self._names)
+        name = f"parlor_{self._token}_{next(self._names)}".encode()
         self.pgconn.send_prepare(name, query.encode())
         await self._result()
         self._prepared_names[query] = name
@@ -116,22 +173,29 @@ class Connection(psycopg.AsyncConnection[Any]):
         A statement that fails ends the row: those after it are not executed. Raises: its error, unless the `read` of
         one before it raises.
         """
-        started = time.perf_counter()
+        started = self.began = time.perf_counter()
         is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
+        if is_idle and statements[0] is BEGIN and not self.may_begin():
+            raise psycopg.OperationalError("too many commits wait for the synchronous standby")
         try:
             try:
                 return self._read(statements, await self._send(statements))
-            except InvalidSqlStatementName:  # psycopg deallocates all statements after some rollbacks
-                self._prepared_names.clear()
+            except STATEMENT_LOST:
+                if is_idle:
+                    await self.rollback()
+                await self.statement_lost()
                 if not is_idle:
                     raise
-            await self.rollback()
             return self._read(statements, await self._send(statements))
         except psycopg.Error:
             self.queries.errors += 1
             raise
         finally:
             self.queries.add_all([statement.query for statement in statements], time.perf_counter() - started)
+
+    async def commit(self) -> None:
+        """Commit."""
+        await self.run(COMMIT)
 
     async def rollback(self) -> None:
         """Roll back; psycopg would deallocate all prepared statements, too."""
@@ -159,10 +223,32 @@ class Connection(psycopg.AsyncConnection[Any]):
                 else:
                     pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
             pgconn.pipeline_sync()
-            return await self.wait(_results(pgconn))
+            self.committing = statements[-1] is COMMIT
+            results = await self.wait(_results(pgconn))
         finally:
-            if pgconn.status == ConnStatus.OK:
-                pgconn.exit_pipeline_mode()
+            if self.ending is None:
+                self._end_pipeline()
+        if self._not_replicated:
+            self._not_replicated = False
+            raise NotReplicated("the wait for the synchronous standby was canceled")
+        return results
+
+    def _end_pipeline(self) -> None:
+        self.committing = False
+        if self.pgconn.status == ConnStatus.OK:
+            self.pgconn.exit_pipeline_mode()
+
+    async def _end(self, commit: Awaitable[Any]) -> None:
+        """Wait for the answer to a COMMIT that nobody else waits for any more."""
+        try:
+            with suppress(psycopg.Error):
+                await commit
+        finally:
+            self._end_pipeline()
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.source_function == _REPLICATION_WAIT:
+            self._not_replicated = True
 
     def _read(self, statements: Sequence[Statement[Any]], results: Sequence[PGresult]) -> list[Any]:
         found = []
@@ -191,9 +277,35 @@ class Connection(psycopg.AsyncConnection[Any]):
             answer: T = end.value
             return answer
         except asyncio.CancelledError:
-            await self._cancel(_continued(gen, WAIT_R))
+            if not self.committing:
+                await self._cancel(_continued(gen, WAIT_R))
+            elif self.ending is None:
+                self.ending = asyncio.create_task(self._end(self.wait(_continued(gen, WAIT_R))))
+            else:
+                self.hang_up()
             raise
-        return await super().wait(_continued(gen, state), interval, timeout)
+        if not self.committing:
+            return await super().wait(_continued(gen, state), interval, timeout)
+        rest = asyncio.ensure_future(super().wait(_continued(gen, state), interval, timeout))
+        try:
+            return await asyncio.shield(rest)
+        except asyncio.CancelledError:
+            self.ending = asyncio.create_task(self._end(rest))
+            raise
+
+    def is_overdue(self, seconds: float) -> bool:
+        """Return whether a statement has been under way for longer than that."""
+        is_active = self.pgconn.transaction_status == TransactionStatus.ACTIVE
+        return is_active and time.perf_counter() - self.began > seconds
+
+    def hang_up(self) -> None:
+        """Break the connection from this side, without a word to the server, which may never answer.
+
+        Who waits for an answer gets an OperationalError, and so does who sends the next statement. The socket stays
+        open until then: its number must not be another's while the loop watches it.
+        """
+        with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -1,7 +1,8 @@
 """A pool of connections that knows whether its database is there.
 
-While Postgres is away a caller fails at once instead of waiting for the pool; a probe on a connection of its own
-notices within half a second that it is gone or back, and has the pool replace its dead connections before it is used.
+While Postgres is away a caller fails at once instead of waiting for the pool. Each host is asked twice a second whether
+it is the primary (see hosts.py). All connections go to the primary of the newest line of history: when another host is
+promoted, those to the old one are closed at once, also if it still answers.
 """
 
 import asyncio
@@ -9,19 +10,24 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import psycopg
 import structlog
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from libs.db.canary import OtherNumbering, check_numbering
 from libs.db.connection import Connection
+from libs.db.history import History
+from libs.db.hosts import ANSWER_SECONDS, PROBE_SECONDS, Host, newest, split_hosts
 from libs.db.queries import Queries
 from libs.db.settings import DatabaseSettings
 
-PROBE_SECONDS = 0.5
 WAITING_PER_CONNECTION = 50
-PROBE_TIMEOUT_SECONDS = 2.0
+# What the URL does not say.
+CONNECTION_DEFAULTS = {"connect_timeout": 2, "keepalives_idle": 10, "tcp_user_timeout": 10_000}
+OVERDUE_SECONDS = 1.0  # over its time, a statement that Postgres has not ended is on a server that hangs
 
 OnChange = Callable[[bool], Awaitable[None]]
 
@@ -41,7 +47,12 @@ class PoolExhausted(Exception):
 
 
 class Database:
-    """The pool of one process."""
+    """The pool of one process.
+
+    `lost` counts the connections that an outage or a promotion ended. `history` is the line of history of its
+    connections, None until there was a primary. `canary` may be set before `open`: the name of a table into which the
+    login may insert, see canary.py.
+    """
 
     def __init__(self, settings: DatabaseSettings, application_name: str) -> None:
         """Prepare the pool; nothing connects before `open`."""
@@ -49,23 +60,27 @@ class Database:
         self.queries = Queries(settings.slow_query_threshold / 1000)
         self.available = False
         self.exhaustions = 0
+        self.lost = 0
         self.acquisitions = 0
         self.acquisition_seconds = 0.0
+        self.history: History | None = None
+        self.canary: str | None = None
         self._on_change: OnChange = _ignore
-        self._conninfo = psycopg.conninfo.make_conninfo(
-            settings.url.get_secret_value(),
-            application_name=application_name,
-            connect_timeout=2,
-            keepalives_idle=10,
-            tcp_user_timeout=10_000,
-        )
+        url = psycopg.conninfo.conninfo_to_dict(settings.url.get_secret_value())
+        parameters: dict[str, Any] = {**CONNECTION_DEFAULTS, **url, "application_name": application_name}
+        conninfo = psycopg.conninfo.make_conninfo("", **parameters)
+        self._suspect = asyncio.Event()
+        self._hosts = [Host(each, self._suspect.set) for each in split_hosts(conninfo)]
+        self._primary: Host | None = None
+        self._numbered: History | None = None
+        self._prepares = settings.statement_cache_size > 0 and not settings.pgbouncer
+        self._connections: WeakSet[Connection] = WeakSet()
         self._spares: list[Connection] = []
         self._waiting: set[asyncio.Timeout] = set()
-        self._suspect = asyncio.Event()
-        self._watcher: asyncio.Task[None] | None = None
-        self._probe: psycopg.AsyncConnection[Any] | None = None
+        self._endings: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            self._conninfo,
+            self._conninfo_of_primary,
             connection_class=Connection,
             kwargs={"autocommit": True},
             configure=self._configure,
@@ -77,37 +92,76 @@ class Database:
             open=False,
         )
 
+    def _conninfo_of_primary(self) -> str:
+        if self._primary is None:
+            raise psycopg.OperationalError("no host is the primary")
+        return self._primary.conninfo
+
     async def _configure(self, conn: Connection) -> None:
+        self._connections.add(conn)
         conn.queries = self.queries
+        conn.may_begin = self._may_begin
+        conn.on_pooled = self._stop_preparing
         conn.prepared_max = self.settings.statement_cache_size
-        conn.prepare_threshold = 2 if self.settings.statement_cache_size else None
-        # Planning anew for each value costs more than the statement; our plans do not depend on values (decision 0009).
-        await conn.execute(
-            f"SET statement_timeout = {self.settings.query_timeout}; SET lock_timeout = {self.settings.lock_timeout};"
-            " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan".encode(),
-            prepare=False,
-        )
+        conn.prepare_threshold = 2 if self._prepares else None
+        if await conn.read_history() and self._prepares:
+            conn.pooled()
+        if conn.history != self.history:
+            for host in self._hosts:
+                host.ask_again(reconnect=True)
+            await conn.close()
+            raise psycopg.OperationalError("the server is on another line of history")
+        conn.history = self.history
+        if self._prepares:  # else behind a pooler, where this would be said to another's session
+            # Planning anew for each value costs more than the statement; our plans do not depend on values
+            # (decision 0009).
+            await conn.execute(
+                f"SET statement_timeout = {self.settings.query_timeout};"
+                f" SET lock_timeout = {self.settings.lock_timeout};"
+                " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan".encode(),
+                prepare=False,
+            )
+
+    def _stop_preparing(self) -> None:
+        if self._prepares:
+            self._prepares = False
+            log.warning("a pooler lends the server to others: nothing is prepared any more; see pgbouncer=true")
+            for conn in self._connections:
+                conn.prepare_threshold = None
+
+    def _may_begin(self) -> bool:
+        """Say whether fewer commits than half the pool wait for a standby, their callers gone."""
+        return len(self._endings) < max(1, self.settings.connection_limit // 2)
 
     async def open(self, on_change: OnChange = _ignore) -> None:
-        """Start the pool and the probe; return when it is known whether the database is there.
+        """Start the pool; return when every host has been asked.
 
-        `on_change` is told at once, and again whenever the database goes away or comes back.
+        `on_change` is told at once whether the database is there, and again whenever that changes.
+        Raises: OtherNumbering if the cache can't be right on this database.
         """
         self._on_change = on_change
+        self._tasks = [asyncio.create_task(host.watch()) for host in self._hosts]
+        for host in self._hosts:
+            await host.asked.wait()
+        if primary := newest(self._hosts, None, None):
+            self._primary, self.history = primary, primary.history
         await self.pool.open(wait=False)
-        await self._set_available(await self._answers())
-        self._watcher = asyncio.create_task(self._watch())
+        if self._primary:
+            await self._check_numbering(self._primary)
+        await self._set_available(self._primary is not None)
+        self._tasks.append(asyncio.create_task(self._watch()))
 
     async def close(self) -> None:
-        """End the probe and the pool."""
+        """End the watch and the pool; a commit that still waits for a standby is left to the server."""
         self.available = False
-        if self._watcher:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
-        if self._probe:
-            await self._probe.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._give_spares_back()
+        if self._endings:
+            for conn in self._connections:
+                conn.hang_up()
+            await asyncio.gather(*self._endings)
         await self.pool.close()
 
     def connection(self) -> "Lease":
@@ -147,8 +201,18 @@ class Database:
 
         Of several connections, too: with 8 and with 32 CreateBooking in flight 11 % less CPU than with one kept.
         """
+        if conn.ending is not None:
+            task = asyncio.create_task(self._release_ended(conn, conn.ending))
+            self._endings.add(task)
+            task.add_done_callback(self._endings.discard)
+            return
         status = conn.pgconn.transaction_status
-        if status == TransactionStatus.IDLE and self.available and not self._waiting:
+        if (
+            status == TransactionStatus.IDLE
+            and self.available
+            and not self._waiting
+            and conn.history is self.history  # else the pool replaces it
+        ):
             self._spares.append(conn)
             return
         try:
@@ -157,8 +221,14 @@ class Database:
                     await conn.rollback()
         finally:
             if conn.broken:
-                self._suspect.set()
+                self._ask_again()
             await self.pool.putconn(conn)
+
+    async def _release_ended(self, conn: Connection, ending: asyncio.Task[None]) -> None:
+        """Give a connection back when its commit has been answered."""
+        await asyncio.wait([ending])
+        conn.ending = None
+        await self.release(conn)
 
     @property
     def idle(self) -> int:
@@ -170,43 +240,79 @@ class Database:
         for conn in spares:
             await self.pool.putconn(conn)
 
+    def _ask_again(self) -> None:
+        for host in self._hosts:
+            host.ask_again()
+
     async def _watch(self) -> None:
-        """Probe for ever: every half second, and at once when a connection broke."""
+        """Look every half second, and at once when a host has changed, which one to use."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PROBE_SECONDS):  # wait_for may swallow a cancellation on 3.11
                     await self._suspect.wait()
             self._suspect.clear()
             await self._give_spares_back()  # for the pool to see how old they are
-            available = await self._answers()
-            if available != self.available:
-                await self._set_available(available)
+            self._hang_up_overdue()
+            before = self._primary
+            self._primary = newest(self._hosts, before, self.history)
+            if self._primary is None:
+                if self.available:
+                    await self._set_available(False)
+            elif self._primary is not before or self._primary.history != self.history:
+                await self._move_to(self._primary)
 
-    async def _answers(self) -> bool:
-        """Say whether the database answers: on the probe's connection, or on a new one if that is dead."""
-        for _ in range(2):
-            try:
-                async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                    if self._probe is None:
-                        self._probe = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-                    await self._probe.execute("SELECT 1")
-                    return True
-            except (psycopg.Error, OSError, TimeoutError):
-                if self._probe is None:
-                    return False
-                await self._probe.close()
-                self._probe = None
-        return False
+    def _hang_up_overdue(self) -> None:
+        """End what the server should have ended long ago; a COMMIT only while the server does not answer either."""
+        seconds = self.settings.query_timeout / 1000 + OVERDUE_SECONDS
+        for conn in self._connections:
+            if conn.is_overdue(seconds) and not (conn.committing and self.available):
+                conn.hang_up()
+
+    async def _move_to(self, primary: Host) -> None:
+        """Have all connections replaced by such to a primary."""
+        moved = primary.history != self.history
+        history = primary.history and History(*primary.history)  # another object: no older connection becomes a spare
+        if moved and self.history:
+            log.warning("database moved", before=self.history._asdict(), now=history and history._asdict())
+        self.history = history
+        self.lost += len(self._connections)
+        if moved:
+            for conn in self._connections:
+                conn.hang_up()
+        try:
+            await self._check_numbering(primary)
+        except OtherNumbering as error:
+            log.error("database refused", error=str(error))
+            await self._set_available(False)
+        else:
+            await self._set_available(True)
+
+    async def _check_numbering(self, primary: Host) -> None:
+        """Let the canary look at a line of history once. Raises: OtherNumbering."""
+        if self.canary is None or self._numbered == primary.history:
+            return
+        try:
+            async with (
+                asyncio.timeout(ANSWER_SECONDS),
+                await Connection.connect(primary.conninfo, autocommit=True, prepare_threshold=None) as conn,
+            ):
+                conn.queries = self.queries
+                await check_numbering(conn, self.canary)
+        except (psycopg.Error, OSError, TimeoutError) as error:  # such as a schema that is not there yet
+            log.warning("how the database numbers transactions can't be told", error=str(error))
+        else:
+            self._numbered = primary.history
 
     async def _set_available(self, available: bool) -> None:
         if available:
+            await self.pool.drain()
             await self._give_spares_back()
-            await self.pool.check()
         else:
             for wait in self._waiting:
                 wait.reschedule(0)
         self.available = available
-        log.info("database", available=available)
+        problems = [host.problem for host in self._hosts if host.problem]
+        log.info("database", available=available, **({"problems": problems} if problems else {}))
         await self._on_change(available)
 
 

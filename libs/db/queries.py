@@ -9,7 +9,12 @@ from typing import Any, LiteralString, Self, cast
 
 from psycopg import AsyncCursor
 from psycopg.abc import Params, Query
+from psycopg.errors import DuplicatePreparedStatement, InvalidSqlStatementName
+from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
+
+# What a pooler makes of prepared statements: they are on another server, or somebody else's are on this one.
+STATEMENT_LOST = (InvalidSqlStatementName, DuplicatePreparedStatement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,17 @@ class TimedCursor(AsyncCursor[Any]):
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Self:
         """Execute as psycopg does."""
-        queries: Queries = cast(Any, self.connection).queries
-        started = time.perf_counter()
+        conn = cast(Any, self.connection)
+        queries: Queries = conn.queries
+        started = conn.began = time.perf_counter()
         try:
-            return await super().execute(cast(LiteralString, query), params, prepare=prepare, binary=binary)
+            try:
+                return await super().execute(cast(LiteralString, query), params, prepare=prepare, binary=binary)
+            except STATEMENT_LOST:
+                conn.pooled()  # psycopg knows which statements it has deallocated
+                if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+                    raise
+            return await super().execute(cast(LiteralString, query), params, prepare=False, binary=binary)
         except Exception:
             queries.errors += 1
             raise

@@ -7,24 +7,74 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-POOL_PARAMETERS = ("connection_limit", "pool_timeout", "statement_cache_size")
+# Parameters of Prisma's that are settings of ours, with the setting's name.
+POOL_PARAMETERS = {
+    "connection_limit": "connection_limit",
+    "pool_timeout": "pool_timeout",
+    "statement_cache_size": "statement_cache_size",
+    "pgbouncer": "pgbouncer",
+    "socket_timeout": "query_timeout",
+}
+DEFAULT_SCHEMA = "public"
 
 
 def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
-    """Return the URL without Prisma's three pool parameters, which libpq refuses, and those parameters.
+    """Return the URL as libpq takes it, and what Prisma's parameters say about the pool, by the names of our settings.
 
-    A DSN that is no URL (`host=... dbname=...`) has none and comes back as it is.
+    A DSN that is no URL (`host=... dbname=...`) has none of Prisma's and comes back as it is.
+    Raises: ValueError, which names the parameter, if one is unknown to both or has a bad value.
     """
     base, _, parameters = url.partition("?")
     if not base.startswith("postgres"):
         return url, {}
-    query = parse_qsl(parameters.replace("+", "%2B"), keep_blank_values=True)  # to libpq a plus is no space
-    kept = [(name, value) for name, value in query if name not in POOL_PARAMETERS]
-    taken = {name: value for name, value in query if name in POOL_PARAMETERS}
-    return base + ("?" + urlencode(kept, quote_via=quote) if kept else ""), taken
+    query = dict(parse_qsl(parameters.replace("+", "%2B"), keep_blank_values=True))  # to libpq a plus is no space
+    taken = {POOL_PARAMETERS[name]: query.pop(name) for name in POOL_PARAMETERS if name in query}
+    if "query_timeout" in taken:
+        taken["query_timeout"] = _milliseconds("socket_timeout", taken["query_timeout"])
+    _translate(query)
+    if unknown := sorted(query.keys() - {option.keyword.decode() for option in Conninfo.get_defaults()}):
+        raise ValueError(f"unknown parameter {', '.join(unknown)}")
+    return base + ("?" + urlencode(query, quote_via=quote) if query else ""), taken
+
+
+def _milliseconds(name: str, seconds: str) -> str:
+    try:
+        return str(round(float(seconds) * 1000))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name} is no number of seconds") from error
+
+
+def _translate(query: dict[str, str]) -> None:
+    """Replace Prisma's other parameters by those of libpq."""
+    schema = query.pop("schema", DEFAULT_SCHEMA)
+    if not schema.replace("_", "").isalnum():
+        raise ValueError("schema is no name of a schema")
+    if schema != DEFAULT_SCHEMA:
+        query["options"] = " ".join(filter(None, [query.get("options"), f"-csearch_path={schema}"]))
+    accept = query.pop("sslaccept", None)
+    if accept == "strict":
+        query["sslmode"] = "verify-full"
+        query.setdefault("sslrootcert", query.pop("sslcert", "system"))  # Prisma's sslcert is the authority's
+    elif accept == "accept_invalid_certs":
+        query["sslmode"] = "require"
+        query.pop("sslcert", None)
+    elif accept is not None:
+        raise ValueError("sslaccept is neither strict nor accept_invalid_certs")
+
+
+def _check_attributes(url: str) -> None:
+    """Raise ValueError if a URL asks for a standby, and ProgrammingError if it is none.
+
+    A service always connects to the primary, also if the transactions of its login are read-only by default, which
+    libpq would not take for `read-write`.
+    """
+    wanted = conninfo_to_dict(url).get("target_session_attrs", "any")
+    if wanted not in ("any", "primary", "read-write"):
+        raise ValueError(f"target_session_attrs={wanted}: the services need the primary")
 
 
 class DatabaseSettings(BaseSettings):
@@ -36,6 +86,7 @@ class DatabaseSettings(BaseSettings):
     connection_limit: int = Field(20, ge=1, le=1000, description="Most connections of this process.")
     pool_timeout: int = Field(20, ge=1, le=3600, description="Longest wait for a connection, in s.")
     statement_cache_size: int = Field(100, ge=0, le=10_000, description="Prepared statements kept on a connection.")
+    pgbouncer: bool = Field(False, description="A pooler lends servers by the transaction: prepare nothing.")
     query_timeout: int = Field(10_000, ge=1, le=3_600_000, description="Longest time of a statement, in ms.")
     lock_timeout: int = Field(2_000, ge=1, le=3_600_000, description="Longest wait for a lock, in ms.")
     slow_query_threshold: int = Field(1_000, ge=0, le=3_600_000, description="From when a statement is slow, in ms.")
@@ -50,11 +101,13 @@ class DatabaseSettings(BaseSettings):
         name = next((variable for variable in variables if environ.get(variable)), None)
         if name is None:
             raise ValueError(f"{variables[0]} is not set")
-        url, parameters = split_pool_parameters(environ[name])
         try:
-            conninfo_to_dict(url)
+            url, parameters = split_pool_parameters(environ[name])
+            _check_attributes(url)
         except ProgrammingError as error:
             raise ValueError(f"{name} is no connection string of Postgres") from error
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         of_url: dict[str, Any] = {
             parameter: value for parameter, value in parameters.items() if not environ.get(f"DB_{parameter.upper()}")
         }

@@ -255,6 +255,11 @@ class Server:
             await self._accept()
             log.info("the certificate was read again")
 
+    def retire(self) -> None:
+        """Tell the clients to open new connections, elsewhere if they can; those that come here are served, too."""
+        for connection in list(self._connections):
+            connection.shut_down()
+
     async def stop(self, grace: float | None) -> None:
         """Take no new calls, let those under way end within `grace` seconds, and end the rest as UNAVAILABLE."""
         self._is_stopping = True  # a listener accepts what has come before it is closed
@@ -262,8 +267,7 @@ class Server:
             listener.close()
         for listening in self._sockets:
             listening.close()
-        for connection in list(self._connections):
-            connection.shut_down()
+        self.retire()
         await self._all_closed(grace or 0)
         for connection in list(self._connections):
             connection.end(grpc.StatusCode.UNAVAILABLE, "the server has stopped")

@@ -16,7 +16,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFail
 from google.rpc.status_pb2 import Status
 
 from libs.cache import CacheUnavailable, CommitUnknown
-from libs.db import DatabaseUnavailable, PoolExhausted
+from libs.db import STATEMENT_LOST, DatabaseUnavailable, PoolExhausted
 
 DOMAIN = "parlor"
 RETRY_MS = 250
@@ -136,17 +136,20 @@ def _database_unavailable() -> RpcError:
     return unavailable("DATABASE_UNAVAILABLE", "the database is away")
 
 
+def _commit_unknown(request: Any) -> RpcError:
+    """Return the error of a commit of unknown outcome: UNAVAILABLE if a repeat is safe, since proxies repeat that."""
+    message = "the change may have been made or not; "
+    if getattr(request, "request_id", ""):
+        return unavailable("COMMIT_UNKNOWN", message + "a retry with the same request_id is safe")
+    message += "read before you repeat it: only a request with a request_id may be repeated blindly"
+    return RpcError(grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN", message)
+
+
 # What drivers and libs raise, most special first.
 TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[], RpcError]]] = (
     (DatabaseUnavailable, _database_unavailable),
     (PoolExhausted, lambda: exhausted("POOL_EXHAUSTED", "no database connection came free in time")),
     (CacheUnavailable, lambda: unavailable("CACHE_UNAVAILABLE", "the cache can't be invalidated now")),
-    (
-        CommitUnknown,
-        lambda: unavailable(
-            "COMMIT_UNKNOWN", "the change may have been made or not; a retry with the same request_id is safe"
-        ),
-    ),
     (psycopg.errors.QueryCanceled, query_timeout),
     (TimeoutError, query_timeout),
     (
@@ -154,9 +157,11 @@ TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[]
             psycopg.errors.DeadlockDetected,
             psycopg.errors.LockNotAvailable,  # after the lock timeout
             psycopg.errors.SerializationFailure,
+            *STATEMENT_LOST,  # by a pooler that lends the server to others; nothing is prepared from then on
         ),
         conflict,
     ),
+    (psycopg.errors.DiskFull, lambda: unavailable("DATABASE_FULL", "the database has no room for more")),
     # Away, shutting down, failing over, full: all of class 08, 53, 57, and a lost connection.
     (psycopg.errors.ReadOnlySqlTransaction, _database_unavailable),
     (psycopg.OperationalError, _database_unavailable),
@@ -173,6 +178,8 @@ def of_exception(error: Exception, constraints: Mapping[str, Callable[[Any], Rpc
         return error
     if isinstance(error, psycopg.Error) and error.diag.constraint_name in constraints:
         return constraints[error.diag.constraint_name or ""](request)
+    if isinstance(error, CommitUnknown):
+        return _commit_unknown(request)
     for kinds, make in TABLE:
         if isinstance(error, kinds):
             return make()

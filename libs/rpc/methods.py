@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
 from libs.cache import MAX_AGE, Cache, Read, Reply
+from libs.db import STATEMENT_LOST
 from libs.rpc import errors
 from libs.rpc.deadlines import Deadlines
 from libs.rpc.metrics import Latencies
@@ -41,11 +42,13 @@ MOST_LOOKS = 50
 MOST_SEEN = 2000
 LARGEST_SEEN = 512
 
-# Worth one more try: the transactions were in each other's way, or a code made at random was taken.
+# Worth one more try: the transactions were in each other's way, a code made at random was taken, or a pooler has lost a
+# prepared statement, after which none is prepared.
 RETRIED = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
     psycopg.errors.UniqueViolation,
+    *STATEMENT_LOST,
 )
 
 log = structlog.get_logger()
@@ -221,6 +224,8 @@ class _Call:
         event: dict[str, Any] = {"method": self._method, "code": error.code.name, "reason": error.reason}
         if error.reason == "INTERNAL":
             log.error("rpc", **event, exc_info=raised)
+        elif error.reason == "DATABASE_FULL":
+            log.error("rpc", **event, error=repr(raised))
         elif error.reason == "COMMIT_UNKNOWN":
             log.warning("rpc", **event, error=repr(raised))
         else:  # thousands a second while a part is away, which is told where it is noticed

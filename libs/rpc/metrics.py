@@ -93,7 +93,7 @@ class Figures(Collector):
             ("parlor_db_acquisition_seconds", "Time of all waits for a connection", database.acquisition_seconds),
             ("parlor_db_exhaustions", "Waits for a connection in vain", database.exhaustions),
             ("parlor_db_connection_errors", "Connections not opened", pool.get("connections_errors", 0)),
-            ("parlor_db_connections_lost", "Connections lost", pool.get("connections_lost", 0)),
+            ("parlor_db_connections_lost", "Connections lost", database.lost + pool.get("connections_lost", 0)),
         ):
             yield CounterMetricFamily(name, text, value=value)
         for name, text, value in (

@@ -20,6 +20,7 @@ from libs.cache import Cache, Group
 from libs.db import (
     BEGIN,
     COMMIT,
+    ROLLBACK,
     Connection,
     Database,
     DatabaseUnavailable,
@@ -119,7 +120,11 @@ class Mutations:
             begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}")), replay]
 
         async def begin(conn: Connection) -> tuple[int, str]:
-            _, begun, *found = await conn.run(*begins, *first)
+            try:
+                _, begun, *found = await conn.run(*begins, *first)
+            except Replayed:
+                await conn.run(ROLLBACK, _REPLICATED)
+                raise
             write.conn, write.first = conn, found[len(begins) - 2 :]
             return begun  # type: ignore[no-any-return]
 
@@ -150,6 +155,14 @@ class Mutations:
             await asyncio.sleep(PURGE_SECONDS)
 
 
+# Where commits wait for a standby this one does, too; so then has what was committed before, though it was visible
+# earlier: if the wait of its own commit was canceled.
+_REPLICATED = Statement(
+    "SELECT CASE WHEN current_setting('synchronous_standby_names') <> ''"
+    " THEN pg_logical_emit_message(true, 'parlor', '')::text END",
+    {},
+    nothing,
+)
 _SAVEPOINT = Statement("SAVEPOINT unlocked", {}, nothing)
 _ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, nothing)
 # The locks come first: a transaction that waits for one and has an id keeps what others have written from being stored.

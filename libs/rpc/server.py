@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from libs.cache import Cache, CacheSettings, Group
-from libs.db import Database, DatabaseSettings
+from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.rpc import log
 from libs.rpc.errors import RpcError
 from libs.rpc.exchange import Exchange
@@ -99,6 +99,9 @@ async def serve(
 
     async def drain() -> None:
         await healths.drain()
+        if settings.drain_delay:
+            server.retire()
+            await asyncio.sleep(settings.drain_delay / 1000)
         if isinstance(server, GrpcioTransport):
             await methods.drain()
         await server.stop(settings.drain_timeout / 1000)
@@ -176,7 +179,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
     def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
         try:
             uvloop.run(run(settings, worker))
-        except CannotListen as error:
+        except (CannotListen, OtherNumbering) as error:
             _fail(name, str(error))
 
     if server_settings.workers == 1:
@@ -184,7 +187,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
         return
     try:
         with _reserved(server_settings) as settings:
-            sys.exit(supervise(settings.workers, partial(work, settings)))
+            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000))
     except CannotListen as error:
         _fail(name, str(error))
 

@@ -27,6 +27,9 @@ class ServerSettings(BaseSettings):
         None, ge=0, le=65_535, description="Port of the Prometheus metrics. Default: none."
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the port.")
+    worker_timeout: int = Field(
+        10_000, ge=0, description="Time after which a worker whose event loop hangs is killed, in ms; 0: never."
+    )
     server_transport: Literal["http2", "grpcio"] = Field(
         "http2", description="What carries the RPCs: our own server on libnghttp2, or grpcio's."
     )
@@ -73,6 +76,9 @@ class ServerSettings(BaseSettings):
     )
     max_concurrent_rpcs: int = Field(1000, ge=1, description="RPCs of a worker beyond which one is told OVERLOADED.")
     request_timeout: int = Field(30_000, ge=1, description="Longest time of an RPC, in ms.")
+    drain_delay: int = Field(
+        0, ge=0, description="Time to serve on after NOT_SERVING is told on SIGTERM, before RPCs are refused, in ms."
+    )
     drain_timeout: int = Field(30_000, ge=0, description="Longest time to let RPCs end on SIGTERM, in ms.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
 

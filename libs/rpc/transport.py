@@ -45,6 +45,9 @@ class Transport(Protocol):
     async def start(self) -> None:
         """Begin to serve."""
 
+    def retire(self) -> None:
+        """Send the clients to other servers, but serve them, and new ones, until `stop`."""
+
     async def stop(self, grace: float) -> None:
         """Take no new calls; end those that take longer than `grace` seconds."""
 
@@ -175,6 +178,9 @@ class GrpcioTransport:
     async def start(self) -> None:
         """Begin to serve."""
         await self._server.start()
+
+    def retire(self) -> None:
+        """Do nothing: grpcio has no way to send clients away before it refuses them."""
 
     async def stop(self, grace: float) -> None:
         """Take no new calls; end those that take longer than `grace` seconds."""

@@ -6,6 +6,7 @@ one of them. They are forked, so the parent must have no thread and no object of
 
 import asyncio
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from ctypes import Array, c_double
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
@@ -25,6 +27,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 LONG_LIFE_SECONDS = 60.0  # who lived so long is started again at once
+HEARTBEAT_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -59,6 +62,7 @@ class Worker:
     """One of `count` workers: its number, the folder they share, and the ends of two pipes.
 
     `parent` ends when the parent wants the worker to end, or is gone itself; a byte to `ready` says that it serves.
+    `heartbeats` is memory shared with the parent: for each worker when its event loop ran last, 0 before it serves.
     """
 
     number: int
@@ -66,6 +70,7 @@ class Worker:
     folder: Path
     parent: int
     ready: int
+    heartbeats: "Array[c_double]"
 
     @property
     def is_alone(self) -> bool:
@@ -83,35 +88,44 @@ class Worker:
             loop.add_reader(self.parent, ended)
 
     def tell_ready(self) -> None:
-        """Tell the parent that this worker serves."""
+        """Tell the parent that this worker serves, and from now on that its event loop runs."""
         if not self.is_alone:
             os.write(self.ready, b".")
+            self._beat()
+
+    def _beat(self) -> None:
+        self.heartbeats[self.number] = time.monotonic()
+        asyncio.get_running_loop().call_later(HEARTBEAT_SECONDS, self._beat)
 
 
-ALONE = Worker(0, 1, Path(), -1, -1)
+ALONE = Worker(0, 1, Path(), -1, -1, (c_double * 1)())
 
 
 class _Stopped(Exception):
     """A signal came."""
 
 
-def supervise(count: int, work: Callable[[Worker], None]) -> int:
+def supervise(count: int, work: Callable[[Worker], None], timeout: float) -> int:
     """Run `work` in `count` processes until SIGTERM or SIGINT; return the exit code of the whole.
 
     The first must serve before the others start: what keeps it from serving is said once, and ends everything. Later a
-    worker that dies is started again, after a pause that doubles up to 10 s. The pipe whose end tells the workers to
-    drain closes when this process ends, however it does.
+    worker that dies is started again, after a pause that doubles up to 10 s. One whose event loop has not run for
+    `timeout` seconds (0: for ever) is killed: the kernel goes on giving it connections, which would hang. The pipe
+    whose end tells the workers to drain closes when this process ends, however it does.
     """
     gc.collect()
     gc.freeze()  # a worker's collections leave what was imported alone, and so shared: 11 MB of its own, not 30
     with tempfile.TemporaryDirectory(prefix="parlor-") as folder:
-        return _Supervisor(count, work, Path(folder)).run()
+        return _Supervisor(count, work, timeout, Path(folder)).run()
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Callable[[Worker], None], folder: Path) -> None:
+    def __init__(self, count: int, work: Callable[[Worker], None], timeout: float, folder: Path) -> None:
         self._count = count
         self._work = work
+        self._timeout = timeout
+        self._heartbeats = multiprocessing.get_context("fork").RawArray(c_double, count)
+        self._looked = time.monotonic()
         self._folder = folder
         self._parent, self._own_end = os.pipe()
         self._is_ready, self._ready = os.pipe()
@@ -135,13 +149,15 @@ class _Supervisor:
         except _Stopped:
             log.info("stopping")
         os.close(self._own_end)
-        for process in self._running.values():
-            process.join()
+        while alive := [process.sentinel for process in self._running.values() if process.exitcode is None]:
+            wait(alive, HEARTBEAT_SECONDS)
+            self._kill_hung(time.monotonic())
         stopped = {0, *(-number for number in SIGNALS)}
         return int(any(process.exitcode not in stopped for process in self._running.values()))
 
     def _start(self, number: int) -> ForkProcess:
-        worker = Worker(number, self._count, self._folder, self._parent, self._ready)
+        self._heartbeats[number] = 0
+        worker = Worker(number, self._count, self._folder, self._parent, self._ready, self._heartbeats)
         process = multiprocessing.get_context("fork").Process(target=self._become, args=(worker,))
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the child must not run this process's handlers
         try:
@@ -161,10 +177,12 @@ class _Supervisor:
         self._work(worker)
 
     def _watch(self) -> None:
-        """Wait until a worker dies or is due to be started again, and see to it."""
-        timeout = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+        """Wait until a worker dies, hangs or is due to be started again, and see to it."""
+        timeout = max(0.0, min(self._due.values(), default=math.inf) - time.monotonic())
+        timeout = min(timeout, HEARTBEAT_SECONDS)
         ended = wait([process.sentinel for process in self._running.values()], timeout)
         now = time.monotonic()
+        self._kill_hung(now)
         for number in [number for number, process in self._running.items() if process.sentinel in ended]:
             process, pause = self._running.pop(number), self._pause(number, now - self._started[number])
             process.join()  # its sentinel may tell a moment before its exit code is there
@@ -173,6 +191,17 @@ class _Supervisor:
         for number in [number for number, due in self._due.items() if due <= now]:
             del self._due[number]
             self._start(number)
+
+    def _kill_hung(self, now: float) -> None:
+        """Kill the workers whose event loop hangs; but not if this process, too, has stood still meanwhile."""
+        stood_still, self._looked = now - self._looked > 2 * HEARTBEAT_SECONDS, now
+        if stood_still or not self._timeout:
+            return
+        for number, process in self._running.items():
+            last = self._heartbeats[number]
+            if last and now - last > self._timeout and process.exitcode is None:
+                log.error("worker hangs", worker=number, seconds=round(now - last, 1))
+                process.kill()
 
     def _pause(self, number: int, lived: float) -> float:
         """Return how long to wait before a worker is started again."""

@@ -18,9 +18,7 @@ from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvail
 from services.booking import hours
 from services.booking.hours import Calendar
 
-# What takes about half a millisecond.
-RANGES_AT_ONCE = 2000
-STARTS_AT_ONCE = 250
+STARTS_AT_ONCE = 250  # whose part of a response takes about half a millisecond
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 
@@ -90,7 +88,7 @@ def free(
         grid = shared if own is salon else starts(own, zone, want)
         found[resource_id] = [] if active is None else _without(grid, begins or (), ends or (), want)
         yield
-    until = yield from _until([free for ranges in found.values() for free in ranges], most)
+    until = yield from _until(list(found.values()), most)
     by_start: dict[int, list[str]] = defaultdict(list)
     for resource_id in sorted(found):
         for ranged in found[resource_id]:
@@ -172,28 +170,33 @@ def _without(grid: Sequence[range], begins: Sequence[int], ends: Sequence[int], 
     return found
 
 
-def _until(grid: Sequence[range], most: int) -> Generator[None, None, int]:
+def _until(grids: Sequence[Sequence[range]], most: int) -> Generator[None, None, int]:
     """Return the start by which there are `most`, or all: they are counted, not made."""
-    if sum(map(len, grid)) <= most:
-        return max((free[-1] for free in grid), default=0)
-    yield
-    low = min([free[0] for free in grid])
-    yield
-    high = max([free[-1] for free in grid])
+    grids = [grid for grid in grids if grid]
+    total, low, high = 0, 0, 0
+    for grid in grids:
+        first, last = min([free[0] for free in grid]), max([free[-1] for free in grid])
+        low, high = min(low, first) if total else first, max(high, last)
+        total += sum(map(len, grid))
+        yield
+    if total <= most:
+        return high
     before = 0  # how many the ranges have that end before `low`
     while low < high:
         middle = (low + high) // 2
-        count = before
-        for place in range(0, len(grid), RANGES_AT_ONCE):
-            count += sum([bisect_right(free, middle) for free in grid[place : place + RANGES_AT_ONCE]])
+        count, narrower = before, []
+        for grid in grids:
+            count += sum([bisect_right(free, middle) for free in grid])
             yield
-        if count >= most:
-            high = middle
-            grid = [free for free in grid if free[0] <= middle]
-        else:
-            low = middle + 1
-            before += sum([len(free) for free in grid if free[-1] <= middle])
-            grid = [free for free in grid if free[-1] > middle]
+        for grid in grids:
+            if count >= most:
+                narrower.append([free for free in grid if free[0] <= middle])
+            else:
+                before += sum([len(free) for free in grid if free[-1] <= middle])
+                narrower.append([free for free in grid if free[-1] > middle])
+            yield
+        low, high = (low, middle) if count >= most else (middle + 1, high)
+        grids = [grid for grid in narrower if grid]
     return low
 
 

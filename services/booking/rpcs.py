@@ -26,6 +26,7 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.searches = for_searches(database)
         self.slices = Slices()
         self.write = Mutations(cache, database, "booking_requests")
+        database.canary = "booking_requests"
 
     def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
         """Return the groups that a change of bookings invalidates."""

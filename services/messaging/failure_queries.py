@@ -1,5 +1,6 @@
 """The statements on webhook items that could not be recorded, one function each."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,24 +20,25 @@ def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Fail
     """
     query = """
         INSERT INTO webhook_failures (salon_id, phone_number_id, digest, kind, reason, item, phone_number, user_id)
-        SELECT DISTINCT ON (digest) %(salon_id)s::text, %(phone_number_id)s::text, digest, kind, reason, item,
-            phone_number, user_id
-        FROM unnest(%(digests)s::bytea[], %(kinds)s::text[], %(reasons)s::text[], %(items)s::text[],
-            %(phone_numbers)s::text[], %(user_ids)s::text[])
-            AS given (digest, kind, reason, item, phone_number, user_id)
+        SELECT DISTINCT ON (digest) %(salon_id)s::text, %(phone_number_id)s::text, decode(digest, 'hex'), kind, reason,
+            item, phone_number, user_id
+        FROM json_to_recordset(%(failures)s::json) AS given (digest text, kind text, reason text, item text,
+            phone_number text, user_id text)
         ORDER BY digest
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING digest"""
-    params = {
-        "salon_id": salon_id,
-        "phone_number_id": phone_number_id,
-        "digests": [failure.digest for failure in failures],
-        "kinds": [failure.kind for failure in failures],
-        "reasons": [failure.reason for failure in failures],
-        "items": [failure.excerpt for failure in failures],
-        "phone_numbers": [failure.phone_number for failure in failures],
-        "user_ids": [failure.user_id for failure in failures],
-    }
+    given = [
+        {
+            "digest": failure.digest.hex(),
+            "kind": failure.kind,
+            "reason": failure.reason,
+            "item": failure.excerpt,
+            "phone_number": failure.phone_number,
+            "user_id": failure.user_id,
+        }
+        for failure in failures
+    ]
+    params = {"salon_id": salon_id, "phone_number_id": phone_number_id, "failures": json.dumps(given)}
     return Statement(query, params, lambda _, rows: {digest for (digest,) in rows})
 
 

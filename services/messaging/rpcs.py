@@ -21,6 +21,7 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         self.database = database
         self.groups = Groups(cache)
         self.write = Mutations(cache, database, "messaging_requests")
+        database.canary = "messaging_requests"
         self.salons = salons
         self.searches = for_searches(database)
         self.slices = Slices()

@@ -33,7 +33,7 @@ from services.messaging.webhook_json import (
 __all__ = ["Change", "Failure", "check_signature", "is_small", "read"]
 
 # What is recorded by one transaction, and what is held of a body before it is.
-MOST_ITEMS = 200
+MOST_ITEMS = 100
 MOST_BYTES = 262_144
 MOST_HELD = 1000
 SIGNED_BYTES = 262_144  # signed before others may run
@@ -75,8 +75,9 @@ class Failure:
     def of(cls, kind: str, reason: str, item: Any, *sender: str | None, unknown: bool = False) -> "Failure":
         """Return the failure of an item; `sender` is its phone_number and user_id, if known."""
         excerpt, whole = kept(item)
-        digest = hashlib.blake2b(f"{kind} ".encode() + whole, digest_size=32).digest()
-        return cls(kind, reason, excerpt, digest, unknown, *sender)
+        digest = hashlib.blake2b(f"{kind} ".encode(), digest_size=32)
+        digest.update(whole)
+        return cls(kind, reason, excerpt, digest.digest(), unknown, *sender)
 
 
 @dataclass(slots=True)

@@ -117,8 +117,9 @@ class Senders:
         """Begin with none; `is_lone` says that there is one message."""
         self._is_lone = is_lone
         self._count = 0
-        self._last = _NOBODY
-        self._by_id: dict[str, _Contact] = {}
+        # Plain tuples: 100,000 objects of a class of ours hold up the garbage collector.
+        self._last: tuple[str | None, str | None, str] = (None, None, "")
+        self._by_id: dict[str, tuple[str | None, str | None, str]] = {}
 
     def add(self, contact: Any) -> None:
         """Take a contact, as it came."""
@@ -127,14 +128,16 @@ class Senders:
         self._count += 1
         profile = contact.get("profile")
         name = word(profile, "name", 1000) or word(profile, "username") or ""
-        self._last = _Contact(word(contact, "wa_id"), word(contact, "user_id"), name)
+        self._last = word(contact, "wa_id"), word(contact, "user_id"), name
         for identifier in filter(None, self._last[:2]):
             self._by_id[identifier] = self._last
 
-    @property
-    def _lone(self) -> "_Contact":
-        """The sender of a lone message where there is one contact, however its wa_id is written."""
-        return self._last if self._is_lone and self._count == 1 else _NOBODY
+    def _contact(self, phone: Any, user_id: str | None) -> "_Contact":
+        """Return who has an id; else the one contact of a lone message, however its wa_id is written."""
+        found = self._by_id.get(user_id or "") or self._by_id.get(str(phone))
+        if found is None and self._is_lone and self._count == 1:
+            found = self._last
+        return _NOBODY if found is None else _Contact(*found)
 
     def of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a message that name its sender. Raises: Unreadable."""
@@ -155,7 +158,7 @@ class Senders:
         phone, user_id = item.get("from") or None, word(item, "from_user_id")
         if isinstance(phone, str) and _USER_ID.fullmatch(phone):
             phone, user_id = None, user_id or phone
-        contact = self._by_id.get(user_id or "") or self._by_id.get(str(phone)) or self._lone
+        contact = self._contact(phone, user_id)
         told = contact.wa_id or ""
         phone, user_id = phone or (told if _PHONE.fullmatch(told) else None), user_id or contact.user_id
         return phone, user_id, contact

@@ -7,6 +7,7 @@ body needs little more memory than its bytes, and a part that can't be read lose
 import json
 import math
 import re
+from array import array
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -67,6 +68,29 @@ def is_small(payload: bytes) -> bool:
     return len(payload) <= LARGEST_SMALL and payload.count(b"[") + payload.count(b"{") <= MOST_NESTED
 
 
+class Leaves(Sequence[Part]):
+    """The elements of a list that are not looked into: numbers, since 100,000 objects hold up the garbage collector."""
+
+    def __init__(self, payload: bytes) -> None:
+        """Begin with none."""
+        self._payload = payload
+        self._places = array("Q")
+
+    def add(self, part: Part) -> None:
+        """Take one more."""
+        self._places.extend((part.start, part.end, part.depth))
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._places) // 3
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one of them."""
+        if index >= len(self):
+            raise IndexError
+        return Part(self._payload, *self._places[3 * index : 3 * index + 3])
+
+
 def parse(payload: bytes, shape: Shape) -> Generator[None, None, Any]:
     """Return a body: as objects if it is small, else as the parts that `shape` names. Raises: ValueError."""
     if is_small(payload):
@@ -117,7 +141,7 @@ def members(value: Any) -> Mapping[str, Any] | None:
 def elements(value: Any) -> Sequence[Any] | None:
     """Return the elements of a list; None if it is no list that can be read."""
     found = _inside(value)
-    return found if isinstance(found, list) else None
+    return found if isinstance(found, list | Leaves) else None
 
 
 def text_of(value: Any, *, sort_keys: bool = False) -> str:
@@ -153,6 +177,7 @@ class _Scanner:
 
     def part(self, at: int, shape: Shape) -> Steps:
         """Return the part that begins at a place."""
+        yield
         self._parts += 1
         if self._parts > MOST_PARTS:
             raise ValueError("there are too many parts")
@@ -189,14 +214,16 @@ class _Scanner:
 
     def _list(self, start: int, shape: Shape) -> Steps:
         parts: list[Part] = []
+        leaves = Leaves(self._payload)
+        add = leaves.add if shape is None else parts.append
         deepest = 0
         at, closed = self._open(start, b"]")
         while not closed:
             part = yield from self.part(at, shape)
-            parts.append(part)
+            add(part)
             deepest = max(deepest, part.depth)
             at, closed = self._next(part.end, b"]")
-        return Part(self._payload, start, at, deepest + 1, parts)
+        return Part(self._payload, start, at, deepest + 1, leaves if shape is None else parts)
 
     def _open(self, start: int, closing: bytes) -> tuple[int, bool]:
         """Return where the first element begins, or the end if there is none, and which of them it is."""

@@ -1,8 +1,8 @@
 """A model of which cache is in force, small enough to visit every state.
 
-There is one tag, one cached reply, two cache servers that both accept writes, and the row in Postgres that says which of
-them is in force. Every step of a process that can be seen from outside is a step here, so a pause or a crash between two
-steps is simply another order. A reply is the set of committed writes, as bits.
+There is one tag, one cached reply, two cache servers that both accept writes, and the row in Postgres that says which
+of them is in force. Every step of a process that can be seen from outside is a step here, so a pause or a crash between
+two steps is simply another order. A reply is the set of committed writes, as bits.
 """
 
 import random
@@ -148,7 +148,7 @@ class Model:
         return state._replace(servers=replace(state.servers, place, server._replace(record=None, entry=None)))
 
     def _replacements(self, state: State) -> Iterator[State]:
-        """Copy the first server's data; later, once, replace them by the copy: it is demoted, synchronized, promoted."""
+        """Copy the first server's data; later, once, replace them by the copy, as when it was demoted in between."""
         server = state.servers[0]
         if state.budget.replacements and server.copy is None:
             copied = server._replace(copy=(server.record, server.entry))
@@ -407,7 +407,7 @@ def ranked(state: State) -> State:
 def _ids(process: Process) -> list[int]:
     found: list[int] = []
     if process.read:
-        step, first, *rest = process.read
+        _step, first, *rest = process.read
         if isinstance(first, Record):
             found.append(first.highest)
         else:

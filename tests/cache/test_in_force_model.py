@@ -18,14 +18,14 @@ LARGE = [
     for wait in (False, True)
     for roles in (("r", "w", "r"), ("rw", "rw", "r"))
 ]
+TWO_RAISES, REPLACED = Budget(raises=2, losses=1), Budget(raises=0, losses=0, replacements=1)
 WRONG = [
-    pytest.param(Rules(epoch_at_begin="never"), id="a write does not read the epoch"),
-    pytest.param(Rules(epoch_at_begin="before the id"), id="the epoch is read before the id is taken"),
-    pytest.param(Rules(records="dropped before"), id="dropped before the epoch is raised"),
-    pytest.param(Rules(records="dropped after"), id="dropped after the epoch is raised"),
-    pytest.param(Rules(polls_compare=False), id="polls do not compare"),
-    pytest.param(Rules(wait=True, settles=False), id="an epoch is used while leases of another last"),
-    pytest.param(Rules(wait=True, looks_check_history=False), id="a hit is not checked for replaced data"),
+    pytest.param(Rules(epoch_at_begin="never"), TWO_RAISES, id="a write does not read the epoch"),
+    pytest.param(Rules(epoch_at_begin="before the id"), TWO_RAISES, id="the epoch is read before the id is taken"),
+    pytest.param(Rules(records="dropped after"), TWO_RAISES, id="dropped after the epoch is raised"),
+    pytest.param(Rules(polls_compare=False), TWO_RAISES, id="polls do not compare"),
+    pytest.param(Rules(wait=True, settles=False), TWO_RAISES, id="an epoch is used while leases of another last"),
+    pytest.param(Rules(wait=True, looks_check_history=False), REPLACED, id="a hit is not checked for replaced data"),
 ]
 
 
@@ -39,3 +39,9 @@ def test_no_state_is_stale(rules: Rules, roles: tuple[str, ...], budget: Budget)
 @pytest.mark.parametrize(("rules", "roles"), LARGE)
 def test_no_walk_becomes_stale(rules: Rules, roles: tuple[str, ...]) -> None:
     assert walk(rules, roles, Budget(raises=3, losses=2, replacements=1), 100_000, random.Random(1)) > 1_000
+
+
+@pytest.mark.parametrize(("rules", "budget"), WRONG)
+def test_each_wrong_variant_becomes_stale(rules: Rules, budget: Budget) -> None:
+    with pytest.raises(Stale):
+        explore(rules, ("r", "w"), budget)

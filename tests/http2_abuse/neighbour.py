@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,20 @@ async def run(port: int, pid: int, authority: bytes | None) -> None:
         channel = grpc.aio.insecure_channel(target)
     else:
         channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(authority))
-    call: Any = channel.unary_unary("/abuse/Echo")
+    echo: Any = channel.unary_unary("/abuse/Echo")
+    await repeat(pid, lambda: echo(b"x" * 100, timeout=10, wait_for_ready=False))
+    await channel.close()
+
+
+async def repeat(pid: int, call: Callable[[], Awaitable[Any]]) -> None:
+    """Make a call of a server's process again and again until the input ends."""
     times: list[float] = []
     failures: list[str] = []
 
     async def call_once() -> None:
         started, waited = time.perf_counter(), waited_ns(pid) + waited_ns(os.getpid())
         try:
-            await call(b"x" * 100, timeout=10, wait_for_ready=False)
+            await call()
         except grpc.aio.AioRpcError as error:
             failures.append(f"{error.code().name}: {error.details()}")
         waited = waited_ns(pid) + waited_ns(os.getpid()) - waited
@@ -57,7 +64,6 @@ async def run(port: int, pid: int, authority: bytes | None) -> None:
         times.clear()
         failures.clear()
     calling.cancel()
-    await channel.close()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ national notation. What can't be read so is INVALID_FIELD. Replies have E.164.
 
 Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the reasons named at the RPC, besides those
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
-(RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
-REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), COMMIT_UNKNOWN and CACHE_UNAVAILABLE (UNAVAILABLE).
+(RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE and DATABASE_FULL (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of
+a mutation, REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), CACHE_UNAVAILABLE (UNAVAILABLE), and
+COMMIT_UNKNOWN, where the change may have been made or not: UNAVAILABLE if the request has a request_id, so that it may
+be repeated; else ABORTED.
 
 A request is at most 256 KiB before its compression.
 A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).

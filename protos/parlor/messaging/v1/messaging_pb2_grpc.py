@@ -146,7 +146,7 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def IngestWebhook(self, request, context):
-        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
         of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
         ListWebhookFailures.
         On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that

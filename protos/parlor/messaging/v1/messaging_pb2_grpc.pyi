@@ -11,8 +11,10 @@ A conversation is named by its conversation_id, by phone_number or by user_id; w
 
 Every error carries google.rpc.ErrorInfo with domain "parlor" and one of the reasons named at the RPC, besides those
 that any RPC may answer: INVALID_FIELD and MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED and OVERLOADED
-(RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of a mutation,
-REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), COMMIT_UNKNOWN and CACHE_UNAVAILABLE (UNAVAILABLE).
+(RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE and DATABASE_FULL (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED); and, of
+a mutation, REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), CACHE_UNAVAILABLE (UNAVAILABLE), and
+COMMIT_UNKNOWN, where the change may have been made or not: UNAVAILABLE if the request has a request_id, so that it may
+be repeated; else ABORTED.
 
 A request is at most 512 KiB (RecordMessage, RecordAiMessage), 8.5 MiB (IngestWebhook) or 256 KiB before its compression.
 A larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
@@ -65,7 +67,7 @@ class MessagingServiceStub:
     one; a message that is not billable costs nothing.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
     of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
     ListWebhookFailures.
     On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
@@ -145,7 +147,7 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     one; a message that is not billable costs nothing.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
-    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+    """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
     of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
     ListWebhookFailures.
     On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
@@ -240,7 +242,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.IngestWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.IngestWebhookResponse, _abc.Awaitable[_messaging_pb2.IngestWebhookResponse]]:
-        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 200 items
+        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
         of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
         ListWebhookFailures.
         On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that

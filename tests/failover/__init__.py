@@ -1,0 +1,1 @@
+"""Failures of whole machines, on real servers."""

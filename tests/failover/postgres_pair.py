@@ -1,0 +1,122 @@
+"""A primary and a standby on this machine, and what happens to machines: killed, hung, promoted, revived."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+
+from ops.migrate import migrate
+from ops.process import StartError
+from ops.servers import Postgres, child_ids, postgres_url
+
+STANDBY = "standby"
+SETTINGS = {"max_connections": "100", "fsync": "off", "wal_keep_size": "64MB", "max_wal_senders": "4"}
+
+
+class Standby(Postgres):
+    """A streaming copy of a primary, made by pg_basebackup at its first start."""
+
+    def __init__(self, data: Path, primary: Postgres, settings: Mapping[str, str]) -> None:
+        """Copy nothing yet."""
+        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={STANDBY}"
+        super().__init__(data, settings={**settings, "primary_conninfo": source, "synchronous_standby_names": ""})
+        self._source = source
+
+    def _initialise(self) -> None:
+        self.data.mkdir(parents=True, mode=0o700)
+        options = (
+            f"--pgdata={self.data}",
+            "--dbname",
+            self._source,
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--write-recovery-conf",
+        )
+        if self._run("pg_basebackup", self.data, *options).wait():
+            raise StartError(f"pg_basebackup failed; {self.log} ends:\n{self.last_words()}")
+
+    def wait(self) -> None:
+        """Return when it answers, as a standby, which can't create a database."""
+        super(Postgres, self).wait()
+
+    def promote(self) -> None:
+        """Make it a primary; return when it is one."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            conn.execute("SELECT pg_promote()")
+
+
+class Pair:
+    """A primary, its standby, and the URL that names both."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        """Start nothing yet; `settings` are the primary's."""
+        both = SETTINGS | settings
+        self.primary = Postgres(folder / "primary", settings=both)
+        self.standby = Standby(folder / "standby", self.primary, both)
+
+    def url(self, *, attributes: str = "read-write") -> str:
+        """Return the owner's URL with both hosts, the primary first."""
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self.primary, self.standby))
+        return f"postgresql://postgres@{hosts}/parlor?target_session_attrs={attributes}"
+
+    def synchronize(self) -> None:
+        """Have commits wait for the standby from now on."""
+        with psycopg.connect(self.primary.dsn, autocommit=True) as conn:
+            conn.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
+            conn.execute("SELECT pg_reload_conf()")
+            query = "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"
+            self._until(lambda: bool(conn.execute(query).rowcount))
+
+    def caught_up(self) -> None:
+        """Return when the standby has replayed all that the primary has written."""
+        with psycopg.connect(self.primary.dsn, autocommit=True) as conn:
+            [(written,)] = conn.execute("SELECT pg_current_wal_lsn()::text").fetchall()
+        with psycopg.connect(self.standby.dsn, autocommit=True) as conn:
+            query = "SELECT coalesce(pg_last_wal_replay_lsn() >= %s::pg_lsn, true)"
+            self._until(lambda: bool(conn.execute(query, [written]).fetchall()[0][0]))
+
+    @staticmethod
+    def _until(condition: Callable[[], bool]) -> None:
+        ends = time.monotonic() + 20
+        while not condition():
+            if time.monotonic() > ends:
+                raise TimeoutError
+            time.sleep(0.02)
+
+
+def hang(server: Postgres) -> None:
+    """Stop every process of a server: its port accepts, nobody answers."""
+    _signal(server, signal.SIGSTOP)
+
+
+def wake(server: Postgres) -> None:
+    """Let a server that hangs go on where it was."""
+    _signal(server, signal.SIGCONT)
+
+
+def _signal(server: Postgres, number: int) -> None:
+    for pid in (server.pid, *child_ids(server.pid)):
+        with suppress(ProcessLookupError):  # a session that has just ended
+            os.kill(pid, number)
+
+
+@contextmanager
+def pair(folder: Path, *, synchronous: bool = False, **settings: str) -> Iterator[Pair]:
+    """Run a primary with the schema and its standby until the block ends, whatever has become of them."""
+    both = Pair(folder, **settings)
+    with both.primary:
+        migrate(postgres_url(both.primary.port))
+        with both.standby:
+            if synchronous:
+                both.synchronize()
+            both.caught_up()
+            try:
+                yield both
+            finally:
+                for server in (both.primary, both.standby):
+                    if server.is_running:
+                        wake(server)
