@@ -72,7 +72,7 @@ class InForce:
                 epoch = row.epoch
             else:
                 self._may_replace(row, servers)
-                epoch, is_settled = secrets.token_hex(4), self._lease is None
+                epoch, is_settled = secrets.token_hex(4), self._lease is None or not row.epoch  # no lease was before
                 await self._replace(conn, row, epoch, servers, settled=is_settled)
         if self._lease is not None and not is_settled:
             await asyncio.sleep(self._lease * (1 + DRIFT))

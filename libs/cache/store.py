@@ -69,7 +69,6 @@ class Store:
         self.epoch = ""
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
         self.servers = Servers(settings, self.mark_lost, self._pushed)
-        self.servers = Servers(settings)
         self.walk = Walk(self.servers, gather, self.unlink)
 
     async def close(self) -> None:
