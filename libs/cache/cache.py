@@ -51,7 +51,7 @@ class Cache:
         self.store = Store(settings, self._gather)
         self._connect = connect
         self.loads = Loads(self.store, self._gather, self.counters, connect, encode, settings.ttl_negative)
-        leases = settings.without is not WithoutRedis.BOUNDED
+        leases = settings.without is WithoutRedis.WAIT
         self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=leases)
         self.warmer = Warmer(settings.warm, self.counters, self._gone, self._warm)
 

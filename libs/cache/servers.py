@@ -19,7 +19,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from libs.cache.address import Address
+from libs.cache.address import parse_hosts
 from libs.cache.keys import META, PREFIX, Group
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
@@ -65,9 +65,6 @@ def history(info: bytes) -> str:
     if lines.get("role") != "master":
         raise ReadOnlyError("the server is a replica")
     return lines["master_replid"]
-
-
-_OF_THE_SERVER = ("username", "password", "db")  # and not of the Sentinels that name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class Servers:
         on_push: Callable[[list[Any]], None] = lambda _: None,
     ) -> None:
         """Read the URL; nothing connects yet."""
-        self._address = Address.parse(settings.url)
+        self._hosts = parse_hosts(settings.url)
         self._timeout = settings.timeout / 1000
         self._on_lost = on_lost
         self._on_push = on_push
@@ -147,30 +144,18 @@ class Servers:
         """
         self.disconnect()
         errors: list[Exception] = []
-        for host in [*self._address.hosts, *self._known]:
+        for host in [*self._hosts, *self._known]:
             try:
-                through = await self._master(host) if self._address.master else host
-                await self._connect_through(through)
+                await self._connect_through(host)
                 return self.nodes
             except (RedisError, hiredis.HiredisError, OSError) as error:
                 errors.append(error)
                 self.disconnect()
         raise errors[0]
 
-    async def _master(self, sentinel: Host) -> Host:
-        """Return where a Sentinel says that the master is."""
-        own = {name: value for name, value in self._address.options.items() if name not in _OF_THE_SERVER}
-        wire = await self._wire({**own, **sentinel}, lambda _: None)
-        try:
-            if (found := await ask(wire, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.master)) is None:
-                raise ResponseError(f"the Sentinel knows no master {self._address.master}")
-        finally:
-            wire.close()
-        return {"host": found[0].decode(), "port": int(found[1])}
-
     async def _connect_through(self, host: Host) -> None:
         """Connect to a server, or to the masters of the cluster that it is a node of."""
-        wire = await self._wire({**self._address.options, **host}, self._on_lost)
+        wire = await self._wire(host)
         self._wires.append(wire)
         if figures(await ask(wire, "INFO", "cluster")).get("cluster_enabled") != "1":
             self.nodes = [await _node(wire, only_slot, range(1))]
@@ -179,19 +164,21 @@ class Servers:
         known: dict[tuple[str, int], None] = {}
         for first, last, *holders in await ask(wire, "CLUSTER", "SLOTS"):
             # A node that can't tell its host is where this one is.
-            master, *_ = places = [((name or b"").decode() or host["host"], port) for name, port, *_ in holders]
+            master, *_ = places = [
+                ((name or b"").decode() or host.get("host", "localhost"), port) for name, port, *_ in holders
+            ]
             slots[master].update(range(first, last + 1))
             known |= dict.fromkeys(places)
         if sum(map(len, slots.values())) < REDIS_CLUSTER_HASH_SLOTS:
             raise ClusterDownError("a hash slot has no server")
-        self._known = [{"host": name, "port": port} for name, port in list(known)[:MOST_KNOWN]]
+        self._known = [{**host, "host": name, "port": port} for name, port in list(known)[:MOST_KNOWN]]
         for (name, port), served in slots.items():
-            self._wires.append(await self._wire({**self._address.options, "host": name, "port": port}, self._on_lost))
+            self._wires.append(await self._wire({**host, "host": name, "port": port}))
             self.nodes.append(await _node(self._wires[-1], hash_slot, served))
         self._wires.remove(wire)
         wire.close()
 
-    async def _wire(self, options: Mapping[str, Any], on_lost: Callable[[Exception], None]) -> Wire:
+    async def _wire(self, options: Host) -> Wire:
         """Connect, as redis-py does."""
         pool: Any = ConnectionPool(
             retry=Retry(NoBackoff(), 0),
@@ -204,7 +191,7 @@ class Servers:
         )
         connection = pool.make_connection()
         await connection.connect()
-        return Wire(connection, self._timeout, on_lost, self._on_push)
+        return Wire(connection, self._timeout, self._on_lost, self._on_push)
 
     def _all(self) -> list[Node]:
         """Return the servers. Raises: RedisError if there is no connection."""

@@ -64,8 +64,8 @@ class Store:
         self._slot: Slot = only_slot
         self._wires: dict[int, Wire] = {}  # by slot
         self._histories: dict[Wire, bytes] = {}  # the line of INFO that says a master has the data it had
-        # Unless reads may be behind for one poll, each has to know that the server's data were not replaced since.
-        self._is_strict = settings.without is not WithoutRedis.BOUNDED
+        # With `wait` no read may be behind for a poll: each has to know that the server's data were not replaced since.
+        self._is_strict = settings.without is WithoutRedis.WAIT
         self.epoch = ""
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
         self.servers = Servers(settings, self.mark_lost, self._pushed)
