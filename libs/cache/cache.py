@@ -19,6 +19,7 @@ from libs.cache import walk
 from libs.cache.ahead import WARMING, Warmer, is_due
 from libs.cache.entries import Entry, Found, Meta, now_ms
 from libs.cache.gather import Gather
+from libs.cache.in_force import NotInForceError
 from libs.cache.keys import Group, Key, Namespace
 from libs.cache.loads import Flight, Loads
 from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, Read, Reply, Stamped
@@ -50,8 +51,8 @@ class Cache:
         self.store = Store(settings, self._gather)
         self._connect = connect
         self.loads = Loads(self.store, self._gather, self.counters, connect, encode, settings.ttl_negative)
-        waits = settings.without is WithoutRedis.WAIT
-        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=waits)
+        leases = settings.without is WithoutRedis.WAIT
+        self._watch = Watch(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=leases)
         self.warmer = Warmer(settings.warm, self.counters, self._gone, self._warm)
 
     async def open(self) -> None:
@@ -270,7 +271,9 @@ class Cache:
             if begin is None:
                 write = await Transaction.begin(conn, self.store, locks)
             else:
-                write = Transaction(conn, await begin(conn), self.store, commit)
+                xact_id, epoch = await begin(conn)
+                self.store.compare(epoch)
+                write = Transaction(conn, xact_id, self.store, commit)
             try:
                 write.invalidate(*groups)
                 yield write
@@ -319,7 +322,8 @@ class Cache:
         try:
             await self.store.register([group.meta for group in groups], 0)
             parts = sum(await self.store.walk.unlink(*map(walk.parts, groups)))
-        except (StoreAway, RedisError, OSError) as error:
+            await self._watch.confirm()
+        except (StoreAway, NotInForceError, RedisError, OSError) as error:
             raise CacheUnavailable from error
         invalidated = len(groups) + parts
         self.counters.invalidations += invalidated
@@ -340,7 +344,8 @@ class Cache:
         try:
             [invalidated] = await self.store.walk.unlink(walk.metas(literal))
             self.store.near.clear()
-        except (StoreAway, RedisError, OSError) as error:
+            await self._watch.confirm()
+        except (StoreAway, NotInForceError, RedisError, OSError) as error:
             raise CacheUnavailable from error
         self.counters.invalidations += invalidated
         return invalidated

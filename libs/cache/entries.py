@@ -1,9 +1,9 @@
 """What the cache keeps on the server, byte by byte.
 
-A meta is `generation | cold | highest | checksum`: 29 characters made by the server, `1` while the group's past is
-unknown, the highest transaction id registered, in decimal digits (below 2^53, since Lua counts in doubles), and 8
-hexadecimal digits of the SHA-1 of its key and the rest. The checksum finds damaged metas and those of other keys; it is
-no protection against someone who can write to the server (docs/decisions/0032). An entry is
+A meta is `generation | cold | highest | checksum`: 29 characters made by the server, 8 of them the epoch, `1` while the
+group's past is unknown, the highest transaction id registered, in decimal digits (below 2^53, since Lua counts in
+doubles), and 8 hexadecimal digits of the SHA-1 of its key and the rest. The checksum finds damaged metas and those of
+other keys; it is no protection against someone who can write to the server (docs/decisions/0032). An entry is
 `generation | digest | loaded at, in ms | found | bytes`; its digest is of its key, or of all that it says (see Codec).
 
 What can't be read is missing.
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from libs.cache.keys import Key
 
 GENERATION = 29
+EPOCH = slice(13, 21)  # of a generation
 
 _META = re.compile(rb"(.{29})([01])(\d{1,16})([0-9a-f]{8})", re.DOTALL)
 _DIGEST = 16
@@ -85,12 +86,15 @@ class Codec:
     """
 
     def __init__(self, secret: str) -> None:
-        """Use a secret, or none if it is empty."""
+        """Use a secret, or none if it is empty. `epoch` is that of the metas that count."""
         self._secret = blake2b(secret.encode()).digest() if secret else b""
+        self.epoch = b""
 
     def decode(self, key: str, meta: bytes | None, entry: bytes | None) -> Found:
-        """Read the values of a meta and an entry; one that was stored under another key is none."""
-        if meta is None or entry is None or len(entry) < _BODY or entry[:GENERATION] != meta[:GENERATION]:
+        """Read the values of a meta and an entry; one of another epoch or stored under another key is none."""
+        if meta is None or meta[EPOCH] != self.epoch:
+            return Found(None, None)
+        if entry is None or len(entry) < _BODY or entry[:GENERATION] != meta[:GENERATION]:
             return Found(meta, None)
         digest, loaded_ms, found = _HEADER.unpack_from(entry, GENERATION)
         if digest != (self._seal(key, entry[:GENERATION], entry[_SEALED:]) if self._secret else _check(key)):

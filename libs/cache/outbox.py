@@ -58,8 +58,8 @@ _REPLACE = """
     RETURNING (SELECT count(*) FROM replaced)"""
 
 
-async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[Pending]) -> None:
-    """Delete what the registered ids cover.
+async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[Pending], epoch: str) -> None:
+    """Delete what the registered ids cover, if this epoch is in force still: else it was the wrong cache.
 
     That is also a lower id whose row was committed since: no load is stored that might lack its transaction. The same
     holds of EVERYTHING: what a lower row of it replaced was committed before the higher row was.
@@ -67,8 +67,9 @@ async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[Pendin
     await conn.execute(
         "DELETE FROM cache_pending WHERE ctid = ANY(ARRAY("
         "SELECT p.ctid FROM cache_pending AS p JOIN unnest(%s::text[], %s::bigint[]) AS r (group_key, xact_id)"
-        " ON p.group_key = r.group_key AND p.xact_id <= r.xact_id))",
-        _columns(registered),
+        " ON p.group_key = r.group_key AND p.xact_id <= r.xact_id))"
+        " AND (SELECT epoch FROM cache_in_force) = %s",
+        [*_columns(registered), epoch],
     )
 
 

@@ -28,6 +28,31 @@ local function read(key)
 end
 """
 
+READ = """
+local function sealed(key, meta)
+  return meta .. string.sub(redis.sha1hex(key .. meta), 1, 8)
+end
+
+local function read(key)
+  local value = redis.pcall('GET', key)
+  if not value then return false end
+  if type(value) == 'table' and string.sub(value.err, 1, 9) ~= 'WRONGTYPE' then redis.call('GET', key) end
+  if type(value) == 'string' and #value >= 39 and #value <= 54 then
+    local meta = string.sub(value, 1, -9)
+    if value == sealed(key, meta) and string.find(meta, '^[01]%d+$', 30) then return meta end
+  end
+  redis.call('UNLINK', key)
+  return false
+end
+
+-- One of another epoch counts as missing.
+local function current(key)
+  local meta = read(key)
+  return meta and string.sub(meta, 14, 21) == string.sub(ARGV[1], 1, 8) and meta
+end
+"""
+
+# A nonce is the epoch and 8 characters at random.
 GENERATION = """
 local time = redis.call('TIME')
 local generation = string.format('%08x%05x', time[1], time[2]) .. ARGV[1]
@@ -41,9 +66,9 @@ OPEN = (
     + """
 local metas = {}
 for i = 1, #KEYS, 2 do
-  local meta = read(KEYS[i])
+  local meta = current(KEYS[i])
   if not meta then
-    local whole, past = read(KEYS[i + 1]), '10'
+    local whole, past = current(KEYS[i + 1]), '10'
     if whole and string.sub(whole, 30, 30) == '0' then past = string.sub(whole, 30) end
     meta = generation .. past
     redis.call('SET', KEYS[i], sealed(KEYS[i], meta), 'EX', ARGV[2])
@@ -61,7 +86,7 @@ REGISTER = (
     + GENERATION
     + """
 for i, key in ipairs(KEYS) do
-  local meta, cold, highest = read(key), '1', ARGV[i + 2]
+  local meta, cold, highest = current(key), '1', ARGV[i + 2]
   if meta then
     cold = string.sub(meta, 30, 30)
     if tonumber(string.sub(meta, 31)) > tonumber(highest) then highest = string.sub(meta, 31) end

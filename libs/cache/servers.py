@@ -1,30 +1,34 @@
-"""Where the cache is kept: one server, or the masters of a cluster, found through the one that the URL names.
+"""Where the cache is kept: one server, or the masters of a cluster, found through any node that is known.
 
-In a cluster a command may name keys of one hash slot only, even where two slots have the same master. What is rare goes
-through redis-py's plain clients, one a server: connecting, and walks over all keys.
+In a cluster a command may name keys of one hash slot only, even where two slots have the same master. redis-py only
+connects. All else goes over the one connection that reads use: another one could end at another server.
 """
 
+import asyncio
+import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, TypeAlias
 
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+import hiredis
+from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import ClusterDownError
+from redis.exceptions import ClusterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from libs.cache.keys import META, PREFIX
+from libs.cache.address import parse_hosts
+from libs.cache.keys import META, PREFIX, Group
 from libs.cache.settings import CacheSettings
+from libs.cache.wire import Wire
 
 SCAN_COUNT = 1000
-RUN_ID = PREFIX + "run-id"
+MOST_KNOWN = 32  # nodes of a cluster that are remembered
 
 Slot: TypeAlias = Callable[[str | bytes], int]
+Host: TypeAlias = Mapping[str, Any]
 
 
 def hash_slot(key: str | bytes) -> int:
@@ -37,102 +41,178 @@ def only_slot(key: str | bytes) -> int:
     return 0
 
 
+async def ask(wire: Wire, *command: str | bytes | int) -> Any:
+    """Return a server's reply. Raises: RedisError, OSError."""
+    reply = await wire.call(*command)
+    if isinstance(reply, OSError | RedisError):
+        raise reply
+    if isinstance(reply, Exception):
+        raise ResponseError(str(reply)) from reply
+    return reply
+
+
+def figures(info: bytes) -> dict[str, str]:
+    """Return the lines of INFO by their names."""
+    return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
+
+
+def history(info: bytes) -> str:
+    """Return the replication history of a master, from INFO: it changes whenever its data may have been replaced.
+
+    Raises: ReadOnlyError if it is a replica.
+    """
+    lines = figures(info)
+    if lines.get("role") != "master":
+        raise ReadOnlyError("the server is a replica")
+    return lines["master_replid"]
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A server that keeps keys: the only one, or a master of a cluster. `slots` are those that it serves."""
 
-    client: Redis
+    wire: Wire
     slot: Slot
     slots: Collection[int]
+    run_id: str
+    history: str
 
-    @property
-    def run_id_key(self) -> str:
-        """The key that says under which run of the server its keys were stored; in a slot that it serves."""
-        names = (f"{RUN_ID}{number or ''}" for number in count())
-        return next(name for name in names if self.slot(name) in self.slots)
+    async def check(self) -> None:
+        """Return if it is the master that it was, with the same data. Raises: RedisError, OSError."""
+        if history(await ask(self.wire, "INFO", "replication")) != self.history:
+            raise ResponseError("the server's data were replaced")
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Yield the names of the keys that match, by the thousand. Raises: RedisError."""
-        cursor = 0
+        """Yield the names of the keys that match, by the thousand. Raises: RedisError, OSError."""
+        cursor = b"0"
         while True:
-            answer: Any = await self.client.scan(cursor, match=pattern, count=SCAN_COUNT)
-            cursor, names = answer
+            cursor, names = await ask(self.wire, "SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
             if names:
                 yield names
-            if not cursor:
+            if cursor == b"0":
                 return
 
     async def unlink(self, pattern: str, which: Callable[[bytes], bool]) -> int:
-        """Unlink the keys that match and that `which` accepts; return how many there were. Raises: RedisError."""
+        """Unlink the keys that match and that `which` accepts; return how many there were.
+
+        Raises: RedisError, OSError.
+        """
         unlinked = 0
         async for names in self.scan(pattern):
             lots: dict[int, list[bytes]] = defaultdict(list)
             for name in filter(which, names):
                 lots[self.slot(name)].append(name)
-            async with self.client.pipeline(transaction=False) as pipeline:
-                for lot in lots.values():
-                    pipeline.unlink(*lot)
-                unlinked += sum(await pipeline.execute())
+            for lot in lots.values():
+                unlinked += await ask(self.wire, "UNLINK", *lot)
         return unlinked
 
-    async def drop(self) -> None:
-        """Unlink the whole cache; the server may hold other people's keys. Raises: RedisError."""
-        await self.unlink(PREFIX + "*", lambda name: not name.startswith(RUN_ID.encode()))
+
+async def _node(wire: Wire, slot: Slot, slots: Collection[int]) -> Node:
+    """Return a server that is a master. Raises: RedisError, OSError."""
+    run_id = figures(await ask(wire, "INFO", "server"))["run_id"]
+    return Node(wire, slot, slots, run_id, history(await ask(wire, "INFO", "replication")))
 
 
 class Servers:
-    """All servers of a cache. Who they are is asked anew for each walk, and each time the cache connects."""
+    """All servers of a cache; `nodes` are those that are connected."""
 
-    def __init__(self, settings: CacheSettings) -> None:
-        """Prepare the client of the server that the URL names; nothing connects yet."""
-        self._settings = settings
-        self._first = self._client()
-        self._masters: dict[tuple[bytes | None, int], Redis] = {}
+    def __init__(
+        self,
+        settings: CacheSettings,
+        on_lost: Callable[[Exception], None] = lambda _: None,
+        on_push: Callable[[list[Any]], None] = lambda _: None,
+    ) -> None:
+        """Read the URL; nothing connects yet."""
+        self._hosts = parse_hosts(settings.url)
+        self._timeout = settings.timeout / 1000
+        self._on_lost = on_lost
+        self._on_push = on_push
+        self._known: list[Host] = []  # nodes of the cluster that it was
+        self._wires: list[Wire] = []
+        self.nodes: list[Node] = []
 
-    async def close(self) -> None:
+    def disconnect(self) -> None:
         """Close the connections."""
-        for client in (self._first, *self._masters.values()):
-            await client.aclose()
+        for wire in self._wires:
+            wire.close()
+        self._wires, self.nodes = [], []
 
-    async def nodes(self) -> list[Node]:
-        """Return who serves which slots. Raises: RedisError, also if nobody serves one."""
-        if not (await self._first.info("cluster")).get("cluster_enabled"):
-            return [Node(self._first, only_slot, range(1))]
-        slots: dict[tuple[bytes | None, int], set[int]] = defaultdict(set)
-        for first, last, (host, port, *_), *_ in await self._first.cluster("SLOTS"):
-            slots[host, port].update(range(first, last + 1))
+    async def connect(self) -> list[Node]:
+        """Connect to all servers, through the first host that knows them; return who serves which slots.
+
+        Raises: RedisError, OSError: what the first host that was asked said, or that nobody serves a slot.
+        """
+        self.disconnect()
+        errors: list[Exception] = []
+        for host in [*self._hosts, *self._known]:
+            try:
+                await self._connect_through(host)
+                return self.nodes
+            except (RedisError, hiredis.HiredisError, OSError) as error:
+                errors.append(error)
+                self.disconnect()
+        raise errors[0]
+
+    async def _connect_through(self, host: Host) -> None:
+        """Connect to a server, or to the masters of the cluster that it is a node of."""
+        wire = await self._wire(host)
+        self._wires.append(wire)
+        if figures(await ask(wire, "INFO", "cluster")).get("cluster_enabled") != "1":
+            self.nodes = [await _node(wire, only_slot, range(1))]
+            return
+        slots: dict[tuple[str, int], set[int]] = defaultdict(set)
+        known: dict[tuple[str, int], None] = {}
+        for first, last, *holders in await ask(wire, "CLUSTER", "SLOTS"):
+            # A node that can't tell its host is where this one is.
+            master, *_ = places = [
+                ((name or b"").decode() or host.get("host", "localhost"), port) for name, port, *_ in holders
+            ]
+            slots[master].update(range(first, last + 1))
+            known |= dict.fromkeys(places)
         if sum(map(len, slots.values())) < REDIS_CLUSTER_HASH_SLOTS:
             raise ClusterDownError("a hash slot has no server")
-        return [Node(self._master(*address), hash_slot, served) for address, served in slots.items()]
+        self._known = [{**host, "host": name, "port": port} for name, port in list(known)[:MOST_KNOWN]]
+        for (name, port), served in slots.items():
+            self._wires.append(await self._wire({**host, "host": name, "port": port}))
+            self.nodes.append(await _node(self._wires[-1], hash_slot, served))
+        self._wires.remove(wire)
+        wire.close()
 
-    def _master(self, host: bytes | None, port: int) -> Redis:
-        """Return the client of a master; one that can't tell its host is where the first server is."""
-        if (host, port) not in self._masters:
-            self._masters[host, port] = self._client(port=port, **({"host": host.decode()} if host else {}))
-        return self._masters[host, port]
+    async def _wire(self, options: Host) -> Wire:
+        """Connect, as redis-py does."""
+        pool: Any = ConnectionPool(
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=self._timeout,
+            socket_connect_timeout=self._timeout,
+            protocol=2,
+            driver_info=None,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            **options,
+        )
+        connection = pool.make_connection()
+        await connection.connect()
+        return Wire(connection, self._timeout, self._on_lost, self._on_push)
 
-    def _client(self, **address: Any) -> Redis:
-        timeout = self._settings.timeout / 1000
-        options: dict[str, Any] = {
-            "retry": Retry(NoBackoff(), 0),
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "protocol": 2,
-            "driver_info": None,
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        }
-        return Redis.from_pool(ConnectionPool(**options, **{**parse_url(self._settings.url), **address}))
+    def _all(self) -> list[Node]:
+        """Return the servers. Raises: RedisError if there is no connection."""
+        if not self.nodes:
+            raise RedisError("not connected")
+        return self.nodes
+
+    async def check(self) -> None:
+        """Return if each server is the master that it was, with the same data. Raises: RedisError, OSError."""
+        await asyncio.gather(*(node.check() for node in self._all()))
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Yield the names of all keys that match, by the thousand. Raises: RedisError."""
-        for node in await self.nodes():
+        """Yield the names of all keys that match, by the thousand. Raises: RedisError, OSError."""
+        for node in self._all():
             async for names in node.scan(pattern):
                 yield names
 
     async def unlink_metas(self, prefix: str = "") -> int:
         """Unlink the metas of every group that a key with this prefix could be in; return how many there were.
 
-        Raises: RedisError.
+        Raises: RedisError, OSError.
         """
         meta, start = META.encode(), prefix.encode()
 
@@ -141,9 +221,19 @@ class Servers:
 
         return await self._unlink(f"{PREFIX}*{META}", is_meant)
 
-    async def _unlink(self, pattern: str, which: Callable[[bytes], bool]) -> int:
-        return sum([await node.unlink(pattern, which) for node in await self.nodes()])
+    async def unlink_parts(self, groups: Sequence[Group]) -> int:
+        """Unlink the metas of all parts of groups; return how many there were. Raises: RedisError, OSError."""
+        starts = tuple(f"{group.name}:".encode() for group in groups)
+        return await self._unlink(f"{PREFIX}*{META}", lambda name: name.startswith(starts))
 
-    async def infos(self) -> list[dict[str, Any]]:
-        """Return each server's own figures. Raises: RedisError."""
-        return [await node.client.info() for node in await self.nodes()]
+    async def unlink_entries(self, group: Group) -> None:
+        """Unlink every entry of a group, whatever its generation. Raises: RedisError, OSError."""
+        literal = re.sub(r"([*?\[\]\\])", r"\\\1", group.name)
+        await self._unlink(literal + "*", lambda name: name != group.meta.encode())
+
+    async def _unlink(self, pattern: str, which: Callable[[bytes], bool]) -> int:
+        return sum([await node.unlink(pattern, which) for node in self._all()])
+
+    async def infos(self) -> list[dict[str, str]]:
+        """Return each server's own figures. Raises: RedisError, OSError."""
+        return [figures(await ask(node.wire, "INFO")) for node in self._all()]

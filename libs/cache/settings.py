@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.asyncio.connection import parse_url
 
+from libs.cache.address import parse_hosts
 from libs.cache.keys import PREFIX, Namespace, quoted
 
 # The namespaces: TTL in s, and the word in the key where it differs from the name.
@@ -40,7 +40,10 @@ class CacheSettings(BaseSettings):
         env_prefix="REDIS_", env_ignore_empty=True, hide_input_in_errors=True, populate_by_name=True
     )
 
-    url: str = Field("redis://localhost:6379", description="The server, or one master of a cluster.")
+    url: str = Field(
+        "redis://localhost:6379",
+        description="The server, or several hosts of which the first master, or any node of a cluster, is used.",
+    )
     key: SecretStr = Field(
         SecretStr(""),
         validation_alias="CACHE_KEY",
@@ -83,7 +86,7 @@ class CacheSettings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _readable(cls, url: str) -> str:
-        parse_url(url)
+        parse_hosts(url)
         return url
 
     @field_validator("key")

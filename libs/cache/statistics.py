@@ -28,12 +28,16 @@ class Counters:
 
 
 async def drop(url: str) -> None:
-    """Drop the whole cache, after rows were written by something that registers nothing. Raises: RedisError."""
+    """Drop the whole cache, after rows were written by something that registers nothing.
+
+    Raises: RedisError, OSError.
+    """
     servers = Servers(CacheSettings(url=url))
     try:
+        await servers.connect()
         await servers.unlink_metas()
     finally:
-        await servers.close()
+        servers.disconnect()
 
 
 async def server_figures(store: Store) -> dict[str, Any]:
@@ -45,8 +49,8 @@ async def server_figures(store: Store) -> dict[str, Any]:
         infos = await store.servers.infos()
     except (RedisError, OSError):
         return {"connected": False}
-    megabytes = sum(info["used_memory"] for info in infos) / 2**20
-    uptime = min(info["uptime_in_seconds"] for info in infos)
+    megabytes = sum(int(info["used_memory"]) for info in infos) / 2**20
+    uptime = min(int(info["uptime_in_seconds"]) for info in infos)
     return {"connected": store.ready, "uptime": uptime, "memory": f"{megabytes:.2f}MB"}
 
 

@@ -2,8 +2,8 @@
 
 In a cluster it is one command for all of a hash slot. The servers of a cluster are used all or none.
 
-Any call that fails or takes too long marks the server as lost: from then on nothing is tried until `recover` has
-succeeded (`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
+Any call that fails or takes too long marks the server as lost: from then on nothing is tried until it is connected
+again and in force (`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
 """
 
 import asyncio
@@ -16,20 +16,20 @@ from typing import Any, TypeAlias
 
 import hiredis
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from libs.cache import scripts
 from libs.cache.entries import Codec, Fill, Found, Meta
 from libs.cache.gather import LARGEST_CALL, Gather
+from libs.cache.in_force import NotInForceError
 from libs.cache.keys import META, Key, whole
 from libs.cache.lease import now
 from libs.cache.near import Near
 from libs.cache.probe import find_files, try_commands
-from libs.cache.servers import Node, Servers, Slot, only_slot
-from libs.cache.settings import CacheSettings
+from libs.cache.servers import Servers, Slot, ask, only_slot
+from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.walk import Walk
-from libs.cache.wire import Wire
+from libs.cache.wire import OnReply, Wire
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
 UNVERIFIED_SECONDS = 60  # lifetime of a meta until its first entry is stored: nobody knows yet if its salon exists
@@ -63,15 +63,18 @@ class Store:
         self._looks: Looks = []
         self._slot: Slot = only_slot
         self._wires: dict[int, Wire] = {}  # by slot
+        self._histories: dict[Wire, bytes] = {}  # the line of INFO that says a master has the data it had
+        # With `wait` no read may be behind for a poll: each has to know that the server's data were not replaced since.
+        self._is_strict = settings.without is WithoutRedis.WAIT
+        self.epoch = ""
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
-        self.servers = Servers(settings)
+        self.servers = Servers(settings, self.mark_lost, self._pushed)
         self.walk = Walk(self.servers, gather, self.unlink)
 
     async def close(self) -> None:
         """Close the connections."""
-        self._disconnect()
+        self.servers.disconnect()
         self.connected = self.ready = False
-        await self.servers.close()
 
     def look(self, key: Key) -> "asyncio.Future[Found]":
         """Look for a meta and its entry, together with all that is looked for in this tick."""
@@ -88,7 +91,10 @@ class Store:
         if len(self._wires) > 1:
             return await asyncio.gather(*map(self.look, keys))
         metas = list(dict.fromkeys([key.group.meta for key in keys]))
-        reply = await self._wires[0].call("MGET", *metas, *[key.entry for key in keys])
+        future: asyncio.Future[Any] = self._loop.create_future()
+        answer = partial(_answer, future)
+        self._send(self._wires[0], answer, "MGET", *metas, *[key.entry for key in keys])
+        reply = await future
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         if isinstance(reply, Exception):
@@ -166,7 +172,26 @@ class Store:
         command = ["MGET"]
         for key, _ in looks:
             command += (key.group.meta, key.entry)
-        wire.send(partial(self._looked, looks, now()), *command)
+        self._send(wire, partial(self._looked, looks, now()), *command)
+
+    def _send(self, wire: Wire, on_reply: OnReply, *command: str) -> None:
+        """Send a read; if nothing older may be shown, with a check behind it of what has answered it."""
+        if not self._is_strict:
+            wire.send(on_reply, *command)
+            return
+        replies: list[Any] = []
+
+        def checked(info: Any) -> None:
+            if isinstance(info, Exception):
+                on_reply(info)
+            elif b"role:master" in info and self._histories.get(wire, b"lost") in info:
+                on_reply(replies[0])
+            else:
+                self.mark_lost(error := StoreAway("the server's data were replaced"))
+                on_reply(error)
+
+        wire.send(replies.append, *command)
+        wire.send(checked, "INFO", "replication")
 
     def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
@@ -184,9 +209,12 @@ class Store:
             except Exception as error:  # whatever the server holds, no caller may wait for ever
                 future.set_exception(StoreAway(str(error)))
 
+    def _nonce(self) -> str:
+        return self.epoch + secrets.token_hex(4)
+
     async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
         names = [name for meta in metas for name in (meta, whole(meta))]
-        reply = await self._run(self.open_script, names, secrets.token_hex(8), UNVERIFIED_SECONDS)
+        reply = await self._run(self.open_script, names, self._nonce(), UNVERIFIED_SECONDS)
         opened = list(map(Meta.parse, metas, reply))
         return [meta for meta in opened if meta is not None]
 
@@ -201,7 +229,7 @@ class Store:
         for first in range(0, len(names), LARGEST_CALL):
             lot = names[first : first + LARGEST_CALL]
             ids = [highest[meta] for meta in lot]
-            await self._run(self.register_script, lot, secrets.token_hex(8), UNVERIFIED_SECONDS, *ids)
+            await self._run(self.register_script, lot, self._nonce(), UNVERIFIED_SECONDS, *ids)
         for meta in names:  # what looks before this one have found has been put there by now
             self.near.drop(meta.removesuffix(META))
         return [None] * len(writes)
@@ -240,55 +268,53 @@ class Store:
         self.near.clear()
         self.wake.set()
 
-    async def recover(self) -> None:
-        """Connect, and make sure that each server's data are of its own run: drop them if not. Raises: StoreAway.
+    async def connect(self) -> str:
+        """Connect to all servers; return which they are, and which data they have. Raises: StoreAway.
 
-        What happened while there was no connection, to the servers and to writes that could not reach them, is for this
-        and for the watch to find out: the wire never reconnects by itself.
-        Several processes may do so at once: what one has stored after its own drop another may drop again, which does
-        no harm, and none is connected before a whole drop of its own or another's.
+        What happened while there was no connection, to the servers and to writes that could not reach them, is for the
+        watch to find out: a connection never comes back by itself.
         """
         # Kept: on Python 3.11 each question for the running loop is a system call, 6 % of a warm read.
         self._loop = asyncio.get_running_loop()
+        self._wires, self._histories = {}, {}
         try:
-            self._disconnect()
             find_files(self._url)
-            for node in await self.servers.nodes():
-                wire = await self._connect(node.client)
+            for node in await self.servers.connect():
                 self._slot = node.slot
-                self._wires.update(dict.fromkeys(node.slots, wire))
+                self._wires.update(dict.fromkeys(node.slots, node.wire))
+                self._histories[node.wire] = f"master_replid:{node.history}".encode()
                 tried = self.open_script, self.register_script, self.fill_script
-                await try_commands(wire, node.slot, node.slots, tried)
-                await self._check_run(node, wire)
-                await self._track(wire)
-            for wire in set(self._wires.values()):
-                if wire.lost:
-                    raise wire.lost
-            self.connected = True
-        except (RedisError, hiredis.HiredisError, OSError, StoreAway) as error:
+                await try_commands(node.wire, node.slot, node.slots, tried)
+                await self._track(node.wire)
+        except (RedisError, hiredis.HiredisError, OSError) as error:
             self.errors += 1
             raise StoreAway from error
+        return ",".join(sorted(f"{node.run_id}/{node.history}" for node in self.servers.nodes))
 
-    async def _connect(self, client: Redis) -> Wire:
-        pool: Any = client.connection_pool
-        connection = pool.make_connection()
-        await connection.connect()
-        return Wire(connection, self._timeout, self.mark_lost, self._pushed)
+    def join(self, epoch: str) -> None:
+        """Use the servers under an epoch. Raises: StoreAway if one was lost meanwhile."""
+        for node in self.servers.nodes:
+            if node.wire.lost:
+                raise StoreAway from node.wire.lost
+        self.epoch = epoch
+        self._codec.epoch = epoch.encode()
+        self.connected = True
 
-    def _disconnect(self) -> None:
-        for wire in set(self._wires.values()):
-            wire.close()
-        self._wires = {}
+    async def check(self) -> None:
+        """Return if the servers are the masters that they were, with the same data; else they are lost.
 
-    async def _check_run(self, node: Node, wire: Wire) -> None:
-        """Drop what a server holds of the cache unless its own run has stored it."""
-        info, known = await asyncio.gather(wire.call("INFO", "server"), wire.call("GET", node.run_id_key))
-        for reply in (info, known):
-            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
-                raise reply
-        if known != (run_id := _run_id(info)):
-            await node.drop()
-            await node.client.set(node.run_id_key, run_id)
+        Raises: StoreAway.
+        """
+        try:
+            await self.servers.check()
+        except (RedisError, OSError) as error:
+            self.mark_lost(error)
+            raise StoreAway(str(error)) from error
+
+    def compare(self, epoch: str) -> None:
+        """Mark the servers as lost if another epoch is in force."""
+        if self.connected and epoch != self.epoch:
+            self.mark_lost(NotInForceError("another cache is in force"))
 
     async def _track(self, wire: Wire) -> None:
         """Have the server tell whatever others change in the namespaces of the near cache.
@@ -299,10 +325,8 @@ class Store:
         if not self._tracked:
             return
         prefixes = [word for prefix in self._tracked for word in ("PREFIX", prefix)]
-        commands = ("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *prefixes)
-        for reply in await asyncio.gather(*(wire.call(*command) for command in commands)):
-            if isinstance(reply, Exception):
-                raise reply
+        await ask(wire, "HELLO", 3)
+        await ask(wire, "CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *prefixes)
 
     def _pushed(self, message: list[Any]) -> None:
         """Drop what has changed; that is everything where no key is named."""
@@ -315,6 +339,11 @@ class Store:
                 self.near.drop(name.decode(errors="replace").removesuffix(META))
 
 
+def _answer(future: "asyncio.Future[Any]", reply: Any) -> None:
+    if not future.done():
+        future.set_result(reply)
+
+
 def _meta_lifetime_ms(fill: Fill) -> int:
     """Return how long the meta of a stored entry lives at least.
 
@@ -323,7 +352,3 @@ def _meta_lifetime_ms(fill: Fill) -> int:
     group = fill.key.group
     is_lasting = fill.entry.body and group.meta == whole(group.name)
     return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms
-
-
-def _run_id(info: bytes) -> bytes:
-    return next(line[7:].strip() for line in info.splitlines() if line.startswith(b"run_id:"))

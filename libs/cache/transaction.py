@@ -10,8 +10,8 @@ from psycopg.pq import TransactionStatus
 from libs.cache.keys import Group, whole
 from libs.cache.store import Store
 
-# Begins a transaction on a connection, and returns its id.
-Begin: TypeAlias = Callable[[Any], Awaitable[int]]
+# Begins a transaction on a connection; returns its id, and the epoch that was in force after it had one.
+Begin: TypeAlias = Callable[[Any], Awaitable[tuple[int, str]]]
 Commit: TypeAlias = Callable[[Any], Awaitable[Any]]
 
 
@@ -42,10 +42,13 @@ class Transaction:
     async def begin(cls, conn: psycopg.AsyncConnection[Any], store: Store, locks: Sequence[int]) -> "Transaction":
         """Begin a transaction that has an id, in one round trip."""
         taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in locks)
-        cursor = await conn.execute(f"BEGIN; {taken}SELECT pg_current_xact_id()::text::bigint".encode(), prepare=False)
+        cursor = await conn.execute(
+            f"BEGIN; {taken}SELECT pg_current_xact_id()::text::bigint, cache_epoch()".encode(), prepare=False
+        )
         while cursor.nextset():
             pass
-        [(xact_id,)] = await cursor.fetchall()
+        [(xact_id, epoch)] = await cursor.fetchall()
+        store.compare(epoch)
         return cls(conn, xact_id, store)
 
     def invalidate(self, *groups: Group) -> None:

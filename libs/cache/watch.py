@@ -17,6 +17,7 @@ import structlog
 
 from libs.cache import lease, outbox
 from libs.cache.gather import Gather
+from libs.cache.in_force import InForce, NotInForceError
 from libs.cache.lease import Lease
 from libs.cache.outbox import Pending
 from libs.cache.probe import reason
@@ -42,10 +43,14 @@ class Watch:
         deletes: bool,
         leases: bool = False,
     ) -> None:
-        """Prepare the watch; nothing runs before `open`. If it `leases`, `poll_seconds` is a lease's length."""
+        """Prepare the watch; nothing runs before `open`. If it `leases`, `poll_seconds` is a lease's length.
+
+        One that may not write `deletes` no rows, and puts no cache in force.
+        """
         self._store = store
         self._connect = connect
         self.lease = Lease(poll_seconds) if leases else None
+        self._in_force = InForce(connect, poll_seconds if leases else None, read_only=not deletes)
         self._poll_seconds = poll_seconds / LOOKS_A_LEASE if leases else poll_seconds
         self._gather = Gather()
         self._deletes = deletes
@@ -84,9 +89,9 @@ class Watch:
                     await self._compact()
 
     async def _recover(self) -> None:
-        """Make the store ready if it is there, is known to hold nothing old, and no write is left pending."""
+        """Make the store ready if it is there and in force, and no write is left pending."""
         try:
-            await self._store.recover()
+            self._store.join(await self._in_force.join(await self._store.connect()))
             await self.drain()
             self._store.ready = self._store.connected  # it may have been lost again meanwhile
             self._told = ""
@@ -98,12 +103,14 @@ class Watch:
                 log.warning("redis away", reason=why)
 
     async def drain(self) -> None:
-        """Register all pending groups, then delete their rows; one drain at a time.
+        """Make sure that the cache is in force, register all pending groups, then delete their rows.
 
-        Raises: StoreAway; RedisError; what `connect` raises; psycopg.Error.
+        One drain at a time. Raises: StoreAway; NotInForceError; what `connect` raises; psycopg.Error.
         """
         sent = lease.now()
+        await self._store.check()
         async with self._connect() as conn:
+            await self._confirm(conn)
             pending = await self._pending(conn)
             if any(group == outbox.EVERYTHING for group, _ in pending):
                 if self._deletes:
@@ -119,6 +126,19 @@ class Watch:
                 if self._deletes:
                     await self._delete(conn, pending)
 
+    async def confirm(self) -> None:
+        """Return if what was registered so far is seen by every process. Raises: as `drain`."""
+        async with self._connect() as conn:
+            await self._confirm(conn)
+
+    async def _confirm(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        try:
+            await self._in_force.confirm(conn, self._store.epoch)
+        except NotInForceError as error:
+            if self._store.connected:
+                self._store.mark_lost(error)
+            raise
+
     async def _pending(self, conn: psycopg.AsyncConnection[Any]) -> list[Pending]:
         return await outbox.read(conn)
 
@@ -126,7 +146,7 @@ class Watch:
         await self._store.register_pending([each for each in pending if each[0] != outbox.EVERYTHING])
 
     async def _delete(self, conn: psycopg.AsyncConnection[Any], pending: list[Pending]) -> None:
-        await outbox.delete(conn, pending)
+        await outbox.delete(conn, pending, self._store.epoch)
 
     async def _compact(self) -> None:
         """Keep what writers leave small while there is no Redis, as often as this would poll."""

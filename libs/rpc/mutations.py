@@ -119,14 +119,14 @@ class Mutations:
             replay = Statement(self._select, kept, partial(_replay, kept["hash"]))
             begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}")), replay]
 
-        async def begin(conn: Connection) -> int:
+        async def begin(conn: Connection) -> tuple[int, str]:
             try:
-                _, xact_id, *found = await conn.run(*begins, *first)
+                _, begun, *found = await conn.run(*begins, *first)
             except Replayed:
                 await conn.run(ROLLBACK, _REPLICATED)
                 raise
             write.conn, write.first = conn, found[len(begins) - 2 :]
-            return int(xact_id)
+            return begun  # type: ignore[no-any-return]
 
         async def commit(conn: Connection) -> None:
             if kept and write.reply is not None:
@@ -168,13 +168,20 @@ _ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, nothing
 # The locks come first: a transaction that waits for one and has an id keeps what others have written from being stored.
 _LOCKS = """
     SELECT (SELECT count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock),
-        pg_current_xact_id()::text::bigint"""
+        pg_current_xact_id()::text::bigint, cache_epoch()"""
 
 
-def _locks(names: Iterable[str]) -> Statement[int]:
-    """Return what waits for the transactions that hold any of these names; its result is this transaction's id."""
+def _locks(names: Iterable[str]) -> Statement[tuple[int, str]]:
+    """Return what waits for the transactions that hold any of these names.
+
+    Its result is this transaction's id, and the epoch of the cache that is in force.
+    """
     locks = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
-    return Statement(_LOCKS, {"locks": f"{{{','.join(map(str, locks))}}}"}, lambda _, rows: int(rows[0][1]))
+    return Statement(_LOCKS, {"locks": f"{{{','.join(map(str, locks))}}}"}, _begun)
+
+
+def _begun(_: Sequence[str], rows: Sequence[tuple[int, int, bytes]]) -> tuple[int, str]:
+    return int(rows[0][1]), rows[0][2].decode()
 
 
 def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, bytes]]) -> None:

@@ -15,7 +15,7 @@ from ops.proxy import proxy
 from ops.servers import Postgres, Valkey
 from tests.cache.nearby import Single
 from tests.cache.outside import CacheServer, each, reaching
-from tests.cache.shop import RESET, SCHEMA, Shop, Start
+from tests.cache.shop import NOTHING_IN_FORCE, RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
 
 
@@ -105,6 +105,7 @@ def database_url(postgres: Postgres) -> str:
     """The database, as it was at first."""
     with psycopg.connect(postgres.dsn, autocommit=True) as conn:
         conn.execute("DELETE FROM cache_pending")
+        conn.execute(NOTHING_IN_FORCE)
         conn.execute(RESET)
     return postgres.dsn
 
@@ -131,9 +132,9 @@ async def shop(start: Start) -> Shop:
 
 def prepare(database_url: str) -> None:
     """Create the library's table and the shop's."""
-    pending = (MIGRATIONS / "0003.cache.pending.sql").read_text().partition("GRANT")[0]
     with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(pending.encode())
+        for migration in sorted(MIGRATIONS.glob("*.cache.*.sql")):
+            conn.execute(migration.read_text().partition("GRANT")[0].encode())
         conn.execute(SCHEMA)
 
 

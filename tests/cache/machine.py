@@ -87,9 +87,9 @@ class Process:
         self.steps: list[asyncio.Future[None]] = []
         self.passed: Counter[str] = Counter()
         self.cache = Cache(world.settings, self.connection, str.encode)
-        self._connect, self._recover = self.cache.store._connect, self.cache.store.recover
-        self.cache.store._connect = self._connect_held  # type: ignore[method-assign]
-        self.cache.store.recover = self._recover_at_once  # type: ignore[method-assign]
+        self._wire, self._connect = self.cache.store.servers._wire, self.cache.store.connect
+        self.cache.store.servers._wire = self._wire_held  # type: ignore[method-assign, assignment]
+        self.cache.store.connect = self._connect_at_once  # type: ignore[method-assign]
         kind = type("Shop", (Shelves, world.variant), {})
         self.shop: Shop = kind(self.cache, cast(Any, self))
 
@@ -127,16 +127,16 @@ class Process:
                     await conn.rollback()
                 self.world.connections.append(conn)
 
-    async def _connect_held(self, client: Any) -> Any:
-        wire = await self._connect(client)
+    async def _wire_held(self, *args: Any) -> Any:
+        wire = await self._wire(*args)
         wire.send = partial(self._send, wire.send)  # type: ignore[method-assign]
         return wire
 
-    async def _recover_at_once(self) -> None:
+    async def _connect_at_once(self) -> str:
         self.recovering = True
         try:
             with self.world.working():
-                await self._recover()
+                return await self._connect()
         finally:
             self.recovering = False
 

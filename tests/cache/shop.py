@@ -10,11 +10,11 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import Cache, CacheSettings, Group, Key, Reply, Transaction
-from libs.cache.servers import RUN_ID
 from tests.cache.outside import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
+NOTHING_IN_FORCE = "UPDATE cache_in_force SET epoch = '', servers = '', history = '', settled = true"
 STAMP = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
@@ -177,8 +177,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def lose(redis_url: str, pattern: str = "query:*") -> None:
-    """Take keys out of Valkey, as an eviction or a flush would; the run id stays."""
+    """Take keys out of Valkey, as an eviction or a flush would."""
     for client in each(redis_url):
         for key in client.scan_iter(pattern):
-            if not key.startswith(RUN_ID.encode()):
-                client.delete(key)
+            client.delete(key)

@@ -165,6 +165,7 @@ async def test_a_process_that_may_only_read_registers_and_leaves_the_rows(
     start: Start, pool: AsyncConnectionPool, database_url: str
 ) -> None:
     cut_off = await start(redis_url=NOWHERE)
+    await (await start()).cache.close()  # one that may only read uses the cache that others have put in force
     await cut_off.write("new")
     conninfo = make_conninfo(database_url, options="-c default_transaction_read_only=on")
     async with (

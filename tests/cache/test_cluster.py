@@ -87,4 +87,4 @@ async def test_a_cluster_that_lost_a_server_is_away_as_a_whole_and_comes_back_as
     own_cluster.launch()
     await ready(writer, reader)
     assert (await reader.text(), (await reader.read()).source, await rows(reader.pool)) == ("new", "hit", 0)
-    assert await sources(reader) == {"hit", "miss"}  # the other servers have kept what they had
+    assert "miss" in await sources(reader)  # one server begins a new epoch for all

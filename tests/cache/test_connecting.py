@@ -14,7 +14,6 @@ from psycopg_pool import AsyncConnectionPool
 from redis.exceptions import NoPermissionError
 from structlog.testing import capture_logs
 
-from libs.cache.servers import RUN_ID
 from ops.process import free_port
 from tests.cache import garbage
 from tests.cache.away import disconnect_all, ready
@@ -65,8 +64,6 @@ async def test_the_documented_acl_is_enough_for_all_that_the_cache_does(own_valk
     await shop.cache.invalidate_pattern("query:*")
     await shop.cache.erase(shop.shelf())
     await shop.cache.store.drop()
-    for client in each(own_valkey.url):
-        client.delete(*client.scan_iter(RUN_ID + "*"))
     disconnect_all(own_valkey)
     assert await shop.text() == "new"
     await ready(shop)

@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
-from libs.cache.servers import RUN_ID
 from tests.cache import garbage
-from tests.cache.outside import each
-from tests.cache.shop import Shop, Start
+from tests.cache.shop import Shop
 
 VALUES = [*((kind, b"garbage") for kind in garbage.KINDS[1:]), *(("string", value) for value in garbage.ALMOST_RECORDS)]
 every_value = pytest.mark.parametrize(
@@ -46,18 +44,6 @@ async def test_a_read_of_an_unreadable_record_or_entry_misses_once(
     await shop.cache.settle()
     assert (await shop.read())[:2] == (b"old", "hit")
     await undisturbed(shop)
-
-
-@every_value
-async def test_an_unreadable_run_id_is_that_of_another_run(
-    start: Start, redis_url: str, kind: str, value: bytes
-) -> None:
-    await (await start()).text()
-    for client in each(redis_url):
-        for key in client.scan_iter(RUN_ID + "*"):
-            garbage.write(client, key, kind, value)
-    later = await start()
-    assert (await later.text(), (await later.read()).source, later.cache.store.errors) == ("old", "hit", 0)
 
 
 def cut(length: int) -> Callable[[bytes], bytes]:

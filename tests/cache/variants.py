@@ -198,7 +198,10 @@ def opens_warm(cache: Cache) -> None:
 
 def counts_generations(cache: Cache) -> None:
     """Generation = INCR."""
-    counted = "local generation = string.format('%029d', redis.call('INCR', KEYS[1] .. ':count'))\n"
+    counted = """
+        local count = string.format('%013d', redis.call('INCR', KEYS[1] .. ':count'))
+        local generation = count .. string.sub(ARGV[1], 1, 8) .. '00000000'
+    """
     for name, script in (("open_script", scripts.OPEN), ("register_script", scripts.REGISTER)):
         _swap(cache, name, script.replace(scripts.GENERATION, counted))
 

@@ -1,0 +1,150 @@
+"""Masters that are demoted in place, two masters at once, and a database with another history."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+import redis
+from psycopg_pool import AsyncConnectionPool
+
+from libs.cache.settings import WithoutRedis
+from ops.servers import Valkey
+from tests.cache.away import ready
+from tests.cache.shop import Start, until
+from tests.conftest import valkey_binary
+
+POLL = 200  # ms
+
+
+@pytest.fixture
+def masters() -> Iterator[tuple[Valkey, Valkey]]:
+    """Two servers that both take writes."""
+    with Valkey(binary=valkey_binary()) as first, Valkey(binary=valkey_binary()) as second:
+        yield first, second
+
+
+@pytest.fixture
+async def start(pool: AsyncConnectionPool, masters: tuple[Valkey, Valkey]) -> AsyncIterator[Start]:
+    """Starts processes, on the first server unless they are told another."""
+    async with AsyncExitStack() as exits:
+        yield Start(exits, pool, masters[0].url)
+
+
+def follow(server: Valkey, of: Valkey | None) -> None:
+    """Make a server a replica of another, or a master."""
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("REPLICAOF", *(("127.0.0.1", of.port) if of else ("NO", "ONE")))
+
+
+async def test_a_master_demoted_in_place_is_left_within_a_poll(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+    shop = await start(poll=POLL)
+    assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
+    follow(masters[0], masters[1])
+    await until(lambda: not shop.cache.store.ready)
+    assert (await shop.read())[:2] == (b"old", "bypass")
+
+
+async def test_a_write_to_a_master_demoted_in_place_is_left_pending(
+    start: Start, masters: tuple[Valkey, Valkey]
+) -> None:
+    shop = await start(poll=POLL)
+    await shop.text()
+    follow(masters[0], masters[1])
+    await shop.write("new")
+    assert await shop.text() == "new"
+    other = await start(redis_url=masters[1].url, poll=POLL)
+    await ready(other)
+    assert (await other.text(), (await other.read()).source) == ("new", "hit")
+
+
+async def test_a_master_demoted_and_promoted_again_holds_nothing(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+    shop = await start(poll=POLL)
+    await shop.text()
+    epoch = shop.cache.store.epoch
+    follow(masters[0], masters[1])
+    follow(masters[0], None)
+    await until(lambda: shop.cache.store.ready and shop.cache.store.epoch != epoch)
+    assert (await shop.read())[:2] == (b"old", "miss")
+
+
+async def test_a_process_that_starts_on_a_replica_does_not_use_it(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+    follow(masters[0], masters[1])
+    shop = await start(poll=POLL, wait=False)
+    assert (await shop.read())[:2] == (b"old", "bypass")
+
+
+@pytest.mark.parametrize("without", [WithoutRedis.BOUNDED, WithoutRedis.WAIT])
+async def test_of_two_masters_the_one_put_in_force_last_counts(
+    start: Start, masters: tuple[Valkey, Valkey], without: WithoutRedis
+) -> None:
+    reader = await start(poll=POLL, without=without)
+    assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
+    writer = await start(redis_url=masters[1].url, poll=POLL, without=without)
+    for number in range(20):
+        await writer.write(f"{number}")
+        if without is WithoutRedis.BOUNDED:
+            await asyncio.sleep(1.5 * POLL / 1000)
+        assert await reader.text() == f"{number}"
+        assert await writer.text() == f"{number}"
+
+
+async def test_a_write_on_a_master_that_is_not_in_force_any_more_is_seen(
+    start: Start, masters: tuple[Valkey, Valkey]
+) -> None:
+    writer = await start(poll=60_000)
+    await writer.text()
+    reader = await start(redis_url=masters[1].url, poll=POLL)
+    assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
+    await writer.write("new")
+    assert not writer.cache.store.ready
+    await asyncio.sleep(1.5 * POLL / 1000)
+    assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
+
+
+async def test_both_masters_are_not_put_in_force_by_turns(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+    first = await start(poll=POLL)
+    second = await start(redis_url=masters[1].url, poll=POLL)
+    epoch = second.cache.store.epoch
+    await until(lambda: not first.cache.store.ready)
+    await asyncio.sleep(1)
+    assert (second.cache.store.ready, second.cache.store.epoch) == (True, epoch)
+
+
+@pytest.mark.parametrize(
+    "history", ["1/00000001", "", "7000000000000000000/00000009"], ids=["other system", "none", "other timeline"]
+)
+async def test_a_database_with_another_history_drops_the_cache(start: Start, history: str) -> None:
+    shop = await start(poll=POLL)
+    await shop.text()
+    epoch = shop.cache.store.epoch
+    async with shop.pool.connection() as conn:
+        await conn.execute("UPDATE cache_in_force SET history = %s", [history])
+        await conn.execute("UPDATE items SET label = 'restored'")
+    await until(lambda: shop.cache.store.ready and shop.cache.store.epoch != epoch)
+    assert (await shop.text(), (await shop.read()).source) == ("restored", "hit")
+
+
+async def test_a_master_killed_and_started_again_is_put_in_force_anew(
+    start: Start, masters: tuple[Valkey, Valkey]
+) -> None:
+    shop = await start(poll=POLL)
+    await shop.text()
+    epoch = shop.cache.store.epoch
+    masters[0].kill()
+    await shop.write("new")
+    masters[0].start()
+    await until(lambda: shop.cache.store.ready and shop.cache.store.epoch != epoch)
+    assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
+
+
+async def test_the_next_host_of_the_url_is_used_when_the_first_is_dead(
+    start: Start, masters: tuple[Valkey, Valkey]
+) -> None:
+    url = f"redis://127.0.0.1:{masters[0].port},127.0.0.1:{masters[1].port}/0"
+    shop = await start(redis_url=url, poll=POLL)
+    await shop.text()
+    masters[0].kill()
+    await shop.write("new")
+    await ready(shop)
+    assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
