@@ -59,13 +59,3 @@ async def _ask(wire: Wire, *command: str | bytes | int) -> Any:
     if isinstance(reply, Exception):
         raise ResponseError(f"{command[0]!s}: {reply}") from reply
     return reply
-
-
-def reason(error: BaseException) -> str:
-    """Return the innermost text of an error: what the server, TLS or the system said."""
-    found: BaseException | None = error
-    while found is not None:
-        if str(found):  # a timeout has a CancelledError in it, which says nothing
-            error = found
-        found = found.__cause__ or found.__context__
-    return str(error) or type(error).__name__

@@ -1,5 +1,7 @@
 """Where the cache is kept: one server, or the masters of a cluster, found through any node that is known.
 
+The server may be one that Sentinels name. They are asked in the order of the URL, so that all processes ask the same.
+
 In a cluster a command may name keys of one hash slot only, even where two slots have the same master. redis-py only
 connects. All else goes over the one connection that reads use: another one could end at another server.
 """
@@ -7,7 +9,7 @@ connects. All else goes over the one connection that reads use: another one coul
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,10 +18,11 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import ClusterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, ConnectionError, ReadOnlyError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
+from redis.sentinel import MasterNotFoundError
 
-from libs.cache.address import parse_hosts
+from libs.cache.address import Host, parse_address
 from libs.cache.keys import META, PREFIX, Group
 from libs.cache.settings import CacheSettings
 from libs.cache.wire import Wire
@@ -28,7 +31,6 @@ SCAN_COUNT = 1000
 MOST_KNOWN = 32  # nodes of a cluster that are remembered
 
 Slot: TypeAlias = Callable[[str | bytes], int]
-Host: TypeAlias = Mapping[str, Any]
 
 
 def hash_slot(key: str | bytes) -> int:
@@ -107,6 +109,21 @@ class Node:
         return unlinked
 
 
+def reason(error: BaseException) -> str:
+    """Return the innermost text of an error: what the server, TLS or the system said."""
+    found: BaseException | None = error
+    while found is not None:
+        if str(found):  # a timeout has a CancelledError in it, which says nothing
+            error = found
+        found = found.__cause__ or found.__context__
+    return str(error) or type(error).__name__
+
+
+def _said(host: Host, error: Exception) -> str:
+    """Return what went wrong through a host of the URL."""
+    return f"{host.get('host', 'localhost')}:{host.get('port', 6379)}: {reason(error)}"
+
+
 async def _node(wire: Wire, slot: Slot, slots: Collection[int]) -> Node:
     """Return a server that is a master. Raises: RedisError, OSError."""
     run_id = figures(await ask(wire, "INFO", "server"))["run_id"]
@@ -123,7 +140,7 @@ class Servers:
         on_push: Callable[[list[Any]], None] = lambda _: None,
     ) -> None:
         """Read the URL; nothing connects yet."""
-        self._hosts = parse_hosts(settings.url)
+        self._address = parse_address(settings.url)
         self._timeout = settings.timeout / 1000
         self._on_lost = on_lost
         self._on_push = on_push
@@ -140,18 +157,30 @@ class Servers:
     async def connect(self) -> list[Node]:
         """Connect to all servers, through the first host that knows them; return who serves which slots.
 
-        Raises: RedisError, OSError: what the first host that was asked said, or that nobody serves a slot.
+        Raises: RedisError, OSError: what the only host of the URL said, or each of them.
         """
         self.disconnect()
         errors: list[Exception] = []
-        for host in [*self._hosts, *self._known]:
+        for host in [*self._address.hosts, *self._known]:
             try:
-                await self._connect_through(host)
+                await self._connect_through(await self._named_by(host) if self._address.name else host)
                 return self.nodes
             except (RedisError, hiredis.HiredisError, OSError) as error:
                 errors.append(error)
                 self.disconnect()
-        raise errors[0]
+        if len(self._address.hosts) == 1:
+            raise errors[0]
+        raise ConnectionError("; ".join(map(_said, self._address.hosts, errors)))
+
+    async def _named_by(self, sentinel: Host) -> Host:
+        """Return the master that a Sentinel names. Raises: RedisError, OSError."""
+        wire = await self._wire(sentinel)
+        self._wires.append(wire)
+        found = await ask(wire, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.name)
+        self.disconnect()
+        if found is None:
+            raise MasterNotFoundError(f"this Sentinel knows no master named {self._address.name!r}")
+        return {**self._address.master, "host": found[0].decode(), "port": int(found[1])}
 
     async def _connect_through(self, host: Host) -> None:
         """Connect to a server, or to the masters of the cluster that it is a node of."""

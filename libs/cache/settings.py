@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from libs.cache.address import parse_hosts
+from libs.cache.address import parse_address
 from libs.cache.keys import PREFIX, Namespace, quoted
 
 # The namespaces: TTL in s, and the word in the key where it differs from the name.
@@ -42,7 +42,8 @@ class CacheSettings(BaseSettings):
 
     url: str = Field(
         "redis://localhost:6379",
-        description="The server, or several hosts of which the first master, or any node of a cluster, is used.",
+        description="The server, or several hosts of which the first master, or any node of a cluster, is used; or the "
+        "Sentinels that name it: redis+sentinel://h1,h2,h3/name.",
     )
     key: SecretStr = Field(
         SecretStr(""),
@@ -86,7 +87,7 @@ class CacheSettings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _readable(cls, url: str) -> str:
-        parse_hosts(url)
+        parse_address(url)
         return url
 
     @field_validator("key")

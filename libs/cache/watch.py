@@ -20,7 +20,7 @@ from libs.cache.gather import Gather
 from libs.cache.in_force import InForce, NotInForceError
 from libs.cache.lease import Lease
 from libs.cache.outbox import Pending
-from libs.cache.probe import reason
+from libs.cache.servers import reason
 from libs.cache.store import Store
 
 RETRY_SECONDS = 0.1
