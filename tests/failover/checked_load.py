@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,9 +43,9 @@ class Found:
 class CheckedLoad:
     """The callers. Each repeats a write until it is acknowledged, by its request_id."""
 
-    def __init__(self, writer: Stack, reader: Stack, salons: int = 6) -> None:
-        """Begin with nothing."""
-        self.writer, self.reader = writer, reader
+    def __init__(self, writer: Stack, reader: Stack, salons: int = 6, deadline: float = DEADLINE_SECONDS) -> None:
+        """Begin with nothing; `deadline` is that of a call, in s. Readers may be added while it runs."""
+        self.writer, self.readers, self.deadline = writer, [reader], deadline
         self.chains = [Chain(f"salon-{number}") for number in range(salons)]
         self.found = Found()
         self.ending = False
@@ -57,7 +58,7 @@ class CheckedLoad:
 
     async def call(self, rpc: Any, request: Any) -> tuple[Any, str]:
         """Return a reply, None if the call failed, and where it came from."""
-        began, call = time.monotonic(), rpc(request, timeout=DEADLINE_SECONDS)
+        began, call = time.monotonic(), rpc(request, timeout=self.deadline)
         try:
             return await call, str(dict(await call.trailing_metadata()).get("x-cache", ""))
         except grpc.aio.AioRpcError as error:
@@ -82,7 +83,7 @@ class CheckedLoad:
     async def _read(self, chain: Chain) -> None:
         request = messaging_pb2.GetConversationRequest(salon_id=chain.salon_id, phone_number=PHONE, message_limit=1)
         least, began = len(chain.acknowledged), time.monotonic()
-        reply, source = await self.call(self.reader.messaging.GetConversation, request)
+        reply, source = await self.call(random.choice(self.readers).messaging.GetConversation, request)  # noqa: S311
         if reply is None:
             await asyncio.sleep(0.02)
             return
