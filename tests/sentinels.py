@@ -71,6 +71,11 @@ def knows(sentinel: Sentinel, others: int) -> bool:
     return (int(found["num-slaves"]), int(found["num-other-sentinels"])) == (1, others)
 
 
+def named(sentinel: Sentinel) -> int:
+    """Return the port of the master that a Sentinel names."""
+    return int(ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1])
+
+
 def hosts(servers: Sequence[Valkey]) -> str:
     """Return servers as a URL names them."""
     return ",".join(f"127.0.0.1:{server.port}" for server in servers)

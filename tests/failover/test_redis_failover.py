@@ -17,7 +17,7 @@ from ops.proxy import proxy
 from tests.failover.checked_load import CheckedLoad
 from tests.load import until
 from tests.processes import processes, stubs
-from tests.sentinels import NAME, Replicated, ask, follow, hosts, is_master, replicated, sentinel_url
+from tests.sentinels import NAME, Replicated, ask, follow, hosts, is_master, named, replicated, sentinel_url
 from tests.stack import rows, running
 
 POLL_SECONDS = 1.0
@@ -121,7 +121,7 @@ async def test_a_process_that_starts_while_two_are_masters_agrees_with_the_other
         url = sentinel_url(servers.sentinels)
         async with AsyncExitStack() as exits, services.loaded(url, url) as load:
             ask(servers.sentinels[0], "SENTINEL", "FAILOVER", NAME)
-            await until(lambda: is_master(servers.replica))
+            await until(lambda: named(servers.sentinels[0]) == servers.replica.port)
             late = running(services.database_url, url, cache={"without": services.mode})
             load.readers.append(await exits.enter_async_context(late))
             assert is_master(servers.master)
