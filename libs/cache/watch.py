@@ -74,11 +74,16 @@ class Watch:
         await self._gather.close()
 
     async def _run(self) -> None:
+        began = lease.now()
         while not self._closed:
+            pause = RETRY_SECONDS
+            if self._store.ready:  # polls begin at most `poll_seconds` apart, unless they take nearly as long
+                pause = max(self._poll_seconds - (lease.now() - began), min(self._poll_seconds, RETRY_SECONDS))
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds if self._store.ready else RETRY_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._store.wake.wait()
             self._store.wake.clear()
+            began = lease.now()
             if self._store.ready:
                 with suppress(Exception):  # the next poll tries again; what failed was counted where it failed
                     await self.drain()

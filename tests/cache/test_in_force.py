@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
-import redis
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.settings import WithoutRedis
@@ -13,6 +12,7 @@ from ops.servers import Valkey
 from tests.cache.away import ready
 from tests.cache.shop import Start, until
 from tests.conftest import valkey_binary
+from tests.sentinels import ask, follow, replicated
 
 POLL = 200  # ms
 
@@ -29,12 +29,6 @@ async def start(pool: AsyncConnectionPool, masters: tuple[Valkey, Valkey]) -> As
     """Starts processes, on the first server unless they are told another."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, masters[0].url)
-
-
-def follow(server: Valkey, of: Valkey | None) -> None:
-    """Make a server a replica of another, or a master."""
-    with redis.Redis.from_url(server.url) as client:
-        client.execute_command("REPLICAOF", *(("127.0.0.1", of.port) if of else ("NO", "ONE")))
 
 
 async def test_a_master_demoted_in_place_is_left_within_a_poll(start: Start, masters: tuple[Valkey, Valkey]) -> None:
@@ -66,6 +60,26 @@ async def test_a_master_demoted_and_promoted_again_holds_nothing(start: Start, m
     follow(masters[0], None)
     await until(lambda: shop.cache.store.ready and shop.cache.store.epoch != epoch)
     assert (await shop.read())[:2] == (b"old", "miss")
+
+
+@pytest.mark.parametrize(("without", "poll"), [(WithoutRedis.BOUNDED, POLL), (WithoutRedis.WAIT, 30_000)])
+async def test_a_master_demoted_to_its_promoted_replica_does_not_show_what_that_had_not_seen(
+    pool: AsyncConnectionPool, without: WithoutRedis, poll: int
+) -> None:
+    with replicated() as servers:
+        async with AsyncExitStack() as exits:
+            start = Start(exits, pool, servers.master.url)
+            reader, writer = await start(poll=poll, without=without), await start(poll=poll, without=without)
+            assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
+            await until(lambda: ask(servers.replica, "DBSIZE") == ask(servers.master, "DBSIZE"))
+            follow(servers.replica, None)
+            await writer.write("new")
+            assert ask(servers.master, "INFO", "replication")["connected_slaves"] == 0
+            follow(servers.master, servers.replica)
+            await until(lambda: ask(servers.master, "INFO", "replication").get("master_link_status") == "up")
+            if without is WithoutRedis.BOUNDED:
+                await asyncio.sleep(1.5 * POLL / 1000)
+            assert (await reader.read())[:2] == (b"new", "bypass")
 
 
 async def test_a_process_that_starts_on_a_replica_does_not_use_it(start: Start, masters: tuple[Valkey, Valkey]) -> None:

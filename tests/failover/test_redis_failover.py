@@ -22,11 +22,12 @@ from tests.processes import processes, stubs
 from tests.sentinels import NAME, Replicated, ask, follow, hosts, is_master, named, replicated, sentinel_url
 from tests.stack import rows, running
 
-POLL_SECONDS = 1.0
+BEHIND_SECONDS = 1.25  # REDIS_POLL, and the time that a poll itself takes on a busy machine
 BUSY_SECONDS = 2.0  # what a busy machine may add to a call
 DEADLINE_SECONDS = 2.5  # with `wait` a write without Redis takes up to a poll
 BACK_SECONDS = 10.0  # Sentinels take 2 s
 STOPPED_SECONDS = 20.0
+TWO_MASTERS_SECONDS = 3.0  # several polls; Sentinels demote the old one after 8
 HITS = 200  # more of them, and the cache is back
 MODES = pytest.mark.parametrize("mode", ["bounded", "wait"])
 
@@ -64,7 +65,7 @@ class Services:
         print(f"longest {found.longest_seconds:.2f} s; writes {sum(len(chain.acknowledged) for chain in load.chains)}")
         if self.mode == "wait":
             assert found.stale == []
-        assert max(found.stale, default=0) < POLL_SECONDS
+        assert max(found.stale, default=0) < BEHIND_SECONDS
         assert found.failures == {}
         assert found.longest_seconds < DEADLINE_SECONDS + BUSY_SECONDS
 
@@ -97,7 +98,7 @@ async def stop(servers: Replicated, load: CheckedLoad) -> None:
     finally:
         os.kill(servers.master.pid, signal.SIGCONT)
     assert is_master(servers.master)  # it does not know yet
-    await until(lambda: not is_master(servers.master))
+    await asyncio.sleep(TWO_MASTERS_SECONDS)
 
 
 async def back_on(servers: Replicated, load: CheckedLoad) -> None:
@@ -128,8 +129,8 @@ async def test_a_process_that_starts_while_two_are_masters_agrees_with_the_other
             load.readers.append(await exits.enter_async_context(late))
             assert is_master(servers.master)
             await back(load)
+            await asyncio.sleep(TWO_MASTERS_SECONDS)
             assert is_master(servers.master)
-            await until(lambda: not is_master(servers.master))
 
 
 @MODES
