@@ -23,10 +23,9 @@ from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import READY_R, WAIT_R, WAIT_RW, Wait
 
-from libs.db.encoding import undecoded
 from libs.db.history import HISTORY, History
-from libs.db.queries import STATEMENT_LOST, Queries, TimedCursor
-from libs.db.statement import Statement, columns, nothing, numbered
+from libs.db.statement import Statement, columns, nothing, numbered, raw_cursor
+from libs.db.stats import STATEMENT_LOST, QueryStats, TimedCursor
 
 T = TypeVar("T")
 
@@ -55,7 +54,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     connection can't be used. `began` is when the last statement was sent, by time.perf_counter.
     """
 
-    queries: Queries
+    queries: QueryStats
     history: History | None = None
     began = 0.0
     committing = False
@@ -67,7 +66,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """Take over what has been connected."""
         super().__init__(pgconn, *args)
         self.cursor_factory = TimedCursor
-        self.rows = undecoded(self)
+        self.rows = raw_cursor(self)
         self._adapt = Transformer(self.rows)
         self.add_notice_handler(self._notice)
         self._not_replicated = False

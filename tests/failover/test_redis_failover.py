@@ -55,7 +55,7 @@ class Services:
                 await back(load)
                 yield load
                 await back(load)
-                await until(lambda: rows(self.database_url, "SELECT FROM cache_pending") == [])
+                await until(lambda: rows(self.database_url, "SELECT FROM cache_outbox") == [])
         self._check(load)
 
     def _check(self, load: CheckedLoad) -> None:
