@@ -16,21 +16,21 @@ SALON = {"salon_id": "salon-1"}
 PHONE, USER = "+4915112345678", "DE.1"
 START, END = {"seconds": 1_900_000_000}, {"seconds": 1_900_003_600}
 PERIOD = {"start_time": START, "end_time": END}
-FIRST_PAGE = {"page_size": 1}
 
 
 def call_every_rpc(channels: Mapping[str, grpc.Channel], app_secret: str) -> None:
-    """Call every RPC of an empty system; `channels` are those of booking, messaging and stats. Raises: grpc.RpcError."""
+    """Call every RPC of an empty system; `channels` are those of booking, messaging and stats.
+
+    Raises: grpc.RpcError.
+    """
     booking = Caller(booking_pb2, booking_pb2_grpc.BookingServiceStub(channels["booking"]))
     messaging = Caller(messaging_pb2, messaging_pb2_grpc.MessagingServiceStub(channels["messaging"]))
     stats = Caller(stats_pb2, stats_pb2_grpc.StatsServiceStub(channels["stats"]))
     _call_booking(booking)
     _call_messaging(messaging, app_secret)
     booking("EraseCustomer", phone_number=PHONE)
-    for name in ("GetSalonStats", "GetMessageDirectionStats", "GetAiAnalytics"):
-        stats(name, **PERIOD)
-    for name in ("ListBookingStats", "ListConversationStats"):
-        stats(name, **PERIOD)
+    for rpc in stats_pb2.DESCRIPTOR.services_by_name["StatsService"].methods_by_name:
+        stats(rpc, **PERIOD)
 
 
 class Caller:
@@ -88,41 +88,40 @@ def _call_booking(call: Caller) -> None:
 
 
 def _call_messaging(call: Caller, app_secret: str) -> None:
-    sent = {"phone_number": PHONE, "user_id": USER, "content": "hello", "direction": messaging_pb2.MESSAGE_DIRECTION_INBOUND}
-    first = call("RecordMessage", **sent, whatsapp_id="wamid.1")
-    answer = {**sent, "direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND}
-    call("RecordMessage", **answer, whatsapp_id="wamid.2")
-    call("RecordMessage", **answer, whatsapp_id="wamid.2")
+    inbound: dict[str, Any] = {"direction": messaging_pb2.MESSAGE_DIRECTION_INBOUND}
+    outbound: dict[str, Any] = {"direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND}
+    customer = {"phone_number": PHONE, "user_id": USER, "content": "hello"}
+    first = call("RecordMessage", **customer, **inbound, whatsapp_id="wamid.1")
+    for _ in range(2):  # the second is a repeat
+        call("RecordMessage", **customer, **outbound, whatsapp_id="wamid.2")
     for number in range(2):
-        other = {"phone_number": f"+491511234567{number}", "whatsapp_id": f"wamid.other-{number}"}
-        call("RecordMessage", **other, content="hi", direction=sent["direction"])
-    read = messaging_pb2.MESSAGE_STATUS_READ
+        other = {"phone_number": f"+491511234567{number}", "content": "hi"}
+        call("RecordMessage", **other, **inbound, whatsapp_id=f"wamid.other-{number}")
     for whatsapp_id in ("wamid.2", "wamid.2", "wamid.unknown"):
-        call("RecordMessageStatus", whatsapp_id=whatsapp_id, status=read)
+        call("RecordMessageStatus", whatsapp_id=whatsapp_id, status=messaging_pb2.MESSAGE_STATUS_READ)
     for payload in _webhook_bodies():
         signature = hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
         call("IngestWebhook", payload=payload, signature=f"sha256={signature}")
     call.pages("ListWebhookFailures")
     call("GetMessage", message_id=first.message_id)
     call("GetMessage", whatsapp_id="wamid.1")
-    names = ({"conversation_id": first.conversation_id}, {"phone_number": PHONE}, {"user_id": USER})
-    for name in names:
+    by_id, by_phone = {"conversation_id": first.conversation_id}, {"phone_number": PHONE}
+    for name in (by_id, by_phone, {"user_id": USER}):
         call("GetConversation", **name)
         call("MarkConversationRead", **name)
-    active = messaging_pb2.CONVERSATION_STATUS_ACTIVE
-    call("TagConversation", **names[0], add_tags=["vip"])
-    call("AssignConversation", **names[0], assignee="anna")
-    for filters in ({}, {"status": active}, {"tag": "vip"}, {"unread_only": True}, {"assignee": "anna"}):
+    call("TagConversation", **by_id, add_tags=["vip"])
+    call("AssignConversation", **by_id, assignee="anna")
+    active: dict[str, Any] = {"status": messaging_pb2.CONVERSATION_STATUS_ACTIVE}
+    for filters in ({}, active, {"tag": "vip"}, {"unread_only": True}, {"assignee": "anna"}):
         call.pages("ListConversations", **filters)
-    for filters in ({}, names[0], names[1], {"direction": sent["direction"]}):
+    for filters in ({}, by_id, by_phone, inbound):
         call.pages("ListMessages", **filters)
     call.pages("SearchMessages", query="hello")
-    call.pages("SearchMessages", query="helo")
-    said = {**names[0], "role": messaging_pb2.AI_ROLE_USER, "model": "m", "content": "hello"}
-    call("RecordAiMessage", **said)
-    call("RecordAiMessage", **said)
-    call.pages("ListAiMessages", **names[0])
-    call("UpdateConversationStatus", **names[0], status=messaging_pb2.CONVERSATION_STATUS_CLOSED)
+    call.pages("SearchMessages", query="helo")  # found among similar words
+    for _ in range(2):
+        call("RecordAiMessage", **by_id, role=messaging_pb2.AI_ROLE_USER, model="m", content="hello")
+    call.pages("ListAiMessages", **by_id)
+    call("UpdateConversationStatus", **by_id, status=messaging_pb2.CONVERSATION_STATUS_CLOSED)
     call("EraseCustomer", phone_number=PHONE, user_id=USER)
 
 

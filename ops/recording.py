@@ -7,7 +7,7 @@ up to the next marker are those of that RPC. The services don't know that they a
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from ops.process import StartError, free_port, free_ports
 from ops.servers import Postgres, Valkey
 from ops.up import SERVICES, Plan, environments, start_services
 
-BACKGROUND = "background jobs"  # stands for the RPC of statements that are sent before the first call
+BACKGROUND = "background jobs"  # instead of an RPC: sends the statements before the first call
+BACKGROUND_SECONDS = 1.0  # for the jobs that run when a service starts
 LOGGED = {
     "log_statement": "all",
     "log_destination": "jsonlog",
@@ -45,7 +46,10 @@ _READS_OR_WRITES = re.compile(r"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement with `$1`, `$2`... for its parameters, and the RPCs that send it, such as `StatsService.GetSalonStats`."""
+    """A statement with `$1`, `$2`... for its parameters.
+
+    `rpcs` are those that send it, such as `StatsService.GetSalonStats`, or BACKGROUND.
+    """
 
     sql: str
     rpcs: tuple[str, ...]
@@ -76,6 +80,7 @@ def record() -> list[Statement]:
             mark(BACKGROUND)
             start_services(settings, plan, folder, stack)
             channels = {name: stack.enter_context(_channel(port, mark)) for name, port in ports.items()}
+            time.sleep(BACKGROUND_SECONDS)
             call_every_rpc(channels, settings["messaging"]["WHATSAPP_APP_SECRET"])
             mark(_END)
         return _statements(_logged(postgres.data / "log/statements.json"), tables)
@@ -113,11 +118,13 @@ def _logged(log: Path) -> list[str]:
 
 def _statements(sent: Iterable[str], tables: Iterable[str]) -> list[Statement]:
     named = re.compile(rf"\b(?:{'|'.join(tables)})\b")
-    rpcs: dict[str, dict[str, None]] = {}
+    rpcs: dict[str, list[str]] = {}
     rpc = ""
     for sql in sent:
         if marked := _MARKED.fullmatch(sql):
             rpc = marked[1]
         elif rpc and _READS_OR_WRITES.match(sql) and named.search(sql):
-            rpcs.setdefault(sql, {})[rpc] = None
-    return [Statement(sql, tuple(names)) for sql, names in rpcs.items()]
+            senders = rpcs.setdefault(sql, [])
+            if rpc not in senders and BACKGROUND not in senders:  # a job may run while an RPC is called
+                senders.append(rpc)
+    return [Statement(sql, tuple(senders)) for sql, senders in rpcs.items()]
