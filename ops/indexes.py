@@ -208,8 +208,11 @@ def _plan(conn: psycopg.Connection, sql: str) -> Mapping[str, Any]:
     conn.execute(f"PREPARE planned AS {sql}".encode())
     parameters = max(map(int, re.findall(r"\$(\d+)", sql)), default=0)
     values = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
-    row = conn.execute(f"EXPLAIN (FORMAT JSON) EXECUTE planned{values}".encode()).fetchone()
-    conn.execute("DEALLOCATE planned")
+    try:
+        with conn.transaction():
+            row = conn.execute(f"EXPLAIN (FORMAT JSON) EXECUTE planned{values}".encode()).fetchone()
+    finally:
+        conn.execute("DEALLOCATE planned")
     plan: Mapping[str, Any] = row[0][0]["Plan"] if row else {}
     return plan
 
@@ -242,7 +245,7 @@ def _scan(node: Mapping[str, Any]) -> str | None:
 
 def tables(report: IndexReport) -> Group:
     """Return the report for a terminal; the statements whose plans break a rule are shown in full at its end."""
-    heads = (Column("index", overflow="fold"), "table", "columns", "size", "scans", "state")
+    heads = (Column("index", no_wrap=True), "table", Column("columns", overflow="fold"), "size", "scans", "state")
     indexes = Table(*heads, title=f"The 15 indexes, {report.server}")
     for index in report.indexes:
         size = f"{index.size_bytes // 1024:,} kB"
@@ -263,10 +266,10 @@ def tables(report: IndexReport) -> Group:
 
 def markdown(report: IndexReport) -> str:
     """Return which RPCs use each index, as a section of docs/performance.md."""
-    lines = [
-        f"| {index.name} | {index.table} ({', '.join(index.columns)}) | {', '.join(index.rpcs) or UNUSED[index.name]} |"
-        for index in report.indexes
-    ]
+    lines = []
+    for index in report.indexes:
+        users = ", ".join(index.rpcs) or UNUSED.get(index.name, "none")
+        lines.append(f"| {index.name} | {index.table} ({', '.join(index.columns)}) | {users} |")
     return _MARKDOWN.format(server=report.server, lines="\n".join(lines), plans=len(report.plans))
 
 
@@ -275,8 +278,8 @@ _MARKDOWN = """\
 
 `parlor verify-indexes` calls every RPC on a temporary system, records the {plans} different statements that the
 services send, and looks at the plan of each on your database. It fails if an index is missing or not used, or if a plan
-reads a large table as a whole, sorts many rows for one page, or reads many rows to return few. On the sample data with
-{server} these RPCs use the indexes (`parlor verify-indexes --markdown`):
+reads a large table as a whole, sorts many rows for one page, or reads many rows to return few. These RPCs use the
+indexes, on the sample data with {server} (written by `parlor verify-indexes --markdown`):
 
 | Index | Columns | Used by |
 |---|---|---|
