@@ -20,6 +20,7 @@ TABLES = [
     "ai_messages",
     "messaging_requests",
     "cache_pending",
+    "cache_in_force",
 ]
 RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 WRITER, KEEPER, QUEUE = "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE", "SELECT INSERT DELETE"
@@ -32,6 +33,7 @@ ALLOWED = {
         "booking_events": "SELECT INSERT",
         "booking_requests": KEEPER,
         "cache_pending": QUEUE,
+        "cache_in_force": "SELECT UPDATE",
     },
     "messaging": {
         "conversations": WRITER,
@@ -42,8 +44,9 @@ ALLOWED = {
         "webhook_failures": QUEUE,
         "messaging_requests": KEEPER,
         "cache_pending": QUEUE,
+        "cache_in_force": "SELECT UPDATE",
     },
-    "stats": {"cache_pending": "SELECT"},  # and columns of others, see tests/test_privileges.py
+    "stats": {"cache_pending": "SELECT", "cache_in_force": "SELECT"},  # and columns of others, see tests/test_privileges.py
 }
 # Tables of which some columns may be read.
 COUNTED = {
