@@ -17,13 +17,12 @@ from libs.db import (
     Database,
     DatabaseSettings,
     DatabaseUnavailable,
-    Queries,
+    QueryStats,
     Statement,
-    fetch_rows,
-    fetch_undecoded,
     nothing,
 )
 from libs.db.statement import columns
+from libs.messages import fetch_rows, fetch_undecoded
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
@@ -56,7 +55,7 @@ every_way = pytest.mark.parametrize("send", [by_cursor, by_look_up, by_run])
 
 async def connect(url: str) -> Connection:
     conn = await Connection.connect(url, autocommit=True)
-    conn.queries = Queries(threshold=60)
+    conn.queries = QueryStats(threshold=60)
     return conn
 
 

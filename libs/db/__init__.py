@@ -2,36 +2,36 @@
 
 from libs.db.canary import OtherNumbering
 from libs.db.connection import BEGIN, COMMIT, ROLLBACK, Connection, NotReplicated
-from libs.db.database import Database, DatabaseUnavailable, PoolExhausted
-from libs.db.encoding import elements, encode_row, encoder, prefix
 from libs.db.fairness import FairLimit, for_searches, for_writes
 from libs.db.history import History
-from libs.db.queries import STATEMENT_LOST, Queries, SlowQuery
-from libs.db.rows import (
-    STAMP,
+from libs.db.pool import Database, DatabaseUnavailable, PoolExhausted
+from libs.db.settings import DatabaseSettings, split_pool_parameters
+from libs.db.statement import Statement, nothing, records
+from libs.db.stats import STATEMENT_LOST, QueryStats, SlowQuery
+from libs.messages.encode import elements, encode_row, encoder, prefix
+from libs.messages.fetch import (
+    SNAPSHOT_XMIN,
     Batch,
     Loaded,
     fetch_all,
     fetch_batch,
     fetch_encoded,
+    fetch_loaded,
     fetch_one,
     fetch_pages,
     fetch_returned,
     fetch_rows,
-    fetch_stamped,
     fetch_undecoded,
     text_array,
     unnest,
     where,
 )
-from libs.db.settings import DatabaseSettings, split_pool_parameters
-from libs.db.statement import Statement, nothing, records
 
 __all__ = [
     "BEGIN",
     "COMMIT",
     "ROLLBACK",
-    "STAMP",
+    "SNAPSHOT_XMIN",
     "STATEMENT_LOST",
     "Batch",
     "Connection",
@@ -44,7 +44,7 @@ __all__ = [
     "NotReplicated",
     "OtherNumbering",
     "PoolExhausted",
-    "Queries",
+    "QueryStats",
     "SlowQuery",
     "Statement",
     "elements",
@@ -53,11 +53,11 @@ __all__ = [
     "fetch_all",
     "fetch_batch",
     "fetch_encoded",
+    "fetch_loaded",
     "fetch_one",
     "fetch_pages",
     "fetch_returned",
     "fetch_rows",
-    "fetch_stamped",
     "fetch_undecoded",
     "for_searches",
     "for_writes",

@@ -4,9 +4,9 @@ from functools import partial
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded, elements
-from libs.rpc import Page, RpcError, fitting, page
-from libs.rpc.errors import invalid_fields
+from libs.messages import Loaded, elements
+from libs.server import Page, RpcError, fitting, page
+from libs.server.errors import invalid_fields
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import search_queries as queries
 from services.messaging.rpcs import Rpcs
@@ -26,24 +26,24 @@ class SearchRpcs(Rpcs):
         async def load(conn: Any) -> Loaded[bytes | RpcError]:
             return await _search(conn, salon_id, request.query, wanted)
 
-        key = self.groups.messages(salon_id).key("search", digest(wanted))
-        return await self.cache.read(key, load, connect=partial(self.searches.connection, salon_id), repeatable=True)
+        key = self.tags.messages(salon_id).key("search", digest(wanted))
+        return await self.cache.get(key, load, connect=partial(self.searches.connection, salon_id), repeatable=True)
 
 
 async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[bytes | RpcError]:
-    """Return a page of the words, or of similar ones where the words find nothing; the stamp is the first look's."""
+    """Return a page of the words, or of similar ones where the words find nothing; the xmin is the first look's."""
     after = wanted.after_micros or 0
     if after >= SIMILAR:
         further = wanted._replace(after_micros=after - SIMILAR)
-        stamp, found = await queries.search_messages(conn, salon_id, query, further, similar=True)
-        return Loaded(stamp, _response(wanted, found or [], SIMILAR))
-    stamp, found = await queries.search_messages(conn, salon_id, query, wanted, similar=False)
+        xmin, found = await queries.search_messages(conn, salon_id, query, further, similar=True)
+        return Loaded(xmin, _response(wanted, found or [], SIMILAR))
+    xmin, found = await queries.search_messages(conn, salon_id, query, wanted, similar=False)
     if found is None:
-        return Loaded(stamp, invalid_fields([("query", "needs a word to look for besides what to leave out")]))
+        return Loaded(xmin, invalid_fields([("query", "needs a word to look for besides what to leave out")]))
     if found or after:
-        return Loaded(stamp, _response(wanted, found, 0))
+        return Loaded(xmin, _response(wanted, found, 0))
     _, found = await queries.search_messages(conn, salon_id, query, wanted, similar=True)
-    return Loaded(stamp, _response(wanted, found or [], SIMILAR))
+    return Loaded(xmin, _response(wanted, found or [], SIMILAR))
 
 
 def _response(wanted: Page, found: list[queries.Found], way: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A service that is not Parlor's: items on shelves, each reply the text of an item, a shelf's replies one group."""
+"""A service that is not Parlor's: items on shelves, each reply the text of an item, a shelf's replies one tag."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache import Cache, CacheSettings, Group, Key, Reply, Transaction
+from libs.cache import Cache, CacheSettings, Key, Reply, Tag, Transaction
 from tests.cache.outside import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
 NOTHING_IN_FORCE = "UPDATE cache_in_force SET epoch = '', servers = '', history = '', settled = true"
-STAMP = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+SNAPSHOT_XMIN = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
 class Loaded(NamedTuple):
     """What a load returns."""
 
-    stamp: int
+    xmin: int
     value: str | None
 
 
@@ -45,16 +45,16 @@ async def at_once() -> None:
 
 @dataclass
 class Shop:
-    """One process of the service. `loads` counts its statements; `stamp` is the column that stamps them."""
+    """One process of the service. `loads` counts its statements; `xmin` is the column that stamps them."""
 
     cache: Cache
     pool: AsyncConnectionPool
-    stamp: str = STAMP
+    xmin: str = SNAPSHOT_XMIN
     loads: list[str] = field(default_factory=list)
 
-    def shelf(self, name: str = "a") -> Group:
-        """Return the group of a shelf."""
-        return self.cache.namespace("shop").group(name, "shelf:")
+    def shelf(self, name: str = "a") -> Tag:
+        """Return the tag of a shelf."""
+        return self.cache.namespace("shop").tag(name, "shelf:")
 
     def key(self, name: str = "tea", shelf: str = "a") -> Key:
         """Return the key of an item."""
@@ -77,17 +77,17 @@ class Shop:
             await after()
             return loaded
 
-        return await self.cache.read(self.key(name, shelf), load)
+        return await self.cache.get(self.key(name, shelf), load)
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
-        """Read the row and its stamp by one statement."""
-        query = f"SELECT {self.stamp}, (SELECT label FROM items WHERE shelf = %s AND name = %s)"
+        """Read the row and its xmin by one statement."""
+        query = f"SELECT {self.xmin}, (SELECT label FROM items WHERE shelf = %s AND name = %s)"
         [row] = await (await conn.execute(query.encode(), (shelf, name))).fetchall()
         return Loaded(*row)
 
     async def read_together(self, name: str, *, shelf: str = "a") -> Reply:
         """Read an item by the statement that answers all who ask in the same tick."""
-        return await self.cache.look_up(self.key(name, shelf), (shelf, name), self.select_many)
+        return await self.cache.get_batched(self.key(name, shelf), (shelf, name), self.select_many)
 
     async def select_many(
         self, conn: psycopg.AsyncConnection[Any], wanted: Sequence[tuple[str, str]]
@@ -95,7 +95,7 @@ class Shop:
         """Read many rows by one statement."""
         self.loads.append("many")
         query = (
-            f"SELECT {self.stamp}, label FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w (shelf, name, n)"
+            f"SELECT {self.xmin}, label FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w (shelf, name, n)"
             " LEFT JOIN items USING (shelf, name) ORDER BY n"
         )
         columns = [list(column) for column in zip(*wanted, strict=True)]
@@ -140,7 +140,7 @@ class Start:
         kind: type[Cache] = Cache,
         *,
         redis_url: str = "",
-        stamp: str = STAMP,
+        xmin: str = SNAPSHOT_XMIN,
         read_only: bool = False,
         wait: bool = True,
         prepare: Callable[[Cache], None] = lambda cache: None,
@@ -158,7 +158,7 @@ class Start:
         await cache.open()
         if wait and not redis_url:
             await until(lambda: cache.store.ready)
-        return Shop(cache, self.pool, stamp)
+        return Shop(cache, self.pool, xmin)
 
 
 async def put(conn: psycopg.AsyncConnection[Any], label: str, name: str = "tea", shelf: str = "a") -> None:
