@@ -83,7 +83,7 @@ async def fetch_rows(conn: AsyncConnection[Any], query: str, params: Params) -> 
     return columns(cursor.pgresult, query), await cursor.fetchall()
 
 
-async def fetch_undecoded(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
+async def fetch_raw(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
     """Return the names of the columns, and the rows as `encoder` takes them."""
     cursor = cast(Connection, conn).rows
     await cursor.execute(_sent(query), params)
@@ -136,7 +136,7 @@ async def fetch_pages(
 
 async def fetch_encoded(conn: AsyncConnection[Any], kind: type[Message], query: str, params: Params) -> list[bytes]:
     """Return every row of a statement that is not cached as a message's bytes."""
-    names, rows = await fetch_undecoded(conn, query, params)
+    names, rows = await fetch_raw(conn, query, params)
     return encoder(kind, *names)(list(zip(*rows, strict=True))) if rows else []
 
 

@@ -13,7 +13,7 @@ from libs.messages import (
     encoder,
     fetch_one,
     fetch_pages,
-    fetch_undecoded,
+    fetch_raw,
     unnest,
     where,
 )
@@ -58,7 +58,7 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
         ) AS event ON true
         ORDER BY event_time, event.status"""
     params = {"salon_id": salon_id, "message_id": message_id, "whatsapp_id": whatsapp_id}
-    names, rows = await fetch_undecoded(conn, query, params)
+    names, rows = await fetch_raw(conn, query, params)
     if not rows:
         return None
     first = names.index("raw_json") + 1

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, encoder, fetch_undecoded
+from libs.messages import SNAPSHOT_XMIN, Loaded, encoder, fetch_raw
 from libs.server import Page
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
@@ -54,7 +54,7 @@ async def search_messages(
             ) AS found
             ORDER BY relevance DESC, found.message_id DESC
         ) AS page ON true"""
-    names, rows = await fetch_undecoded(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
+    names, rows = await fetch_raw(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
     (xmin, *_), (is_open, *_), *columns, relevances = zip(*rows, strict=True)
     if is_open:
         return Loaded(xmin, None)
