@@ -239,11 +239,11 @@ def report(
         raise typer.Exit(2) from None
     if markdown and not has_markers(markdown):
         raise typer.BadParameter(f"{markdown} has no {BEGIN}", param_hint="--markdown")
-    from libs.rpc import log
+    from libs.server import logs
     from ops.report.measure import measure
     from ops.report.rows import FULL, QUICK
 
-    log.configure("error", service="report")
+    logs.configure("error", service="report")
     told = Console(stderr=True)
     try:
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=told) as progress:

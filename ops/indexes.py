@@ -208,7 +208,7 @@ Each has one statement that proves it: on the seed's data set, at scale 1 and at
 scans no table. Salon, range and ids stand in the statement. `parlor verify-indexes` shows the plans of a running
 database; the plans here are those of {server}, written by `parlor verify-indexes --markdown`.
 
-{proofs}## Queries that share the indexes
+{proofs}## QueryStats that share the indexes
 
 The report's other plans, and RPCs whose plan is not obvious. The report credits direction statistics to
 `idx_messages_direction_salon`. That index has no time: for the statistics of a period, and for the newest messages of

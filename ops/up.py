@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from libs.db.settings import DatabaseSettings, split_pool_parameters
-from libs.rpc.settings import explain
+from libs.server.settings import explain
 from ops.health import is_serving
 from ops.migrate import migrate, passwords, service_url
 from ops.process import Server, StartError, is_free, spawn

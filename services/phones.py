@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import phonenumbers
 
-from libs.rpc.errors import RpcError, invalid_fields
+from libs.server.errors import RpcError, invalid_fields
 
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
-from libs.rpc import Server, ServerSettings, serve
+from libs.server import Server, ServerSettings, serve
 from ops.migrate import service_url
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
@@ -38,7 +38,7 @@ SECRET = "parlor-test"  # noqa: S105
 SALON = "salon-1"
 PHONE = "+4915112345678"
 
-# Settings of a stack whose services send no statement unasked: one connection, and no look at cache_pending meanwhile.
+# Settings of a stack whose services send no statement unasked: one connection, and no look at cache_outbox meanwhile.
 QUIET: dict[str, Any] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
 
 

@@ -16,7 +16,7 @@ async def test_salons_come_in_the_order_of_the_ids_by_one_statement(database_url
     async with running(database_url, redis_url, **QUIET) as stack:
         names = [f"salon-{number}" for number in range(12)]
         salons = {name: await salon(stack, name) for name in names}
-        await stack.booking.BatchGetSalons(batch(*names[:10]))  # opens their groups
+        await stack.booking.BatchGetSalons(batch(*names[:10]))  # opens their tags
         await stack.servers["booking"].cache.settle()
         await warm(stack.booking.GetSalon, pb.GetSalonRequest(salon_id="salon-3"))
         await warm(stack.booking.BatchGetSalons, batch(*names[:5]))

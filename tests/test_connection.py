@@ -17,7 +17,7 @@ from libs.db import (
     Database,
     DatabaseSettings,
     DatabaseUnavailable,
-    Queries,
+    QueryStats,
     Statement,
     fetch_rows,
     fetch_undecoded,
@@ -56,7 +56,7 @@ every_way = pytest.mark.parametrize("send", [by_cursor, by_look_up, by_run])
 
 async def connect(url: str) -> Connection:
     conn = await Connection.connect(url, autocommit=True)
-    conn.queries = Queries(threshold=60)
+    conn.queries = QueryStats(threshold=60)
     return conn
 
 

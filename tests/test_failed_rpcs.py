@@ -14,7 +14,7 @@ import grpc
 import psycopg
 import pytest
 
-from libs.rpc.failures import LINES_A_SECOND, trace_id
+from libs.server.failure_log import LINES_A_SECOND, trace_id
 from ops.process import free_ports
 from ops.up import SERVICES, Plan, Service, environments
 from parlor.booking.v1 import booking_pb2 as pb

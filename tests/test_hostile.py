@@ -30,7 +30,7 @@ RAW = [
 
 async def contents(conn: psycopg.Connection[Any]) -> Any:
     """Return a number that changes with any row of the database, once the outbox is empty."""
-    await until(lambda: not conn.execute("SELECT FROM cache_pending").rowcount)  # a busy machine may lose Redis
+    await until(lambda: not conn.execute("SELECT FROM cache_outbox").rowcount)  # a busy machine may lose Redis
     sums = (f"(SELECT coalesce(sum(hashtext(t::text)::bigint), 0) FROM {table} AS t)" for table in TABLES)
     return conn.execute(f"SELECT {', '.join(sums)}".encode()).fetchone()
 

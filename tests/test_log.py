@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from libs.rpc.log import mask
+from libs.server.logs import mask
 from tests.stack import PHONE
 from tests.test_erase_failures import wamid
 
@@ -53,8 +53,8 @@ def test_what_names_nobody_stays(text: str) -> None:
 def test_a_traceback_has_no_values_of_a_row(database_url: str) -> None:
     program = f"""
 import psycopg, structlog
-from libs.rpc import log
-log.configure("debug", service="test")
+from libs.server import logs
+logs.configure("debug", service="test")
 conn = psycopg.connect("{database_url}", autocommit=True)
 conn.execute("CREATE TABLE notes (text text CONSTRAINT short CHECK (length(text) < 9))")
 for raised in (ValueError, None):

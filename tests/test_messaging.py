@@ -154,7 +154,7 @@ async def test_a_conversation_and_its_messages_are_one_statement(database_url: s
         await salon(stack)
         for number in range(3):
             await stack.messaging.RecordMessage(message_request(f"wamid.{number}"))
-        await warm(stack.messaging.GetConversation, CONVERSATION)  # the group is not cold any more
+        await warm(stack.messaging.GetConversation, CONVERSATION)  # the tag is not cold any more
         before = await executed(stack, "messaging")
         wanted = pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE, message_limit=3)
         assert len((await fresh(stack.messaging.GetConversation, wanted)).messages) == 3

@@ -11,7 +11,7 @@ import pytest
 from libs.cache import Cache, CacheSettings
 from ops.migrate import MIGRATIONS, migrate
 from ops.servers import Postgres, postgres_url
-from services.groups import Groups
+from services.cache_tags import CacheTags
 
 INDEXES = {
     "idx_bookings_salon_start": "bookings (salon_id, start_ts)",
@@ -119,9 +119,9 @@ def test_an_actor_that_is_no_id_goes_with_what_is_cached_of_it(
     left = dict(rows(empty_url, query))
     assert left == {f"C{number}": actor for number, actor in enumerate(actors.values())}
     changed = [f"C{number}" for number, (before, after) in enumerate(actors.items()) if before != after]
-    pending = {key for (key,) in rows(empty_url, "SELECT group_key FROM cache_pending")}
-    group = Groups(Cache(CacheSettings(), None, bytes)).booking  # type: ignore[arg-type]
-    assert pending == {group("s", code).meta for code in changed}
+    pending = {key for (key,) in rows(empty_url, "SELECT tag FROM cache_outbox")}
+    tag = CacheTags(Cache(CacheSettings(), None, bytes)).booking  # type: ignore[arg-type]
+    assert pending == {tag("s", code).meta for code in changed}
     with pytest.raises(psycopg.errors.CheckViolation):
         rows(empty_url, "UPDATE booking_events SET actor = 'Anna' RETURNING 1")
 

@@ -19,7 +19,7 @@ TABLES = [
     "webhook_failures",
     "ai_messages",
     "messaging_requests",
-    "cache_pending",
+    "cache_outbox",
     "cache_in_force",
 ]
 RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
@@ -32,7 +32,7 @@ ALLOWED = {
         "bookings": WRITER,
         "booking_events": "SELECT INSERT",
         "booking_requests": KEEPER,
-        "cache_pending": QUEUE,
+        "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },
     "messaging": {
@@ -43,10 +43,13 @@ ALLOWED = {
         "message_status_events": QUEUE,
         "webhook_failures": QUEUE,
         "messaging_requests": KEEPER,
-        "cache_pending": QUEUE,
+        "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },
-    "stats": {"cache_pending": "SELECT", "cache_in_force": "SELECT"},  # and columns of others, see tests/test_privileges.py
+    "stats": {
+        "cache_outbox": "SELECT",
+        "cache_in_force": "SELECT",
+    },  # and columns of others, see tests/test_privileges.py
 }
 # Tables of which some columns may be read.
 COUNTED = {

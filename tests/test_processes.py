@@ -160,8 +160,8 @@ def test_a_port_in_use_ends_the_start_with_a_line_that_names_it(variable: str) -
 def test_logs_hide_phone_numbers_whoever_writes_them() -> None:
     program = f"""
 import logging, structlog
-from libs.rpc import log
-log.configure("info", service="test")
+from libs.server import logs
+logs.configure("info", service="test")
 structlog.get_logger().info("call {PHONE}", of="{PHONE}", parts=["{PHONE}", {{"to": "{PHONE}"}}])
 try:
     raise ValueError("{PHONE}")

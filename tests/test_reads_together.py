@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from libs.cache import MAX_AGE
 from libs.cache.keys import META
-from libs.rpc import RpcError
+from libs.server import RpcError
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
@@ -190,7 +190,7 @@ async def together(kind: Kind) -> list[tuple[str, Message | None]]:
 
 
 def forget(redis_url: str) -> None:
-    """Take all entries out of the cache, and leave the groups as they are."""
+    """Take all entries out of the cache, and leave the tags as they are."""
     with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter("query:*"):
             if not key.endswith((META.encode(), b"run-id")):
@@ -208,7 +208,7 @@ async def test_reads_of_one_kind_share_a_statement_and_each_has_its_own_answer(
         reasons: set[str] = set()
         for kind in kinds_of[name](stack, data):
             expected = [await asyncio.create_task(alone(kind, request)) for request in kind.requests]
-            assert await together(kind) == expected  # and the groups are not cold any more
+            assert await together(kind) == expected  # and the tags are not cold any more
             await server.cache.settle()
             assert await together(kind) == expected
             forget(redis_url)

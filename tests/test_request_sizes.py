@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from libs.rpc.requests import LARGEST_REQUEST_BYTES
+from libs.server.validation import LARGEST_REQUEST_BYTES
 from parlor.booking.v1 import booking_pb2 as pb
 from services.messaging.service import LARGEST_REQUESTS
 from tests.hostile import OWN, valid_requests

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from libs.db import Connection
-from libs.rpc.mutations import _LOCKS, _locks
+from libs.server.idempotency import _LOCKS, _locks
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from services.booking.rpcs import resource_lock

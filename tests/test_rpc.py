@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from libs.rpc.channel import channel
+from libs.server.client import channel
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from tests.locks import SALONS, holding, waiting

@@ -13,8 +13,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from libs.rpc import RpcError, errors
-from libs.rpc.requests import LARGEST_REQUEST_BYTES, Requests, check
+from libs.server import RpcError, errors
+from libs.server.validation import LARGEST_REQUEST_BYTES, Requests, check
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
 from parlor.ops.v1 import ops_pb2

@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings
 
 from libs.cache import CacheSettings
 from libs.db import DatabaseSettings
-from libs.rpc import ServerSettings
+from libs.server import ServerSettings
 from services.messaging.settings import MessagingSettings
 
 URL = "postgresql://parlor@localhost/parlor"

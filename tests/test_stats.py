@@ -180,7 +180,7 @@ async def test_statistics_of_an_unknown_salon_are_not_found(stack: Stack) -> Non
 async def test_the_statistics_of_a_salon_are_one_statement(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         await salon(stack)
-        await warm(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 999)))  # the group is not cold now
+        await warm(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 999)))  # the tag is not cold now
         before = await executed(stack, "stats")
         await fresh(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 1000)))
         assert await executed(stack, "stats") == before + 1

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from libs.cache import CommitUnknown
-from libs.rpc.errors import of_exception
+from libs.server.errors import of_exception
 
 
 @pytest.mark.parametrize(

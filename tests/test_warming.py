@@ -4,7 +4,7 @@ import asyncio
 
 from parlor.booking.v1 import booking_pb2
 from parlor.stats.v1 import stats_pb2
-from services.busiest import BusySalon, busiest_salons
+from services.busy_salons import BusySalon, busiest_salons
 from tests.cache.shop import until
 from tests.stack import SALON, Stack, booking_request, cached, rows, running, salon
 

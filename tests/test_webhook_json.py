@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.messaging import webhook_json
-from services.messaging.webhook_json import Part, Shape, Unreadable, elements, load, members, scan, text_of
+from services.messaging.webhook import json_scanner
+from services.messaging.webhook.json_scanner import Part, Shape, Unreadable, elements, load, members, scan, text_of
 
 RANDOM = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 SHAPE: Shape = {"a": [{"b": {"c": (None,)}}], "d": {"a": None}}
@@ -51,8 +51,8 @@ def asked(value: Any, shape: Shape = SHAPE) -> Any:
 def test_any_json_is_read_as_by_the_library(value: Any, ascii: bool, indent: int | None, window: int) -> None:
     payload = json.dumps(value, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(webhook_json, "WINDOW", window if len(payload) < 10_000 else 8192)
-        patch.setattr(webhook_json, "MOST_NESTED", 1000)
+        patch.setattr(json_scanner, "WINDOW", window if len(payload) < 10_000 else 8192)
+        patch.setattr(json_scanner, "MOST_NESTED", 1000)
         found = parsed(payload)
     assert found == asked(json.loads(payload))
 

@@ -14,7 +14,7 @@ import psutil
 import psycopg
 import pytest
 
-from libs.rpc import channel
+from libs.server import channel
 from ops.process import free_ports
 from ops.up import SERVICES, Plan, Service, connections, environments
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc

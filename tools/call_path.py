@@ -22,7 +22,7 @@ import grpc
 
 from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
-from libs.rpc import ServerSettings, serve
+from libs.server import ServerSettings, serve
 from ops.migrate import migrate, service_url
 from ops.servers import Postgres, Valkey
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
@@ -57,6 +57,11 @@ async def functions_of(call: Call) -> set[CodeType]:
     finally:
         sys.setprofile(None)
     return seen
+
+
+def file_of(code: CodeType) -> str:
+    """Return the file that a function stands in, relative to the root of the tree."""
+    return code.co_filename.removeprefix(f"{ROOT}/")
 
 
 def webhook(number: int) -> bytes:
@@ -146,7 +151,9 @@ async def table(*, names: bool) -> str:
                 seen = await functions_of(call)
                 lines.append(f"| {title} | {len(seen)} | {len({code.co_filename for code in seen})} |")
                 if names:
-                    places = sorted((code.co_filename[len(str(ROOT)) + 1 :], code.co_firstlineno, code.co_qualname) for code in seen)
+                    places = sorted(
+                        (code.co_filename[len(str(ROOT)) + 1 :], code.co_firstlineno, code.co_qualname) for code in seen
+                    )
                     lines += [f"  {path}:{line} {name}" for path, line, name in places]
     return "\n".join(lines)
 

@@ -1,18 +1,18 @@
 """A cache in front of Postgres that is never stale, on Redis or Valkey.
 
-It knows no table but its own (`cache_pending`) and no kind of value: whoever has rows in Postgres can use it.
+It knows no table but its own (`cache_outbox`) and no kind of value: whoever has rows in Postgres can use it.
 
     cache = Cache(CacheSettings(), pool.connection, encode=str.encode)
     await cache.open()
-    booking = cache.namespace("booking").group("salon-123", "salon:")
+    booking = cache.namespace("booking").tag("salon-123", "salon:")
 
-    reply = await cache.read(booking.key("today"), load)       # load(conn) returns a value with its stamp
+    reply = await cache.get(booking.key("today"), load)       # load(conn) returns a value with its stamp
     async with cache.transaction(booking) as write:            # commits at the end; no read after it is older
         await write.conn.execute("UPDATE ...")
 """
 
 from libs.cache.cache import Cache, CacheUnavailable
-from libs.cache.keys import Group, Key, Namespace, digest
+from libs.cache.keys import Key, Namespace, Tag, digest
 from libs.cache.reply import MAX_AGE, LoadMany, Read, Reply, Stamped
 from libs.cache.settings import NAMESPACES, CacheSettings, WithoutRedis
 from libs.cache.statistics import drop, server_figures, sizes
@@ -25,13 +25,13 @@ __all__ = [
     "CacheSettings",
     "CacheUnavailable",
     "CommitUnknown",
-    "Group",
     "Key",
     "LoadMany",
     "Namespace",
     "Read",
     "Reply",
     "Stamped",
+    "Tag",
     "Transaction",
     "WithoutRedis",
     "digest",

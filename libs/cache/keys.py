@@ -1,11 +1,11 @@
-"""Namespaces, groups and keys.
+"""Namespaces, tags and keys.
 
-A group is what a write invalidates together: `query:booking:salon:{salon-123}`, literal braces included, so that its
+A tag is what a write invalidates together: `query:booking:salon:{salon-123}`, literal braces included, so that its
 keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name. What the caller gives
 is quoted, so that whatever it holds, no two replies share a key, no entry can take the place of a meta, and the first
-braces of a key are the group's.
+braces of a key are the tag's.
 
-A part is a finer group of the same slot, `query:booking:salon:{salon-123}:code:B1`: its whole's writes leave it alone,
+A part is a finer tag of the same slot, `query:booking:salon:{salon-123}:code:B1`: its whole's writes leave it alone,
 its own invalidate the whole, too.
 """
 
@@ -35,12 +35,12 @@ class Namespace:
     near: bool = False
 
     @lru_cache(4096)  # noqa: B019 - namespaces are few, and live as long as the process
-    def group(self, identifier: str, middle: str = "") -> "Group":
-        """Return a group: `booking.group("s1", "salon:")` is `query:booking:salon:{s1}`."""
-        return Group(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
+    def tag(self, identifier: str, middle: str = "") -> "Tag":
+        """Return a tag: `booking.tag("s1", "salon:")` is `query:booking:salon:{s1}`."""
+        return Tag(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
 
 
-class Group(NamedTuple):
+class Tag(NamedTuple):
     """What one write invalidates together."""
 
     namespace: Namespace
@@ -48,12 +48,12 @@ class Group(NamedTuple):
 
     @property
     def meta(self) -> str:
-        """The key that holds the group's generation."""
+        """The key that holds the tag's generation."""
         return self.name + META
 
-    def part(self, kind: str, identifier: str) -> "Group":
-        """Return a part of this group, such as all that is kept of one booking."""
-        return Group(self.namespace, self.key(kind, identifier).entry)
+    def sub_tag(self, kind: str, identifier: str) -> "Tag":
+        """Return a part of this tag, such as all that is kept of one booking."""
+        return Tag(self.namespace, self.key(kind, identifier).entry)
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
@@ -63,7 +63,7 @@ class Group(NamedTuple):
 class Key(NamedTuple):
     """Names one cached reply."""
 
-    group: Group
+    tag: Tag
     entry: str
 
 
@@ -73,7 +73,7 @@ def quoted(text: str) -> str:
 
 
 def whole(name: str) -> str:
-    """Return the meta of the group that a group, named by its name or its meta, is a part of; its own if of none."""
+    """Return the meta of the tag that a tag, named by its name or its meta, is a part of; its own if of none."""
     return name[: name.index("}") + 1] + META
 
 

@@ -1,8 +1,8 @@
-"""Until when, and of which groups, a process may serve hits while writers without Redis wait for it (setting `wait`).
+"""Until when, and of which tags, a process may serve hits while writers without Redis wait for it (setting `wait`).
 
 A process looks for pending rows often and may serve hits for L after the look, counted from before it was sent. A
-write that had to leave its groups pending is answered when they have been registered, or after L: by then every lease
-has ended whose look did not see the rows, and a lease whose look did see them covers no hit of these groups.
+write that had to leave its tags pending is answered when they have been registered, or after L: by then every lease
+has ended whose look did not see the rows, and a lease whose look did see them covers no hit of these tags.
 """
 
 import time
@@ -28,14 +28,14 @@ class Lease:
         self._pending: Collection[str] = ()
 
     def renew(self, sent: float, pending: Collection[str]) -> None:
-        """Take a lease from when a look was sent, but for the groups that it found pending."""
+        """Take a lease from when a look was sent, but for the tags that it found pending."""
         self._ends = sent + self.seconds
         self._pending = pending
 
     def registered(self) -> None:
-        """Include the groups that were pending: their old entries don't count any more."""
+        """Include the tags that were pending: their old entries don't count any more."""
         self._pending = ()
 
-    def covers(self, group: str) -> bool:
-        """Say whether a read of a group that begins now may be a hit."""
-        return now() < self._ends and group not in self._pending
+    def covers(self, tag: str) -> bool:
+        """Say whether a read of a tag that begins now may be a hit."""
+        return now() < self._ends and tag not in self._pending

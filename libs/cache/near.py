@@ -1,6 +1,6 @@
 """Replies kept in this process, for the namespaces that opt in.
 
-The server says when a group changes; but what it says may be late or lost. So a reply also counts only for a lease,
+The server says when a tag changes; but what it says may be late or lost. So a reply also counts only for a lease,
 from when the look that found it was sent: its generation was in force then, so no reply is further behind an
 acknowledged write than the lease, whatever happens to the connection or to this process.
 """
@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from cachetools import LRUCache
 
-from libs.cache.entries import Entry
+from libs.cache.codec import Entry
 from libs.cache.keys import Key
 from libs.cache.lease import now
 
@@ -19,14 +19,14 @@ OVERHEAD_BYTES = 500  # of an entry, besides its body: keys, numbers, dicts
 
 @dataclass(slots=True)
 class _Kept:
-    """What is kept of a group: each entry, and until when it counts."""
+    """What is kept of a tag: each entry, and until when it counts."""
 
     entries: dict[str, tuple[Entry, float]] = field(default_factory=dict)
     bytes: int = 0
 
 
 class Near:
-    """The groups used last, up to a number of bytes."""
+    """The tags used last, up to a number of bytes."""
 
     def __init__(self, lease: float, max_bytes: int) -> None:
         """Keep replies for `lease` s."""
@@ -41,7 +41,7 @@ class Near:
 
     def get(self, key: Key) -> Entry | None:
         """Return an entry whose lease has not ended."""
-        kept = self._groups.get(key.group.name)
+        kept = self._groups.get(key.tag.name)
         if kept is None or (found := kept.entries.get(key.entry)) is None:
             return None
         entry, until = found
@@ -49,7 +49,7 @@ class Near:
 
     def put(self, key: Key, entry: Entry, sent: float) -> None:
         """Keep an entry that a look `sent` at that time has found."""
-        name = key.group.name
+        name = key.tag.name
         kept = self._groups.pop(name, None) or _Kept()
         if (old := kept.entries.get(key.entry)) is not None:
             kept.bytes -= _size(old[0])
@@ -58,9 +58,9 @@ class Near:
         if kept.bytes <= self._groups.maxsize:
             self._groups[name] = kept
 
-    def drop(self, group: str) -> None:
-        """Drop a group, by its name."""
-        if self._groups.pop(group, None) is not None:
+    def drop(self, tag: str) -> None:
+        """Drop a tag, by its name."""
+        if self._groups.pop(tag, None) is not None:
             self.drops += 1
 
     def clear(self) -> None:

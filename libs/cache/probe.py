@@ -14,11 +14,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 from redis.exceptions import ResponseError
 
-from libs.cache.entries import GENERATION
+from libs.cache.codec import GENERATION
 from libs.cache.keys import META, PREFIX
+from libs.cache.resp import RespConnection
 from libs.cache.scripts import sha
-from libs.cache.servers import Slot
-from libs.cache.wire import Wire
+from libs.cache.topology import Slot
 
 PROBE = PREFIX + "probe:"
 _LIFETIME_SECONDS = 60
@@ -33,7 +33,7 @@ def find_files(url: str) -> None:
             raise FileNotFoundError(errno.ENOENT, "no such file", file)
 
 
-async def try_commands(wire: Wire, slot: Slot, slots: Collection[int], scripts: tuple[str, str, str]) -> None:
+async def try_commands(wire: RespConnection, slot: Slot, slots: Collection[int], scripts: tuple[str, str, str]) -> None:
     """Try every command that reads and writes use, on scratch keys in one of the slots.
 
     `scripts` are OPEN, REGISTER and FILL.
@@ -52,7 +52,7 @@ async def try_commands(wire: Wire, slot: Slot, slots: Collection[int], scripts: 
     await _ask(wire, "SCAN", 0, "COUNT", 1)
 
 
-async def _ask(wire: Wire, *command: str | bytes | int) -> Any:
+async def _ask(wire: RespConnection, *command: str | bytes | int) -> Any:
     reply = await wire.call(*command)
     if isinstance(reply, OSError):
         raise reply

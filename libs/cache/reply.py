@@ -51,7 +51,7 @@ class LoadOne:
 class Read(NamedTuple):
     """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments.
 
-    See `Cache.look_up` for `batch` and `rows`.
+    See `Cache.get_batched` for `batch` and `rows`.
     `repeatable` says that all of it follows from the request's bytes alone.
     """
 

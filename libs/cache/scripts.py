@@ -1,4 +1,4 @@
-"""The scripts that change a group's state on the server; each runs there as one step.
+"""The scripts that change a tag's state on the server; each runs there as one step.
 
 Each can run twice or late and do no harm: the server makes every generation from its own clock and the call's nonce.
 Sizes and shapes of metas and entries are in entries.py.

@@ -6,9 +6,9 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from libs.cache.keys import PREFIX
-from libs.cache.servers import Servers
 from libs.cache.settings import NAMESPACES, CacheSettings
 from libs.cache.store import Store
+from libs.cache.topology import Topology
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ async def drop(url: str) -> None:
 
     Raises: RedisError, OSError.
     """
-    servers = Servers(CacheSettings(url=url))
+    servers = Topology(CacheSettings(url=url))
     try:
         await servers.connect()
         await servers.unlink_metas()

@@ -19,17 +19,17 @@ import structlog
 from redis.exceptions import RedisError
 
 from libs.cache import scripts
-from libs.cache.entries import Codec, Fill, Found, Meta
-from libs.cache.gather import LARGEST_CALL, Gather
-from libs.cache.in_force import NotInForceError
+from libs.cache.batcher import LARGEST_CALL, Batcher
+from libs.cache.codec import Codec, Fill, Found, Meta
+from libs.cache.epoch import NotInForceError
 from libs.cache.keys import META, Key, whole
+from libs.cache.keyspace import Walk
 from libs.cache.lease import now
 from libs.cache.near import Near
 from libs.cache.probe import find_files, try_commands
-from libs.cache.servers import Servers, Slot, ask, only_slot
+from libs.cache.resp import OnReply, RespConnection
 from libs.cache.settings import CacheSettings, WithoutRedis
-from libs.cache.walk import Walk
-from libs.cache.wire import OnReply, Wire
+from libs.cache.topology import Slot, Topology, ask, only_slot
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
 UNVERIFIED_SECONDS = 60  # lifetime of a meta until its first entry is stored: nobody knows yet if its salon exists
@@ -47,7 +47,7 @@ class StoreAway(Exception):
 class Store:
     """The server, as one process sees it."""
 
-    def __init__(self, settings: CacheSettings, gather: Gather) -> None:
+    def __init__(self, settings: CacheSettings, gather: Batcher) -> None:
         """Prepare the clients; nothing connects before `recover`."""
         self.connected = False
         self.ready = False
@@ -59,16 +59,16 @@ class Store:
         self._url = settings.url
         self._timeout = settings.timeout / 1000
         self._codec = Codec(settings.key.get_secret_value())
-        self._gather = gather
+        self._batcher = gather
         self._looks: Looks = []
         self._slot: Slot = only_slot
-        self._wires: dict[int, Wire] = {}  # by slot
-        self._histories: dict[Wire, bytes] = {}  # the line of INFO that says a master has the data it had
+        self._wires: dict[int, RespConnection] = {}  # by slot
+        self._histories: dict[RespConnection, bytes] = {}  # the line of INFO that says a master has the data it had
         # With `wait` no read may be behind for a poll: each has to know that the server's data were not replaced since.
         self._is_strict = settings.without is WithoutRedis.WAIT
         self.epoch = ""
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
-        self.servers = Servers(settings, self.mark_lost, self._pushed)
+        self.servers = Topology(settings, self.mark_lost, self._pushed)
         self.walk = Walk(self.servers, gather, self.unlink)
 
     async def close(self) -> None:
@@ -90,7 +90,7 @@ class Store:
             raise StoreAway("not ready")
         if len(self._wires) > 1:
             return await asyncio.gather(*map(self.look, keys))
-        metas = list(dict.fromkeys([key.group.meta for key in keys]))
+        metas = list(dict.fromkeys([key.tag.meta for key in keys]))
         future: asyncio.Future[Any] = self._loop.create_future()
         answer = partial(_answer, future)
         self._send(self._wires[0], answer, "MGET", *metas, *[key.entry for key in keys])
@@ -101,19 +101,19 @@ class Store:
             raise StoreAway(str(reply))
         of_name = dict(zip(metas, reply, strict=False))
         found = zip(keys, reply[len(metas) :], strict=True)
-        return [self._codec.decode(key.entry, of_name[key.group.meta], entry) for key, entry in found]
+        return [self._codec.decode(key.entry, of_name[key.tag.meta], entry) for key, entry in found]
 
     def open(self, meta: str) -> "asyncio.Future[Meta]":
         """Create a meta if it is missing, cold; return what it is."""
-        return self._gather.ask(("open", self._slot(meta)), meta, self._open_all)
+        return self._batcher.ask(("open", self._slot(meta)), meta, self._open_all)
 
     def register(self, metas: Sequence[str], xact_id: int) -> "asyncio.Future[Any]":
-        """Give groups new generations and note the transaction."""
+        """Give tags new generations and note the transaction."""
         lots: dict[int, list[str]] = defaultdict(list)
         for meta in metas:
             lots[self._slot(meta)].append(meta)
         answers = [
-            self._gather.ask(("register", slot), (tuple(lot), xact_id), self._register_all)
+            self._batcher.ask(("register", slot), (tuple(lot), xact_id), self._register_all)
             for slot, lot in lots.items()
         ]
         return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
@@ -151,7 +151,7 @@ class Store:
             return await self._fill_slot(fills)
         lots: dict[int, list[Fill]] = defaultdict(list)
         for fill in fills:
-            lots[self._slot(fill.key.group.meta)].append(fill)
+            lots[self._slot(fill.key.tag.meta)].append(fill)
         return sum(await asyncio.gather(*map(self._fill_slot, lots.values())))
 
     def _look(self) -> None:
@@ -164,17 +164,17 @@ class Store:
             return
         lots: dict[int, Looks] = defaultdict(list)
         for look in looks:
-            lots[self._slot(look[0].group.meta)].append(look)
+            lots[self._slot(look[0].tag.meta)].append(look)
         for slot, lot in lots.items():
             self._get(self._wires[slot], lot)
 
-    def _get(self, wire: Wire, looks: Looks) -> None:
+    def _get(self, wire: RespConnection, looks: Looks) -> None:
         command = ["MGET"]
         for key, _ in looks:
-            command += (key.group.meta, key.entry)
+            command += (key.tag.meta, key.entry)
         self._send(wire, partial(self._looked, looks, now()), *command)
 
-    def _send(self, wire: Wire, on_reply: OnReply, *command: str) -> None:
+    def _send(self, wire: RespConnection, on_reply: OnReply, *command: str) -> None:
         """Send a read; if nothing older may be shown, with a check behind it of what has answered it."""
         if not self._is_strict:
             wire.send(on_reply, *command)
@@ -204,7 +204,7 @@ class Store:
                     raise reply
                 found = self._codec.decode(key.entry, reply[2 * place], reply[2 * place + 1])
                 future.set_result(found)
-                if found.entry and key.group.namespace.near:
+                if found.entry and key.tag.namespace.near:
                     self.near.put(key, found.entry, sent)
             except Exception as error:  # whatever the server holds, no caller may wait for ever
                 future.set_exception(StoreAway(str(error)))
@@ -235,7 +235,7 @@ class Store:
         return [None] * len(writes)
 
     async def _fill_slot(self, fills: Sequence[Fill]) -> int:
-        names = [name for fill in fills for name in (fill.key.group.meta, fill.key.entry)]
+        names = [name for fill in fills for name in (fill.key.tag.meta, fill.key.entry)]
         args: list[Any] = []
         for fill in fills:
             value = self._codec.encode(fill.key.entry, fill.generation, fill.entry)
@@ -316,10 +316,10 @@ class Store:
         if self.connected and epoch != self.epoch:
             self.mark_lost(NotInForceError("another cache is in force"))
 
-    async def _track(self, wire: Wire) -> None:
+    async def _track(self, wire: RespConnection) -> None:
         """Have the server tell whatever others change in the namespaces of the near cache.
 
-        Of this connection's own commands fills change no generation, and a registration drops its groups itself; but
+        Of this connection's own commands fills change no generation, and a registration drops its tags itself; but
         Valkey tells what scripts have changed all the same, after their replies.
         """
         if not self._tracked:
@@ -349,6 +349,6 @@ def _meta_lifetime_ms(fill: Fill) -> int:
 
     A reply without content is also what look-ups of salons that don't exist get.
     """
-    group = fill.key.group
-    is_lasting = fill.entry.body and group.meta == whole(group.name)
+    tag = fill.key.tag
+    is_lasting = fill.entry.body and tag.meta == whole(tag.name)
     return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from libs.cache.keys import Group, whole
+from libs.cache.keys import Tag, whole
 from libs.cache.store import Store
 
 # Begins a transaction on a connection; returns its id, and the epoch that was in force after it had one.
@@ -51,12 +51,12 @@ class Transaction:
         store.compare(epoch)
         return cls(conn, xact_id, store)
 
-    def invalidate(self, *groups: Group) -> None:
-        """Register the transaction with more groups, beside its statements.
+    def invalidate(self, *tags: Tag) -> None:
+        """Register the transaction with more tags, beside its statements.
 
         With a part's whole no later than with the part: what opens the part takes over what the whole knows.
         """
-        metas = dict.fromkeys([meta for group in groups for meta in (whole(group.name), group.meta)])
+        metas = dict.fromkeys([meta for tag in tags for meta in (whole(tag.name), tag.meta)])
         if new := [meta for meta in metas if meta not in self.metas]:
             self.metas.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
 
@@ -72,15 +72,15 @@ class Transaction:
                 answer.exception()
 
     async def leave_pending(self) -> None:
-        """Leave the groups to be registered by whoever reaches Redis once the transaction is committed."""
+        """Leave the tags to be registered by whoever reaches Redis once the transaction is committed."""
         self.pending = True
         await self.conn.execute(
-            "INSERT INTO cache_pending (group_key, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
+            "INSERT INTO cache_outbox (tag, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
             [list(self.metas), self.xact_id],
         )
 
     async def register_again(self) -> None:
-        """Register with every group anew. Raises: StoreAway."""
+        """Register with every tag anew. Raises: StoreAway."""
         await self._store.register(list(self.metas), self.xact_id)
 
     async def commit(self) -> None:

@@ -2,12 +2,14 @@
 
 from libs.db.canary import OtherNumbering
 from libs.db.connection import BEGIN, COMMIT, ROLLBACK, Connection, NotReplicated
-from libs.db.database import Database, DatabaseUnavailable, PoolExhausted
-from libs.db.encoding import elements, encode_row, encoder, prefix
 from libs.db.fairness import FairLimit, for_searches, for_writes
 from libs.db.history import History
-from libs.db.queries import STATEMENT_LOST, Queries, SlowQuery
-from libs.db.rows import (
+from libs.db.pool import Database, DatabaseUnavailable, PoolExhausted
+from libs.db.settings import DatabaseSettings, split_pool_parameters
+from libs.db.statement import Statement, nothing, records
+from libs.db.stats import STATEMENT_LOST, QueryStats, SlowQuery
+from libs.messages.encode import elements, encode_row, encoder, prefix
+from libs.messages.fetch import (
     STAMP,
     Batch,
     Loaded,
@@ -24,8 +26,6 @@ from libs.db.rows import (
     unnest,
     where,
 )
-from libs.db.settings import DatabaseSettings, split_pool_parameters
-from libs.db.statement import Statement, nothing, records
 
 __all__ = [
     "BEGIN",
@@ -44,7 +44,7 @@ __all__ = [
     "NotReplicated",
     "OtherNumbering",
     "PoolExhausted",
-    "Queries",
+    "QueryStats",
     "SlowQuery",
     "Statement",
     "elements",

@@ -23,10 +23,10 @@ from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import READY_R, WAIT_R, WAIT_RW, Wait
 
-from libs.db.encoding import undecoded
 from libs.db.history import HISTORY, History
-from libs.db.queries import STATEMENT_LOST, Queries, TimedCursor
 from libs.db.statement import Statement, columns, nothing, numbered
+from libs.db.stats import STATEMENT_LOST, QueryStats, TimedCursor
+from libs.messages.encode import undecoded
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     connection can't be used. `began` is when the last statement was sent, by time.perf_counter.
     """
 
-    queries: Queries
+    queries: QueryStats
     history: History | None = None
     began = 0.0
     committing = False

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter, deque
 
 from libs.db.connection import Connection
-from libs.db.database import WAITING_PER_CONNECTION, Database, Lease, PoolExhausted
+from libs.db.pool import WAITING_PER_CONNECTION, Database, Lease, PoolExhausted
 
 
 class FairLimit:

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conni
 
 from libs.db.connection import Connection
 from libs.db.history import History
-from libs.db.queries import Queries
+from libs.db.stats import QueryStats
 
 PROBE_SECONDS = 0.5
 ANSWER_SECONDS = 2.0
@@ -93,7 +93,7 @@ class Host:
             async with asyncio.timeout(self._connect_seconds):
                 self._conn = await _Probe.connect(self.conninfo, autocommit=True)
             self.connects += 1
-            self._conn.queries = Queries(threshold=float("inf"))
+            self._conn.queries = QueryStats(threshold=float("inf"))
             return await self._read(self._conn)
         except (psycopg.Error, OSError, TimeoutError) as error:
             self.problem = str(error) or type(error).__name__

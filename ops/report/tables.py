@@ -101,7 +101,7 @@ def load(report: Report) -> Table:
         ("Read statements", *(f"{count:,}" for count in statements), _faster(*statements), f"-{SEED.saved:.1f} %"),
         ("Average time of a read, ms", *map(ms, average), _faster(*average), _change(SEED.average_ms)),
         ("Cache hit rate", no, f"{work.hit_rate:.1f} %", no, f"{SEED.hit_rate:.0f} %"),
-        ("Loads not stored, a write being under way", no, f"{work.refused_fills:,}", no, no),
+        ("Loader not stored, a write being under way", no, f"{work.refused_fills:,}", no, no),
         ("Connections", str(work.connections_before), str(work.connections_after), no, _change(SEED.connections)),
         ("Buffer hit ratio", no, f"{report.buffer_hit_rate:.2f} %", no, f"above {SEED.buffer_hit_rate_target:.0f} %"),
     ]

@@ -11,8 +11,8 @@ from psycopg_pool import AsyncConnectionPool
 from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings, Reply
-from libs.db import Connection, Database, DatabaseSettings, Queries
-from libs.rpc import Service
+from libs.db import Connection, Database, DatabaseSettings, QueryStats
+from libs.server import Service
 from ops.migrate import service_url
 from ops.report.cases import SALONS, Ask, Case
 from ops.report.system import SLOW_MS, System, cores
@@ -50,7 +50,7 @@ class Before:
 
     def __init__(self, database_url: str) -> None:
         """Prepare the pool; nothing connects before `open`."""
-        self.queries = Queries(SLOW_MS / 1000)
+        self.queries = QueryStats(SLOW_MS / 1000)
         self.waits: list[float] = []
         size = 2 * cores() + 1
         self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
@@ -128,8 +128,8 @@ class After:
     async def forget(self) -> None:
         """Invalidate all that is cached of all salons; the next reads are first reads."""
         await self.settle()
-        groups = await asyncio.gather(*map(self.services["booking"].salon_groups, SALONS))
-        await self.caches["booking"].invalidate(*(group for of_salon in groups for group in of_salon))
+        tags = await asyncio.gather(*map(self.services["booking"].salon_tags, SALONS))
+        await self.caches["booking"].invalidate(*(tag for of_salon in tags for tag in of_salon))
 
     async def settle(self) -> None:
         """Wait for the fills that are under way."""

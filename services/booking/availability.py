@@ -13,10 +13,10 @@ from zoneinfo import ZoneInfo
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.db import prefix
-from libs.rpc import Page, period, whole_seconds
+from libs.server import Page, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
-from services.booking import hours
-from services.booking.hours import Calendar
+from services.booking import opening_hours
+from services.booking.opening_hours import Calendar
 
 STARTS_AT_ONCE = 250  # whose part of a response takes about half a millisecond
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,11 +80,11 @@ def free(
     `rows` are those of resource_queries.availability. Of `resource_ids` those that have none are free like the salon.
     """
     (_, time_zone, opening, special, _, _), *rows = sorted(rows, key=lambda row: row[0] or "")
-    zone, salon = ZoneInfo(time_zone), hours.calendar(opening, special)
+    zone, salon = ZoneInfo(time_zone), opening_hours.calendar(opening, special)
     shared = starts(salon, zone, want)
     found = dict.fromkeys(resource_ids, shared)
     for resource_id, active, working, special, begins, ends in rows:
-        own = hours.narrowed(salon, working, special)
+        own = opening_hours.narrowed(salon, working, special)
         grid = shared if own is salon else starts(own, zone, want)
         found[resource_id] = [] if active is None else _without(grid, begins or (), ends or (), want)
         yield
@@ -146,7 +146,7 @@ def starts(calendar: Calendar, zone: ZoneInfo, want: Wanted) -> list[range]:
     if want.first > want.last:
         return []
     found: list[range] = []
-    for begin, end in hours.stretches(calendar, zone, want.first, want.last + want.duration):
+    for begin, end in opening_hours.stretches(calendar, zone, want.first, want.last + want.duration):
         first = begin + max(0, -((begin - want.first) // want.step)) * want.step
         found.append(range(first, end - want.duration + 1, want.step))
     return [free for free in found if free]

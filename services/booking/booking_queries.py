@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.db import STAMP, Loaded, fetch_pages, fetch_stamped, text_array, unnest, where
-from libs.rpc import Page, RpcError, given, names_given, responses
-from libs.rpc.errors import not_found
+from libs.server import Page, RpcError, given, names_given, responses
+from libs.server.errors import not_found
 from parlor.booking.v1.booking_pb2 import Booking, BookingEvent, ListBookingEventsResponse, ListBookingsResponse
 from services.booking.salon_queries import KNOWN_SALON
 

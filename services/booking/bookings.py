@@ -3,7 +3,7 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.rpc import moment, names_given, page
+from libs.server import moment, names_given, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import booking_queries as queries
 from services.booking.booking_queries import BookingFilters, BookingNamed
@@ -22,9 +22,9 @@ class BookingRpcs(Rpcs):
         """Return bookings by their codes."""
         salon_id, codes = request.salon_id, [code.upper() for code in request.booking_codes]
         wanted = list(dict.fromkeys(codes))
-        keys = [self.groups.booking(salon_id, code).key() for code in wanted]
+        keys = [self.tags.booking(salon_id, code).key() for code in wanted]
         arguments = [(salon_id, code) for code in wanted]
-        replies = await self.cache.look_up_many(keys, arguments, queries.bookings_by_code)
+        replies = await self.cache.get_many(keys, arguments, queries.bookings_by_code)
         return batch(dict(zip(wanted, replies, strict=True)), codes, "booking", f"{salon_id}/")
 
     async def ListBookings(self, request: pb.ListBookingsRequest, context: Any) -> Reply:
@@ -37,8 +37,8 @@ class BookingRpcs(Rpcs):
         )
         status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
         filters = BookingFilters(salon_id, status, phone, start, end)
-        key = self.groups.bookings(salon_id).key("list", digest(wanted))
-        return await self.cache.look_up(
+        key = self.tags.bookings(salon_id).key("list", digest(wanted))
+        return await self.cache.get_batched(
             key,
             (filters, wanted),
             queries.list_bookings,
@@ -51,8 +51,8 @@ class BookingRpcs(Rpcs):
         """List what happened to a booking."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         wanted = page(request.page_size, request.page_token, "ListBookingEvents", salon_id, code, uuid=False)
-        key = self.groups.booking(salon_id, code).key("events", digest(wanted))
-        return await self.cache.look_up(
+        key = self.tags.booking(salon_id, code).key("events", digest(wanted))
+        return await self.cache.get_batched(
             key,
             (BookingNamed(salon_id, code), wanted),
             queries.list_booking_events,
@@ -62,6 +62,6 @@ class BookingRpcs(Rpcs):
         )
 
     async def _booking(self, salon_id: str, code: str) -> Reply:
-        key = self.groups.booking(salon_id, code).key()
-        reply = await self.cache.look_up(key, (salon_id, code), queries.bookings_by_code, repeatable=True)
+        key = self.tags.booking(salon_id, code).key()
+        reply = await self.cache.get_batched(key, (salon_id, code), queries.bookings_by_code, repeatable=True)
         return found(reply, "booking", f"{salon_id}/{code}")

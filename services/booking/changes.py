@@ -4,7 +4,7 @@ import secrets
 from datetime import datetime
 from typing import Any
 
-from libs.rpc import Write, errors, moment, period, whole_seconds
+from libs.server import Write, errors, moment, period, whole_seconds
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import change_queries as queries
 from services.booking import transitions

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.db import STAMP, Loaded, fetch_one, fetch_pages, fetch_returned, fetch_rows, unnest, where
-from libs.rpc import Page, RpcError, given, names_given, responses
-from libs.rpc.errors import not_found
+from libs.server import Page, RpcError, given, names_given, responses
+from libs.server.errors import not_found
 from parlor.booking.v1.booking_pb2 import ListResourcesResponse, Resource, UpsertResourceRequest
 from services.booking.salon_queries import KNOWN_SALON, as_json
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.rpc import Page, errors, names_given, page
+from libs.server import Page, errors, names_given, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability
 from services.booking import resource_queries as queries
@@ -22,7 +22,7 @@ class ResourceRpcs(Rpcs):
         salon_id, resource_id = request.salon_id, request.resource_id
         check_dates("special_hours", request.special_hours)
         lock = resource_lock(salon_id, resource_id)
-        async with self.write(request, salon_id, self.groups.bookings(salon_id), locks=(lock,)) as write:
+        async with self.write(request, salon_id, self.tags.bookings(salon_id), locks=(lock,)) as write:
             before = await queries.lock_resource(write.conn, salon_id, resource_id)
             if request.etag and (before is None or request.etag != before.etag):
                 raise errors.etag_mismatch("resource", f"{salon_id}/{resource_id}")
@@ -33,8 +33,8 @@ class ResourceRpcs(Rpcs):
         """List a salon's resources."""
         salon_id, active_only = request.salon_id, request.active_only
         wanted = page(request.page_size, request.page_token, "ListResources", salon_id, active_only, uuid=False)
-        key = self.groups.bookings(salon_id).key("resources", digest(wanted))
-        return await self.cache.look_up(
+        key = self.tags.bookings(salon_id).key("resources", digest(wanted))
+        return await self.cache.get_batched(
             key,
             (ResourceFilters(salon_id, active_only), wanted),
             queries.list_resources,

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from libs.cache import Cache, Group, Reply
+from libs.cache import Cache, Reply, Tag
 from libs.db import Database, elements, for_searches
-from libs.rpc import Mutations, Slices, errors
+from libs.server import IdempotentWrites, Slices, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import salon_queries
-from services.groups import Groups
+from services.cache_tags import CacheTags
 from services.phones import e164
 
 
@@ -22,21 +22,21 @@ class Rpcs(booking_pb2_grpc.BookingServiceServicer):
         self.cache = cache
         self.database = database
         self.now = now
-        self.groups = Groups(cache)
+        self.tags = CacheTags(cache)
         self.searches = for_searches(database)
         self.slices = Slices()
-        self.write = Mutations(cache, database, "booking_requests")
+        self.write = IdempotentWrites(cache, database, "booking_requests")
         database.canary = "booking_requests"
 
-    def touched(self, salon_id: str, *booking_codes: str) -> list[Group]:
-        """Return the groups that a change of bookings invalidates."""
-        bookings = [self.groups.booking(salon_id, code) for code in booking_codes]
-        return [self.groups.bookings(salon_id), self.groups.stats(salon_id), *bookings]
+    def touched(self, salon_id: str, *booking_codes: str) -> list[Tag]:
+        """Return the tags that a change of bookings invalidates."""
+        bookings = [self.tags.booking(salon_id, code) for code in booking_codes]
+        return [self.tags.bookings(salon_id), self.tags.stats(salon_id), *bookings]
 
     async def salon(self, salon_id: str) -> Reply:
         """Return a salon as it is cached. Raises: SALON_NOT_FOUND."""
-        key = self.groups.salon(salon_id).key()
-        reply = await self.cache.look_up(key, salon_id, salon_queries.salons_by_id, repeatable=True)
+        key = self.tags.salon(salon_id).key()
+        reply = await self.cache.get_batched(key, salon_id, salon_queries.salons_by_id, repeatable=True)
         return found(reply, "salon", salon_id)
 
     async def phone(self, request: Any, field: str) -> str:

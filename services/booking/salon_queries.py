@@ -9,8 +9,8 @@ from psycopg import AsyncConnection, errors
 from psycopg.types.json import Jsonb
 
 from libs.db import STAMP, Loaded, fetch_encoded, fetch_one, fetch_returned, fetch_stamped, text_array
-from libs.rpc import Page
-from libs.rpc.errors import invalid_fields
+from libs.server import Page
+from libs.server.errors import invalid_fields
 from parlor.booking.v1.booking_pb2 import Salon
 
 SALON = (

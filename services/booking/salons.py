@@ -5,7 +5,7 @@ from typing import Any
 from zoneinfo import available_timezones
 
 from libs.cache import Reply
-from libs.rpc import errors, page
+from libs.server import errors, page
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import salon_queries as queries
 from services.booking.rpcs import Rpcs, batch, check_dates, found
@@ -16,23 +16,23 @@ class SalonRpcs(Rpcs):
 
     async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:
         """Create or replace a salon."""
-        salon, groups = request.salon, self.groups
+        salon, tags = request.salon, self.tags
         if salon.time_zone not in _time_zones():
             raise errors.invalid_fields([("salon.time_zone", "must be an IANA time zone, such as Europe/Berlin")])
         check_dates("salon.special_hours", salon.special_hours)
         async with self.write(
             request,
             salon.salon_id,
-            groups.salon(salon.salon_id),
-            groups.phone_number_id(salon.phone_number_id),
-            groups.stats(salon.salon_id),
+            tags.salon(salon.salon_id),
+            tags.phone_number_id(salon.phone_number_id),
+            tags.stats(salon.salon_id),
             locks=(f"salon {salon.salon_id}",),
         ) as write:
             before = await queries.lock_salon(write.conn, salon.salon_id)
             if salon.etag and (before is None or salon.etag != before.etag):
                 raise errors.etag_mismatch("salon", salon.salon_id)
             if before is not None:
-                write.invalidate(groups.phone_number_id(before.phone_number_id))
+                write.invalidate(tags.phone_number_id(before.phone_number_id))
             after = write.reply = await queries.upsert_salon(write.conn, salon)
         return after
 
@@ -43,15 +43,15 @@ class SalonRpcs(Rpcs):
     async def BatchGetSalons(self, request: pb.BatchGetSalonsRequest, context: Any) -> Reply:
         """Return salons by their ids."""
         wanted = list(dict.fromkeys(request.salon_ids))
-        keys = [self.groups.salon(salon_id).key() for salon_id in wanted]
-        replies = await self.cache.look_up_many(keys, wanted, queries.salons_by_id)
+        keys = [self.tags.salon(salon_id).key() for salon_id in wanted]
+        replies = await self.cache.get_many(keys, wanted, queries.salons_by_id)
         return batch(dict(zip(wanted, replies, strict=True)), request.salon_ids, "salon")
 
     async def GetSalonByPhoneNumberId(self, request: pb.GetSalonByPhoneNumberIdRequest, context: Any) -> Reply:
         """Return a salon by its WhatsApp phone_number_id."""
-        key = self.groups.phone_number_id(request.phone_number_id).key()
+        key = self.tags.phone_number_id(request.phone_number_id).key()
         named = request.phone_number_id
-        reply = await self.cache.look_up(key, named, queries.salons_by_phone_number_id, repeatable=True)
+        reply = await self.cache.get_batched(key, named, queries.salons_by_phone_number_id, repeatable=True)
         return found(reply, "salon", named)
 
     async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> bytes:

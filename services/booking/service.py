@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from libs.cache import Cache, Group, Reply
+from libs.cache import Cache, Reply, Tag
 from libs.db import Database
-from libs.rpc import Service, errors
+from libs.server import Service, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import salon_queries
@@ -13,7 +13,7 @@ from services.booking.bookings import BookingRpcs
 from services.booking.changes import ChangeRpcs, taken
 from services.booking.resources import ResourceRpcs
 from services.booking.salons import SalonRpcs
-from services.busiest import BusySalon, warm
+from services.busy_salons import BusySalon, warm
 
 
 class BookingService(SalonRpcs, ResourceRpcs, BookingRpcs, ChangeRpcs):
@@ -29,13 +29,13 @@ class BookingService(SalonRpcs, ResourceRpcs, BookingRpcs, ChangeRpcs):
             lambda: self.ListBookings(pb.ListBookingsRequest(salon_id=salon.salon_id, **salon.today), None),
         ]
 
-    async def salon_groups(self, salon_id: str) -> list[Group]:
-        """Return all cache groups of a salon, the look-up by its phone_number_id included."""
+    async def salon_tags(self, salon_id: str) -> list[Tag]:
+        """Return all cache tags of a salon, the look-up by its phone_number_id included."""
         async with self.database.connection() as conn:
             salons = await salon_queries.salons_by_id(conn, [salon_id])
         found = [pb.Salon.FromString(salon.value) for salon in salons if salon.value]
-        by_phone = [self.groups.phone_number_id(salon.phone_number_id) for salon in found]
-        return await self.groups.of_salon(salon_id) + by_phone
+        by_phone = [self.tags.phone_number_id(salon.phone_number_id) for salon in found]
+        return await self.tags.of_salon(salon_id) + by_phone
 
 
 def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Service:
@@ -45,7 +45,7 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
         descriptor=pb.DESCRIPTOR.services_by_name["BookingService"],
         servicer=booking,
         add=booking_pb2_grpc.add_BookingServiceServicer_to_server,
-        salon_groups=booking.salon_groups,
+        salon_tags=booking.salon_tags,
         constraints={
             "bookings_no_overlap": taken,
             "bookings_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),

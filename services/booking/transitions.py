@@ -1,6 +1,6 @@
 """Where a booking may go from where it stands."""
 
-from libs.rpc import errors
+from libs.server import errors
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus
 
 _NEXT: dict[BookingStatus.ValueType, tuple[BookingStatus.ValueType, ...]] = {

@@ -1,6 +1,6 @@
 """Run the messaging service: `python -m services.messaging`."""
 
-from libs.rpc import main
+from libs.server import main
 from services.messaging.service import build
 
 main("messaging", 50052, build)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.rpc import errors, names_given, page
+from libs.server import errors, names_given, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import ai_queries
 from services.messaging.ai_queries import AiMessageFilters
@@ -15,8 +15,8 @@ class AiRpcs(Rpcs):
 
     async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
         """Record what an AI model was asked or answered."""
-        group = self.groups.ai_messages(request.salon_id, request.conversation_id.lower())
-        async with self.write(request, request.salon_id, group) as write:
+        tag = self.tags.ai_messages(request.salon_id, request.conversation_id.lower())
+        async with self.write(request, request.salon_id, tag) as write:
             message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
             if message is None:
                 raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
@@ -26,8 +26,8 @@ class AiRpcs(Rpcs):
         """List the AI messages of a conversation."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
         wanted = page(request.page_size, request.page_token, "ListAiMessages", salon_id, conversation_id)
-        key = self.groups.ai_messages(salon_id, conversation_id).key(digest(wanted))
-        return await self.cache.look_up(
+        key = self.tags.ai_messages(salon_id, conversation_id).key(digest(wanted))
+        return await self.cache.get_batched(
             key,
             (AiMessageFilters(salon_id, conversation_id), wanted),
             ai_queries.list_ai_messages,

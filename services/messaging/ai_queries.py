@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.db import STAMP, Loaded, fetch_one, fetch_pages, unnest, where
-from libs.rpc import Page, RpcError, given, names_given, responses
+from libs.server import Page, RpcError, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, ListAiMessagesResponse, RecordAiMessageRequest
 
 AI_MESSAGE = (

@@ -18,7 +18,7 @@ from libs.db import (
     unnest,
     where,
 )
-from libs.rpc import Page, RpcError, fitting, given, names_given, responses
+from libs.server import Page, RpcError, fitting, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, ListConversationsResponse, Message
 from services.messaging.message_queries import MESSAGE
 

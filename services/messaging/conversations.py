@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from libs.cache import Reply, digest
-from libs.rpc import errors, names_given, page, size
+from libs.server import errors, names_given, page, size
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.groups import of_name, of_names
+from services.cache_tags import of_name, of_names
 from services.messaging import conversation_queries as queries
 from services.messaging.conversation_queries import Filters, Named, Wanted
 from services.messaging.rpcs import Rpcs, word
@@ -23,9 +23,9 @@ class ConversationRpcs(Rpcs):
         """Return the conversation with a customer and its newest messages."""
         named = await self._named(request)
         limit = size(request.message_limit, DEFAULT_MESSAGES)
-        group = of_name(self.groups.conversations(request.salon_id), named.conversation_id, named.phone_number)
-        reply = await self.cache.look_up(
-            group.key("get", digest(named, limit)),
+        tag = of_name(self.tags.conversations(request.salon_id), named.conversation_id, named.phone_number)
+        reply = await self.cache.get_batched(
+            tag.key("get", digest(named, limit)),
             Wanted(named, limit),
             queries.conversations_with_messages,
             batch=Wanted.names,
@@ -41,8 +41,8 @@ class ConversationRpcs(Rpcs):
         status = word(pb.ConversationStatus, request.status) if request.status else ""
         filters = Filters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
         wanted = page(request.page_size, request.page_token, "ListConversations", *filters)
-        key = self.groups.conversations(request.salon_id).key("list", digest(wanted))
-        return await self.cache.look_up(
+        key = self.tags.conversations(request.salon_id).key("list", digest(wanted))
+        return await self.cache.get_batched(
             key,
             (filters, wanted),
             queries.list_conversations,
@@ -100,8 +100,8 @@ class ConversationRpcs(Rpcs):
             if getattr(request, "etag", "") not in ("", conversation.etag):
                 raise errors.etag_mismatch("conversation", str(named))
             if (new := value(conversation)) is not None:
-                group = self.groups.conversations(request.salon_id)
-                write.invalidate(*of_names(group, [conversation.conversation_id], [conversation.phone_number]))
+                tag = self.tags.conversations(request.salon_id)
+                write.invalidate(*of_names(tag, [conversation.conversation_id], [conversation.phone_number]))
                 conversation = await queries.update_conversation(write.conn, conversation, column, new)
             write.reply = conversation
         return conversation

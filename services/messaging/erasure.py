@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from libs.cache import Group
+from libs.cache import Tag
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.groups import of_names
+from services.cache_tags import of_names
 from services.messaging import erasure_queries as queries
 from services.messaging.conversation_queries import Named
 from services.messaging.messages import lock
@@ -38,8 +38,8 @@ class ErasureRpcs(Rpcs):
             await self.cache.erase(*self.wholes(salon_id))
         return reply
 
-    def _touched(self, customer: queries.Customer) -> Iterator[Group]:
-        for group in self.wholes(customer.salon_id):
-            yield from of_names(group, customer.conversation_ids, customer.phone_numbers)
+    def _touched(self, customer: queries.Customer) -> Iterator[Tag]:
+        for tag in self.wholes(customer.salon_id):
+            yield from of_names(tag, customer.conversation_ids, customer.phone_numbers)
         for conversation_id in customer.conversation_ids:
-            yield self.groups.ai_messages(customer.salon_id, conversation_id)
+            yield self.tags.ai_messages(customer.salon_id, conversation_id)

@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.conversation_queries import Named
-from services.messaging.writings import in_whatsapp_id, pattern
+from services.messaging.number_patterns import in_whatsapp_id, pattern
 
 
 class Customer(NamedTuple):

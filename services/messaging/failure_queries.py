@@ -7,9 +7,9 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from libs.db import Statement, fetch_encoded
-from libs.rpc import Page
+from libs.server import Page
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
-from services.messaging.webhook import Failure
+from services.messaging.webhook.parse import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:

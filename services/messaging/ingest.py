@@ -5,15 +5,17 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from libs.db import Statement
-from libs.rpc import page
+from libs.server import page
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.messaging import failure_queries, ingest_queries, status_queries, webhook
+from services.messaging import failure_queries, ingest_queries, status_queries
 from services.messaging.ingest_queries import NewMessage
 from services.messaging.messages import lock
 from services.messaging.rpcs import Rpcs
 from services.messaging.status_queries import NewStatus
-from services.messaging.webhook_items import Incoming, Status
+from services.messaging.webhook import parse
+from services.messaging.webhook.items import Incoming, Status
+from services.messaging.webhook.parse import Change, Failure
 
 MOST_NAMES = 100
 
@@ -24,7 +26,7 @@ class Received(NamedTuple):
     salon_id: str
     messages: Sequence[NewMessage]
     statuses: Sequence[NewStatus]
-    failures: Sequence[webhook.Failure]
+    failures: Sequence[Failure]
 
     def statements(self) -> dict[str, Statement[Any]]:
         """Return what records it, in this order."""
@@ -79,11 +81,11 @@ class WebhookRpcs(Rpcs):
         reply.unknown_phone_number_ids.extend(unknown[:MOST_NAMES])
         return reply
 
-    async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, webhook.Change]]:
+    async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
         """Yield what is in a body, once its signature is checked."""
         secret = self.settings.whatsapp_app_secret.get_secret_value()
-        steps = chain(webhook.check_signature(payload, signature, secret), webhook.read(payload))
-        if webhook.is_small(payload):
+        steps = chain(parse.check_signature(payload, signature, secret), parse.read(payload))
+        if parse.is_small(payload):
             for found in filter(None, steps):
                 yield found
         else:
@@ -91,7 +93,7 @@ class WebhookRpcs(Rpcs):
                 yield found
 
     async def _record(
-        self, request: pb.IngestWebhookRequest, salon: Salon, change: webhook.Change, reply: pb.IngestWebhookResponse
+        self, request: pb.IngestWebhookRequest, salon: Salon, change: Change, reply: pb.IngestWebhookResponse
     ) -> None:
         """Record what a salon received."""
         received = Received(
@@ -109,7 +111,7 @@ class WebhookRpcs(Rpcs):
             _count(received, found, reply)
 
     async def _keep(
-        self, request: pb.IngestWebhookRequest, name: str, change: webhook.Change, reply: pb.IngestWebhookResponse
+        self, request: pb.IngestWebhookRequest, name: str, change: Change, reply: pb.IngestWebhookResponse
     ) -> None:
         """Keep what belongs to no salon that is known."""
         unknown = sum(failure.unknown and failure.kind == "OTHER" for failure in change.failures)

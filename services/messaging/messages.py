@@ -7,9 +7,9 @@ from zlib import crc32
 
 from libs.cache import Reply, digest
 from libs.db import Statement
-from libs.rpc import errors, moment, names_given, page
+from libs.server import errors, moment, names_given, page
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.groups import of_name
+from services.cache_tags import of_name
 from services.messaging import ingest_queries, status_queries
 from services.messaging import message_queries as queries
 from services.messaging.ingest_queries import NewMessage
@@ -88,9 +88,9 @@ class MessageRpcs(Rpcs):
         wanted = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = word(pb.MessageDirection, request.direction) if request.direction else ""
         chosen = MessageFilters(salon_id, request.conversation_id.lower(), phone_number, direction)
-        group = of_name(self.groups.messages(salon_id), request.conversation_id.lower(), phone_number)
-        return await self.cache.look_up(
-            group.key(digest(wanted)),
+        tag = of_name(self.tags.messages(salon_id), request.conversation_id.lower(), phone_number)
+        return await self.cache.get_batched(
+            tag.key(digest(wanted)),
             (chosen, wanted),
             queries.list_messages,
             batch=names_given,

@@ -13,7 +13,7 @@ import structlog
 
 from libs.cache import Cache, CacheUnavailable, CommitUnknown
 from libs.db import Database, DatabaseUnavailable, PoolExhausted
-from services.groups import Groups
+from services.cache_tags import CacheTags
 from services.messaging import retention_queries as queries
 from services.messaging.settings import MessagingSettings
 
@@ -32,7 +32,7 @@ class Retention:
         """Read the retention of each kind, in days; None keeps it forever."""
         self._cache = cache
         self._database = database
-        self._groups = Groups(cache)
+        self._groups = CacheTags(cache)
         self._ai_days = settings.retention_ai_messages
         self._deletes: list[tuple[Delete, int | None]] = [
             (queries.delete_raw_items, settings.retention_raw_items),

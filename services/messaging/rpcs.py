@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from libs.cache import Cache, Group
+from libs.cache import Cache, Tag
 from libs.db import Database, for_searches
-from libs.rpc import Mutations, Slices
+from libs.server import IdempotentWrites, Slices
 from parlor.messaging.v1 import messaging_pb2_grpc
-from services.groups import Groups, of_names
+from services.cache_tags import CacheTags, of_names
 from services.messaging.salons import Salons
 from services.messaging.settings import MessagingSettings
 from services.phones import e164
@@ -19,8 +19,8 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
         """Take what the RPCs stand on."""
         self.cache = cache
         self.database = database
-        self.groups = Groups(cache)
-        self.write = Mutations(cache, database, "messaging_requests")
+        self.tags = CacheTags(cache)
+        self.write = IdempotentWrites(cache, database, "messaging_requests")
         database.canary = "messaging_requests"
         self.salons = salons
         self.searches = for_searches(database)
@@ -33,18 +33,18 @@ class Rpcs(messaging_pb2_grpc.MessagingServiceServicer):
             return ""
         return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
 
-    def wholes(self, salon_id: str) -> tuple[Group, Group]:
-        """Return the groups of all that a salon's messages show in."""
-        return self.groups.messages(salon_id), self.groups.conversations(salon_id)
+    def wholes(self, salon_id: str) -> tuple[Tag, Tag]:
+        """Return the tags of all that a salon's messages show in."""
+        return self.tags.messages(salon_id), self.tags.conversations(salon_id)
 
-    def touched(self, *rows: Any) -> list[Group]:
-        """Return the groups that a change of these messages, or of what names these conversations, invalidates."""
+    def touched(self, *rows: Any) -> list[Tag]:
+        """Return the tags that a change of these messages, or of what names these conversations, invalidates."""
         names = {(row.salon_id, row.conversation_id, row.phone_number) for row in rows}
         return [
             part
             for salon_id, conversation_id, phone_number in names
-            for group in self.wholes(salon_id)
-            for part in of_names(group, [conversation_id], [phone_number])
+            for tag in self.wholes(salon_id)
+            for part in of_names(tag, [conversation_id], [phone_number])
         ]
 
 

@@ -6,10 +6,10 @@ import grpc
 from cachetools import TTLCache
 
 from libs.cache import Cache
-from libs.rpc import errors
+from libs.server import errors
 from parlor.booking.v1 import booking_pb2
 from parlor.booking.v1.booking_pb2 import Salon
-from services.groups import Groups
+from services.cache_tags import CacheTags
 
 KNOWN_SECONDS = 60
 MOST_KNOWN = 100_000
@@ -27,7 +27,7 @@ class Salons:
         # Ids. Not for good: a salon may end, or move to where other services serve it.
         self.known: TTLCache[str, bool] = TTLCache(MOST_KNOWN, KNOWN_SECONDS)
         self._cache = cache
-        self._groups = Groups(cache)
+        self._groups = CacheTags(cache)
         self._booking = booking
         self._timeout = timeout_ms / 1000
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from libs.cache import Reply, digest
 from libs.db import Loaded, elements
-from libs.rpc import Page, RpcError, fitting, page
-from libs.rpc.errors import invalid_fields
+from libs.server import Page, RpcError, fitting, page
+from libs.server.errors import invalid_fields
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import search_queries as queries
 from services.messaging.rpcs import Rpcs
@@ -26,8 +26,8 @@ class SearchRpcs(Rpcs):
         async def load(conn: Any) -> Loaded[bytes | RpcError]:
             return await _search(conn, salon_id, request.query, wanted)
 
-        key = self.groups.messages(salon_id).key("search", digest(wanted))
-        return await self.cache.read(key, load, connect=partial(self.searches.connection, salon_id), repeatable=True)
+        key = self.tags.messages(salon_id).key("search", digest(wanted))
+        return await self.cache.get(key, load, connect=partial(self.searches.connection, salon_id), repeatable=True)
 
 
 async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[bytes | RpcError]:

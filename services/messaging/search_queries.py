@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.db import STAMP, Loaded, encoder, fetch_undecoded
-from libs.rpc import Page
+from libs.server import Page
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
 

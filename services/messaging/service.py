@@ -2,7 +2,7 @@
 
 from libs.cache import Cache
 from libs.db import Database
-from libs.rpc import Service, channel
+from libs.server import Service, channel
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
@@ -35,7 +35,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         descriptor=pb.DESCRIPTOR.services_by_name["MessagingService"],
         servicer=messaging,
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
-        salon_groups=messaging.groups.of_salon,
+        salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
         background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
         close=to_booking.close,

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
 from libs.db import STAMP, Loaded, elements, encoder, fetch_batch, fetch_pages, unnest
-from libs.rpc import RpcError
-from libs.rpc.errors import not_found
+from libs.server import RpcError
+from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
     AiAnalytics,
     BookingStats,

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
-from libs.cache import Cache, Group, LoadMany, Reply
+from libs.cache import Cache, LoadMany, Reply, Tag
 from libs.db import Database
-from libs.rpc import Service, period
+from libs.server import Service, period
 from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
-from services.busiest import BusySalon, warm
-from services.groups import Groups
+from services.busy_salons import BusySalon, warm
+from services.cache_tags import CacheTags
 from services.stats import queries
 from services.stats.queries import Buckets, Period
 
@@ -21,11 +21,11 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
     def __init__(self, cache: Cache) -> None:
         """Take what the RPCs stand on."""
         self.cache = cache
-        self.groups = Groups(cache)
+        self.tags = CacheTags(cache)
 
     async def GetSalonStats(self, request: pb.GetSalonStatsRequest, context: Any) -> Reply:
         """Count a period."""
-        return await self._counted(self.groups.stats(request.salon_id), "salon", request, queries.salon_stats)
+        return await self._counted(self.tags.stats(request.salon_id), "salon", request, queries.salon_stats)
 
     async def ListBookingStats(self, request: pb.ListBookingStatsRequest, context: Any) -> Reply:
         """Count the bookings created in each bucket of a period."""
@@ -37,31 +37,31 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def GetMessageDirectionStats(self, request: pb.GetMessageDirectionStatsRequest, context: Any) -> Reply:
         """Count the messages of a period by direction."""
-        group = self.groups.stats(request.salon_id)
-        return await self._counted(group, "directions", request, queries.message_direction_stats)
+        tag = self.tags.stats(request.salon_id)
+        return await self._counted(tag, "directions", request, queries.message_direction_stats)
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
         """Count the AI messages of a period by model."""
-        return await self._counted(self.groups.ai(request.salon_id), "models", request, queries.ai_analytics)
+        return await self._counted(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
 
     def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
         """Return the reads to be expected of a busy salon: its figures of this month."""
         return [lambda: self.GetSalonStats(pb.GetSalonStatsRequest(salon_id=salon.salon_id, **salon.this_month), None)]
 
-    async def _counted(self, group: Group, name: str, request: Any, load: LoadMany) -> Reply:
+    async def _counted(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures, cached under their name and the period."""
         start, end = period(request)
-        key = group.key(name, _compact(start), _compact(end))
+        key = tag.key(name, _compact(start), _compact(end))
         wanted = Period(request.salon_id, start, end)
-        return await self.cache.look_up(key, wanted, load, rows=_rows(start, end), repeatable=True)
+        return await self.cache.get_batched(key, wanted, load, rows=_rows(start, end), repeatable=True)
 
     async def _listed(self, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures by bucket, cached as those of `_counted`."""
         start, end = period(request)
         bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
-        key = self.groups.stats(request.salon_id).key(name, bucket, _compact(start), _compact(end))
+        key = self.tags.stats(request.salon_id).key(name, bucket, _compact(start), _compact(end))
         wanted = Buckets(request.salon_id, start, end, bucket)
-        return await self.cache.look_up(key, wanted, load, rows=_rows(start, end), repeatable=True)
+        return await self.cache.get_batched(key, wanted, load, rows=_rows(start, end), repeatable=True)
 
 
 def build(cache: Cache, database: Database) -> Service:
@@ -71,7 +71,7 @@ def build(cache: Cache, database: Database) -> Service:
         descriptor=pb.DESCRIPTOR.services_by_name["StatsService"],
         servicer=stats,
         add=stats_pb2_grpc.add_StatsServiceServicer_to_server,
-        salon_groups=stats.groups.of_salon,
+        salon_tags=stats.tags.of_salon,
         background=[lambda: warm(cache, database, stats.expected)],
     )
 

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import uvloop
 
-from libs.rpc.settings import ServerSettings
-from libs.rpc.transport import make_transport
+from libs.server.settings import ServerSettings
+from libs.server.transport import make_transport
 
 SERVICE = "bulk"
 

@@ -19,7 +19,7 @@ from libs.cache import Cache, CacheSettings
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
-from services.groups import Groups
+from services.cache_tags import CacheTags
 from tests.benchmarks.workloads import ZIPF, Step, Trace, salons
 
 SALON = "salon-123"
@@ -226,9 +226,9 @@ class Writes:
 
 def writes(database_url: str, app_secret: str) -> Writes:
     """Return the writes to a database; the webhooks are signed with the secret."""
-    groups = Groups(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
+    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
     customers = [salon for salon in salons(database_url) if salon.customers]
-    trace = Trace(replace(ZIPF, calls=10**9), customers, groups)
+    trace = Trace(replace(ZIPF, calls=10**9), customers, tags)
     return Writes(_bookings(database_url), _webhooks(database_url, app_secret), trace.steps())
 
 

@@ -24,10 +24,10 @@ WITHOUT_WARMING = {"REDIS_WARM": "0"}  # an entry that was dropped stays a miss
 
 
 class Echo(Server):
-    """The bare grpcio server: grpc as it comes, without the setting of libs/rpc/transport.py unless it is given."""
+    """The bare grpcio server: grpc as it comes, without the setting of libs/server/transport.py unless it is given."""
 
     def __init__(self, log: Path, experiments: str = "") -> None:
-        """Start nothing yet; `experiments` are GRPC_EXPERIMENTS, which this process has from libs/rpc."""
+        """Start nothing yet; `experiments` are GRPC_EXPERIMENTS, which this process has from libs/server."""
         super().__init__("echo", None, log)
         self.experiments = experiments
 

@@ -39,21 +39,21 @@ async def ours(database_url: str, redis_url: str) -> AsyncIterator[Get]:
     async with AsyncConnectionPool(database_url, kwargs={"autocommit": True}, min_size=1, open=False) as pool:
         cache = Cache(CacheSettings(url=redis_url), pool.connection, bytes)
         await cache.open()
-        bookings = cache.namespace("booking").group("salon-123", "salon:")
+        bookings = cache.namespace("booking").tag("salon-123", "salon:")
 
         async def load(conn: Any) -> Loaded:
             cursor = await conn.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
             return Loaded((await cursor.fetchone())[0], VALUE)  # type: ignore[arg-type]
 
         def key(number: int) -> Key:
-            return bookings.part("code", f"B{number}").key()
+            return bookings.sub_tag("code", f"B{number}").key()
 
         async def get(number: int) -> bytes | None:
-            return (await cache.read(key(number), load)).body
+            return (await cache.get(key(number), load)).body
 
         await asyncio.gather(*map(get, range(KEYS)))
         await cache.settle()
-        assert {(await cache.read(key(number), load)).source for number in range(KEYS)} == {"hit"}
+        assert {(await cache.get(key(number), load)).source for number in range(KEYS)} == {"hit"}
         yield get
         await cache.close()
 

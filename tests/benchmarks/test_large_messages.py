@@ -14,7 +14,7 @@ import grpc
 import pytest
 import uvloop
 
-from libs.rpc.settings import LARGEST_MESSAGE_BYTES
+from libs.server.settings import LARGEST_MESSAGE_BYTES
 from ops.process import Server, is_free, spawn
 from tests.benchmarks.bulk import SERVICE
 from tests.benchmarks.conftest import Report

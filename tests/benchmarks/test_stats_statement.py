@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 from psycopg import sql
 
-from libs.db import Connection, Queries
+from libs.db import Connection, QueryStats
 from ops.migrate import migrate
 from ops.seed import seed
 from ops.servers import Postgres
@@ -51,7 +51,7 @@ async def test_the_statement_runs_at_most_0_4_of_the_time_of_four_subqueries(see
     told: list[tuple[float, str]] = []
     figures: dict[str, list[float]] = {"report": [], "ours": []}
     async with await Connection.connect(seeded, autocommit=True, prepare_threshold=0) as conn:
-        conn.queries = Queries(threshold=60)
+        conn.queries = QueryStats(threshold=60)
         await conn.execute(EXPLAINED, prepare=False)
         conn.add_notice_handler(lambda notice: told.append(_duration(notice.message_primary or "")))
         for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""What the setting of libs/rpc/transport.py gains: the echo with it, in turn with the bare one."""
+"""What the setting of libs/server/transport.py gains: the echo with it, in turn with the bare one."""
 
 import os
 from pathlib import Path

@@ -14,7 +14,7 @@ from libs.cache import Cache, CacheSettings
 from libs.cache.settings import NAMESPACES
 from ops.seed import seed
 from ops.servers import Postgres, postgres_url
-from services.groups import Groups
+from services.cache_tags import CacheTags
 from tests.benchmarks.workloads import SEED, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
 from tests.stack import Stack, executed, running
 
@@ -69,8 +69,8 @@ async def play(stack: Stack, steps: Sequence[Step], metadata: Any = None) -> dic
 
 async def measure(workload: Workload, databases: Databases, redis_url: str) -> dict[str, float]:
     """Return hit rate, its ceilings, and the statements of the reads with the cache and without."""
-    groups = Groups(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
-    steps = list(Trace(workload, salons(databases.url), groups).steps())
+    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
+    steps = list(Trace(workload, salons(databases.url), tags).steps())
     before = warm_up(steps) if workload.warm else []
     reads = [step for step in steps if not step.writes]
     async with running(databases.copy("workload_on"), redis_url, **SETTINGS) as stack:
@@ -89,7 +89,7 @@ async def measure(workload: Workload, databases: Databases, redis_url: str) -> d
         "writes": len(steps) - len(reads),
         "hit rate": (on["near"] + on["hit"]) / len(reads),
         "ceiling": ceiling(before, steps),
-        "ceiling, salon-wide groups": ceiling(before, steps, parts=False),
+        "ceiling, salon-wide tags": ceiling(before, steps, parts=False),
         "fills refused": refused,
         "read statements": on["statements"] - writes,
         "read statements, cache off": off["statements"] - writes,

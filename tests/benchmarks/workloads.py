@@ -15,7 +15,7 @@ from libs.cache.keys import META, whole
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
-from services.groups import Groups, of_name, of_names
+from services.cache_tags import CacheTags, of_name, of_names
 
 T = TypeVar("T")
 NOW = 1_737_158_400  # 2025-01-18: the data set's messages end here
@@ -43,12 +43,12 @@ class Salon:
 
 
 class Step(NamedTuple):
-    """A call. A read depends on its one group; a write invalidates its groups. All by the names of their metas."""
+    """A call. A read depends on its one tag; a write invalidates its tags. All by the names of their metas."""
 
     service: str
     method: str
     request: Message
-    groups: frozenset[str]
+    tags: frozenset[str]
     writes: bool
 
     @property
@@ -131,9 +131,9 @@ def salons(database_url: str) -> list[Salon]:
 class Trace:
     """Makes a workload's calls: the same each time."""
 
-    def __init__(self, workload: Workload, salons: Sequence[Salon], groups: Groups) -> None:
-        """`groups` are the services' own."""
-        self.workload, self.salons, self.groups = workload, salons, groups
+    def __init__(self, workload: Workload, salons: Sequence[Salon], tags: CacheTags) -> None:
+        """`tags` are the services' own."""
+        self.workload, self.salons, self.tags = workload, salons, tags
         self._random = Random(workload.name)
         self._numbers = itertools.count()
         self._sums = list(itertools.accumulate(1 / rank for rank in range(1, 10_000)))
@@ -147,8 +147,8 @@ class Trace:
             [method] = self._random.choices(list(weights), list(weights.values()))
             [salon] = self._random.choices(self.salons, [salon.share for salon in self.salons])
             make: Callable[[Salon], tuple[str, Message, Any]] = getattr(self, f"_{method}")
-            service, request, groups = make(salon)
-            metas = frozenset(name for group in groups for name in (group.meta, whole(group.name))[: 1 + writes])
+            service, request, tags = make(salon)
+            metas = frozenset(name for tag in tags for name in (tag.meta, whole(tag.name))[: 1 + writes])
             yield Step(service, method, request, metas, writes)
 
     def _popular(self, values: Sequence[T]) -> T:
@@ -157,21 +157,21 @@ class Trace:
         return values[bisect.bisect(self._sums, self._random.random() * self._sums[last], hi=last)]
 
     def _GetSalon(self, salon: Salon) -> Any:
-        return "booking", booking.GetSalonRequest(salon_id=salon.salon_id), [self.groups.salon(salon.salon_id)]
+        return "booking", booking.GetSalonRequest(salon_id=salon.salon_id), [self.tags.salon(salon.salon_id)]
 
     def _GetSalonByPhoneNumberId(self, salon: Salon) -> Any:
         request = booking.GetSalonByPhoneNumberIdRequest(phone_number_id=salon.phone_number_id)
-        return "booking", request, [self.groups.phone_number_id(salon.phone_number_id)]
+        return "booking", request, [self.tags.phone_number_id(salon.phone_number_id)]
 
     def _GetBookingByCode(self, salon: Salon) -> Any:
         code = self._popular(salon.codes)
         request = booking.GetBookingByCodeRequest(salon_id=salon.salon_id, booking_code=code)
-        return "booking", request, [self.groups.booking(salon.salon_id, code)]
+        return "booking", request, [self.tags.booking(salon.salon_id, code)]
 
     def _ListBookingEvents(self, salon: Salon) -> Any:
         code = self._popular(salon.codes)
         request = booking.ListBookingEventsRequest(salon_id=salon.salon_id, booking_code=code)
-        return "booking", request, [self.groups.booking(salon.salon_id, code)]
+        return "booking", request, [self.tags.booking(salon.salon_id, code)]
 
     def _ListBookings(self, salon: Salon) -> Any:
         """One of the calendar's first days, all or only what is confirmed."""
@@ -179,15 +179,15 @@ class Trace:
         days: dict[str, Any] = {"start_time": Timestamp(seconds=day), "end_time": Timestamp(seconds=day + DAY)}
         status = self._popular((booking.BOOKING_STATUS_UNSPECIFIED, booking.BOOKING_STATUS_CONFIRMED))
         request = booking.ListBookingsRequest(salon_id=salon.salon_id, status=status, **days)
-        return "booking", request, [self.groups.bookings(salon.salon_id)]
+        return "booking", request, [self.tags.bookings(salon.salon_id)]
 
     def _GetSalonStats(self, salon: Salon) -> Any:
         request = stats.GetSalonStatsRequest(salon_id=salon.salon_id, **self._period())
-        return "stats", request, [self.groups.stats(salon.salon_id)]
+        return "stats", request, [self.tags.stats(salon.salon_id)]
 
     def _GetAiAnalytics(self, salon: Salon) -> Any:
         request = stats.GetAiAnalyticsRequest(salon_id=salon.salon_id, **self._period())
-        return "stats", request, [self.groups.ai(salon.salon_id)]
+        return "stats", request, [self.tags.ai(salon.salon_id)]
 
     def _period(self) -> dict[str, Any]:
         """The last 30, 7 or 90 days."""
@@ -196,7 +196,7 @@ class Trace:
 
     def _ListMessages(self, salon: Salon) -> Any:
         """A customer's messages; one in four times the salon's."""
-        messages = self.groups.messages(salon.salon_id)
+        messages = self.tags.messages(salon.salon_id)
         if self._random.random() < 0.25:
             return "messaging", messaging.ListMessagesRequest(salon_id=salon.salon_id), [messages]
         found = self._popular(salon.customers).conversation_id
@@ -206,16 +206,16 @@ class Trace:
     def _GetConversation(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
         request = messaging.GetConversationRequest(salon_id=salon.salon_id, phone_number=phone)
-        return "messaging", request, [of_name(self.groups.conversations(salon.salon_id), "", phone)]
+        return "messaging", request, [of_name(self.tags.conversations(salon.salon_id), "", phone)]
 
     def _ListAiMessages(self, salon: Salon) -> Any:
         found = self._popular(salon.customers).conversation_id
         request = messaging.ListAiMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
-        return "messaging", request, [self.groups.ai_messages(salon.salon_id, found)]
+        return "messaging", request, [self.tags.ai_messages(salon.salon_id, found)]
 
     def _ListConversations(self, salon: Salon) -> Any:
         request = messaging.ListConversationsRequest(salon_id=salon.salon_id)
-        return "messaging", request, [self.groups.conversations(salon.salon_id)]
+        return "messaging", request, [self.tags.conversations(salon.salon_id)]
 
     def _RecordMessage(self, salon: Salon) -> Any:
         customer = self._popular(salon.customers)
@@ -226,9 +226,9 @@ class Trace:
             direction=messaging.MESSAGE_DIRECTION_INBOUND,
             content="hi",
         )
-        wholes = self.groups.messages(salon.salon_id), self.groups.conversations(salon.salon_id)
+        wholes = self.tags.messages(salon.salon_id), self.tags.conversations(salon.salon_id)
         return "messaging", request, [
-            group for of in wholes for group in of_names(of, [customer.conversation_id], [customer.phone_number])
+            tag for of in wholes for tag in of_names(of, [customer.conversation_id], [customer.phone_number])
         ]  # fmt: skip
 
     def _RecordAiMessage(self, salon: Salon) -> Any:
@@ -236,7 +236,7 @@ class Trace:
         request = messaging.RecordAiMessageRequest(
             salon_id=salon.salon_id, conversation_id=found, model="m", role=messaging.AI_ROLE_ASSISTANT, content="hello"
         )
-        return "messaging", request, [self.groups.ai_messages(salon.salon_id, found)]
+        return "messaging", request, [self.tags.ai_messages(salon.salon_id, found)]
 
     def _AssignConversation(self, salon: Salon) -> Any:
         customer = self._popular(salon.customers)
@@ -244,18 +244,18 @@ class Trace:
             salon_id=salon.salon_id, phone_number=customer.phone_number, assignee=f"user-{next(self._numbers) % 3}"
         )
         names = [customer.conversation_id], [customer.phone_number]
-        return "messaging", request, of_names(self.groups.conversations(salon.salon_id), *names)
+        return "messaging", request, of_names(self.tags.conversations(salon.salon_id), *names)
 
     def _CreateBooking(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
         request = booking.CreateBookingRequest(salon_id=salon.salon_id, customer_phone=phone, **self._hour())
-        return "booking", request, [self.groups.bookings(salon.salon_id), self.groups.stats(salon.salon_id)]
+        return "booking", request, [self.tags.bookings(salon.salon_id), self.tags.stats(salon.salon_id)]
 
     def _RescheduleBooking(self, salon: Salon) -> Any:
         code = self._popular(salon.open_codes)
         request = booking.RescheduleBookingRequest(salon_id=salon.salon_id, booking_code=code, **self._hour())
-        groups = self.groups.booking(salon.salon_id, code), self.groups.stats(salon.salon_id)
-        return "booking", request, groups
+        tags = self.tags.booking(salon.salon_id, code), self.tags.stats(salon.salon_id)
+        return "booking", request, tags
 
     def _hour(self) -> dict[str, Any]:
         """An hour that nothing else takes."""
@@ -271,18 +271,18 @@ def warm_up(steps: Sequence[Step]) -> list[Step]:
 def ceiling(before: Sequence[Step], steps: Sequence[Step], *, parts: bool = True) -> float:
     """Return the hit rate of the steps in a cache that stores each miss at once and loses nothing to time.
 
-    Without `parts` each read depends on its whole group, and each write invalidates whole groups.
+    Without `parts` each read depends on its whole tag, and each write invalidates whole tags.
     """
     kept: dict[str, set[tuple[str, bytes]]] = {}
     hits = reads = 0
     for number, step in enumerate((*before, *steps), -len(before)):
-        groups = step.groups if parts else {whole(meta.removesuffix(META)) for meta in step.groups}
+        tags = step.tags if parts else {whole(meta.removesuffix(META)) for meta in step.tags}
         if step.writes:
-            for group in groups:
-                kept.pop(group, None)
+            for tag in tags:
+                kept.pop(tag, None)
             continue
-        [group] = groups
-        entries = kept.setdefault(group, set())
+        [tag] = tags
+        entries = kept.setdefault(tag, set())
         reads += number >= 0
         hits += number >= 0 and step.key in entries
         entries.add(step.key)

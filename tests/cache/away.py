@@ -51,7 +51,7 @@ def disconnect_all(valkey: CacheServer) -> None:
 async def rows(pool: AsyncConnectionPool) -> int:
     """Return the number of rows left by writes without Valkey."""
     async with pool.connection() as conn:
-        [(count,)] = await (await conn.execute("SELECT count(*) FROM cache_pending")).fetchall()
+        [(count,)] = await (await conn.execute("SELECT count(*) FROM cache_outbox")).fetchall()
     return int(count)
 
 

@@ -1,4 +1,4 @@
-"""A Postgres with nothing of Parlor's in it but `cache_pending`, and processes of a service that uses it."""
+"""A Postgres with nothing of Parlor's in it but `cache_outbox`, and processes of a service that uses it."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -104,7 +104,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 def database_url(postgres: Postgres) -> str:
     """The database, as it was at first."""
     with psycopg.connect(postgres.dsn, autocommit=True) as conn:
-        conn.execute("DELETE FROM cache_pending")
+        conn.execute("DELETE FROM cache_outbox")
         conn.execute(NOTHING_IN_FORCE)
         conn.execute(RESET)
     return postgres.dsn

@@ -14,9 +14,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
-from libs.cache import Cache, CacheSettings, Group, Key
-from libs.cache.entries import Entry, Meta
-from libs.cache.wire import OnReply
+from libs.cache import Cache, CacheSettings, Key, Tag
+from libs.cache.codec import Entry, Meta
+from libs.cache.resp import OnReply
 from tests.cache import garbage
 from tests.cache.shop import Loaded, Shop
 
@@ -32,7 +32,7 @@ class Killed(psycopg.OperationalError, ConnectionError):
 
 
 class Row(NamedTuple):
-    """A finished write: its name, where, and whether its groups are still pending."""
+    """A finished write: its name, where, and whether its tags are still pending."""
 
     name: str
     shelf: str
@@ -42,13 +42,13 @@ class Row(NamedTuple):
 class Shelves(Shop):
     """Shelves that writes add to; a reply holds the names of all. `s:tea` is a part of the shelf `s`."""
 
-    def shelf(self, name: str = "a") -> Group:
-        """Return the group of a shelf or of a part of one."""
+    def shelf(self, name: str = "a") -> Tag:
+        """Return the tag of a shelf or of a part of one."""
         of, _, part = name.partition(":")
-        return super().shelf(of).part("part", part) if part else super().shelf(of)
+        return super().shelf(of).sub_tag("part", part) if part else super().shelf(of)
 
     def key(self, name: str = "", shelf: str = "a") -> Key:
-        """Return the key of the only reply of a group."""
+        """Return the key of the only reply of a tag."""
         return self.shelf(shelf).key("all")
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
@@ -268,7 +268,7 @@ class World:
 
     async def rows(self, shelf: str) -> list[Row]:
         """Return all finished writes to a shelf."""
-        pending = "i.xmin::text::bigint IN (SELECT xact_id FROM cache_pending)"
+        pending = "i.xmin::text::bigint IN (SELECT xact_id FROM cache_outbox)"
         query = f"SELECT name, shelf, {pending} FROM items AS i WHERE starts_with(shelf, %s)"
         async with self.beside.connection() as conn:
             return [Row(*row) for row in await (await conn.execute(query.encode(), (shelf,))).fetchall()]

@@ -1,4 +1,4 @@
-"""A service that is not Parlor's: items on shelves, each reply the text of an item, a shelf's replies one group."""
+"""A service that is not Parlor's: items on shelves, each reply the text of an item, a shelf's replies one tag."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache import Cache, CacheSettings, Group, Key, Reply, Transaction
+from libs.cache import Cache, CacheSettings, Key, Reply, Tag, Transaction
 from tests.cache.outside import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
@@ -52,9 +52,9 @@ class Shop:
     stamp: str = STAMP
     loads: list[str] = field(default_factory=list)
 
-    def shelf(self, name: str = "a") -> Group:
-        """Return the group of a shelf."""
-        return self.cache.namespace("shop").group(name, "shelf:")
+    def shelf(self, name: str = "a") -> Tag:
+        """Return the tag of a shelf."""
+        return self.cache.namespace("shop").tag(name, "shelf:")
 
     def key(self, name: str = "tea", shelf: str = "a") -> Key:
         """Return the key of an item."""
@@ -77,7 +77,7 @@ class Shop:
             await after()
             return loaded
 
-        return await self.cache.read(self.key(name, shelf), load)
+        return await self.cache.get(self.key(name, shelf), load)
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
         """Read the row and its stamp by one statement."""
@@ -87,7 +87,7 @@ class Shop:
 
     async def read_together(self, name: str, *, shelf: str = "a") -> Reply:
         """Read an item by the statement that answers all who ask in the same tick."""
-        return await self.cache.look_up(self.key(name, shelf), (shelf, name), self.select_many)
+        return await self.cache.get_batched(self.key(name, shelf), (shelf, name), self.select_many)
 
     async def select_many(
         self, conn: psycopg.AsyncConnection[Any], wanted: Sequence[tuple[str, str]]

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import CacheSettings, CacheUnavailable, WithoutRedis, server_figures, sizes
-from libs.cache.watch import Watch
+from libs.cache.recovery import Recovery
 from tests.cache.away import NOWHERE, hanging, ready, rows
 from tests.cache.outside import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put, until
@@ -195,15 +195,15 @@ async def test_no_hit_is_served_before_what_is_pending_was_drained(
 ) -> None:
     reader, writer = await start(), await start(redis_url=NOWHERE)
     await reader.text()
-    pause, find = Pause(), Watch._pending
+    pause, find = Pause(), Recovery._pending
 
-    async def find_late(self: Watch, conn: Any) -> Any:
+    async def find_late(self: Recovery, conn: Any) -> Any:
         await pause()
         return await find(self, conn)
 
     with hanging(own_valkey):
         assert (await reader.read()).source == "bypass"
-        monkeypatch.setattr(Watch, "_pending", find_late)
+        monkeypatch.setattr(Recovery, "_pending", find_late)
         await writer.write("new")
     await pause.reached.wait()
     assert (reader.cache.store.connected, reader.cache.store.ready) == (True, False)

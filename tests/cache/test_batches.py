@@ -1,4 +1,4 @@
-"""Loads that share a statement: how many do, and how little one has to do with another."""
+"""Loader that share a statement: how many do, and how little one has to do with another."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from libs.cache import Reply
-from libs.cache.loads import LARGEST_FILL, MOST_ROWS
+from libs.cache.loader import LARGEST_FILL, MOST_ROWS
 from tests.cache.shop import Pause, Shop
 
 SIZE = LARGEST_FILL // 2
@@ -32,7 +32,7 @@ class Shelves:
 
     async def read(self, name: str, rows: int = 1) -> Reply:
         """Read an item, together with those of as long a name."""
-        return await self.shop.cache.look_up(self.shop.key(name), name, self.load, batch=len, rows=rows)
+        return await self.shop.cache.get_batched(self.shop.key(name), name, self.load, batch=len, rows=rows)
 
     async def load(self, conn: psycopg.AsyncConnection[Any], names: Sequence[str]) -> list[Any]:
         """Load items; `slow` waits for the test, `lost` is an error, and what is called large is."""
@@ -94,7 +94,7 @@ async def test_a_slow_statement_holds_up_no_other_of_its_batch_key(shelves: Shel
 async def test_who_waits_behind_a_slow_statement_is_told_if_it_ends_by_cancellation(shelves: Shelves) -> None:
     reads = [asyncio.create_task(shelves.read("slow"))]
     await shelves.pause.reached.wait()
-    [task] = shelves.shop.cache.loads._tasks
+    [task] = shelves.shop.cache.loader._tasks
     reads.append(asyncio.create_task(shelves.read("milk")))
     await asyncio.sleep(0)
     task.cancel()

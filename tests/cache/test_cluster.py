@@ -8,7 +8,7 @@ import pytest
 import redis
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache.servers import hash_slot
+from libs.cache.topology import hash_slot
 from ops.cluster import Cluster
 from tests.cache.away import ready, rows
 from tests.cache.outside import each

@@ -10,8 +10,8 @@ import pytest
 import uvloop
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache.in_force import InForce
-from libs.cache.watch import RETRY_SECONDS
+from libs.cache.epoch import EpochRow
+from libs.cache.recovery import RETRY_SECONDS
 from tests.cache.away import disconnect_all, ready
 from tests.cache.outside import CacheServer, each
 from tests.cache.shop import Shop, Start, until
@@ -58,9 +58,9 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
 async def test_a_connection_lost_while_it_is_made_is_made_anew(
     own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop, join, times = await start(), InForce.join, 0
+    shop, join, times = await start(), EpochRow.join, 0
 
-    async def join_and_lose(self: InForce, servers: str) -> str:
+    async def join_and_lose(self: EpochRow, servers: str) -> str:
         nonlocal times
         epoch = await join(self, servers)
         if (times := times + 1) <= 3:
@@ -68,7 +68,7 @@ async def test_a_connection_lost_while_it_is_made_is_made_anew(
             await until(lambda: all(node.wire.lost for node in shop.cache.store.servers.nodes))
         return epoch
 
-    monkeypatch.setattr(InForce, "join", join_and_lose)
+    monkeypatch.setattr(EpochRow, "join", join_and_lose)
     disconnect_all(own_valkey)
     await until(lambda: times > 3)
     await ready(shop)

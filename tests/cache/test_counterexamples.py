@@ -12,7 +12,7 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import MAX_AGE, Cache, Transaction
-from libs.cache.watch import Watch
+from libs.cache.recovery import Recovery
 from ops.process import free_port
 from tests.cache import variants
 from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Single, kept
@@ -103,7 +103,7 @@ async def test_stamp_after_load_covers_a_write_that_the_load_did_not_see(start: 
     writer, reader = await start(), await start()
     if variant:
         reader = variants.StampsAfterLoad(reader.cache, reader.pool)
-    await reader.text("milk")  # the group is warm
+    await reader.text("milk")  # the tag is warm
     pause = Pause()
     async with writer.writing("new"):
         slow = asyncio.create_task(reader.read(after=pause))
@@ -170,8 +170,8 @@ async def test_barrier_from_snapshot_does_not_cover_a_running_writer(
 @twice
 async def test_load_in_a_writing_transaction_stores_rows_that_are_never_committed(start: Start, variant: bool) -> None:
     writer, reader = await start(), await start()
-    await reader.text("milk")  # the group is warm
-    connect = reader.cache.loads.connect
+    await reader.text("milk")  # the tag is warm
+    connect = reader.cache.loader.connect
     with pytest.raises(Killed):
         async with writer.cache.transaction() as write:
             await write.conn.execute("UPDATE items SET label = 'never'")
@@ -179,7 +179,7 @@ async def test_load_in_a_writing_transaction_stores_rows_that_are_never_committe
                 variants.lends(reader.cache, write.conn)
             await reader.text()
             raise Killed
-    reader.cache.loads.connect = connect
+    reader.cache.loader.connect = connect
     assert await reader.text() == ("never" if variant else "old")
 
 
@@ -222,7 +222,7 @@ async def test_pending_deleted_first_is_lost_with_the_drainer(
     reader, cut_off = await start(), await start(redis_url=f"redis://127.0.0.1:{free_port()}")
     assert await reader.text() == "old"
     await cut_off.write("new")
-    kind = variants.DeletesFirst if variant else Watch
+    kind = variants.DeletesFirst if variant else Recovery
     drainer = kind(reader.cache.store, reader.pool.connection, 60, deletes=True)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(kind, killed_at, die)

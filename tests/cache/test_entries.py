@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from libs.cache import MAX_AGE, NAMESPACES, CacheSettings, Group, Key, server_figures, sizes
-from libs.cache.entries import Codec, Entry, now_ms
-from libs.cache.servers import hash_slot
+from libs.cache import MAX_AGE, NAMESPACES, CacheSettings, Key, Tag, server_figures, sizes
+from libs.cache.codec import Codec, Entry, now_ms
+from libs.cache.topology import hash_slot
 from tests.cache.shop import Loaded, Shop, Start
 
 SEED = {
@@ -31,7 +31,7 @@ async def store(shop: Shop, key: Key, value: str | None) -> None:
     async def load(conn: object) -> Loaded:
         return Loaded(2**52, value)
 
-    await shop.cache.read(key, load)
+    await shop.cache.get(key, load)
 
 
 def lifetimes(valkey: Any, keys: list[Key]) -> list[int]:
@@ -107,26 +107,26 @@ async def test_an_entry_stored_under_another_key_is_not_served(shop: Shop, valke
 
 
 async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(shop: Shop) -> None:
-    group = shop.cache.namespace("shop").group
-    keys: list[Key | Group] = [
-        group("a").key("b", "c"),
-        group("a").key("b:c"),
-        group("a").key("b%3Ac"),
-        group("a:b").key("c"),
-        group("a}:b").key("c"),
-        group("a").key("b}", "c"),
-        group("a").key("meta"),
-        group("a").key("#meta"),
-        group("a"),
-        group(""),
-        group("%"),
-        group("a").key("x}#meta"),
-        group("a}:x"),
+    tag = shop.cache.namespace("shop").tag
+    keys: list[Key | Tag] = [
+        tag("a").key("b", "c"),
+        tag("a").key("b:c"),
+        tag("a").key("b%3Ac"),
+        tag("a:b").key("c"),
+        tag("a}:b").key("c"),
+        tag("a").key("b}", "c"),
+        tag("a").key("meta"),
+        tag("a").key("#meta"),
+        tag("a"),
+        tag(""),
+        tag("%"),
+        tag("a").key("x}#meta"),
+        tag("a}:x"),
     ]
     names = [key.entry if isinstance(key, Key) else key.meta for key in keys]
     assert len(set(names)) == len(names)
-    assert group("a").key("b", 1).entry == "query:shop:{a}:b:1"
-    assert group("a", "salon:").name == "query:shop:salon:{a}"
+    assert tag("a").key("b", 1).entry == "query:shop:{a}:b:1"
+    assert tag("a", "salon:").name == "query:shop:salon:{a}"
 
 
 @settings(max_examples=50, deadline=None)
@@ -137,16 +137,16 @@ async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(sho
 def test_all_keys_of_a_group_have_one_hash_slot_and_the_group_alone_decides_it(
     namespace: str, identifier: str, parts: list[str]
 ) -> None:
-    group = SETTINGS.namespace(namespace).group(identifier, "shelf:")
-    tag = group.name.partition("{")[2].removesuffix("}")
+    tag = SETTINGS.namespace(namespace).tag(identifier, "shelf:")
+    hash_tag = tag.name.partition("{")[2].removesuffix("}")
     assert tag
-    assert {hash_slot(group.meta), hash_slot(group.key(*parts).entry)} == {crc_hqx(tag.encode(), 0) % 16_384}
+    assert {hash_slot(tag.meta), hash_slot(tag.key(*parts).entry)} == {crc_hqx(hash_tag.encode(), 0) % 16_384}
 
 
 async def test_sizes_count_the_entries_of_every_namespace_and_no_meta(start: Start) -> None:
     shop, other = await start(), await start()
     await asyncio.gather(*(shop.text(name) for name in ("tea", "milk", "none")))
-    ai = other.cache.namespace("aiAnalytics").group("1", "salon:")
+    ai = other.cache.namespace("aiAnalytics").tag("1", "salon:")
     await store(other, ai.key(), "x")
     await other.cache.settle()
     counted = await sizes(shop.cache.store, shop.cache.settings)

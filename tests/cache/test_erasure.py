@@ -29,7 +29,7 @@ async def test_no_entry_of_the_group_is_left_and_every_other_is(shop: Shop, redi
 
 async def test_a_load_under_way_does_not_bring_it_back(start: Start, redis_url: str) -> None:
     reader, writer = await start(), await start()
-    await reader.text("milk")  # the group is there; the key is not
+    await reader.text("milk")  # the tag is there; the key is not
     pause = Pause()
     slow = asyncio.create_task(reader.read(after=pause))
     await pause.reached.wait()

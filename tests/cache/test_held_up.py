@@ -67,9 +67,9 @@ async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_asked_fo
         await asyncio.gather(*(shop.read_together(f"{n}", shelf=f"s{n}") for n in range(first, first + AT_ONCE)))
         memory.append(memory_mb())
     await shop.cache.settle()
-    await until(lambda: not shop.cache.loads.unstored)
+    await until(lambda: not shop.cache.loader.unstored)
     assert max(memory[len(memory) // 2 :]) - memory[len(memory) // 2 - 1] < 8
-    assert not shop.cache.loads._flights
+    assert not shop.cache.loader._flights
 
 
 def test_the_servers_we_start_limit_their_memory_and_may_evict_any_key() -> None:

@@ -1,4 +1,4 @@
-"""Invalidation by hand: a group, a namespace, a pattern; also of what is being loaded meanwhile."""
+"""Invalidation by hand: a tag, a namespace, a pattern; also of what is being loaded meanwhile."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from tests.cache.shop import Pause, Shop, Start, put
 Invalidate = Callable[[Shop], Awaitable[int]]
 
 
-async def group(shop: Shop) -> int:
+async def tag(shop: Shop) -> int:
     return await shop.cache.invalidate(shop.shelf())
 
 
@@ -29,7 +29,7 @@ async def pattern_of_a_key(shop: Shop) -> int:
     return await shop.cache.invalidate_pattern(shop.key().entry)
 
 
-every_way = pytest.mark.parametrize("invalidate", [group, namespace, pattern, pattern_of_a_key])
+every_way = pytest.mark.parametrize("invalidate", [tag, namespace, pattern, pattern_of_a_key])
 
 
 async def change(shop: Shop, label: str = "new") -> None:
@@ -55,7 +55,7 @@ async def test_what_was_changed_by_other_means_is_shown_after_an_invalidation(
 @every_way
 async def test_a_load_under_way_during_an_invalidation_is_not_stored(start: Start, invalidate: Invalidate) -> None:
     shop, operator = await start(), await start()
-    await shop.text("milk")  # the group is there; the key is not
+    await shop.text("milk")  # the tag is there; the key is not
     pause = Pause()
     slow = asyncio.create_task(shop.read(after=pause))
     await pause.reached.wait()
@@ -69,7 +69,7 @@ async def test_a_load_under_way_during_an_invalidation_is_not_stored(start: Star
 
 async def test_other_groups_keep_their_entries(start: Start) -> None:
     shop = await start()
-    other = shop.cache.namespace("other").group("a", "shelf:")
+    other = shop.cache.namespace("other").tag("a", "shelf:")
     for shelf in ("a", "b"):
         await shop.text(shelf=shelf)
     await shop.cache.invalidate(shop.shelf("a"), other)
@@ -104,7 +104,7 @@ async def test_a_pattern_invalidates_every_group_that_a_match_could_be_in(
 
 async def test_an_invalidation_without_valkey_says_so(start: Start) -> None:
     cut_off = await start(redis_url=f"redis://127.0.0.1:{free_port()}")
-    for invalidate in (group, namespace, pattern):
+    for invalidate in (tag, namespace, pattern):
         with pytest.raises(CacheUnavailable):
             await invalidate(cut_off)
     assert cut_off.cache.counters.invalidations == 0

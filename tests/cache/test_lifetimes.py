@@ -1,4 +1,4 @@
-"""How long the records of groups live: what nobody has stored anything under leaves Redis soon."""
+"""How long the records of tags live: what nobody has stored anything under leaves Redis soon."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ async def reply(shop: Shop, key: Key, value: str | None) -> None:
     async def load(conn: object) -> Loaded:
         return Loaded(2**52, value)
 
-    await shop.cache.read(key, load)
+    await shop.cache.get(key, load)
 
 
 def longest_life(redis_url: str) -> float:

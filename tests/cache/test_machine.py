@@ -83,7 +83,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _start(self) -> None:
         async with self.world.beside.connection() as conn:
-            await conn.execute("DELETE FROM cache_pending")
+            await conn.execute("DELETE FROM cache_outbox")
         self.processes = [Process(self.world) for _ in range(PROCESSES)]
         for process in self.processes:
             process.free = True
@@ -97,22 +97,22 @@ class Machine(RuleBasedStateMachine):
 
     # What processes begin
 
-    @rule(number=_process, what=st.sampled_from(["read", "write", "abort", "drain"]), group=_group, steps=_steps)
-    def begin(self, number: int, what: str, group: str, steps: int) -> None:
-        """Read, write or try to, or look for pending groups or Valkey; take some steps of it."""
+    @rule(number=_process, what=st.sampled_from(["read", "write", "abort", "drain"]), tag=_group, steps=_steps)
+    def begin(self, number: int, what: str, tag: str, steps: int) -> None:
+        """Read, write or try to, or look for pending tags or Valkey; take some steps of it."""
         if what == "drain":
             self._drain(number, steps)
         elif self._of(number) < JOBS:
             writes = "" if what == "read" else f"{next(_numbers)}"
-            self._begin(number, self._place(group), steps=steps, writes=writes, aborts=what == "abort")
+            self._begin(number, self._place(tag), steps=steps, writes=writes, aborts=what == "abort")
 
     def _drain(self, number: int, steps: int) -> None:
         if not any(job.process == number and not job.shelf for job in self.jobs):
             self._begin(number, "", steps=steps)
 
-    def _place(self, group: str) -> str:
-        """Return a shelf or a part of it; a variant is looked for on one group, where it is found sooner."""
-        return self.shelf + (group if self.ours else "")
+    def _place(self, tag: str) -> str:
+        """Return a shelf or a part of it; a variant is looked for on one tag, where it is found sooner."""
+        return self.shelf + (tag if self.ours else "")
 
     def _of(self, number: int) -> int:
         return sum(job.process == number for job in self.jobs)
@@ -217,8 +217,8 @@ class Machine(RuleBasedStateMachine):
 
     def _keys(self) -> list[str]:
         shop = self.world.beside.shop
-        groups = [shop.shelf(shelf).name for shelf in self.shelves]
-        return [name for group in groups for name in (group + META, f"{group}:all")]
+        tags = [shop.shelf(shelf).name for shelf in self.shelves]
+        return [name for tag in tags for name in (tag + META, f"{tag}:all")]
 
     # What costs no more than it may
 
@@ -229,10 +229,10 @@ class Machine(RuleBasedStateMachine):
         return [p for number, p in enumerate(self.processes) if p.ready and not p.steps and not self._of(number)]
 
     @precondition(lambda self: self._undisturbed())
-    @rule(group=_group)
-    def read_twice(self, group: str) -> None:
+    @rule(tag=_group)
+    def read_twice(self, tag: str) -> None:
         """Read; then a second read hits."""
-        process, shelf = self._undisturbed()[0], self._place(group)
+        process, shelf = self._undisturbed()[0], self._place(tag)
         [(meta, entry)] = self.world.run(self.world.cached([shelf]))
         source, cost = self._alone(process, shelf)
         again = self._alone(process, shelf)
@@ -248,10 +248,10 @@ class Machine(RuleBasedStateMachine):
         assert again == ("hit", {"MGET": 1})
 
     @precondition(lambda self: self._undisturbed())
-    @rule(group=_group)
-    def write_at_once(self, group: str) -> None:
+    @rule(tag=_group)
+    def write_at_once(self, tag: str) -> None:
         """Write by one call to Valkey and no statement more."""
-        _, cost = self._alone(self._undisturbed()[0], self._place(group), writes=f"{next(_numbers)}")
+        _, cost = self._alone(self._undisturbed()[0], self._place(tag), writes=f"{next(_numbers)}")
         assert not self.ours or cost == {"EVALSHA": 1, "statement": 3}
 
     def _alone(self, process: Process, shelf: str, *, writes: str = "") -> tuple[str, Counter[str]]:
@@ -340,7 +340,7 @@ def machine(
     database_url: str, own_valkey: CacheServer, variant: type[Shop], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[type[Machine]]:
     """The machine, on servers of its own."""
-    monkeypatch.setattr("libs.cache.loads.FILL_DELAY_SECONDS", 0)  # the machine has no clock
+    monkeypatch.setattr("libs.cache.loader.FILL_DELAY_SECONDS", 0)  # the machine has no clock
     world = World(database_url, own_valkey.url, variant)
     yield type("Machine", (Machine,), {"world": world, "ours": variant is Shop})
     world.close()

@@ -117,7 +117,7 @@ async def test_a_pattern_invalidates_what_is_near(start: Start) -> None:
 
 
 async def test_it_holds_no_more_than_it_may_and_lets_go_of_what_was_not_asked_for(start: Start) -> None:
-    """Each shelf is a group of one item, so there is room for so many shelves."""
+    """Each shelf is a tag of one item, so there is room for so many shelves."""
     reader, writer = await near(start), await start()
     label, store = "x" * 100_000, reader.cache.store
     for number in range(12):

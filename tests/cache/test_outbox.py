@@ -30,13 +30,13 @@ def memory_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-async def leave(pool: AsyncConnectionPool, groups: int, rows: int) -> None:
+async def leave(pool: AsyncConnectionPool, tags: int, rows: int) -> None:
     """Leave so many rows of so many shelves, as writes without Valkey would."""
     async with pool.connection() as conn:
         await conn.execute(
-            "INSERT INTO cache_pending SELECT format('query:shop:shelf:{s%%s}#meta', n %% %s),"
+            "INSERT INTO cache_outbox SELECT format('query:shop:shelf:{s%%s}#meta', n %% %s),"
             " pg_current_xact_id()::text::bigint - n / %s FROM generate_series(0, %s) AS n ON CONFLICT DO NOTHING",
-            (groups, groups, rows - 1),
+            (tags, tags, rows - 1),
         )
 
 
@@ -52,16 +52,16 @@ async def longest(call: Callable[[str], Awaitable[Any]], over: asyncio.Event) ->
     return longest
 
 
-@pytest.mark.parametrize("groups", [MANY, 5_000, 1], ids=lambda groups: f"{groups} groups")
+@pytest.mark.parametrize("tags", [MANY, 5_000, 1], ids=lambda tags: f"{tags} tags")
 async def test_writes_and_reads_go_on_while_very_many_pending_invalidations_are_drained(
-    own_valkey: CacheServer, start: Start, pool: AsyncConnectionPool, groups: int
+    own_valkey: CacheServer, start: Start, pool: AsyncConnectionPool, tags: int
 ) -> None:
     shop = await start(poll=500)  # a write that is under way when Valkey is back leaves a row to the next poll
     await asyncio.gather(shop.text(shelf="s0"), shop.text(shelf="other"))
     over = asyncio.Event()
     with hanging(own_valkey):
         await shop.write("new", shelf="s0")
-        await leave(pool, groups, MANY)
+        await leave(pool, tags, MANY)
     before = memory_mb()
     async with asyncio.TaskGroup() as tasks:
         writes = tasks.create_task(longest(lambda label: shop.write(label), over))
@@ -80,7 +80,7 @@ async def test_writes_and_reads_go_on_while_very_many_pending_invalidations_are_
 
 @pytest.fixture
 def three_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than three groups are very many."""
+    """More than three tags are very many."""
     monkeypatch.setattr(outbox, "MOST_GROUPS", 3)
 
 
@@ -91,7 +91,7 @@ async def write_shelves(shop: Shop, label: str, shelves: str) -> None:
 
 async def in_outbox(pool: AsyncConnectionPool) -> list[str]:
     async with pool.connection() as conn:
-        cursor = await conn.execute("SELECT group_key FROM cache_pending ORDER BY group_key")
+        cursor = await conn.execute("SELECT tag FROM cache_outbox ORDER BY tag")
         return [row[0] for row in await cursor.fetchall()]
 
 

@@ -1,4 +1,4 @@
-"""Parts: finer groups that outlive their whole's writes, and know what it knows when nobody else does."""
+"""Parts: finer tags that outlive their whole's writes, and know what it knows when nobody else does."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from libs.cache import Cache, CacheUnavailable, Group, Key, Transaction
+from libs.cache import Cache, CacheUnavailable, Key, Tag, Transaction
 from libs.cache.keys import whole
 from libs.cache.store import META_LIFETIME_SECONDS
 from ops.process import free_port
 from tests.cache.outside import each, reaching
 from tests.cache.shop import Pause, Shop, Start, lose, put
-from tests.cache.wire import Wire, traced
+from tests.cache.wire import RespConnection, traced
 
 
 class Items(Shop):
     """A shop where each item is a part of its shelf."""
 
-    def item(self, name: str = "tea", shelf: str = "a") -> Group:
-        """Return an item's group."""
-        return self.shelf(shelf).part("item", name)
+    def item(self, name: str = "tea", shelf: str = "a") -> Tag:
+        """Return an item's tag."""
+        return self.shelf(shelf).sub_tag("item", name)
 
     def key(self, name: str = "tea", shelf: str = "a") -> Key:
         """Return the key of an item."""
@@ -42,7 +42,7 @@ class Items(Shop):
 
     async def of_shelf(self) -> str:
         """Return where a reply about the whole shelf came from."""
-        reply = await self.cache.read(self.shelf().key("all"), lambda conn: self.select(conn, "a", "tea"))
+        reply = await self.cache.get(self.shelf().key("all"), lambda conn: self.select(conn, "a", "tea"))
         await self.cache.settle()
         return reply.source
 
@@ -50,11 +50,11 @@ class Items(Shop):
 every_way = pytest.mark.parametrize(
     "invalidate",
     [
-        lambda cache: cache.invalidate(cache.namespace("shop").group("a", "shelf:")),
+        lambda cache: cache.invalidate(cache.namespace("shop").tag("a", "shelf:")),
         lambda cache: cache.invalidate_namespace(cache.namespace("shop")),
         lambda cache: cache.invalidate_pattern("query:shop:shelf:{a}:*"),
     ],
-    ids=["group", "namespace", "pattern"],
+    ids=["tag", "namespace", "pattern"],
 )
 
 
@@ -87,7 +87,7 @@ async def test_a_part_of_a_warm_whole_is_opened_without_a_barrier(
         await write_costs_one_call(shop, wire)
 
 
-async def write_costs_one_call(shop: Items, wire: Wire) -> None:
+async def write_costs_one_call(shop: Items, wire: RespConnection) -> None:
     await shop.write()
     wire.reset()
     await shop.write("newer")
@@ -195,6 +195,6 @@ async def test_a_parts_meta_outlives_its_entries_by_far_less_than_a_wholes(parts
 
 def test_no_name_of_a_part_or_an_entry_is_that_of_a_meta(parts: Items) -> None:
     shelf = parts.shelf("a}#meta")
-    names = {shelf.part("item", "tea#meta").name, shelf.key("item", "tea#meta").entry, shelf.key("x", "#meta").entry}
+    names = {shelf.sub_tag("item", "tea#meta").name, shelf.key("item", "tea#meta").entry, shelf.key("x", "#meta").entry}
     assert not any(name.endswith("#meta") for name in names)
-    assert whole(shelf.part("item", "}").name) == whole(shelf.meta) == shelf.meta
+    assert whole(shelf.sub_tag("item", "}").name) == whole(shelf.meta) == shelf.meta

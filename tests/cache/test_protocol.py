@@ -10,9 +10,9 @@ import pytest
 
 from libs.cache import CommitUnknown
 from tests.cache.shop import Loaded, Pause, Shop, Start, put, until
-from tests.cache.wire import Wire, traced
+from tests.cache.wire import RespConnection, traced
 
-Wired = tuple[Shop, Wire]
+Wired = tuple[Shop, RespConnection]
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wire
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is stored unless somebody asks for it."""
-    monkeypatch.setattr("libs.cache.loads.FILL_DELAY_SECONDS", 60)
+    monkeypatch.setattr("libs.cache.loader.FILL_DELAY_SECONDS", 60)
 
 
 @pytest.mark.usefixtures("late")
@@ -108,7 +108,7 @@ async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_f
         assert (await shop.read_together(name)).source == "miss"
     assert wire.valkey == {"mget": 2}
     assert (await shop.read_together("tea"))[:2] == (b"old", "hit")
-    [found] = await shop.cache.look_up_many([shop.key("none")], [("a", "none")], shop.select_many)
+    [found] = await shop.cache.get_many([shop.key("none")], [("a", "none")], shop.select_many)
     assert found[:2] == (None, "hit")
     assert (wire.valkey, wire.postgres) == ({"mget": 4, "evalsha": 1}, 2)
 
@@ -118,7 +118,7 @@ async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
     shop, wire = wired
     assert (await shop.read_together("tea")).source == "miss"
     wire.reset()
-    [found] = await shop.cache.look_up_many([shop.key("tea")], [("a", "tea")], shop.select_many)
+    [found] = await shop.cache.get_many([shop.key("tea")], [("a", "tea")], shop.select_many)
     assert found[:2] == (b"old", "hit")
     assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 0)
 
@@ -183,7 +183,7 @@ async def test_a_transaction_is_registered_while_its_statements_run(start: Start
     async with writer.cache.transaction(writer.shelf()) as write:
         await put(write.conn, "new")
         await until(lambda: all(answer.done() for answer in write.metas.values()))
-        assert (await reader.read())[:2] == (b"old", "miss")  # the group has another generation already
+        assert (await reader.read())[:2] == (b"old", "miss")  # the tag has another generation already
     assert await reader.text() == "new"
 
 
@@ -253,7 +253,7 @@ async def test_a_load_that_answers_too_little_fails_and_the_next_does_not_wait_f
 
     for _ in range(2):
         with pytest.raises(ValueError, match="0 answers to 1 questions"):
-            await shop.cache.look_up(shop.key(), "tea", none)
+            await shop.cache.get_batched(shop.key(), "tea", none)
 
 
 async def test_a_transaction_whose_failure_was_swallowed_is_not_acknowledged(shop: Shop) -> None:

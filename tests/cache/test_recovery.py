@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
+from libs.cache.recovery import Recovery
 from libs.cache.store import Store
 from libs.cache.transaction import Transaction
-from libs.cache.watch import Watch
 from tests.cache.away import (
     disconnect_all,
     hanging,
@@ -115,15 +115,15 @@ async def test_processes_that_recover_at_once_end_with_one_epoch_and_true_entrie
 async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop, pending, times = await start(), Watch._pending, 0
+    shop, pending, times = await start(), Recovery._pending, 0
 
-    async def lost_meanwhile(self: Watch, conn: Any) -> Any:
+    async def lost_meanwhile(self: Recovery, conn: Any) -> Any:
         nonlocal times
         if (times := times + 1) <= 3:
             shop.cache.store.mark_lost(TimeoutError())  # as a writer beside would
         return await pending(self, conn)
 
-    monkeypatch.setattr(Watch, "_pending", lost_meanwhile)
+    monkeypatch.setattr(Recovery, "_pending", lost_meanwhile)
     shop.cache.store.mark_lost(TimeoutError())
     await until(lambda: times > 3)
     await ready(shop)

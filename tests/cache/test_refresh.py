@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from libs.cache import CacheSettings, Reply
-from libs.cache.ahead import is_due
+from libs.cache.refresh_ahead import is_due
 from tests.cache import variants
 from tests.cache.shop import Pause, Shop, Start, put
 
@@ -34,7 +34,7 @@ async def refreshing(shop: Shop, pause: Pause) -> Reply:
 
 def age(namespace: str, seconds: float, **settings: float) -> bool:
     """Say whether a hit of an age is due."""
-    key = CacheSettings(refresh=settings).namespace(namespace).group("s").key()
+    key = CacheSettings(refresh=settings).namespace(namespace).tag("s").key()
     return is_due(key, Reply(b"", "hit", int(seconds * 1000)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from libs.cache import scripts
-from libs.cache.entries import GENERATION, Entry, Fill
+from libs.cache.codec import GENERATION, Entry, Fill
 from tests.cache.outside import reaching
 from tests.cache.shop import Pause, Shop, Start, lose
 
@@ -145,7 +145,7 @@ async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warme
     async with writer.writing("new"):
         lose(redis_url)
         meta = await store.open(reader.shelf().meta)
-        [barrier] = await reader.cache.loads.barrier([None])
+        [barrier] = await reader.cache.loader.barrier([None])
         async with reader.pool.connection() as conn:
             early = await reader.select(conn, "a", "tea")
     assert (early.value, early.stamp < barrier) == ("old", True)

@@ -13,7 +13,7 @@ import pytest
 
 from libs.cache import Reply, WithoutRedis, lease, outbox
 from libs.cache.lease import Lease
-from libs.cache.watch import Watch
+from libs.cache.recovery import Recovery
 from ops.servers import Valkey
 from tests.cache import variants
 from tests.cache.away import NOWHERE, ready, rows
@@ -86,7 +86,7 @@ async def test_a_write_is_answered_when_the_leases_taken_before_it_have_ended(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Watch, "seen", variants.nothing)
+        monkeypatch.setattr(Recovery, "seen", variants.nothing)
     async with committed(writer) as writing:
         assert (await reader.read())[:2] == (b"old", "hit")
         clock.time += L - 0.01
@@ -101,7 +101,7 @@ async def test_no_hit_is_served_behind_a_lease(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Lease, "covers", lambda self, group: True)
+        monkeypatch.setattr(Lease, "covers", lambda self, tag: True)
     async with committed(writer):
         clock.time += L * 1.01
     assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
@@ -115,16 +115,16 @@ async def test_a_lease_counts_from_before_its_look_was_sent(
 ) -> None:
     if variant:
         monkeypatch.setattr(Lease, "renew", variants.renews_from_the_answer(Lease.renew))
-    pause, find = Pause(), Watch._pending
+    pause, find = Pause(), Recovery._pending
 
-    async def answered_late(self: Watch, conn: Any) -> Any:
+    async def answered_late(self: Recovery, conn: Any) -> Any:
         found = await find(self, conn)
         await pause()
         return found
 
     clock.time += L / 2
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "_pending", answered_late)
+        patch.setattr(Recovery, "_pending", answered_late)
         looking = asyncio.create_task(reader.cache._watch.drain())
         await pause.reached.wait()
     async with committed(writer):
@@ -164,13 +164,13 @@ async def test_pending_groups_are_not_hit_before_they_are_registered(
     if variant:
         monkeypatch.setattr(Lease, "renew", variants.renews_for_all_groups(Lease.renew))
     await reader.text(shelf="b")
-    pause, register = Pause(), Watch._register
+    pause, register = Pause(), Recovery._register
 
-    async def registers_late(self: Watch, pending: Any) -> None:
+    async def registers_late(self: Recovery, pending: Any) -> None:
         await pause()
         await register(self, pending)
 
-    monkeypatch.setattr(Watch, "_register", registers_late)
+    monkeypatch.setattr(Recovery, "_register", registers_late)
     async with committed(writer):
         clock.time += 1
         looking = asyncio.create_task(reader.cache._watch.drain())
@@ -187,7 +187,7 @@ async def test_pending_groups_are_not_hit_before_they_are_registered(
 async def test_a_write_is_answered_as_soon_as_another_process_has_registered_it(
     reader: Shop, writer: Shop, clock: Clock, variant: bool
 ) -> None:
-    kind = variants.DeletesFirst if variant else Watch
+    kind = variants.DeletesFirst if variant else Recovery
     drainer = kind(reader.cache.store, reader.pool.connection, L, deletes=True)
     pause, register = Pause(), drainer._register
 
@@ -229,7 +229,7 @@ async def test_another_reply_to_the_write_waits_as_well(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Watch, "all_seen", variants.nothing)
+        monkeypatch.setattr(Recovery, "all_seen", variants.nothing)
     async with committed(writer):
         repeated = asyncio.create_task(reader.cache.all_seen())
         assert await still_waits(repeated) is not variant
@@ -279,7 +279,7 @@ async def test_without_postgres_nothing_is_hit_once_the_lease_has_ended(reader: 
     assert ((await reader.read()).source, await reader.cache.peek(reader.key())) == ("bypass", None)
 
 
-@pytest.mark.parametrize("most", [10_000, 0], ids=["its group", "everything"])
+@pytest.mark.parametrize("most", [10_000, 0], ids=["its tag", "everything"])
 async def test_a_write_whose_row_was_compacted_still_waits_for_what_replaced_it(
     reader: Shop, writer: Shop, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:

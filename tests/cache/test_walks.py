@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from libs.cache import sizes, walk
+from libs.cache import keyspace, sizes
 from tests.cache.outside import each, reaching
 from tests.cache.shop import Pause, Shop, put
 from tests.cache.wire import valkey_calls
@@ -69,7 +69,7 @@ async def test_a_walk_that_has_begun_is_not_shared(shop: Shop, monkeypatch: pyte
 async def test_sizes_of_a_large_cache_are_counted_once_a_minute(
     redis_url: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "LARGE", 10)
+    monkeypatch.setattr(keyspace, "LARGE", 10)
     await shop.text()
     assert (await sizes(shop.cache.store, shop.cache.settings))["shop"] == 1
     for number in range(10):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from libs.cache.ahead import PATIENCE_SECONDS
+from libs.cache.refresh_ahead import PATIENCE_SECONDS
 from tests.cache.shop import Pause, Shop, Start, until
 
 

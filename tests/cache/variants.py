@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 
 from libs.cache import Cache, Read, Reply, Transaction, lease, scripts
-from libs.cache.entries import Entry, Meta
-from libs.cache.watch import Watch
+from libs.cache.codec import Entry, Meta
+from libs.cache.recovery import Recovery
 from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, at_once, put
 
@@ -105,7 +105,7 @@ class StampsAfterLoad(Shop):
             await after()
             return Loaded((await self.select(conn, shelf, name)).stamp, row.value)
 
-        return await self.cache.read(self.key(name, shelf), load)
+        return await self.cache.get(self.key(name, shelf), load)
 
 
 def tracks_push_only(cache: Cache) -> None:
@@ -114,25 +114,25 @@ def tracks_push_only(cache: Cache) -> None:
 
 
 class JoinsAnyLoad(Cache):
-    """Single flight by key."""
+    """Single in_flight by key."""
 
     async def _load(self, read: Read, meta: Meta) -> Entry:
-        for (entry, _), flight in self.loads._flights.items():
+        for (entry, _), in_flight in self.loader._flights.items():
             if entry == read.key.entry:
-                return await flight.landed()
+                return await in_flight.wait()
         return await super()._load(read, meta)
 
 
 class JoinsByGeneration(Cache):
-    """Single flight by key and generation, whether or not the load may be stored."""
+    """Single in_flight by key and generation, whether or not the load may be stored."""
 
     async def _load(self, read: Read, meta: Meta) -> Entry:
-        if flight := self.loads.under_way(read.key, meta):
-            return await flight.landed()
+        if in_flight := self.loader.under_way(read.key, meta):
+            return await in_flight.wait()
         return await super()._load(read, meta)
 
 
-class DeletesFirst(Watch):
+class DeletesFirst(Recovery):
     """Drains by DELETE ... RETURNING, then registers."""
 
     async def drain(self) -> None:
@@ -153,7 +153,7 @@ def renews_from_the_answer(renew: Callable[..., None]) -> Callable[..., None]:
 
 
 def renews_for_all_groups(renew: Callable[..., None]) -> Callable[..., None]:
-    """A lease that covers the groups that are pending."""
+    """A lease that covers the tags that are pending."""
     return lambda self, sent, pending: renew(self, sent, ())
 
 
@@ -161,9 +161,9 @@ def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
     """A lease that is checked once for all that is read in a tick of the event loop."""
     answers: list[bool] = []
 
-    def check(self: lease.Lease, group: str) -> bool:
+    def check(self: lease.Lease, tag: str) -> bool:
         if not answers:
-            answers.append(covers(self, group))
+            answers.append(covers(self, tag))
             asyncio.get_running_loop().call_soon(answers.clear)
         return answers[0]
 
@@ -183,16 +183,16 @@ def lends(cache: Cache, conn: psycopg.AsyncConnection[Any]) -> None:
     async def lend() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         yield conn
 
-    cache.loads.connect = lend
+    cache.loader.connect = lend
 
 
 def takes_barriers_from_snapshots(cache: Cache) -> None:
     """A barrier that takes no transaction id."""
-    cache.loads.barrier_statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+    cache.loader.barrier_statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 
 def opens_warm(cache: Cache) -> None:
-    """A group that is not there has no past."""
+    """A tag that is not there has no past."""
     _swap(cache, "open_script", scripts.OPEN.replace("'10'", "'00'"))
 
 

@@ -1,1 +1,1 @@
-"""Failures of whole machines, on real servers."""
+"""FailureLog of whole machines, on real servers."""

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from libs.rpc.settings import ServerSettings
-from libs.rpc.transport import make_transport
+from libs.server.settings import ServerSettings
+from libs.server.transport import make_transport
 from tests.http2.raw import Raw
 from tests.http2.servicer import SERVICE, Servicer
 

@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from libs.rpc.channel import RETRY_POLICY
-from libs.rpc.settings import LARGEST_MESSAGE_BYTES
+from libs.server.client import RETRY_POLICY
+from libs.server.settings import LARGEST_MESSAGE_BYTES
 from tests.http2.conftest import LARGE, Serve, Served, method
 from tests.http2.servicer import SERVICE
 

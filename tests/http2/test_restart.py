@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from libs.rpc.channel import channel
+from libs.server.client import channel
 from ops.process import free_ports
 from ops.up import Plan, Service, environments
 from parlor.booking.v1 import booking_pb2 as pb

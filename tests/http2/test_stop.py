@@ -10,9 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.http2 import Limits, Server
-from libs.rpc.health import HealthServicer
-from libs.rpc.settings import ServerSettings
-from libs.rpc.transport import make_transport
+from libs.server.health import HealthServicer
+from libs.server.settings import ServerSettings
+from libs.server.transport import make_transport
 from tests.http2.conftest import TRANSPORTS, Serve, Served, method
 from tests.http2.raw import Answer, Raw, Request, headers, message
 from tests.http2.servicer import SERVICE, Servicer

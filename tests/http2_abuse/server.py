@@ -66,7 +66,7 @@ class Holds:
         self._timer = asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self.sample)
 
 
-class Methods:
+class Dispatcher:
     """The methods, which take and return bytes."""
 
     def __init__(self, server: Server, errors: Errors, holds: Holds) -> None:
@@ -129,7 +129,7 @@ async def serve(limits: Limits, tls: Tls | None) -> None:
     errors, holds = Errors(), Holds()
     logging.getLogger().addHandler(errors)
     server = Server(limits=limits, tls=tls)
-    methods = Methods(server, errors, holds)
+    methods = Dispatcher(server, errors, holds)
     server.add_registered_method_handlers(
         "abuse",
         {

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
-from libs.rpc import ServerSettings, serve
+from libs.server import ServerSettings, serve
 from ops.migrate import service_url
 from ops.process import free_ports
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc

@@ -1,0 +1,1 @@
+"""Rows of Postgres as the bytes of protobuf messages."""

@@ -1,0 +1,37 @@
+"""Serving and calling gRPC: the server, what happens to each RPC, the error model, pages, mutations, channels."""
+
+import libs.server.transport  # noqa: F401 - before anything imports grpc
+from libs.server import errors
+from libs.server.client import channel, service_config
+from libs.server.errors import RpcError
+from libs.server.idempotency import IdempotentWrites, Write
+from libs.server.pagination import Page, fitting, given, names_given, page, responses, size
+from libs.server.server import Server, Service, main, serve
+from libs.server.settings import ServerSettings
+from libs.server.slices import Slices
+from libs.server.times import moment, period, whole_seconds
+
+__all__ = [
+    "IdempotentWrites",
+    "Page",
+    "RpcError",
+    "Server",
+    "ServerSettings",
+    "Service",
+    "Slices",
+    "Write",
+    "channel",
+    "errors",
+    "fitting",
+    "given",
+    "main",
+    "moment",
+    "names_given",
+    "page",
+    "period",
+    "responses",
+    "serve",
+    "service_config",
+    "size",
+    "whole_seconds",
+]

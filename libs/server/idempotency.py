@@ -1,0 +1,201 @@
+"""IdempotentWrites that a caller may safely repeat (AIP-155).
+
+The reply to a request_id is kept for 24 h, in a row written by the transaction that did the work. The same id again
+answers that reply; with another body it is an error. Two at once do the work once: the second waits for the first.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import structlog
+from google.protobuf.message import Message
+
+from libs.cache import Cache, Tag
+from libs.db import (
+    BEGIN,
+    COMMIT,
+    ROLLBACK,
+    Connection,
+    Database,
+    DatabaseUnavailable,
+    PoolExhausted,
+    Statement,
+    for_writes,
+    nothing,
+)
+from libs.server.errors import invalid_fields
+
+PURGE_SECONDS = 3600
+PURGE_ROWS = 1000
+
+log = structlog.get_logger()
+
+
+class Replayed(Exception):
+    """Ends a handler whose reply was given before; the interceptor answers `body`."""
+
+    def __init__(self, body: bytes) -> None:
+        """Carry the bytes of the reply."""
+        super().__init__()
+        self.body = body
+
+
+class Write:
+    """A mutation under way: what its `first` statements have found. Set `reply` before the block ends."""
+
+    conn: Connection
+    invalidate: Callable[..., None]
+
+    def __init__(self) -> None:
+        """Prepare; nothing has begun."""
+        self.first: list[Any] = []
+        self.reply: Any = None  # a message or its bytes
+
+    async def lock(self, names: Iterable[str], *then: Statement[Any]) -> list[Any]:
+        """Wait for the transactions that hold any of these names, as `locks` do; hold them to the end or `unlock`.
+
+        Return the results of statements that are executed `then`, in the same round trip.
+        """
+        return (await self.conn.run(_SAVEPOINT, _locks(names), *then))[2:]
+
+    async def unlock(self, *then: Statement[Any]) -> list[Any]:
+        """Undo all since `lock`, and let go of its names: who waits for more while holding some may deadlock.
+
+        `then` is as in `lock`.
+        """
+        return (await self.conn.run(_ROLLBACK_TO_SAVEPOINT, *then))[1:]
+
+
+class IdempotentWrites:
+    """The mutations of one service; `table` keeps their replies.
+
+    They have half of the pool's connections at most, those of one salon a quarter.
+    """
+
+    def __init__(self, cache: Cache, database: Database, table: str) -> None:
+        """Prepare the statements."""
+        self._cache = cache
+        self._limit = for_writes(database)
+        self._select = f"""
+            SELECT request_hash, reply FROM {table} WHERE salon_id = %(salon_id)s AND request_id = %(request_id)s::uuid
+                AND created_at > now() - interval '24 hours'"""  # noqa: S608 - the name is a literal of ours
+        self._insert = f"""
+            INSERT INTO {table} AS r (salon_id, request_id, request_hash, reply)
+            VALUES (%(salon_id)s, %(request_id)s::uuid, %(hash)s, %(reply)s)
+            ON CONFLICT (salon_id, request_id) DO UPDATE SET request_hash = excluded.request_hash,
+                reply = excluded.reply, created_at = excluded.created_at"""  # noqa: S608
+        self._delete = f"""
+            DELETE FROM {table} WHERE (salon_id, request_id) IN (SELECT salon_id, request_id FROM {table}
+                WHERE created_at <= now() - interval '24 hours' LIMIT {PURGE_ROWS})"""  # noqa: S608
+
+    @asynccontextmanager
+    async def __call__(
+        self,
+        request: Any,
+        salon_id: str,
+        *tags: Tag,
+        locks: Iterable[str] = (),
+        first: Sequence[Statement[Any]] = (),
+    ) -> AsyncIterator[Write]:
+        """Run the block as the transaction of a request: it commits at the end, and rolls back on an error.
+
+        `tags` are what it invalidates. `locks` are names on which such transactions wait for each other, besides
+        the request_id. The statements `first` are sent in the round trip that begins the transaction, and executed
+        when the locks are held. Raises: Replayed; REQUEST_ID_REUSED; what `Cache.transaction` and they raise.
+        """
+        write = Write()
+        begins: list[Statement[Any]] = [BEGIN, _locks(locks)]
+        commits: list[Statement[Any]] = [COMMIT]
+        kept: dict[str, Any] = {}
+        if getattr(request, "request_id", ""):
+            request_id = str(UUID(request.request_id))
+            kept = {"salon_id": salon_id, "request_id": request_id, "hash": _hash(request)}
+            replay = Statement(self._select, kept, partial(_replay, kept["hash"]))
+            begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}")), replay]
+
+        async def begin(conn: Connection) -> tuple[int, str]:
+            try:
+                _, begun, *found = await conn.run(*begins, *first)
+            except Replayed:
+                await conn.run(ROLLBACK, _REPLICATED)
+                raise
+            write.conn, write.first = conn, found[len(begins) - 2 :]
+            return begun  # type: ignore[no-any-return]
+
+        async def commit(conn: Connection) -> None:
+            if kept and write.reply is not None:
+                commits.insert(0, Statement(self._insert, kept | {"reply": _bytes(write.reply)}, nothing))
+            await conn.run(*commits)
+
+        try:
+            lease = self._limit.connection(salon_id)
+            async with self._cache.transaction(*tags, lease=lease, begin=begin, commit=commit) as transaction:
+                write.invalidate = transaction.invalidate
+                yield write
+        except Replayed:  # answers a write that another process may not have answered yet
+            await self._cache.all_seen()
+            raise
+
+    async def purge(self, connect: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]) -> None:
+        """Delete the replies older than 24 h, now and every hour, for ever."""
+        while True:
+            try:
+                deleted = PURGE_ROWS
+                while deleted == PURGE_ROWS:
+                    async with connect() as conn:
+                        deleted = (await conn.execute(self._delete.encode())).rowcount
+            except (DatabaseUnavailable, PoolExhausted, psycopg.Error) as error:
+                log.warning("purge", error=repr(error))
+            await asyncio.sleep(PURGE_SECONDS)
+
+
+# Where commits wait for a standby this one does, too; so then has what was committed before, though it was visible
+# earlier: if the wait of its own commit was canceled.
+_REPLICATED = Statement(
+    "SELECT CASE WHEN current_setting('synchronous_standby_names') <> ''"
+    " THEN pg_logical_emit_message(true, 'parlor', '')::text END",
+    {},
+    nothing,
+)
+_SAVEPOINT = Statement("SAVEPOINT unlocked", {}, nothing)
+_ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, nothing)
+# The locks come first: a transaction that waits for one and has an id keeps what others have written from being stored.
+_LOCKS = """
+    SELECT (SELECT count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock),
+        pg_current_xact_id()::text::bigint, cache_epoch()"""
+
+
+def _locks(names: Iterable[str]) -> Statement[tuple[int, str]]:
+    """Return what waits for the transactions that hold any of these names.
+
+    Its result is this transaction's id, and the epoch of the cache that is in force.
+    """
+    locks = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
+    return Statement(_LOCKS, {"locks": f"{{{','.join(map(str, locks))}}}"}, _begun)
+
+
+def _begun(_: Sequence[str], rows: Sequence[tuple[int, int, bytes]]) -> tuple[int, str]:
+    return int(rows[0][1]), rows[0][2].decode()
+
+
+def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise what ends a request whose id has a reply."""
+    for found, reply in rows:
+        if found != request_hash:
+            raise invalid_fields([("request_id", "was used for another request")], "REQUEST_ID_REUSED")
+        raise Replayed(reply)
+
+
+def _hash(request: Message) -> bytes:
+    kind = request.DESCRIPTOR.full_name.encode()
+    return blake2b(kind + request.SerializeToString(deterministic=True), digest_size=32).digest()
+
+
+def _bytes(reply: Message | bytes) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()

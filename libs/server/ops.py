@@ -1,0 +1,132 @@
+"""The OpsService that every service serves beside its own."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.cache import NAMESPACES, Cache, Tag, server_figures, sizes
+from libs.db import Database
+from libs.server.errors import invalid_fields
+from libs.server.worker_metrics import Telling, WorkerMetrics
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
+
+
+def percent(part: float, whole: float) -> float:
+    """Return 100 * part / whole with two decimals; 0 of nothing is 0."""
+    return round(100 * part / whole, 2) if whole else 0.0
+
+
+class OpsService(ops_pb2_grpc.OpsServiceServicer):
+    """Figures of one service's cache and database, and invalidation by hand."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        database: Database,
+        exchange: WorkerMetrics,
+        salon_tags: Callable[[str], Awaitable[list[Tag]]],
+    ) -> None:
+        """`exchange` has the figures of all workers; `salon_tags` returns all tags of a salon that can be named."""
+        self._cache = cache
+        self._database = database
+        self._exchange = exchange
+        self._salon_tags = salon_tags
+
+    async def GetCacheStatistics(self, request: Any, context: Any) -> ops_pb2.CacheStatistics:
+        """Return the figures of the cache."""
+        cache, told = self._cache, await self._exchange.total()
+        near, shared, misses, bypasses = (
+            told.count("parlor_cache_reads_total", source) for source in ("near", "hit", "miss", "bypass")
+        )
+        hits = near + shared
+        namespaces = {name: cache.namespace(name) for name in NAMESPACES}
+        return ops_pb2.CacheStatistics(
+            metrics=ops_pb2.CacheMetrics(
+                hits=hits,
+                misses=misses,
+                sets=told.count("parlor_cache_sets_total"),
+                invalidations=told.count("parlor_cache_invalidations_total"),
+                errors=told.count("parlor_cache_errors_total"),
+                total=hits + misses,
+                hit_rate=percent(hits, hits + misses),
+                refused_fills=told.count("parlor_cache_refused_fills_total"),
+                bypasses=bypasses,
+                near_hits=near,
+                near_bytes=told.count("parlor_cache_near_bytes"),
+            ),
+            redis=ops_pb2.RedisStatus(**await server_figures(cache.store)),
+            ttl={name: namespace.ttl for name, namespace in namespaces.items()},
+            prefixes={name: namespace.prefix for name, namespace in namespaces.items()},
+            sizes=await sizes(cache.store, cache.settings),
+        )
+
+    async def GetDatabaseMetrics(self, request: Any, context: Any) -> ops_pb2.DatabaseMetrics:
+        """Return the figures of the database."""
+        told, settings = await self._exchange.total(), self._database.settings
+        executed, slow = told.count("parlor_db_queries_total"), told.count("parlor_db_slow_queries_total")
+        return ops_pb2.DatabaseMetrics(
+            pool=_pool(told),
+            queries=ops_pb2.QueryMetrics(
+                queries_executed=executed,
+                slow_queries=slow,
+                query_errors=told.count("parlor_db_query_errors_total"),
+                average_query_time=_mean_ms(told.value("parlor_db_query_seconds_total"), executed),
+                slow_query_rate=percent(slow, executed),
+            ),
+            slow_queries=[
+                ops_pb2.SlowQuery(query=slow.query, duration_ms=round(slow.duration_ms, 2), time=_timestamp(slow.time))
+                for slow in reversed(told.slow)
+            ],
+            config=ops_pb2.DatabaseConfig(
+                connection_limit=settings.connection_limit,
+                pool_timeout=settings.pool_timeout,
+                query_timeout=settings.query_timeout,
+                slow_query_threshold=settings.slow_query_threshold,
+                statement_cache_size=settings.statement_cache_size,
+            ),
+        )
+
+    async def InvalidateSalon(self, request: Any, context: Any) -> ops_pb2.InvalidateSalonResponse:
+        """Invalidate all tags of a salon."""
+        tags = await self._salon_tags(request.salon_id)
+        return ops_pb2.InvalidateSalonResponse(invalidated=await self._cache.invalidate(*tags))
+
+    async def InvalidateNamespace(self, request: Any, context: Any) -> ops_pb2.InvalidateNamespaceResponse:
+        """Invalidate a namespace."""
+        if request.namespace not in NAMESPACES:
+            raise invalid_fields([("namespace", f"must be one of {', '.join(NAMESPACES)}")])
+        namespace = self._cache.namespace(request.namespace)
+        return ops_pb2.InvalidateNamespaceResponse(invalidated=await self._cache.invalidate_namespace(namespace))
+
+    async def InvalidatePattern(self, request: Any, context: Any) -> ops_pb2.InvalidatePatternResponse:
+        """Invalidate what could match a pattern."""
+        return ops_pb2.InvalidatePatternResponse(invalidated=await self._cache.invalidate_pattern(request.pattern))
+
+
+def _pool(told: Telling) -> ops_pb2.PoolMetrics:
+    total, idle = told.count("parlor_db_connections"), told.count("parlor_db_connections_idle")
+    limit, acquisitions = told.count("parlor_db_connections_limit"), told.count("parlor_db_acquisitions_total")
+    return ops_pb2.PoolMetrics(
+        active=total - idle,
+        total=total,
+        limit=limit,
+        utilization=percent(total, limit),
+        idle=idle,
+        average_acquisition_time=_mean_ms(told.value("parlor_db_acquisition_seconds_total"), acquisitions),
+        exhaustions=told.count("parlor_db_exhaustions_total"),
+        connection_errors=told.count("parlor_db_connection_errors_total")
+        + told.count("parlor_db_connections_lost_total"),
+        waiting=told.count("parlor_db_connections_awaited"),
+        available=told.value("parlor_db_available") == 1,
+    )
+
+
+def _mean_ms(seconds: float, count: int) -> float:
+    return round(1000 * seconds / max(count, 1), 2)
+
+
+def _timestamp(time: Any) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

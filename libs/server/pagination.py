@@ -1,0 +1,157 @@
+"""Pages (AIP-158): sizes, and tokens that hold where a page ended.
+
+A token names the sort columns and the id of the last row, and a hash of the filters it was made for.
+"""
+
+import base64
+import json
+import re
+from binascii import b2a_base64
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from uuid import UUID
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.cache import digest
+from libs.db import Loaded, elements
+from libs.server.errors import RpcError, invalid_fields
+
+F = TypeVar("F", bound="Filters")
+
+DEFAULT_SIZE = 50
+LARGEST_SIZE = 200
+LARGEST_BYTES = 3 * 1024 * 1024  # a client takes 4 MB unless it is told otherwise
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_LAST_MICROS = 253_402_300_799_999_999
+_IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
+
+
+class Page(NamedTuple):
+    """How many rows to return, and after which."""
+
+    size: int
+    after_micros: int | None
+    after_id: str | None
+    filters: str
+
+    @property
+    def rows(self) -> int:
+        """How many rows to read: one more than the page has, which tells whether there is a next one."""
+        return self.size + 1
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of a statement: `rows`, and behind which it begins, `after` and `id`, if not at the first."""
+        begin = {"after": self.after_micros, "id": self.after_id} if self.after_id else {}
+        return {"rows": self.rows, **begin}
+
+    def fill(self, response: type[Message], rows: Sequence[bytes], time: str, identifier: str) -> bytes:
+        """Return the bytes of a response with the page's rows, and its next_page_token if there was one row more.
+
+        The rows go into the response's field 1; `time` (or a number) and `identifier` name the columns that sort
+        them. A page of large rows ends sooner, see `fitting`.
+        """
+        shown = fitting(rows[: self.size])
+        body = elements(shown)
+        if len(rows) > len(shown):
+            row, number = _layout(response)
+            last = row.FromString(shown[-1])
+            token = self.token(getattr(last, time), getattr(last, identifier))
+            body += elements([token.encode()], number)
+        return body
+
+    def token(self, time: Timestamp | int, identifier: str) -> str:
+        """Return the token of the page after a row."""
+        after = time if isinstance(time, int) else time.seconds * 1_000_000 + time.nanos // 1000
+        token = f'["{self.filters}",{after},"{identifier}"]'  # JSON, since none of them has anything to be escaped
+        return b2a_base64(token.encode(), newline=False).translate(_URLSAFE).decode()
+
+
+_layouts: dict[object, tuple[type[Message], int]] = {}
+
+
+def _layout(response: type[Message]) -> tuple[type[Message], int]:
+    """Return the message of a response's rows, and the number of its next_page_token."""
+    if (layout := _layouts.get(response)) is None:
+        fields = response.DESCRIPTOR.fields_by_name
+        row = GetMessageClass(cast(Any, response.DESCRIPTOR.fields[0].message_type))
+        layout = _layouts[response] = row, fields["next_page_token"].number
+    return layout
+
+
+class Filters(Protocol):
+    """What chooses the rows of a list, a NamedTuple: a filter that is empty, false or None lets all pass."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def given(wanted: tuple[Filters, Page]) -> dict[str, Any]:
+    """Return the parameters of a list's statement by name: the filters that are given, and those of the page."""
+    filters, page = wanted
+    return {name: value for name, value in filters._asdict().items() if value} | page.params
+
+
+def names_given(wanted: tuple[Filters, Page]) -> tuple[str, ...]:
+    """Return what the text of a list's statement depends on: the names of its parameters."""
+    return tuple(given(wanted))
+
+
+def responses(
+    wanted: Sequence[tuple[F, Page]],
+    lists: Sequence[Loaded[list[bytes] | None]],
+    response: type[Message],
+    time: str,
+    identifier: str,
+    missing: Callable[[F], RpcError] | None = None,
+) -> list[Loaded[bytes | RpcError]]:
+    """Return the response of each list as `Page.fill` does, or the error of one that belongs to what is not there."""
+    return [
+        Loaded(
+            stamp, missing(filters) if rows is None and missing else page.fill(response, rows or [], time, identifier)
+        )
+        for (filters, page), (stamp, rows) in zip(wanted, lists, strict=True)
+    ]
+
+
+def fitting(rows: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the first messages, as many as a reply may carry by LARGEST_BYTES; at least one if there is one."""
+    if sum(map(len, rows)) <= LARGEST_BYTES:
+        return rows
+    total = 0
+    for count, row in enumerate(rows):
+        total += len(row)
+        if count and total > LARGEST_BYTES:
+            return rows[:count]
+    return rows
+
+
+def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
+    """Return the size in force: 0 is the default, above 200 is 200."""
+    return min(page_size or default, LARGEST_SIZE)
+
+
+def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -> Page:
+    """Read a request's page; `filters` are all that the token must have been made for.
+
+    Raises: INVALID_FIELD for a token that is none of ours or was made for other filters.
+    """
+    made_for = digest(*filters)
+    if not page_token:
+        return Page(size(page_size), None, None, made_for)
+    try:
+        token_for, micros, identifier = json.loads(base64.b64decode(page_token, altchars=b"-_", validate=True))
+        valid = type(micros) is int and 0 <= micros <= _LAST_MICROS and _IDENTIFIER.fullmatch(identifier)
+        if not valid or (uuid and str(UUID(identifier)) != identifier):
+            raise _bad_token("is not a token of this service")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _bad_token("is not a token of this service") from error
+    if token_for != made_for:
+        raise _bad_token("was made for other filters")
+    return Page(size(page_size), micros, identifier, made_for)
+
+
+def _bad_token(description: str) -> RpcError:
+    return invalid_fields([("page_token", description)])

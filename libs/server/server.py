@@ -1,0 +1,211 @@
+"""Serves one service: start, health, metrics, graceful end."""
+
+import asyncio
+import gc
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import structlog
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from libs.cache import Cache, CacheSettings, Tag
+from libs.db import Database, DatabaseSettings, OtherNumbering
+from libs.server import logs
+from libs.server.dispatcher import Dispatcher
+from libs.server.errors import RpcError
+from libs.server.health import NOT_SERVING, SERVING, HealthServicer
+from libs.server.metrics import Figures
+from libs.server.metrics_endpoint import serve_metrics
+from libs.server.ops import OpsService
+from libs.server.settings import ServerSettings, explain
+from libs.server.transport import GrpcioTransport, Transport, make_transport
+from libs.server.validation import LARGEST_REQUEST_BYTES
+from libs.server.worker_metrics import WorkerMetrics
+from libs.server.workers import ALONE, SIGNALS, CannotListen, Worker, reserve, supervise
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
+
+OPS = ops_pb2.DESCRIPTOR.services_by_name["OpsService"].full_name
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a server needs to know of the service it serves.
+
+    `salon_tags` returns all cache tags of a salon that the service can name; `constraints` says what the violation
+    of a named constraint means to a request; `largest_requests` are sizes in bytes, by the name of the method, where
+    they aren't LARGEST_REQUEST_BYTES; `background` runs while the server does; `close` ends what it opened.
+    """
+
+    descriptor: ServiceDescriptor
+    servicer: Any
+    add: Callable[[Any, Any], None]
+    salon_tags: Callable[[str], Awaitable[list[Tag]]]
+    constraints: Mapping[str, Callable[[Any], RpcError]] = field(default_factory=dict)
+    largest_requests: Mapping[str, int] = field(default_factory=dict)
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+    close: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: its port, and what it stands on. `drain` lets the RPCs under way end and takes no more."""
+
+    port: int
+    cache: Cache
+    database: Database
+    drain: Callable[[], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serve(
+    settings: ServerSettings,
+    database: Database,
+    cache: Cache,
+    service: Service,
+    worker: Worker = ALONE,
+) -> AsyncIterator[Server]:
+    """Serve until the block ends; then drain, and close everything. Workers share the ports, which are reserved.
+
+    Health: the service's own name is NOT_SERVING while draining or without a database; the empty name is the process,
+    which answers cached reads even then. Raises: CannotListen.
+    """
+    name = service.descriptor.full_name
+    registry = CollectorRegistry()
+    exchange = WorkerMetrics(registry, database.queries, worker)
+    healths = HealthServicer()
+    methods: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
+    cache.warmer.busy = lambda: len(methods.deadlines) > 0
+    service.add(service.servicer, methods)
+    ops = OpsService(cache, database, exchange, service.salon_tags)
+    ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
+    shared = not worker.is_alone  # else a port in use is an error
+    server: Any = make_transport(
+        settings, [methods], LARGEST_REQUEST_BYTES, methods.largest_requests, share_port=shared
+    )
+    registry.register(Figures(cache, database, server.counters))
+    ProcessCollector(registry=registry)
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(shown, server)  # type: ignore[no-untyped-call]
+    port = _listen(server, settings)
+
+    async def drain() -> None:
+        await healths.drain()
+        if settings.drain_delay:
+            server.retire()
+            await asyncio.sleep(settings.drain_delay / 1000)
+        if isinstance(server, GrpcioTransport):
+            await methods.drain()
+        await server.stop(settings.drain_timeout / 1000)
+
+    async with AsyncExitStack() as stack:
+        if service.close:
+            stack.push_async_callback(service.close)
+        stack.push_async_callback(database.close)
+        await database.open(lambda available: healths.set(name, SERVING if available else NOT_SERVING))
+        stack.push_async_callback(cache.close)
+        await cache.open()
+        await healths.set(OPS, SERVING)
+        for work in service.background:
+            stack.callback(asyncio.create_task(work()).cancel)
+        await stack.enter_async_context(exchange.open())
+        if settings.metrics_port is not None:
+            await stack.enter_async_context(_metrics(settings, exchange.registry, shared))
+        await server.start()
+        stack.push_async_callback(drain)
+        yield Server(port, cache, database, drain)
+
+
+def _listen(server: Transport, settings: ServerSettings) -> int:
+    is_path = settings.host.startswith("unix:")
+    address = settings.host if is_path else f"{settings.host}:{settings.port}"
+    try:
+        return server.listen(address)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
+
+
+@asynccontextmanager
+async def _metrics(settings: ServerSettings, registry: CollectorRegistry, shared: bool) -> AsyncIterator[None]:
+    host, port = settings.host, settings.metrics_port or 0
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(serve_metrics(host, port, registry, share_port=shared))
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+        yield
+
+
+def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, read_only: bool = False) -> None:
+    """Run a service as a process until SIGTERM or SIGINT; what keeps it from starting is said in one line.
+
+    Reads <NAME>_DATABASE_URL, else DATABASE_URL. A `read_only` service's login may only read.
+    """
+    try:
+        server_settings = ServerSettings.read(port)
+        database_settings = DatabaseSettings.read(f"{name.upper()}_DATABASE_URL", "DATABASE_URL")
+        cache_settings = CacheSettings()
+    except ValueError as error:
+        _fail(name, explain(error))
+    logs.configure(server_settings.log_level, service=name)
+
+    async def run(settings: ServerSettings, worker: Worker) -> None:
+        database = Database(database_settings, f"parlor-{name}")
+        try:
+            cache = Cache(cache_settings, database.connection, bytes, read_only=read_only)
+            service = build(cache, database)
+        except ValueError as error:  # of settings of the service's own
+            _fail(name, explain(error))
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, over.set)
+        worker.watch_parent(loop, over.set)
+        async with serve(settings, database, cache, service, worker) as server:
+            structlog.get_logger().info("serving", port=server.port)
+            worker.tell_ready()
+            gc.collect()
+            gc.freeze()  # else a full collection walks all that was imported: 50 ms each (decision 0021)
+            await over.wait()
+            structlog.get_logger().info("draining")
+
+    def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
+        try:
+            uvloop.run(run(settings, worker))
+        except (CannotListen, OtherNumbering) as error:
+            _fail(name, str(error))
+
+    if server_settings.workers == 1:
+        work(server_settings)
+        return
+    try:
+        with _reserved(server_settings) as settings:
+            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000))
+    except CannotListen as error:
+        _fail(name, str(error))
+
+
+@contextmanager
+def _reserved(settings: ServerSettings) -> Iterator[ServerSettings]:
+    """Keep the ports for the workers of this process; yield the settings with their numbers."""
+    with ExitStack() as stack:
+        ports = {"port": settings.port, "metrics_port": settings.metrics_port}
+        taken = {
+            name: stack.enter_context(reserve(settings.host, port)).getsockname()[1]
+            for name, port in ports.items()
+            if port is not None
+        }
+        yield settings.model_copy(update=taken)
+
+
+def _fail(name: str, message: str) -> NoReturn:
+    """End the process with code 2 and a message for people."""
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,115 @@
+"""Reads requests: their size, the counts of their repeated fields, then the rules of their protos.
+
+The order bounds the work. protovalidate walks a whole message and builds 3 KB for each violation: 10,000 empty
+items took 80 ms of the event loop, 100,000 took 1.6 s.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+import protovalidate
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from libs.server import errors
+
+KIB = 1024
+LARGEST_REQUEST_BYTES = 256 * KIB
+
+
+class Requests:
+    """Reads the requests of one method."""
+
+    def __init__(
+        self, method: MethodDescriptor, parse: Callable[[bytes], Message], largest: int = LARGEST_REQUEST_BYTES
+    ) -> None:
+        """Prepare; `largest` is the size of the largest request, in bytes."""
+        self._parse = parse
+        self._largest = largest
+        self._counts = _counts(method.input_type)
+
+    def parse(self, data: bytes) -> Message:
+        """Return a request, not checked yet. Raises: REQUEST_TOO_LARGE, MALFORMED_REQUEST."""
+        if len(data) > self._largest:  # libs/http2 refuses it before; grpcio has one limit for all methods
+            text = f"the request is larger than {self._largest} bytes"
+            raise errors.RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", text)
+        try:
+            return self._parse(data)
+        except (DecodeError, RecursionError) as error:
+            message = "the bytes are no valid message of this method"
+            raise errors.RpcError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", message) from error
+
+    def check(self, request: Message) -> None:
+        """Check a request. Raises: INVALID_FIELD."""
+        if self._counts and (too_many := list(_too_many(request, self._counts, ""))):
+            raise errors.invalid_fields(too_many)
+        check(request)
+
+
+def check(request: Message) -> None:
+    """Check a request by the rules of its proto. Raises: INVALID_FIELD."""
+    try:
+        violations = protovalidate.collect_violations(request, fail_fast=True)
+        if violations:
+            shown = type(request)()
+            shown.CopyFrom(request)
+            _shorten(shown)
+            violations = protovalidate.collect_violations(shown) or violations
+    except protovalidate.EvaluationError as error:
+        raise errors.invalid_fields([("", "a value is too large or too small to be checked")]) from error
+    if violations:
+        raise errors.invalid_fields([_violation(violation.proto) for violation in violations])
+
+
+class _Count(NamedTuple):
+    """A field that is repeated, or whose message has such fields; `most` items are allowed."""
+
+    name: str
+    is_repeated: bool
+    most: int | None
+    inner: list["_Count"]
+
+
+def _counts(kind: Descriptor) -> list[_Count]:
+    """Return the repeated fields of a message and of the messages in it, with the `max_items` of their rules."""
+    found = []
+    for field in kind.fields:
+        inner = _counts(field.message_type) if field.message_type is not None else []
+        if field.is_repeated or inner:
+            rules = field.GetOptions().Extensions[validate_pb2.field].repeated
+            most = rules.max_items if rules.HasField("max_items") else None
+            found.append(_Count(field.name, field.is_repeated, most, inner))
+    return found
+
+
+def _too_many(message: Any, counts: list[_Count], path: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields that have more items than they may."""
+    for name, is_repeated, most, inner in counts:
+        value = getattr(message, name)
+        if is_repeated and most is not None and len(value) > most:
+            yield path + name, f"must contain no more than {most} item(s)"
+        elif inner:
+            for place, each in enumerate(value) if is_repeated else [(None, value)]:
+                yield from _too_many(each, inner, f"{path}{name}{'' if place is None else f'[{place}]'}.")
+
+
+def _shorten(message: Message) -> None:
+    """Leave as many items of each repeated field as an error can name."""
+    for field, value in message.ListFields():
+        if field.is_repeated:
+            del value[errors.MOST_VIOLATIONS :]
+        elif field.message_type is not None:
+            _shorten(value)
+
+
+def _violation(violation: Any) -> tuple[str, str]:
+    """Return the field's path and what is wrong; the id of a rule of a whole message begins with its field's name."""
+    path = [
+        element.field_name + (f"[{element.subscript.value}]" if element.subscript else "")
+        for element in (violation.field.elements if violation.field else ())
+    ]
+    if not violation.rule:
+        path.append(violation.rule_id.split(".")[0])
+    return ".".join(path), violation.message or violation.rule_id

@@ -1,0 +1,1 @@
+"""Webhook bodies of WhatsApp: from bytes to what is recorded."""
