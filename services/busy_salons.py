@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection, Error
 
 from libs.cache import Cache
-from libs.db import Database, DatabaseUnavailable, PoolExhausted, fetch_rows
+from libs.db import Database, DatabaseUnavailable, PoolExhausted
+from libs.messages import fetch_rows
 
 SALONS = 20
 

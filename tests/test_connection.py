@@ -19,11 +19,10 @@ from libs.db import (
     DatabaseUnavailable,
     QueryStats,
     Statement,
-    fetch_rows,
-    fetch_undecoded,
     nothing,
 )
 from libs.db.statement import columns
+from libs.messages import fetch_raw, fetch_rows
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
@@ -33,7 +32,7 @@ Send = Callable[[Connection, str, list[str]], Awaitable[Any]]
 
 
 async def by_cursor(conn: Connection, query: str, params: list[str]) -> Any:
-    return (await fetch_undecoded(conn, query.replace("$1", "%s"), params))[1]
+    return (await fetch_raw(conn, query.replace("$1", "%s"), params))[1]
 
 
 async def by_look_up(conn: Connection, query: str, params: list[str]) -> Any:

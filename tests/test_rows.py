@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.dayofweek_pb2 import MONDAY
 from google.type.timeofday_pb2 import TimeOfDay
 
-from libs.db import elements, fetch_encoded, fetch_rows, text_array
+from libs.messages import elements, fetch_encoded, fetch_rows, text_array
 from parlor.booking.v1.booking_pb2 import BOOKING_STATUS_NO_SHOW, Booking, ListBookingsResponse, OpeningHours, Salon
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1.stats_pb2 import SalonStats

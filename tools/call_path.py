@@ -1,7 +1,8 @@
 """Count the functions of ours that one RPC runs: `python -m tools.call_path` prints a table for docs/life-of-an-rpc.md.
 
-The services run in this process on servers of their own; each RPC is made a few times first, and then once under
-sys.setprofile. A function counts once, however often it runs; so does what runs behind the reply within 0.2 s.
+The services run in this process on servers of their own. Each RPC is made a few times to warm up, then a few times
+under sys.setprofile. A function counts once per call, however often it runs, if every call ran it: what runs on a timer
+does not. What runs behind the reply within 0.1 s counts. The HTTP/2 transport (libs/http2) has columns of its own.
 """
 
 import argparse
@@ -35,28 +36,32 @@ ROOT = Path(__file__).parents[1]
 OURS = tuple(f"{ROOT / name}/" for name in ("libs", "services"))
 SECRET = "s" * 32
 WARM_UP = 5
+CALLS = 5
 
 Call = Callable[[int], Awaitable[Any]]
 
 
 async def functions_of(call: Call) -> set[CodeType]:
-    """Return the functions that one call runs, after a few that warm up what is made once."""
+    """Return the functions that each of several calls runs."""
     for number in range(WARM_UP):
         await call(number)
-    await asyncio.sleep(0.3)
-    seen: set[CodeType] = set()
+    runs = []
+    for number in range(WARM_UP, WARM_UP + CALLS):
+        await asyncio.sleep(0.3)
+        seen: set[CodeType] = set()
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(OURS):
-            seen.add(frame.f_code)
+        def note(frame: FrameType, event: str, _: Any, seen: set[CodeType] = seen) -> None:
+            if event == "call" and frame.f_code.co_filename.startswith(OURS):
+                seen.add(frame.f_code)
 
-    sys.setprofile(note)
-    try:
-        await call(WARM_UP)
-        await asyncio.sleep(0.2)
-    finally:
-        sys.setprofile(None)
-    return seen
+        sys.setprofile(note)
+        try:
+            await call(number)
+            await asyncio.sleep(0.1)
+        finally:
+            sys.setprofile(None)
+        runs.append(seen)
+    return set.intersection(*runs)
 
 
 def file_of(code: CodeType) -> str:
@@ -85,7 +90,7 @@ async def calls(folder: Path) -> AsyncIterator[dict[str, Call]]:
         valkey = stack.enter_context(Valkey(data=folder / "valkey"))
         migrate(postgres.dsn)
         settings = ServerSettings(host="127.0.0.1", port=0, metrics_port=None, _cli_parse_args=False)
-        addresses = {}
+        addresses: dict[str, str] = {}
         for name in ("booking", "messaging"):
             database = Database(DatabaseSettings(url=service_url(postgres.dsn, f"parlor_{name}")), f"parlor-{name}")
             cache = Cache(CacheSettings(url=valkey.url), database.connection, bytes)
@@ -144,17 +149,20 @@ async def prepared(booking: Any, messaging: Any) -> dict[str, Call]:
 
 async def table(*, names: bool) -> str:
     """Return the table, with the names of the functions if they are wanted."""
-    lines = ["| RPC | functions | files |", "|---|---|---|"]
+    lines = ["| RPC | functions | files | transport's functions | files |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         async with calls(Path(folder)) as found:
             for title, call in found.items():
                 seen = await functions_of(call)
-                lines.append(f"| {title} | {len(seen)} | {len({code.co_filename for code in seen})} |")
+                transport = {code for code in seen if file_of(code).startswith("libs/http2/")}
+                cells = [
+                    str(count)
+                    for codes in (seen - transport, transport)
+                    for count in (len(codes), len(set(map(file_of, codes))))
+                ]
+                lines.append(f"| {title} | {' | '.join(cells)} |")
                 if names:
-                    places = sorted(
-                        (code.co_filename[len(str(ROOT)) + 1 :], code.co_firstlineno, code.co_qualname) for code in seen
-                    )
-                    lines += [f"  {path}:{line} {name}" for path, line, name in places]
+                    lines += sorted(f"  {file_of(code)}:{code.co_firstlineno} {code.co_name}" for code in seen)
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from libs.cache.keys import Key, Namespace, Tag
 from libs.cache.loader import InFlightLoad, Loader
 from libs.cache.recovery import Recovery
 from libs.cache.refresh_ahead import WARMING, Warmer, is_due
-from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, Read, Reply, Stamped
+from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, LoadResult, Read, Reply
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
@@ -81,7 +81,7 @@ class Cache:
     async def get(
         self,
         key: Key,
-        load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]],
+        load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[LoadResult[Any]]],
         *,
         connect: Connect | None = None,
         repeatable: bool = False,

@@ -61,7 +61,7 @@ class Fill:
 
     key: Key
     generation: bytes
-    stamp: int
+    xmin: int
     barrier: int
     ttl_ms: int
     entry: Entry

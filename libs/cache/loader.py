@@ -20,7 +20,7 @@ import psycopg
 from libs.cache.batcher import LARGEST_CALL, Batcher, of_each
 from libs.cache.codec import Entry, Fill, Meta, now_ms
 from libs.cache.keys import Key
-from libs.cache.reply import Connect, LoadMany, LoadOne, Read, Stamped
+from libs.cache.reply import Connect, LoadMany, LoadOne, LoadResult, Read
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
 
@@ -199,13 +199,13 @@ class Loader:
             cursor = await conn.execute(self.barrier_statement)
             return [row[0] for row in await cursor.fetchall()]
 
-    def _land(self, in_flight: InFlightLoad, loaded: Stamped[Any], barrier: int, loaded_ms: int) -> None:
+    def _land(self, in_flight: InFlightLoad, loaded: LoadResult[Any], barrier: int, loaded_ms: int) -> None:
         """Hand out an entry, and keep it for the next fill if it may be stored; or hand out the argument's error."""
         if isinstance(loaded.value, Exception):
             self._fail([in_flight], loaded.value)
             return
         entry, meta = Entry(None if loaded.value is None else self._encode(loaded.value), loaded_ms), in_flight.meta
-        may_be_stored = meta is not None and loaded.stamp > max(meta.highest, barrier)
+        may_be_stored = meta is not None and loaded.xmin > max(meta.highest, barrier)
         in_flight.land(entry, may_be_stored=may_be_stored)
         if meta is None:
             return
@@ -216,7 +216,7 @@ class Loader:
         if not self._landed:
             asyncio.get_running_loop().call_later(FILL_DELAY_SECONDS, self._store_landed)
         key = in_flight.read.key
-        fill = Fill(key, meta.generation, loaded.stamp, barrier, self._ttl_ms(key, entry), entry)
+        fill = Fill(key, meta.generation, loaded.xmin, barrier, self._ttl_ms(key, entry), entry)
         self._landed.append((in_flight, fill))
         self.unstored.add(key.entry)
 

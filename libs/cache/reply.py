@@ -16,14 +16,14 @@ V = TypeVar("V", covariant=True)
 MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
 
 
-class Stamped(Protocol, Generic[V]):
-    """What a load returns: the value, None if there is none, and the stamp of the statement that read it.
+class LoadResult(Protocol, Generic[V]):
+    """What a load returns: the value, None if there is none, and the xmin of the statement that read it.
 
     A value that is an error is raised to the callers, and is not cached.
     """
 
     @property
-    def stamp(self) -> int:
+    def xmin(self) -> int:
         """`pg_snapshot_xmin(pg_current_snapshot())` of the load's own statement, or of one before it."""
 
     @property
@@ -32,7 +32,7 @@ class Stamped(Protocol, Generic[V]):
 
 
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
-LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[Stamped[Any]]]]
+LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[LoadResult[Any]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class LoadOne:
     """A load of one entry, on a connection that `connect` lends; two of the same entry are alike."""
 
     entry: str
-    load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Stamped[Any]]] = field(compare=False)
+    load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[LoadResult[Any]]] = field(compare=False)
     connect: Connect | None = field(default=None, compare=False)  # None: the cache's
 
-    async def __call__(self, conn: psycopg.AsyncConnection[Any], _: Sequence[Any]) -> list[Stamped[Any]]:
+    async def __call__(self, conn: psycopg.AsyncConnection[Any], _: Sequence[Any]) -> list[LoadResult[Any]]:
         """Load it."""
         return [await self.load(conn)]
 

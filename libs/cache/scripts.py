@@ -99,7 +99,7 @@ return ARGV[1]
 """
 )
 
-# KEYS: meta and entry, by turns. ARGV: generation, stamp, barrier (0: none), least lifetime of the meta in ms, TTL in
+# KEYS: meta and entry, by turns. ARGV: generation, xmin, barrier (0: none), least lifetime of the meta in ms, TTL in
 # ms and value of each entry. Returns 1 for each that was stored.
 FILL = (
     READ
@@ -107,12 +107,12 @@ FILL = (
 local stored = {}
 for i = 1, #KEYS, 2 do
   local first = (i - 1) / 2 * 6 + 1
-  local generation, stamp, barrier = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
+  local generation, xmin, barrier = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
   local meta = read(KEYS[i])
   stored[#stored + 1] = 0
-  if meta and string.sub(meta, 1, 29) == generation and stamp > tonumber(string.sub(meta, 31)) then
+  if meta and string.sub(meta, 1, 29) == generation and xmin > tonumber(string.sub(meta, 31)) then
     local warm = string.sub(meta, 30, 30) == '0'
-    if not warm and barrier > 0 and stamp > barrier then
+    if not warm and barrier > 0 and xmin > barrier then
       local highest = string.sub(meta, 31)
       if barrier > tonumber(highest) then highest = ARGV[first + 2] end
       redis.call('SET', KEYS[i], sealed(KEYS[i], generation .. '0' .. highest), 'KEEPTTL')

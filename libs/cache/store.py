@@ -239,7 +239,7 @@ class Store:
         args: list[Any] = []
         for fill in fills:
             value = self._codec.encode(fill.key.entry, fill.generation, fill.entry)
-            args += (fill.generation, fill.stamp, fill.barrier, _meta_lifetime_ms(fill), fill.ttl_ms, value)
+            args += (fill.generation, fill.xmin, fill.barrier, _meta_lifetime_ms(fill), fill.ttl_ms, value)
         return sum(await self._run(self.fill_script, names, *args))
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:

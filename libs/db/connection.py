@@ -24,9 +24,8 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import READY_R, WAIT_R, WAIT_RW, Wait
 
 from libs.db.history import HISTORY, History
-from libs.db.statement import Statement, columns, nothing, numbered
+from libs.db.statement import Statement, columns, nothing, numbered, raw_cursor
 from libs.db.stats import STATEMENT_LOST, QueryStats, TimedCursor
-from libs.messages.encode import undecoded
 
 T = TypeVar("T")
 
@@ -67,7 +66,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """Take over what has been connected."""
         super().__init__(pgconn, *args)
         self.cursor_factory = TimedCursor
-        self.rows = undecoded(self)
+        self.rows = raw_cursor(self)
         self._adapt = Transformer(self.rows)
         self.add_notice_handler(self._notice)
         self._not_replicated = False

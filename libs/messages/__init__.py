@@ -1,1 +1,42 @@
 """Rows of Postgres as the bytes of protobuf messages."""
+
+from libs.messages.encode import elements, encode_row, encoder, prefix
+from libs.messages.fetch import (
+    SNAPSHOT_XMIN,
+    Batch,
+    Loaded,
+    fetch_all,
+    fetch_batch,
+    fetch_encoded,
+    fetch_loaded,
+    fetch_one,
+    fetch_pages,
+    fetch_raw,
+    fetch_returned,
+    fetch_rows,
+    text_array,
+    unnest,
+    where,
+)
+
+__all__ = [
+    "SNAPSHOT_XMIN",
+    "Batch",
+    "Loaded",
+    "elements",
+    "encode_row",
+    "encoder",
+    "fetch_all",
+    "fetch_batch",
+    "fetch_encoded",
+    "fetch_loaded",
+    "fetch_one",
+    "fetch_pages",
+    "fetch_raw",
+    "fetch_returned",
+    "fetch_rows",
+    "prefix",
+    "text_array",
+    "unnest",
+    "where",
+]

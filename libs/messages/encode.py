@@ -15,9 +15,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from psycopg import AsyncConnection, AsyncCursor
-from psycopg.types.numeric import Int8BinaryLoader
-from psycopg.types.string import ByteaBinaryLoader
 
 Encode: TypeAlias = Callable[[Sequence[Sequence[Any]]], list[bytes]]
 
@@ -27,17 +24,8 @@ KEPT_TIMES = 4096
 _POSTGRES_EPOCH = 946_684_800_000_000
 
 
-def undecoded(conn: AsyncConnection[Any]) -> AsyncCursor[Any]:
-    """Return a cursor whose rows `encoder` takes: text and JSON as bytes, times in us since 2000."""
-    cursor = conn.cursor(binary=True)
-    for name in ("text", "jsonb"):
-        cursor.adapters.register_loader(name, ByteaBinaryLoader)
-    cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-    return cursor
-
-
 def encoder(kind: type[Message], *columns: str) -> Encode:
-    """Return what makes the messages' bytes of at least one row of an `undecoded` cursor, given as columns.
+    """Return what makes the messages' bytes of at least one row of a `raw_cursor`, given as columns.
 
     The columns are named as the fields; NULL is a field that is not set.
     """

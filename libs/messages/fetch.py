@@ -3,11 +3,11 @@
 What is read comes as the bytes of messages, for the cache or a reply; what a writer goes on with comes as messages.
 
 A cached statement answers many arguments at once: its parameters are arrays, which `unnest` turns into rows. Its first
-columns are the stamp (see libs/cache) and the argument's place, from 1. It starts from both, so that each argument has
+columns are the xmin (see libs/cache) and the argument's place, from 1. It starts from both, so that each argument has
 a row even if nothing is found for it; the next column, an id, is NULL then:
 
-    SELECT stamp, place, page.*
-    FROM {STAMP}, {unnest(...)} LEFT JOIN LATERAL (SELECT ... LIMIT wanted.rows) AS page ON true
+    SELECT xmin, place, page.*
+    FROM {SNAPSHOT_XMIN}, {unnest(...)} LEFT JOIN LATERAL (SELECT ... LIMIT wanted.rows) AS page ON true
 """
 
 from collections import Counter
@@ -28,23 +28,23 @@ T = TypeVar("T")
 
 # The lowest transaction still running when the statement looked: all below had ended.
 # OFFSET 0 keeps it from being worked out anew for each row.
-STAMP = "(SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS stamp OFFSET 0) AS snapshot"
+SNAPSHOT_XMIN = "(SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xmin OFFSET 0) AS snapshot"
 
 
 class Loaded(NamedTuple, Generic[T]):
-    """What a statement read, and its stamp."""
+    """What a statement read, and its xmin."""
 
-    stamp: int
+    xmin: int
     value: T
 
 
 class Batch(NamedTuple):
-    """The rows of a cached statement that answers many arguments, as the columns that follow its stamp and the place.
+    """The rows of a cached statement that answers many arguments, as the columns that follow its xmin and the place.
 
     `slices` are the rows of each argument, by its number, from 0; it has none that a JOIN has left out.
     """
 
-    stamp: int
+    xmin: int
     names: list[str]
     columns: list[tuple[Any, ...]]
     slices: dict[int, slice]
@@ -83,17 +83,17 @@ async def fetch_rows(conn: AsyncConnection[Any], query: str, params: Params) -> 
     return columns(cursor.pgresult, query), await cursor.fetchall()
 
 
-async def fetch_undecoded(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
+async def fetch_raw(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:
     """Return the names of the columns, and the rows as `encoder` takes them."""
     cursor = cast(Connection, conn).rows
     await cursor.execute(_sent(query), params)
     return columns(cursor.pgresult, query), await cursor.fetchall()
 
 
-async def fetch_stamped(
+async def fetch_loaded(
     conn: AsyncConnection[Any], kind: type[Message], query: str, params: Sequence[Any]
 ) -> list[Loaded[bytes | None]]:
-    """Return every row of a cached statement as a message's bytes: None where the column after the stamp is NULL.
+    """Return every row of a cached statement as a message's bytes: None where the column after the xmin is NULL.
 
     It has one row for each argument, in their order, and no place among its columns. Its parameters are `$1`, `$2`...
     """
@@ -101,8 +101,8 @@ async def fetch_stamped(
     stamps, *found = zip(*rows, strict=True)
     messages = encoder(kind, *columns(result, query)[1:])(found)
     return [
-        Loaded(stamp, None if name is None else message)
-        for stamp, name, message in zip(stamps, found[0], messages, strict=True)
+        Loaded(xmin, None if name is None else message)
+        for xmin, name, message in zip(stamps, found[0], messages, strict=True)
     ]
 
 
@@ -126,17 +126,17 @@ async def fetch_pages(
     conn: AsyncConnection[Any], kind: type[Message], query: str, params: Sequence[Mapping[str, Any]]
 ) -> list[Loaded[list[bytes] | None]]:
     """Return the rows of each list that a cached statement reads; None if what a list belongs to is not there."""
-    stamp, names, found, slices = await fetch_batch(conn, query, params)
+    xmin, names, found, slices = await fetch_batch(conn, query, params)
     messages = encoder(kind, *names)(found) if found else []
     return [
-        Loaded(stamp, None if rows is None else messages[rows] if found[0][rows.start] is not None else [])
+        Loaded(xmin, None if rows is None else messages[rows] if found[0][rows.start] is not None else [])
         for rows in map(slices.get, range(len(params)))
     ]
 
 
 async def fetch_encoded(conn: AsyncConnection[Any], kind: type[Message], query: str, params: Params) -> list[bytes]:
     """Return every row of a statement that is not cached as a message's bytes."""
-    names, rows = await fetch_undecoded(conn, query, params)
+    names, rows = await fetch_raw(conn, query, params)
     return encoder(kind, *names)(list(zip(*rows, strict=True))) if rows else []
 
 

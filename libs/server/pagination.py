@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.cache import digest
-from libs.db import Loaded, elements
+from libs.messages import Loaded, elements
 from libs.server.errors import RpcError, invalid_fields
 
 F = TypeVar("F", bound="Filters")
@@ -110,9 +110,9 @@ def responses(
     """Return the response of each list as `Page.fill` does, or the error of one that belongs to what is not there."""
     return [
         Loaded(
-            stamp, missing(filters) if rows is None and missing else page.fill(response, rows or [], time, identifier)
+            xmin, missing(filters) if rows is None and missing else page.fill(response, rows or [], time, identifier)
         )
-        for (filters, page), (stamp, rows) in zip(wanted, lists, strict=True)
+        for (filters, page), (xmin, rows) in zip(wanted, lists, strict=True)
     ]
 
 

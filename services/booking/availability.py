@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.db import prefix
+from libs.messages import prefix
 from libs.server import Page, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
 from services.booking import opening_hours

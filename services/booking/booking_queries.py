@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_pages, fetch_stamped, text_array, unnest, where
+from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_loaded, fetch_pages, text_array, unnest, where
 from libs.server import Page, RpcError, given, names_given, responses
 from libs.server.errors import not_found
 from parlor.booking.v1.booking_pb2 import Booking, BookingEvent, ListBookingEventsResponse, ListBookingsResponse
@@ -27,8 +27,8 @@ EVENT = (
     " created_at AS create_time"
 )
 BOOKINGS_BY_CODE = f"""
-    SELECT stamp, {BOOKING}
-    FROM {STAMP}, unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (salon, code, place)
+    SELECT xmin, {BOOKING}
+    FROM {SNAPSHOT_XMIN}, unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (salon, code, place)
     LEFT JOIN bookings ON booking_code = wanted.code AND salon_id = wanted.salon
     ORDER BY place"""
 
@@ -39,7 +39,7 @@ async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str,
     Source: report, "Unique Constraints"; index booking_code_salon_id.
     """
     columns = [text_array(column) for column in zip(*keys, strict=True)]
-    return await fetch_stamped(conn, Booking, BOOKINGS_BY_CODE, columns)
+    return await fetch_loaded(conn, Booking, BOOKINGS_BY_CODE, columns)
 
 
 class BookingFilters(NamedTuple):
@@ -87,8 +87,8 @@ def bookings_statement(names: tuple[str, ...]) -> str:
         "after": "(start_ts, booking_id) > (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
     }
     return f"""
-        SELECT stamp, place, page.*
-        FROM {STAMP}, {unnest(types, names)}, {KNOWN_SALON}
+        SELECT xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}, {KNOWN_SALON}
         LEFT JOIN LATERAL (
             SELECT {BOOKING} FROM bookings WHERE {where(conditions, names)}
             ORDER BY start_ts, bookings.booking_id LIMIT wanted.rows
@@ -125,8 +125,8 @@ def events_statement(names: tuple[str, ...]) -> str:
         "after": "e.revision > wanted.after",
     }
     return f"""
-        SELECT stamp, place, page.*
-        FROM {STAMP}, {unnest(types, names)}, LATERAL (
+        SELECT xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}, LATERAL (
             SELECT salon_id, booking_id, booking_code FROM bookings
             WHERE booking_code = wanted.booking_code AND salon_id = wanted.salon_id LIMIT 1
         ) AS b

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import Statement, encode_row, fetch_returned, fetch_rows
+from libs.db import Statement
+from libs.messages import encode_row, fetch_returned, fetch_rows
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
 from services.booking.booking_queries import BOOKING
 from services.phones import parts

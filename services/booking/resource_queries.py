@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_one, fetch_pages, fetch_returned, fetch_rows, unnest, where
+from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_one, fetch_pages, fetch_returned, fetch_rows, unnest, where
 from libs.server import Page, RpcError, given, names_given, responses
 from libs.server.errors import not_found
 from parlor.booking.v1.booking_pb2 import ListResourcesResponse, Resource, UpsertResourceRequest
@@ -73,8 +73,8 @@ def resources_statement(names: tuple[str, ...]) -> str:
         "after": "resource_id > wanted.id",
     }
     return f"""
-        SELECT stamp, place, page.*
-        FROM {STAMP}, {unnest(types, names)}, {KNOWN_SALON}
+        SELECT xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}, {KNOWN_SALON}
         LEFT JOIN LATERAL (
             SELECT {RESOURCE} FROM resources WHERE {where(conditions, names)}
             ORDER BY resources.resource_id LIMIT wanted.rows

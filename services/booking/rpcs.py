@@ -5,7 +5,8 @@ from datetime import date, datetime
 from typing import Any
 
 from libs.cache import Cache, Reply, Tag
-from libs.db import Database, elements, for_searches
+from libs.db import Database, for_searches
+from libs.messages import elements
 from libs.server import IdempotentWrites, Slices, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from psycopg import AsyncConnection, errors
 from psycopg.types.json import Jsonb
 
-from libs.db import STAMP, Loaded, fetch_encoded, fetch_one, fetch_returned, fetch_stamped, text_array
+from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_encoded, fetch_loaded, fetch_one, fetch_returned, text_array
 from libs.server import Page
 from libs.server.errors import invalid_fields
 from parlor.booking.v1.booking_pb2 import Salon
@@ -18,13 +18,13 @@ SALON = (
     " revision::text AS etag, created_at AS create_time, updated_at AS update_time"
 )
 SALONS_BY_ID = f"""
-    SELECT stamp, {SALON}
-    FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
+    SELECT xmin, {SALON}
+    FROM {SNAPSHOT_XMIN}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
     LEFT JOIN salons ON salon_id = wanted.id
     ORDER BY place"""
 SALONS_BY_PHONE_NUMBER_ID = f"""
-    SELECT stamp, {SALON}
-    FROM {STAMP}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
+    SELECT xmin, {SALON}
+    FROM {SNAPSHOT_XMIN}, unnest($1::text[]) WITH ORDINALITY AS wanted (id, place)
     LEFT JOIN salons ON phone_number_id = wanted.id
     ORDER BY place"""
 
@@ -38,7 +38,7 @@ async def salons_by_id(conn: AsyncConnection[Any], salon_ids: Sequence[str]) -> 
 
     Source: index salons_pkey.
     """
-    return await fetch_stamped(conn, Salon, SALONS_BY_ID, [text_array(salon_ids)])
+    return await fetch_loaded(conn, Salon, SALONS_BY_ID, [text_array(salon_ids)])
 
 
 async def salons_by_phone_number_id(
@@ -48,7 +48,7 @@ async def salons_by_phone_number_id(
 
     Source: index salons_phone_number_id_key.
     """
-    return await fetch_stamped(conn, Salon, SALONS_BY_PHONE_NUMBER_ID, [text_array(phone_number_ids)])
+    return await fetch_loaded(conn, Salon, SALONS_BY_PHONE_NUMBER_ID, [text_array(phone_number_ids)])
 
 
 async def list_salons(conn: AsyncConnection[Any], page: Page) -> list[bytes]:

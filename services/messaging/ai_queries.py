@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, fetch_one, fetch_pages, unnest, where
+from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_one, fetch_pages, unnest, where
 from libs.server import Page, RpcError, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, ListAiMessagesResponse, RecordAiMessageRequest
 
@@ -67,8 +67,8 @@ def ai_messages_statement(names: tuple[str, ...]) -> str:
         "after": "(created_at, ai_message_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
     }
     return f"""
-        SELECT stamp, place, page.*
-        FROM {STAMP}, {unnest(types, names)}
+        SELECT xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
             SELECT {AI_MESSAGE} FROM ai_messages WHERE {where(conditions, names)}
             ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT wanted.rows

@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import (
-    STAMP,
+from libs.messages import (
+    SNAPSHOT_XMIN,
     Loaded,
     elements,
     encoder,
@@ -79,7 +79,7 @@ async def conversations_with_messages(
     idx_conversations_salon_user, and idx_messages_conversation_created.
     """
     query = conversation_statement(wanted[0].names())
-    stamp, names, columns, slices = await fetch_batch(conn, query, [each.params for each in wanted])
+    xmin, names, columns, slices = await fetch_batch(conn, query, [each.params for each in wanted])
     first = names.index("message_id")
     firsts = [slices[place].start for place in range(len(wanted))]
     named = [[column[row] for row in firsts] for column in columns[:first]]
@@ -89,10 +89,10 @@ async def conversations_with_messages(
     for place, conversation in enumerate(conversations):
         rows = slices[place]
         if columns[0][rows.start] is None:
-            found.append(Loaded(stamp, None))
+            found.append(Loaded(xmin, None))
             continue
         newest = fitting(messages[rows]) if columns[first][rows.start] is not None else []
-        found.append(Loaded(stamp, conversation + elements(newest, Conversation.MESSAGES_FIELD_NUMBER)))
+        found.append(Loaded(xmin, conversation + elements(newest, Conversation.MESSAGES_FIELD_NUMBER)))
     return found
 
 
@@ -108,8 +108,8 @@ def conversation_statement(names: tuple[str, ...]) -> str:
     }
     conditions = {name: f"{name} = wanted.{name}" for name in Named._fields}
     return f"""
-        SELECT stamp, place, conversation.*, message.*
-        FROM {STAMP}, {unnest(types, names)}
+        SELECT xmin, place, conversation.*, message.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
             SELECT {CONVERSATION} FROM conversations WHERE {where(conditions, names)} {NEWEST} 1
         ) AS conversation ON true
@@ -178,8 +178,8 @@ def conversations_statement(names: tuple[str, ...]) -> str:
         for condition in conditions
     )
     return f"""
-        SELECT stamp, place, page.*
-        FROM {STAMP}, {unnest(types, names)}
+        SELECT xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
             SELECT {CONVERSATION} FROM ({branches}) AS conversations {NEWEST} wanted.rows
         ) AS page ON true"""

@@ -6,7 +6,8 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.db import Statement, fetch_encoded
+from libs.db import Statement
+from libs.messages import fetch_encoded
 from libs.server import Page
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
 from services.messaging.webhook.parse import Failure

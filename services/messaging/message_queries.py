@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, elements, encoder, fetch_one, fetch_pages, fetch_undecoded, unnest, where
+from libs.messages import (
+    SNAPSHOT_XMIN,
+    Loaded,
+    elements,
+    encoder,
+    fetch_one,
+    fetch_pages,
+    fetch_raw,
+    unnest,
+    where,
+)
 from libs.server import Page, RpcError, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import ListMessagesResponse, Message, MessageStatusEvent
 
@@ -48,7 +58,7 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
         ) AS event ON true
         ORDER BY event_time, event.status"""
     params = {"salon_id": salon_id, "message_id": message_id, "whatsapp_id": whatsapp_id}
-    names, rows = await fetch_undecoded(conn, query, params)
+    names, rows = await fetch_raw(conn, query, params)
     if not rows:
         return None
     first = names.index("raw_json") + 1
@@ -99,8 +109,8 @@ def messages_statement(names: tuple[str, ...]) -> str:
         "after": "(created_at, message_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
     }
     return f"""
-        SELECT stamp, place, page.*
-        FROM {STAMP}, {unnest(types, names)}
+        SELECT xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
             SELECT {MESSAGE} FROM messages WHERE {where(conditions, names)}
             ORDER BY created_at DESC, messages.message_id DESC LIMIT wanted.rows

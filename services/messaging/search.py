@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.db import Loaded, elements
+from libs.messages import Loaded, elements
 from libs.server import Page, RpcError, fitting, page
 from libs.server.errors import invalid_fields
 from parlor.messaging.v1 import messaging_pb2 as pb
@@ -31,19 +31,19 @@ class SearchRpcs(Rpcs):
 
 
 async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[bytes | RpcError]:
-    """Return a page of the words, or of similar ones where the words find nothing; the stamp is the first look's."""
+    """Return a page of the words, or of similar ones where the words find nothing; the xmin is the first look's."""
     after = wanted.after_micros or 0
     if after >= SIMILAR:
         further = wanted._replace(after_micros=after - SIMILAR)
-        stamp, found = await queries.search_messages(conn, salon_id, query, further, similar=True)
-        return Loaded(stamp, _response(wanted, found or [], SIMILAR))
-    stamp, found = await queries.search_messages(conn, salon_id, query, wanted, similar=False)
+        xmin, found = await queries.search_messages(conn, salon_id, query, further, similar=True)
+        return Loaded(xmin, _response(wanted, found or [], SIMILAR))
+    xmin, found = await queries.search_messages(conn, salon_id, query, wanted, similar=False)
     if found is None:
-        return Loaded(stamp, invalid_fields([("query", "needs a word to look for besides what to leave out")]))
+        return Loaded(xmin, invalid_fields([("query", "needs a word to look for besides what to leave out")]))
     if found or after:
-        return Loaded(stamp, _response(wanted, found, 0))
+        return Loaded(xmin, _response(wanted, found, 0))
     _, found = await queries.search_messages(conn, salon_id, query, wanted, similar=True)
-    return Loaded(stamp, _response(wanted, found or [], SIMILAR))
+    return Loaded(xmin, _response(wanted, found or [], SIMILAR))
 
 
 def _response(wanted: Page, found: list[queries.Found], way: int) -> bytes:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, encoder, fetch_undecoded
+from libs.messages import SNAPSHOT_XMIN, Loaded, encoder, fetch_raw
 from libs.server import Page
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
@@ -42,8 +42,8 @@ async def search_messages(
     after = " WHERE (relevance, message_id) < (%(after)s, %(id)s::uuid)" if page.after_id else ""
     statement = f"""
         WITH asked AS MATERIALIZED (SELECT {asked} AS query)
-        SELECT stamp, {OPEN} AS is_open, page.*
-        FROM asked, {STAMP} LEFT JOIN LATERAL (
+        SELECT xmin, {OPEN} AS is_open, page.*
+        FROM asked, {SNAPSHOT_XMIN} LEFT JOIN LATERAL (
             SELECT {MESSAGE}, message_snippet(language, {ESCAPED}, query) AS snippet, relevance
             FROM (
                 SELECT * FROM (
@@ -54,12 +54,12 @@ async def search_messages(
             ) AS found
             ORDER BY relevance DESC, found.message_id DESC
         ) AS page ON true"""
-    names, rows = await fetch_undecoded(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
-    (stamp, *_), (is_open, *_), *columns, relevances = zip(*rows, strict=True)
+    names, rows = await fetch_raw(conn, statement, {"salon_id": salon_id, "query": query} | page.params)
+    (xmin, *_), (is_open, *_), *columns, relevances = zip(*rows, strict=True)
     if is_open:
-        return Loaded(stamp, None)
+        return Loaded(xmin, None)
     if columns[0][0] is None:
-        return Loaded(stamp, [])
+        return Loaded(xmin, [])
     messages = encoder(Message, *names[2:-1])(columns)
     found = zip(relevances, columns[0], messages, strict=True)
-    return Loaded(stamp, [Found(relevance, name.decode(), message) for relevance, name, message in found])
+    return Loaded(xmin, [Found(relevance, name.decode(), message) for relevance, name, message in found])

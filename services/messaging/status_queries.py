@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import Statement, encode_row, fetch_returned, records, text_array
+from libs.db import Statement, records
+from libs.messages import encode_row, fetch_returned, text_array
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
 

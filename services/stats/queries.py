@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.db import STAMP, Loaded, elements, encoder, fetch_batch, fetch_pages, unnest
+from libs.messages import SNAPSHOT_XMIN, Loaded, elements, encoder, fetch_batch, fetch_pages, unnest
 from libs.server import RpcError
 from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
@@ -48,7 +48,7 @@ class Buckets(NamedTuple):
 
 # LIMIT has Postgres look each up by salons_pkey: a plain join may read all salons.
 SALON = "LATERAL (SELECT salon_id, time_zone FROM salons WHERE salon_id = wanted.salon_id LIMIT 1) AS s"
-PERIODS = f"{STAMP}, {unnest(TYPES, Period._fields)}, {SALON}"
+PERIODS = f"{SNAPSHOT_XMIN}, {unnest(TYPES, Period._fields)}, {SALON}"
 PERIOD = "wanted.start_time, wanted.end_time"
 
 
@@ -57,7 +57,7 @@ def _in_period(time: str) -> str:
 
 
 SALON_STATS = f"""
-    SELECT stamp, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
+    SELECT xmin, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
         now() AS as_of
     FROM {PERIODS}
     CROSS JOIN LATERAL (SELECT count(*) AS bookings FROM bookings WHERE {_in_period("start_ts")}) AS b
@@ -88,7 +88,7 @@ async def salon_stats(conn: AsyncConnection[Any], periods: Sequence[Period]) -> 
 _COSTS = f"coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE direction = '{{}}' AND cost > 0), '[]')"
 _COUNT = "coalesce(sum(messages) FILTER (WHERE direction = '{}'), 0)::bigint"
 MESSAGE_DIRECTION_STATS = f"""
-    SELECT stamp, place, s.salon_id, {PERIOD}, m.*, now() AS as_of
+    SELECT xmin, place, s.salon_id, {PERIOD}, m.*, now() AS as_of
     FROM {PERIODS}
     CROSS JOIN LATERAL (
         SELECT {_COUNT.format("INBOUND")} AS inbound_messages, {_COUNT.format("OUTBOUND")} AS outbound_messages,
@@ -112,7 +112,7 @@ async def message_direction_stats(
 
 
 AI_ANALYTICS = f"""
-    SELECT stamp, place, s.salon_id, {PERIOD}, coalesce(m.models, '[]') AS models, now() AS as_of
+    SELECT xmin, place, s.salon_id, {PERIOD}, coalesce(m.models, '[]') AS models, now() AS as_of
     FROM {PERIODS}
     CROSS JOIN LATERAL (
         WITH of_booking AS (
@@ -156,8 +156,8 @@ def _bucketed(table: str, time: str, counted: Mapping[str, str]) -> str:
     filled = ", ".join(f"coalesce({column}, 0) AS {column}" for column in counted)
     counts = ", ".join(f"{count} AS {column}" for column, count in counted.items())
     return f"""
-        SELECT stamp, place, now() AS as_of, buckets.*
-        FROM {STAMP}, {unnest(TYPES, Buckets._fields)}, {SALON}
+        SELECT xmin, place, now() AS as_of, buckets.*
+        FROM {SNAPSHOT_XMIN}, {unnest(TYPES, Buckets._fields)}, {SALON}
         CROSS JOIN LATERAL (
             SELECT greatest({_first_moment("bucket")}, wanted.start_time) AS start_time,
                 least({_first_moment("(bucket + ('1 ' || wanted.bucket)::interval)")}, wanted.end_time) AS end_time,
@@ -216,8 +216,8 @@ async def _counted(
     """Return the one row of each period as a message."""
     lists = await fetch_pages(conn, kind, query, [period._asdict() for period in periods])
     return [
-        Loaded(stamp, rows[0] if rows else not_found("salon", period.salon_id))
-        for period, (stamp, rows) in zip(periods, lists, strict=True)
+        Loaded(xmin, rows[0] if rows else not_found("salon", period.salon_id))
+        for period, (xmin, rows) in zip(periods, lists, strict=True)
     ]
 
 
@@ -225,10 +225,10 @@ async def _listed(
     conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, buckets: Sequence[Buckets]
 ) -> list[Loaded[bytes | RpcError]]:
     """Return the rows of each period as a response; their first column is the moment."""
-    stamp, names, columns, slices = await fetch_batch(conn, query, [each._asdict() for each in buckets])
+    xmin, names, columns, slices = await fetch_batch(conn, query, [each._asdict() for each in buckets])
     rows = encoder(kind, *names[1:])(columns[1:]) if columns else []
     as_of = encoder(response, "as_of")([columns[0][:1]])[0] if columns else b""
     return [
-        Loaded(stamp, elements(rows[slices[place]]) + as_of if place in slices else not_found("salon", each.salon_id))
+        Loaded(xmin, elements(rows[slices[place]]) + as_of if place in slices else not_found("salon", each.salon_id))
         for place, each in enumerate(buckets)
     ]

@@ -233,8 +233,8 @@ class Model:
             )
         elif step == "looks":
             version, least, barrier = rest
-            stamp = min([*running(state), state.following])
-            read = ("loaded", version, stamp, barrier, state.committed) if stamp > least else ()
+            xmin = min([*running(state), state.following])
+            read = ("loaded", version, xmin, barrier, state.committed) if xmin > least else ()
             yield put(state, number, process._replace(read=read))
         else:
             done = process._replace(read=())
@@ -250,13 +250,13 @@ class Model:
             server = server._replace(record=record)
         return state._replace(servers=replace(state.servers, process.server, server)), record
 
-    def _fill(self, state: State, process: Process, version: int, stamp: int, barrier: int, value: int) -> State:
+    def _fill(self, state: State, process: Process, version: int, xmin: int, barrier: int, value: int) -> State:
         server = state.servers[process.server]
         record = server.record
-        if record is None or record.version != version or stamp <= record.highest:
+        if record is None or record.version != version or xmin <= record.highest:
             return state
         if record.cold:
-            if not 0 < barrier < stamp:
+            if not 0 < barrier < xmin:
                 return state
             record = record._replace(cold=False, highest=max(barrier, record.highest))
         filled = server._replace(record=record, entry=(version, value))

@@ -52,9 +52,9 @@ class Shelves(Shop):
         return self.shelf(shelf).key("all")
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
-        """Read the rows and their stamp by one statement."""
+        """Read the rows and their xmin by one statement."""
         names = "(SELECT string_agg(name, ' ') FROM items WHERE starts_with(shelf, %s))"
-        [row] = await (await conn.execute(f"SELECT {self.stamp}, {names}".encode(), (shelf,))).fetchall()
+        [row] = await (await conn.execute(f"SELECT {self.xmin}, {names}".encode(), (shelf,))).fetchall()
         return Loaded(*row)
 
 

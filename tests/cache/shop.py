@@ -15,13 +15,13 @@ from tests.cache.outside import each
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
 NOTHING_IN_FORCE = "UPDATE cache_in_force SET epoch = '', servers = '', history = '', settled = true"
-STAMP = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+SNAPSHOT_XMIN = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
 class Loaded(NamedTuple):
     """What a load returns."""
 
-    stamp: int
+    xmin: int
     value: str | None
 
 
@@ -45,11 +45,11 @@ async def at_once() -> None:
 
 @dataclass
 class Shop:
-    """One process of the service. `loads` counts its statements; `stamp` is the column that stamps them."""
+    """One process of the service. `loads` counts its statements; `xmin` is the column that stamps them."""
 
     cache: Cache
     pool: AsyncConnectionPool
-    stamp: str = STAMP
+    xmin: str = SNAPSHOT_XMIN
     loads: list[str] = field(default_factory=list)
 
     def shelf(self, name: str = "a") -> Tag:
@@ -80,8 +80,8 @@ class Shop:
         return await self.cache.get(self.key(name, shelf), load)
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
-        """Read the row and its stamp by one statement."""
-        query = f"SELECT {self.stamp}, (SELECT label FROM items WHERE shelf = %s AND name = %s)"
+        """Read the row and its xmin by one statement."""
+        query = f"SELECT {self.xmin}, (SELECT label FROM items WHERE shelf = %s AND name = %s)"
         [row] = await (await conn.execute(query.encode(), (shelf, name))).fetchall()
         return Loaded(*row)
 
@@ -95,7 +95,7 @@ class Shop:
         """Read many rows by one statement."""
         self.loads.append("many")
         query = (
-            f"SELECT {self.stamp}, label FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w (shelf, name, n)"
+            f"SELECT {self.xmin}, label FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w (shelf, name, n)"
             " LEFT JOIN items USING (shelf, name) ORDER BY n"
         )
         columns = [list(column) for column in zip(*wanted, strict=True)]
@@ -140,7 +140,7 @@ class Start:
         kind: type[Cache] = Cache,
         *,
         redis_url: str = "",
-        stamp: str = STAMP,
+        xmin: str = SNAPSHOT_XMIN,
         read_only: bool = False,
         wait: bool = True,
         prepare: Callable[[Cache], None] = lambda cache: None,
@@ -158,7 +158,7 @@ class Start:
         await cache.open()
         if wait and not redis_url:
             await until(lambda: cache.store.ready)
-        return Shop(cache, self.pool, stamp)
+        return Shop(cache, self.pool, xmin)
 
 
 async def put(conn: psycopg.AsyncConnection[Any], label: str, name: str = "tea", shelf: str = "a") -> None:

@@ -14,10 +14,10 @@ from tests.cache.shop import Pause, Shop
 SIZE = LARGEST_FILL // 2
 
 
-class Stamped(NamedTuple):
+class LoadResult(NamedTuple):
     """What a load returns of one argument."""
 
-    stamp: int
+    xmin: int
     value: str | Exception | None
 
 
@@ -41,7 +41,7 @@ class Shelves:
             await self.pause()
         found = await self.shop.select_many(conn, [("a", name) for name in names])
         return [
-            Stamped(loaded.stamp, KeyError() if name == "lost" else "x" * SIZE if "large" in name else loaded.value)
+            LoadResult(loaded.xmin, KeyError() if name == "lost" else "x" * SIZE if "large" in name else loaded.value)
             for name, loaded in zip(names, found, strict=True)
         ]
 

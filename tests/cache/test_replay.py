@@ -148,9 +148,9 @@ async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warme
         [barrier] = await reader.cache.loader.barrier([None])
         async with reader.pool.connection() as conn:
             early = await reader.select(conn, "a", "tea")
-    assert (early.value, early.stamp < barrier) == ("old", True)
+    assert (early.value, early.xmin < barrier) == ("old", True)
     await reader.text("milk")
-    fill = Fill(reader.key(), meta.generation, early.stamp, barrier, 60_000, Entry(b"old", 0))
+    fill = Fill(reader.key(), meta.generation, early.xmin, barrier, 60_000, Entry(b"old", 0))
     assert await store.fill([fill]) == 0
     assert await reader.text() == "new"
 

@@ -87,7 +87,7 @@ class RegistersAfterCommit(Shop):
 
 
 class StampsAfterLoad(Shop):
-    """The stamp comes by a statement of its own."""
+    """The xmin comes by a statement of its own."""
 
     async def read(
         self,
@@ -97,13 +97,13 @@ class StampsAfterLoad(Shop):
         before: Callable[[], Awaitable[None]] = at_once,
         after: Callable[[], Awaitable[None]] = at_once,
     ) -> Reply:
-        """Load the row, then take the stamp."""
+        """Load the row, then take the xmin."""
 
         async def load(conn: psycopg.AsyncConnection[Any]) -> Loaded:
             await before()
             row = await self.select(conn, shelf, name)
             await after()
-            return Loaded((await self.select(conn, shelf, name)).stamp, row.value)
+            return Loaded((await self.select(conn, shelf, name)).xmin, row.value)
 
         return await self.cache.get(self.key(name, shelf), load)
 
@@ -171,8 +171,8 @@ def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def without_stamp(shop: Shop) -> Shop:
-    """No look at the snapshot: a stamp above all ids."""
-    shop.stamp = "2::bigint ^ 52"
+    """No look at the snapshot: a xmin above all ids."""
+    shop.xmin = "2::bigint ^ 52"
     return shop
 
 
