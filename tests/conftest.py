@@ -14,6 +14,7 @@ import redis
 
 from ops.cluster import Cluster
 from ops.migrate import migrate
+from ops.recording import Statement, record
 from ops.servers import Postgres, Valkey, postgres_url
 from tests.stack import Stack, running
 
@@ -70,6 +71,12 @@ def cluster() -> Iterator[Cluster]:
     """Three masters, for all tests that leave each of them as it was."""
     with Cluster(binary=valkey_binary()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def recorded() -> list[Statement]:
+    """The statements that the services send; see ops/recording.py."""
+    return record()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PARLOR = Path(sys.executable).with_name("parlor")
+WITHOUT_REGISTRATION = Path(__file__).parent / "without_registration"
 
 
 def coherence(*options: str, **environment: str) -> tuple[int, Any]:
@@ -28,7 +29,7 @@ def test_coherence_finds_nothing_stale_and_nothing_lost() -> None:
 
 
 def test_coherence_finds_stale_reads_when_writes_do_not_register() -> None:
-    code, found = coherence("--mode", "refuse", PARLOR_TEST_WITHOUT_REGISTRATION="1")
+    code, found = coherence("--mode", "refuse", PYTHONPATH=str(WITHOUT_REGISTRATION))
     assert (code, found["ok"], found["lost_writes"]) == (1, False, [])
     assert found["stale_replies"]
     assert all(finding["shown"] < finding["known"] for finding in found["findings"])

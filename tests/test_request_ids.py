@@ -1,4 +1,4 @@
-"""IdempotentWrites named by a request_id: repeated, they answer the first reply and write nothing."""
+"""Writes named by a request_id: repeated, they answer the first reply and write nothing."""
 
 import asyncio
 import time

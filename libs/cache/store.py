@@ -7,7 +7,6 @@ again and in force (`connected`), and no entry is looked for until the watch has
 """
 
 import asyncio
-import os
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,9 +32,6 @@ from libs.cache.topology import Slot, Topology, ask, only_slot
 
 META_LIFETIME_SECONDS = 7 * 24 * 3600
 UNVERIFIED_SECONDS = 60  # lifetime of a meta until its first entry is stored: nobody knows yet if its salon exists
-
-# Set by the test of `parlor coherence` (docs/decisions/0018), which must find what then goes wrong.
-WITHOUT_REGISTRATION = "PARLOR_TEST_WITHOUT_REGISTRATION" in os.environ
 
 Looks: TypeAlias = list[tuple[Key, "asyncio.Future[Found]"]]
 
@@ -219,8 +215,6 @@ class Store:
         return [meta for meta in opened if meta is not None]
 
     async def _register_all(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
-        if WITHOUT_REGISTRATION:
-            return [None] * len(writes)
         highest: dict[str, int] = {}
         for metas, xact_id in writes:
             for meta in metas:

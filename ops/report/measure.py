@@ -14,6 +14,7 @@ from rich.progress import Progress
 from ops.report.cases import Case, cases
 from ops.report.checks import headline, others, passed, targets
 from ops.report.figures import Report, Row, Run, Slow, row
+from ops.report.index_statements import INDEX_STATEMENTS
 from ops.report.plans import explained, gains
 from ops.report.pools import measure_pools
 from ops.report.rows import Effort, Rpcs, measure_case
@@ -21,7 +22,6 @@ from ops.report.seed_figures import LINES
 from ops.report.system import SLOW_MS, System, cores, system
 from ops.report.ways import After, Before, connected
 from ops.report.workload import Read, measure_workload, steps
-from ops.statements import PROOFS
 
 SLOWEST = 5  # statements listed of each way
 
@@ -41,7 +41,7 @@ async def _measure(
     async with connected(system) as (before, after, writer):
         rpcs = Rpcs(system, cached=cached)
         rows = await measure_rows(system, every, before, after, rpcs, effort, progress, cached=cached)
-        task = progress.add_task("indexes", total=len(PROOFS) + 1)
+        task = progress.add_task("indexes", total=len(INDEX_STATEMENTS) + 1)
         plans = explained(system.database_url)
         progress.advance(task)
         indexes = gains(system, effort.rounds * 3, lambda: progress.advance(task))

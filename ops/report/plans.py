@@ -7,57 +7,53 @@ from typing import Any
 import psycopg
 
 from libs.db import split_pool_parameters
-from ops.indexes import IndexState, PlanCheck, verify
+from ops.indexes import IndexState, index_states
 from ops.report.figures import IndexGain, Plan
+from ops.report.index_statements import INDEX_STATEMENTS
 from ops.report.seed_figures import EXPECTED_GAINS
 from ops.report.system import System, without
-from ops.statements import PROOFS, Statement
 
 LITTLE_GAIN = 10.0  # %: less may be noise
 
 
 def explained(database_url: str) -> list[Plan]:
-    """Run each statement that `parlor verify-indexes` knows, with EXPLAIN (ANALYZE, BUFFERS)."""
-    checks = verify(database_url).plans
+    """Run the statement of each index with EXPLAIN (ANALYZE, BUFFERS)."""
     with psycopg.connect(split_pool_parameters(database_url)[0]) as conn:
-        plans = [_explain(conn, check) for check in checks]
-        conn.rollback()  # some lock rows
-    return plans
+        return [_explain(conn, index, *statement) for index, statement in INDEX_STATEMENTS.items()]
 
 
-def _explain(conn: psycopg.Connection, check: PlanCheck) -> Plan:
-    conn.execute(check.sql.encode()).fetchall()  # into the buffers
-    rows = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS) {check.sql}".encode()).fetchall()
-    run = _analyzed(conn, check.sql, "ANALYZE")
+def _explain(conn: psycopg.Connection, index: str, serves: str, sql: str) -> Plan:
+    conn.execute(sql.encode()).fetchall()  # into the buffers
+    text = "\n".join(line for (line,) in conn.execute(f"EXPLAIN (ANALYZE, BUFFERS) {sql}".encode()))
+    run = _analyzed(conn, sql, "ANALYZE")
     read = sum(_rows_read(node) for node in _nodes(run["Plan"]))
-    text = "\n".join(line for (line,) in rows)
-    verdict = f"{check.verdict}, no sequential scan" if "Seq Scan" not in text else check.verdict
     returned = round(run["Plan"]["Actual Rows"])
-    read_a_row = round(read / max(returned, 1), 1)
-    figures = run["Execution Time"], read, returned, read_a_row
-    return Plan(check.serves, check.proves or "", check.sql, text, *figures, check.ok, verdict)
+    figures = run["Execution Time"], read, returned, round(read / max(returned, 1), 1)
+    ok = f" {index} " in text and "Seq Scan" not in text
+    verdict = "on its index, no sequential scan" if ok else f"does not use {index}, or reads a whole table"
+    return Plan(serves, index, sql, text, *figures, ok, verdict)
 
 
 def gains(system: System, rounds: int, advance: Callable[[], None]) -> list[IndexGain]:
     """Time each index's statement on the database and on the copy without the index, in turn; medians."""
-    state = {index.name: index for index in verify(system.database_url).indexes}
+    with psycopg.connect(system.database_url) as conn:
+        states = index_states(conn)
     measured = []
-    for proof in PROOFS:
-        name = proof.indexes[0]
-        measured.append(_gain(system, proof, state[name], rounds))
+    for index in states:
+        measured.append(_gain(system, index, *INDEX_STATEMENTS[index.name], rounds))
         advance()
     return measured
 
 
-def _gain(system: System, proof: Statement, index: IndexState, rounds: int) -> IndexGain:
+def _gain(system: System, index: IndexState, serves: str, sql: str, rounds: int) -> IndexGain:
     with (
         psycopg.connect(system.database_url, autocommit=True) as whole,
         psycopg.connect(system.copy_url, autocommit=True) as lacking,
         without(system.copy_url, index.name),
     ):
         for conn in (whole, lacking):
-            conn.execute(proof.sql.encode()).fetchall()
-        taken = [(_execution_ms(whole, proof.sql), _execution_ms(lacking, proof.sql)) for _ in range(rounds)]
+            conn.execute(sql.encode()).fetchall()
+        taken = [(_execution_ms(whole, sql), _execution_ms(lacking, sql)) for _ in range(rounds)]
     with_ms, without_ms = (round(median(side), 4) for side in zip(*taken, strict=True))
     gain = round(100 * (1 - with_ms / without_ms), 1)
     expected = EXPECTED_GAINS.get(index.name)
@@ -74,7 +70,7 @@ def _gain(system: System, proof: Statement, index: IndexState, rounds: int) -> I
         index.size_bytes,
         index.scans,
         index.state,
-        proof.serves,
+        serves,
         with_ms,
         without_ms,
         gain,

@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, elements, encoder, fetch_one, fetch_pages, fetch_raw, unnest, where
+from libs.messages import (
+    SNAPSHOT_XMIN,
+    Loaded,
+    elements,
+    encoder,
+    fetch_one,
+    fetch_pages,
+    fetch_raw,
+    unnest,
+    where,
+)
 from libs.server import Page, RpcError, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import ListMessagesResponse, Message, MessageStatusEvent
 

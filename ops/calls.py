@@ -1,0 +1,139 @@
+"""A call of every RPC of the services, and of every list with each of its filters."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
+from parlor.stats.v1 import stats_pb2, stats_pb2_grpc
+
+SALON = {"salon_id": "salon-1"}
+PHONE, USER = "+4915112345678", "DE.1"
+START, END = {"seconds": 1_900_000_000}, {"seconds": 1_900_003_600}
+PERIOD = {"start_time": START, "end_time": END}
+
+
+def call_every_rpc(channels: Mapping[str, grpc.Channel], app_secret: str) -> None:
+    """Call every RPC of an empty system; `channels` are those of booking, messaging and stats.
+
+    Raises: grpc.RpcError.
+    """
+    booking = Caller(booking_pb2, booking_pb2_grpc.BookingServiceStub(channels["booking"]))
+    messaging = Caller(messaging_pb2, messaging_pb2_grpc.MessagingServiceStub(channels["messaging"]))
+    stats = Caller(stats_pb2, stats_pb2_grpc.StatsServiceStub(channels["stats"]))
+    _call_booking(booking)
+    _call_messaging(messaging, app_secret)
+    booking("EraseCustomer", phone_number=PHONE)
+    for rpc in stats_pb2.DESCRIPTOR.services_by_name["StatsService"].methods_by_name:
+        stats(rpc, **PERIOD)
+
+
+class Caller:
+    """Calls RPCs of a service by their names, with the salon's id unless the request has none."""
+
+    def __init__(self, messages: Any, stub: Any) -> None:
+        """Take the module of the service's messages, and its stub."""
+        self._messages = messages
+        self._stub = stub
+
+    def __call__(self, rpc: str, **fields: Any) -> Any:
+        """Return the reply. Raises: grpc.RpcError."""
+        request = getattr(self._messages, f"{rpc}Request")
+        salon = SALON if "salon_id" in request.DESCRIPTOR.fields_by_name else {}
+        return getattr(self._stub, rpc)(request(**salon, **fields))
+
+    def pages(self, rpc: str, **fields: Any) -> None:
+        """Read the first page of a list of one row a page, and the next, if there is one."""
+        reply = self(rpc, page_size=1, **fields)
+        if reply.next_page_token:
+            self(rpc, page_size=1, page_token=reply.next_page_token, **fields)
+
+
+def _call_booking(call: Caller) -> None:
+    pending, confirmed = booking_pb2.BOOKING_STATUS_PENDING, booking_pb2.BOOKING_STATUS_CONFIRMED
+    for number in (1, 2):
+        fields = {"phone_number_id": f"{number}", "name": "Salon", "time_zone": "Europe/Berlin"}
+        call("UpsertSalon", salon={"salon_id": f"salon-{number}", **fields})
+        call("UpsertResource", resource_id=f"chair-{number}", name="Chair")
+    call("GetSalon")
+    call("GetSalonByPhoneNumberId", phone_number_id="1")
+    call("BatchGetSalons", salon_ids=["salon-1", "salon-2"])
+    call.pages("ListSalons")
+    call.pages("ListResources")
+    call.pages("ListResources", active_only=True)
+    made = {"customer_phone": PHONE, **PERIOD}
+    codes = [call("CreateBooking", **made, resource_id=f"chair-{number}").booking_code for number in (1, 2)]
+    call("CreateBooking", **made, request_id="00000000-0000-4000-8000-000000000001")
+    call("GetBookingByCode", booking_code=codes[0])
+    call("BatchGetBookings", booking_codes=codes)
+    for filters in (
+        {},
+        PERIOD,
+        {"status": pending},
+        {"status": pending, **PERIOD},
+        {"customer_phone": PHONE},
+        {"customer_phone": PHONE, "status": pending},
+    ):
+        call.pages("ListBookings", **filters)
+    call("UpdateBookingStatus", booking_code=codes[0], status=confirmed)
+    call("RescheduleBooking", booking_code=codes[0], resource_id="chair-3")
+    call.pages("ListBookingEvents", booking_code=codes[0])
+    call("SearchAvailability", **PERIOD, duration={"seconds": 600})
+    call("SearchAvailability", **PERIOD, duration={"seconds": 600}, resource_ids=["chair-1"])
+
+
+def _call_messaging(call: Caller, app_secret: str) -> None:
+    inbound: dict[str, Any] = {"direction": messaging_pb2.MESSAGE_DIRECTION_INBOUND}
+    outbound: dict[str, Any] = {"direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND}
+    customer = {"phone_number": PHONE, "user_id": USER, "content": "hello"}
+    first = call("RecordMessage", **customer, **inbound, whatsapp_id="wamid.1")
+    for _ in range(2):  # the second is a repeat
+        call("RecordMessage", **customer, **outbound, whatsapp_id="wamid.2")
+    for number in range(2):
+        other = {"phone_number": f"+491511234567{number}", "content": "hi"}
+        call("RecordMessage", **other, **inbound, whatsapp_id=f"wamid.other-{number}")
+    for whatsapp_id in ("wamid.2", "wamid.2", "wamid.unknown"):
+        call("RecordMessageStatus", whatsapp_id=whatsapp_id, status=messaging_pb2.MESSAGE_STATUS_READ)
+    for payload in _webhook_bodies():
+        signature = hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
+        call("IngestWebhook", payload=payload, signature=f"sha256={signature}")
+    call.pages("ListWebhookFailures")
+    call("GetMessage", message_id=first.message_id)
+    call("GetMessage", whatsapp_id="wamid.1")
+    by_id, by_phone = {"conversation_id": first.conversation_id}, {"phone_number": PHONE}
+    for name in (by_id, by_phone, {"user_id": USER}):
+        call("GetConversation", **name)
+        call("MarkConversationRead", **name)
+    call("TagConversation", **by_id, add_tags=["vip"])
+    call("AssignConversation", **by_id, assignee="anna")
+    active: dict[str, Any] = {"status": messaging_pb2.CONVERSATION_STATUS_ACTIVE}
+    for filters in ({}, active, {"tag": "vip"}, {"unread_only": True}, {"assignee": "anna"}):
+        call.pages("ListConversations", **filters)
+    for filters in ({}, by_id, by_phone, inbound):
+        call.pages("ListMessages", **filters)
+    call.pages("SearchMessages", query="hello")
+    call.pages("SearchMessages", query="helo")  # found among similar words
+    for _ in range(2):
+        call("RecordAiMessage", **by_id, role=messaging_pb2.AI_ROLE_USER, model="m", content="hello")
+    call.pages("ListAiMessages", **by_id)
+    call("UpdateConversationStatus", **by_id, status=messaging_pb2.CONVERSATION_STATUS_CLOSED)
+    call("EraseCustomer", phone_number=PHONE, user_id=USER)
+
+
+def _webhook_bodies() -> list[bytes]:
+    """Return bodies with a message, a status and an item that can't be read, for a salon and for a number of none."""
+    when = {"timestamp": "1749416383"}
+    message = {"from": PHONE[1:], "from_user_id": USER, "id": "wamid.3", "type": "text", "text": {"body": "hi"}, **when}
+    status = {"id": "wamid.2", "status": "delivered", **when}
+    items = {"messages": [message, {"id": "wamid.4"}, {"id": "wamid.5"}], "statuses": [status]}
+    bodies = []
+    for number in ("1", "unknown"):
+        value = {"messaging_product": "whatsapp", "metadata": {"phone_number_id": number}, **items}
+        entry = {"id": "1", "changes": [{"field": "messages", "value": value}]}
+        bodies.append(json.dumps({"object": "whatsapp_business_account", "entry": [entry]}).encode())
+    return bodies
