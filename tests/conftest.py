@@ -1,4 +1,4 @@
-"""Topology for the tests: one Postgres and one Valkey a run, a fresh database and an empty Valkey a test.
+"""Servers for the tests: one Postgres and one Valkey a run, a fresh database and an empty Valkey a test.
 
 A missing server fails, it never skips. PG_BIN names the programs of another PostgreSQL, VALKEY_BIN another Redis.
 """

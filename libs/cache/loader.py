@@ -1,4 +1,4 @@
-"""Loader what is not cached, and stores it behind the replies.
+"""Loads what is not cached, and stores it behind the replies.
 
 Callers share loads, and loads share statements: a hundred misses of one key send one, and so do a hundred keys that are
 looked up alike. A load has no task of its own, which would cost more than its row: one task runs what has gathered in a

@@ -1,4 +1,4 @@
-"""Loader ahead of the callers who will ask: what is hit and about to end, and what is gone and is asked for often.
+"""Loads ahead of the callers who will ask: what is hit and about to end, and what is gone and is asked for often.
 
 A process remembers what its callers missed. What was missed more than once is looked for, behind the replies, and
 loaded again if it is gone: by the load that the caller brought. What was loaded in vain, since nobody asked before it

@@ -13,7 +13,7 @@ from libs.server.errors import RpcError
 LINES_A_SECOND = 10
 LIMITS = {"CANCELLED": (1, 60)}  # lines, seconds: a client that gives up thousands of RPCs costs nothing else
 
-# FailureLog of the service itself. Each of them is logged.
+# Failures of the service itself. Each of them is logged.
 LEVELS = {"INTERNAL": "error", "DATABASE_FULL": "error", "COMMIT_UNKNOWN": "warning"}
 
 # https://www.w3.org/TR/trace-context/#traceparent-header

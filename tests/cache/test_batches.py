@@ -1,4 +1,4 @@
-"""Loader that share a statement: how many do, and how little one has to do with another."""
+"""Loads that share a statement: how many do, and how little one has to do with another."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""FailureLog of whole machines, on real servers."""
+"""Failures of whole machines, on real servers."""
