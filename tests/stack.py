@@ -30,6 +30,7 @@ from parlor.stats.v1 import stats_pb2_grpc
 from services.booking.service import build as build_booking
 from services.messaging.service import build as build_messaging
 from services.messaging.settings import MessagingSettings
+from services.namespaces import NAMESPACES
 from services.stats.service import build as build_stats
 
 M = TypeVar("M", bound=Message)
@@ -76,7 +77,7 @@ async def running(
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
             settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # 0: what is gone stays a miss
-            cached = Cache(settings, pool.connection, bytes, read_only=read_only)
+            cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
             listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{servers[name].port}")

@@ -121,7 +121,7 @@ def test_an_actor_that_is_no_id_goes_with_what_is_cached_of_it(
     changed = [f"C{number}" for number, (before, after) in enumerate(actors.items()) if before != after]
     pending = {key for (key,) in rows(empty_url, "SELECT tag FROM cache_outbox")}
     tag = CacheTags(Cache(CacheSettings(), None, bytes)).booking  # type: ignore[arg-type]
-    assert pending == {tag("s", code).meta for code in changed}
+    assert pending == {tag("s", code).version_key for code in changed}
     with pytest.raises(psycopg.errors.CheckViolation):
         rows(empty_url, "UPDATE booking_events SET actor = 'Anna' RETURNING 1")
 

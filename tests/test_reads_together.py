@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import SecretStr
 
 from libs.cache import MAX_AGE
-from libs.cache.keys import META
+from libs.cache.keys import VERSION_SUFFIX
 from libs.server import RpcError
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
@@ -193,7 +193,7 @@ def forget(redis_url: str) -> None:
     """Take all entries out of the cache, and leave the tags as they are."""
     with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter("query:*"):
-            if not key.endswith((META.encode(), b"run-id")):
+            if not key.endswith((VERSION_SUFFIX.encode(), b"run-id")):
                 client.delete(key)
 
 

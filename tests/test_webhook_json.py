@@ -24,15 +24,15 @@ def parsed(payload: bytes, shape: Shape = SHAPE) -> Any:
         while True:
             next(steps)
     except StopIteration as end:
-        return whole(end.value)
+        return parent_key(end.value)
 
 
-def whole(part: Any) -> Any:
+def parent_key(part: Any) -> Any:
     """Return a part as objects; of what was looked into only what was asked for."""
     if isinstance(part, Part) and isinstance(part.parts, dict):
-        return {name: whole(one) for name, one in part.parts.items()}
+        return {name: parent_key(one) for name, one in part.parts.items()}
     if isinstance(part, Part) and part.parts is not None:
-        return [whole(one) for one in part.parts]
+        return [parent_key(one) for one in part.parts]
     return load(part)
 
 

@@ -31,6 +31,7 @@ from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
 from services.booking.service import build as build_booking
 from services.messaging.service import build as build_messaging
 from services.messaging.settings import MessagingSettings
+from services.namespaces import NAMESPACES
 
 ROOT = Path(__file__).parents[1]
 OURS = tuple(f"{ROOT / name}/" for name in ("libs", "services"))
@@ -93,7 +94,7 @@ async def calls(folder: Path) -> AsyncIterator[dict[str, Call]]:
         addresses: dict[str, str] = {}
         for name in ("booking", "messaging"):
             database = Database(DatabaseSettings(url=service_url(postgres.dsn, f"parlor_{name}")), f"parlor-{name}")
-            cache = Cache(CacheSettings(url=valkey.url), database.connection, bytes)
+            cache = Cache(CacheSettings(url=valkey.url), database.connection, bytes, NAMESPACES)
             if name == "booking":
                 service = build_booking(cache, database)
             else:

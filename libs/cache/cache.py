@@ -1,14 +1,14 @@
-"""Reads that may come from the cache, and transactions that invalidate it: never stale, whatever dies when.
+"""Cached reads, and transactions that invalidate them.
 
-The rule, in short. A transaction registers its id with every tag it writes to before it commits, which gives the
-tag a new generation. An entry counts only under the generation it was stored under, and is stored only if the
-snapshot that it was read by shows that every registered transaction had ended by then. Nothing follows the commit, so
-there is nothing that a killed process could leave undone. docs/decisions/0003 says why each step is needed.
+A transaction registers its ID with each tag it writes to before it commits, which gives the tag a new version. An entry
+counts only under the version it was stored under, and is stored only if the snapshot of its load shows that every
+registered transaction had ended. Nothing happens after the commit, so a killed process leaves nothing undone.
+docs/decisions/0003 says why each step is needed.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from libs.cache import keyspace
 from libs.cache.batcher import Batcher
-from libs.cache.codec import Entry, Found, Meta, now_ms
+from libs.cache.codec import Entry, TagVersion, now_ms
 from libs.cache.epoch import NotInForceError
 from libs.cache.keys import Key, Namespace, Tag
 from libs.cache.loader import InFlightLoad, Loader
@@ -35,35 +35,43 @@ class CacheUnavailable(Exception):
 
 
 class Cache:
-    """Cached reads and guarded transactions of one process.
+    """The cache of one process.
 
-    `connect` lends connections in autocommit to the primary; `encode` makes the bytes of a loaded value. A process that
-    may only read (`read_only`) registers pending tags but leaves their rows to others.
+    `connect` lends connections in autocommit to the primary; `encode` makes the bytes of a loaded value. A `read_only`
+    process registers the tags of the outbox but leaves the rows to others.
     """
 
     def __init__(
-        self, settings: CacheSettings, connect: Connect, encode: Callable[[Any], bytes], *, read_only: bool = False
+        self,
+        settings: CacheSettings,
+        connect: Connect,
+        encode: Callable[[Any], bytes],
+        namespaces: Iterable[Namespace] = (),
+        *,
+        read_only: bool = False,
     ) -> None:
-        """Prepare the cache; nothing connects before `open`."""
+        """Prepare; nothing connects before `open`. The settings override the namespaces' TTLs."""
         self.settings = settings
+        self.namespaces = {each.name: settings.apply(each) for each in namespaces}
         self.counters = Counters()
         self._batcher = Batcher()
-        self.store = Store(settings, self._batcher)
+        tracked = map(self.namespace, {*self.namespaces, *(settings.near or ())})
+        self.store = Store(settings, tracked, self._batcher)
         self._connect = connect
         self.loader = Loader(self.store, self._batcher, self.counters, connect, encode, settings.ttl_negative)
         leases = settings.without is WithoutRedis.WAIT
-        self._watch = Recovery(self.store, connect, settings.poll / 1000, deletes=not read_only, leases=leases)
+        self._recovery = Recovery(self.store, connect, settings.poll / 1000, read_only=read_only, leases=leases)
         self.warmer = Warmer(settings.warm, self.counters, self._gone, self._warm)
 
     async def open(self) -> None:
-        """Connect if the server is there; from now on keep watch over it."""
-        await self._watch.open()
+        """Connect if the server is there, and keep connected from now on."""
+        await self._recovery.open()
         self.warmer.open()
 
     async def close(self) -> None:
-        """Stop the watch, let loads and fills end, and disconnect."""
+        """Let loads and fills end, and disconnect."""
         await self.warmer.close()
-        await self._watch.close()
+        await self._recovery.close()
         await self.settle()
         await self._batcher.close()
         await self.store.close()
@@ -73,8 +81,8 @@ class Cache:
         await self.loader.settle()
 
     def namespace(self, name: str) -> Namespace:
-        """Return a namespace with the TTL in force."""
-        return self.settings.namespace(name)
+        """Return a namespace with its settings; one that was not passed in has the default TTL."""
+        return self.namespaces.get(name) or self.settings.apply(Namespace.of(name, self.settings.ttl_default))
 
     # Reads
 
@@ -86,10 +94,10 @@ class Cache:
         connect: Connect | None = None,
         repeatable: bool = False,
     ) -> Reply:
-        """Return the reply of `key`; on a miss `load` reads it alone, once for all who ask for the key meanwhile.
+        """Return the reply of `key`. On a miss `load` runs once for all callers of that moment.
 
-        `connect` lends the connection for that, instead of the cache's. `repeatable` says that key and load follow
-        from the request's bytes alone.
+        `connect` lends its connection, instead of the cache's. `repeatable`: key and load follow from the request's
+        bytes alone.
         """
         return await self.resolve(Read(key, None, LoadOne(key.entry, load, connect), repeatable=repeatable))
 
@@ -103,68 +111,60 @@ class Cache:
         rows: int = 1,
         repeatable: bool = False,
     ) -> Reply:
-        """Return the reply of `key`; on a miss `load` reads it together with all that is looked up in the same tick.
+        """Return the reply of `key`. On a miss `load` runs for all keys that are read in the same tick.
 
-        `load` gets the arguments and returns as many results, in their order, of one statement. A result whose value is
-        an error is raised to the callers of that argument alone, and is not cached. `load` must be the same function at
-        each call: a bound method or a module's function, no lambda. `batch`, if it is given, makes a batch key of an
-        argument: only arguments with the same key are loaded together. `rows` is how many rows the load reads for this
-        argument at most, an estimate: a batch has MOST_ROWS in all, or one argument. `repeatable` is as in `get`.
+        `load` gets the arguments and returns as many results, in their order, from one statement. A result whose value
+        is an error is raised to the callers of that argument alone, and is not cached. `load` must be the same function
+        in each call: a bound method or a module's function, no lambda. `batch` makes a batch key of an argument: only
+        arguments with equal batch keys are loaded together. `rows` estimates how many rows `load` reads for the argument;
+        a batch has up to MAX_ROWS in all, or one argument. `repeatable` is as for `get`.
         """
         return await self.resolve(Read(key, argument, load, batch, rows, repeatable))
 
+    async def get_many(self, keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Reply]:
+        """Return the replies of distinct keys, as `get_batched` does: with one MGET, and one load for all misses.
+
+        It has no task per key, which would cost more than everything else.
+        """
+        max_age = MAX_AGE.get()
+        reads = [Read(key, argument, load) for key, argument in zip(keys, arguments, strict=True)]
+        if not self.loader.unstored.isdisjoint([key.entry for key in keys]):
+            await self.loader.store_now()
+        if max_age == 0 or not all(map(self._may_hit, keys)):
+            return await self._bypass(reads)
+        try:
+            lookups = await self.store.get_many(keys)
+            replies = [self._hit(found.entry, max_age) for found in lookups]
+            missed = [place for place, reply in enumerate(replies) if reply is None]
+            known = {place: lookups[place].tag_version(keys[place]) for place in missed}
+            unknown = [place for place in missed if known[place] is None]
+            opened = await asyncio.gather(*(self.store.open(keys[place].tag.version_key) for place in unknown))
+        except StoreAway:
+            return await self._bypass(reads)
+        self.counters.misses += len(missed)
+        known |= dict(zip(unknown, opened, strict=True))
+        loads = {place: self._join_or_start(reads[place], version) for place, version in known.items() if version}
+        for place, load_of_place in loads.items():
+            replies[place] = Reply((await load_of_place.wait()).body, "miss", 0)
+        return [reply for reply in replies if reply is not None]
+
     def near(self, key: Key) -> Reply | None:
-        """Return the reply of `key` if this process has seen it within the near cache's lease."""
+        """Return the reply of `key` if the near cache has it."""
         if (entry := self.store.near.get(key)) is None:
             return None
         self.counters.hits += 1
         self.counters.near += 1
         return Reply(entry.body, "near", max(0, now_ms() - entry.loaded_ms))
 
-    async def get_many(self, keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Reply]:
-        """Return the replies of different keys, as `get_batched` does: one MGET, and one load of all that is missing.
-
-        It has no task a key, which would cost more than all the rest, and joins no load that has not landed.
-        """
-        max_age = MAX_AGE.get()
-        if not self.loader.unstored.isdisjoint([key.entry for key in keys]):
-            await self.loader.store_now()
-        if max_age == 0 or not all(map(self._may_hit, keys)):
-            return await self._bypass(_reads(keys, arguments, load))
-        try:
-            looks = await self.store.look_many(keys)
-            replies = [self._hit(found.entry, max_age) for found in looks]
-            missed = [place for place, reply in enumerate(replies) if reply is None]
-            known = {place: looks[place].meta(keys[place]) for place in missed}
-            unknown = [place for place in missed if known[place] is None]
-            opened = await asyncio.gather(*(self.store.open(keys[place].tag.meta) for place in unknown))
-        except StoreAway:
-            return await self._bypass(_reads(keys, arguments, load))
-        self.counters.misses += len(missed)
-        metas = dict(zip(unknown, opened, strict=True))
-        reads = _reads([keys[at] for at in missed], [arguments[at] for at in missed], load)
-        in_flight_loads = [
-            self._join_or_start(read, known[at] or metas[at]) for at, read in zip(missed, reads, strict=True)
-        ]
-        for place, in_flight in zip(missed, in_flight_loads, strict=True):
-            replies[place] = Reply((await in_flight.wait()).body, "miss", 0)
-        return [reply for reply in replies if reply is not None]
-
-    async def _bypass(self, reads: Sequence[Read]) -> list[Reply]:
-        """Load past the cache."""
-        self.counters.bypasses += len(reads)
-        in_flight_loads = [self.loader.start(read, None) for read in reads]
-        return [Reply((await in_flight.wait()).body, "bypass", 0) for in_flight in in_flight_loads]
-
     async def peek(self, key: Key) -> Reply | None:
-        """Return the reply of `key` if it is cached, None if it is not, or Redis is away; load nothing."""
+        """Return the reply of `key` if it is cached; None if it is not, or Redis is away. Loads nothing."""
         if self._may_hit(key):
             with suppress(StoreAway):
-                return self._hit((await self.store.look(key)).entry, None)
+                return self._hit((await self.store.get(key)).entry, None)
         return None
 
     async def resolve(self, read: Read) -> Reply:
-        """Return the reply to a read, such as one that a reply has named to be done `again`."""
+        """Return the reply to a read, such as the `again` of an earlier reply."""
         if WARMING.get():
             return await self._warm(read)
         key, again, max_age = read.key, read if read.repeatable else None, MAX_AGE.get()
@@ -172,80 +172,88 @@ class Cache:
             return reply._replace(again=again)
         if key.entry in self.loader.unstored:
             await self.loader.store_now()
-        if max_age == 0 or not self._may_hit(key):
+        # Asked anew for each read, just before it is sent: `_may_hit`, inlined.
+        lease = self._recovery.lease
+        if max_age == 0 or not self.store.ready or not (lease is None or lease.covers(key.tag.version_key)):
             return (await self._bypass([read]))[0]
         try:
-            found = await self.store.look(key)
-            if (reply := self._hit(found.entry, max_age, again)) is not None:
-                if key.entry in self.warmer.unasked:
-                    self.warmer.hit(key)
-                if key.tag.namespace.refresh < 1 and is_due(key, reply):
-                    self._refresh(read, found.meta(key))
-                return reply
-            meta = await self._meta(key, found)
+            found = await self.store.get(key)
+            if (entry := found.entry) is not None:
+                age_ms = max(0, now_ms() - entry.loaded_ms)
+                if max_age is None or age_ms <= max_age * 1000:
+                    self.counters.hits += 1
+                    reply = Reply(entry.body, "hit", age_ms, again)
+                    if key.entry in self.warmer.unasked:
+                        self.warmer.hit(key)
+                    if key.tag.namespace.refresh < 1 and is_due(key, reply):
+                        self._refresh(read, found.tag_version(key))
+                    return reply
+            tag_version = found.tag_version(key) or await self.store.open(key.tag.version_key)
         except StoreAway:
             return (await self._bypass([read]))[0]
         self.counters.misses += 1
         self.warmer.missed(read)
-        return Reply((await self._load(read, meta)).body, "miss", 0, again)
+        return Reply((await self._load(read, tag_version)).body, "miss", 0, again)
+
+    async def _bypass(self, reads: Sequence[Read]) -> list[Reply]:
+        """Load past the cache."""
+        self.counters.bypasses += len(reads)
+        loads = [self.loader.start(read, None) for read in reads]
+        return [Reply((await load.wait()).body, "bypass", 0) for load in loads]
 
     def _may_hit(self, key: Key) -> bool:
-        """Say whether a read that begins now may look at what is cached. Ask anew for each, just before it looks."""
-        return self.store.ready and (self._watch.lease is None or self._watch.lease.covers(key.tag.meta))
+        """Return whether a read that begins now may be a hit."""
+        lease = self._recovery.lease
+        return self.store.ready and (lease is None or lease.covers(key.tag.version_key))
 
-    def _hit(self, entry: Entry | None, max_age: int | None, again: Read | None = None) -> Reply | None:
-        """Return the reply that an entry is, if it is not too old."""
+    def _hit(self, entry: Entry | None, max_age: int | None) -> Reply | None:
+        """Return the reply of an entry that is not too old."""
         if entry is not None:
             age_ms = max(0, now_ms() - entry.loaded_ms)
             if max_age is None or age_ms <= max_age * 1000:
                 self.counters.hits += 1
-                return Reply(entry.body, "hit", age_ms, again)
+                return Reply(entry.body, "hit", age_ms)
         return None
 
-    async def _meta(self, key: Key, found: Found) -> Meta:
-        """Return the meta that a look found, or open the tag. Raises: StoreAway."""
-        return found.meta(key) or await self.store.open(key.tag.meta)
+    async def _load(self, read: Read, tag_version: TagVersion) -> Entry:
+        """Load, or join a load under way that can't be older than any write the caller must see.
 
-    async def _load(self, read: Read, meta: Meta) -> Entry:
-        """Load, or join a load under way that cannot be older than any write the caller must see.
-
-        A load under way under the caller's own generation is such a one if it may be stored: all that was registered
-        had then ended before it looked.
+        A load under the same version is such a one if it may be stored: all registered writes had ended before it read.
         """
-        if (running := self.loader.under_way(read.key, meta)) is not None:
+        if (running := self.loader.in_flight(read.key, tag_version)) is not None:
             entry = await running.wait()
             if running.may_be_stored:
                 return entry
-        return await self.loader.start(read, meta).wait()
+        return await self.loader.start(read, tag_version).wait()
 
-    def _join_or_start(self, read: Read, meta: Meta) -> InFlightLoad:
-        """Return a load that is about to be stored, else start one."""
-        running = self.loader.under_way(read.key, meta)
-        return running if running is not None and running.may_be_stored else self.loader.start(read, meta)
+    def _join_or_start(self, read: Read, tag_version: TagVersion) -> InFlightLoad:
+        """Join a load that is about to be stored; otherwise start one."""
+        running = self.loader.in_flight(read.key, tag_version)
+        return running if running is not None and running.may_be_stored else self.loader.start(read, tag_version)
 
-    def _refresh(self, read: Read, meta: Meta | None) -> None:
-        """Load behind a reply, unless a load is under way; it is stored only under the generation that was hit."""
-        if meta is not None and self.loader.under_way(read.key, meta) is None:
+    def _refresh(self, read: Read, tag_version: TagVersion | None) -> None:
+        """Load behind a reply, unless a load is under way. It is stored only under the version of the hit."""
+        if tag_version is not None and self.loader.in_flight(read.key, tag_version) is None:
             self.counters.refreshes += 1
-            self.loader.start(read, meta, behind=True)
+            self.loader.start(read, tag_version, behind=True)
 
     async def _gone(self, keys: Sequence[Key]) -> list[bool]:
-        """Say of each key whether it is not cached; False where this can't be told now. Raises: StoreAway."""
+        """Return for each key whether it is not cached; False if that can't be told now. Raises: StoreAway."""
         if not all(map(self._may_hit, keys)):
             return [False] * len(keys)
-        return [found.entry is None for found in await asyncio.gather(*map(self.store.look, keys))]
+        return [found.entry is None for found in await asyncio.gather(*map(self.store.get, keys))]
 
     async def _warm(self, read: Read) -> Reply:
-        """Return a reply that no caller waits for, and keep it. Raises: StoreAway; what the load raises."""
-        found = await self.store.look(read.key)
+        """Load a reply that no caller waits for, and store it. Raises: StoreAway; what the load raises."""
+        found = await self.store.get(read.key)
         if found.entry is not None:
             return Reply(found.entry.body, "hit", 0)
-        meta = await self._meta(read.key, found)
-        running = self.loader.under_way(read.key, meta)
-        in_flight = running or self.loader.start(read, meta, behind=True)
-        entry = await in_flight.wait()
+        tag_version = found.tag_version(read.key) or await self.store.open(read.key.tag.version_key)
+        running = self.loader.in_flight(read.key, tag_version)
+        load = running or self.loader.start(read, tag_version, behind=True)
+        entry = await load.wait()
         if running is None:
-            self.warmer.warmed(read, stored=in_flight.may_be_stored)
+            self.warmer.warmed(read, stored=load.may_be_stored)
         return Reply(entry.body, "miss", 0)
 
     # Writes
@@ -261,10 +269,10 @@ class Cache:
     ) -> AsyncIterator[Transaction]:
         """Run the block as a transaction that invalidates `tags`; it commits at the end, and rolls back on an error.
 
-        The transaction is registered beside the block's statements. `locks` are advisory locks, taken in this order
+        The transaction is registered while the block's statements run. `locks` are advisory locks, taken in this order
         before anything else and held until the end. `lease` lends the connection instead of `connect`. `begin` and
         `commit` are for callers that send more in those round trips; `begin` takes the locks, then.
-        Raises: CacheUnavailable (settings `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
+        Raises: CacheUnavailable (setting `refuse`); CommitUnknown; what the block and `connect` raise; psycopg.Error,
         also if the block left the transaction failed or ended it.
         """
         if self.settings.without is WithoutRedis.REFUSE and not self.store.connected:
@@ -279,74 +287,70 @@ class Cache:
             try:
                 write.invalidate(*tags)
                 yield write
-                await self._register(write)
+                try:
+                    await write.registered()
+                except StoreAway as error:
+                    if self.settings.without is WithoutRedis.REFUSE:
+                        raise CacheUnavailable from error
+                    await write.write_outbox()
             finally:
                 write.forget()
             await write.commit()
-        self.counters.invalidations += len(write.metas)
-        if write.pending:
-            await self._pending_seen(write)
+        self.counters.invalidations += len(write.registrations)
+        if write.in_outbox:
+            await self._outbox_seen(write)
 
-    async def _pending_seen(self, write: Transaction) -> None:
-        """Register a committed transaction if Redis is back; else wait, if the settings say so, until all see it.
+    async def _outbox_seen(self, write: Transaction) -> None:
+        """Register a committed transaction if Redis is back; else wait, with `wait`, until no read misses it.
 
-        Redis may be back, and this process serving hits, since before the rows could be seen.
+        Redis may be back, and this process may serve hits, since before the rows were visible.
         """
         try:
             await write.register_again()
         except StoreAway:
-            await self._watch.seen([(meta, write.xact_id) for meta in write.metas])
+            await self._recovery.seen([(key, write.xact_id) for key in write.registrations])
 
     async def all_seen(self) -> None:
-        """Return when every read that begins from then on shows what was committed before by any process.
+        """Return when every later read shows what any process committed before.
 
-        At once but with the setting `wait`, for replies to writes that others have done and perhaps not answered yet.
+        With `wait` only, otherwise at once: for replies to writes that another process may not have answered yet.
         Raises: what `connect` raises; psycopg.Error.
         """
-        await self._watch.all_seen()
-
-    async def _register(self, write: Transaction) -> None:
-        """Wait until the transaction is registered; else leave it pending, or refuse it, as the settings say."""
-        try:
-            await write.registered()
-        except StoreAway as error:
-            if self.settings.without is WithoutRedis.REFUSE:
-                raise CacheUnavailable from error
-            await write.leave_pending()
+        await self._recovery.all_seen()
 
     # By hand
 
     async def invalidate(self, *tags: Tag) -> int:
-        """Invalidate tags, and their parts, whose rows were changed by other means, after the commit.
+        """Invalidate tags and their sub-tags, whose rows were changed by other means, after the commit.
 
         Return how many there were. Raises: CacheUnavailable.
         """
         try:
-            await self.store.register([tag.meta for tag in tags], 0)
-            parts = sum(await self.store.walk.unlink(*map(keyspace.parts, tags)))
-            await self._watch.confirm()
+            await self.store.register([tag.version_key for tag in tags], 0)
+            sub_tags = sum(await self.store.keyspace.unlink(*map(keyspace.sub_tags, tags)))
+            await self._recovery.confirm()
         except (StoreAway, NotInForceError, RedisError, OSError) as error:
             raise CacheUnavailable from error
-        invalidated = len(tags) + parts
+        invalidated = len(tags) + sub_tags
         self.counters.invalidations += invalidated
         return invalidated
 
     async def erase(self, *tags: Tag) -> None:
-        """Remove what is kept of tags, after the commit that invalidated them; the rest ends by its TTL."""
+        """Delete the entries of tags, after the commit that invalidated them. Without Redis they end by their TTL."""
         with suppress(StoreAway, RedisError, OSError):
-            await self.store.walk.unlink(*map(keyspace.entries, tags))
+            await self.store.keyspace.unlink(*map(keyspace.entries, tags))
 
     async def invalidate_pattern(self, pattern: str) -> int:
-        """Invalidate every tag that a key matching the glob pattern could be in; return how many there were.
+        """Invalidate every tag that a key matching the glob pattern could have; return how many there were.
 
-        A load under way may be about to store a key that is not there yet, so the tags are told from the pattern's
-        text before its first wildcard: more than needed, never less. Raises: CacheUnavailable.
+        A load under way may be about to store a key that does not exist yet. So the tags follow from the text before
+        the first wildcard: more than needed, never fewer. Raises: CacheUnavailable.
         """
         literal = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
         try:
-            [invalidated] = await self.store.walk.unlink(keyspace.metas(literal))
+            [invalidated] = await self.store.keyspace.unlink(keyspace.tags(literal))
             self.store.near.clear()
-            await self._watch.confirm()
+            await self._recovery.confirm()
         except (StoreAway, NotInForceError, RedisError, OSError) as error:
             raise CacheUnavailable from error
         self.counters.invalidations += invalidated
@@ -355,7 +359,3 @@ class Cache:
     async def invalidate_namespace(self, namespace: Namespace) -> int:
         """Invalidate every tag of a namespace; return how many there were. Raises: CacheUnavailable."""
         return await self.invalidate_pattern(namespace.prefix + "*")
-
-
-def _reads(keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Read]:
-    return [Read(key, argument, load) for key, argument in zip(keys, arguments, strict=True)]

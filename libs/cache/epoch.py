@@ -1,9 +1,9 @@
-"""Which cache is in force: one row in Postgres, which every process compares.
+"""The epoch: one row in Postgres, `cache_in_force`, that says which cache counts.
 
-Two servers may both call themselves master for a while, and each process reaches only one of them. So the row names the
-servers whose records count, and an epoch. A process that has connected to other servers than the row names puts these
-in force under a new epoch. Records carry the epoch that they were written under, and those of another count as missing:
-at that moment everything that the servers hold is dropped. docs/decisions/0030 says why each step is needed.
+After a failover two servers may both call themselves master, and each process reaches only one of them. The row names
+the servers whose records count, and an epoch. A process that has connected to other servers replaces the row with a new
+epoch. Version records carry the epoch under which they were written, and count as missing under any other: a new epoch
+drops everything at once. docs/decisions/0030 says why each step is needed.
 """
 
 import asyncio
@@ -18,11 +18,12 @@ import structlog
 
 from libs.cache.lease import DRIFT, now
 
-# A process whose cache was replaced by another waits so long, up to twice, before it puts its own in force again: if
-# both sides did so at once nobody would have a cache.
+# A process whose cache was replaced waits this long, up to twice, before it puts its own in force again: if both sides
+# did so at once, neither would have a cache.
 PAUSE_SECONDS = 5.0
 
-# The checkpoint would name the old timeline for a while after a promotion.
+# System identifier and timeline. The timeline is that of the WAL being written: pg_control_checkpoint() names the old one
+# for a while after a promotion.
 HISTORY = """(SELECT system_identifier::text FROM pg_control_system())
     || '/' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8)"""
 
@@ -36,7 +37,7 @@ class NotInForceError(Exception):
 
 
 class Row(NamedTuple):
-    """What the row says, and the history of the database now."""
+    """The row, and the history of the database now."""
 
     epoch: str
     servers: str
@@ -45,25 +46,25 @@ class Row(NamedTuple):
     current: str
 
 
-class EpochRow:
-    """The row, as one process sees it. One that may only read (`read_only`) uses what others have put in force.
+class Epochs:
+    """Reads and replaces the row for one process. A `read_only` one uses what others have put in force.
 
-    With a `lease`, in s, an epoch is used once the leases of those before have ended.
+    With a `lease`, in s, a new epoch is used once all leases of earlier epochs have ended.
     """
 
     def __init__(self, connect: Connect, lease: float | None, *, read_only: bool) -> None:
-        """Read nothing yet."""
+        """Prepare; nothing is read yet."""
         self._connect = connect
         self._lease = lease
         self._read_only = read_only
-        self._epoch = ""  # the last one that this process used
+        self._epoch = ""  # the last epoch that this process used
         self._displaced_by = ""
         self._waits_until = 0.0
 
     async def join(self, servers: str) -> str:
-        """Return the epoch of these servers, which are put in force if they are not.
+        """Put these servers in force if they are not, and return their epoch.
 
-        Raises: NotInForceError if they may not be, yet; what `connect` raises; psycopg.Error.
+        Raises: NotInForceError if this process may not do so now; what `connect` raises; psycopg.Error.
         """
         async with self._connect() as conn:
             row = await self._read(conn)
@@ -72,7 +73,7 @@ class EpochRow:
                 epoch = row.epoch
             else:
                 self._may_replace(row, servers)
-                epoch, is_settled = secrets.token_hex(4), self._lease is None or not row.epoch  # no lease was before
+                epoch, is_settled = secrets.token_hex(4), self._lease is None or not row.epoch  # no lease can exist
                 await self._replace(conn, row, epoch, servers, settled=is_settled)
         if self._lease is not None and not is_settled:
             await asyncio.sleep(self._lease * (1 + DRIFT))
@@ -81,7 +82,7 @@ class EpochRow:
         return epoch
 
     async def confirm(self, conn: psycopg.AsyncConnection[Any], epoch: str) -> None:
-        """Return if an epoch is in force. Raises: NotInForceError; psycopg.Error."""
+        """Return if an epoch is in force for the database as it is. Raises: NotInForceError; psycopg.Error."""
         row = await self._read(conn)
         if row.epoch != epoch:
             raise NotInForceError("another cache is in force")
@@ -94,7 +95,7 @@ class EpochRow:
         return Row(*row)
 
     def _may_replace(self, row: Row, servers: str) -> None:
-        """Return if this process may put servers in force now. Raises: NotInForceError."""
+        """Return if this process may replace the row now. Raises: NotInForceError."""
         if self._read_only:
             raise NotInForceError("another cache is in force, and this process may only read")
         if row.servers == servers or self._epoch in ("", row.epoch):
@@ -117,7 +118,7 @@ class EpochRow:
         log.info("cache in force", epoch=epoch, servers=servers, instead_of=row.servers, history=row.current)
 
     async def _settle(self, epoch: str) -> None:
-        """Note that no lease of another epoch is left, unless the row has been replaced meanwhile."""
+        """Note that all leases of earlier epochs have ended, if the row still has this epoch."""
         async with self._connect() as conn:
             if not self._read_only:
                 await conn.execute("UPDATE cache_in_force SET settled = true WHERE epoch = %s", (epoch,))

@@ -1,12 +1,11 @@
 """Namespaces, tags and keys.
 
-A tag is what a write invalidates together: `query:booking:salon:{salon-123}`, literal braces included, so that its
-keys share one hash slot of a cluster. Its meta and its entries are keys that begin with its name. What the caller gives
-is quoted, so that whatever it holds, no two replies share a key, no entry can take the place of a meta, and the first
-braces of a key are the tag's.
+A tag is what a write invalidates together: `query:booking:salon:{salon-123}`. The braces are literal: all keys of a tag
+share one hash slot of a cluster. Its version record and its entries are keys that begin with its name. Callers' text is
+quoted, so that no two replies share a key and no entry can replace a version record.
 
-A part is a finer tag of the same slot, `query:booking:salon:{salon-123}:code:B1`: its whole's writes leave it alone,
-its own invalidate the whole, too.
+A sub-tag is a tag within a tag: `query:booking:salon:{salon-123}:code:B1`. A write to a sub-tag also invalidates its
+parent; a write to the parent leaves its sub-tags alone.
 """
 
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 PREFIX = "query:"
-META = "#meta"
-NOTHING = "%"  # empty braces would not be seen as a hash tag
+VERSION_SUFFIX = "#meta"  # of the keys of version records; releases up to 0.3 use the same keys
+NOTHING = "%"  # empty braces would not count as a hash tag
 _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D", "#": "%23"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Namespace:
-    """A kind of cached reply: its name, the first part of its keys, how long an entry lives at most, in s.
+    """A kind of cached reply.
 
-    A hit on an entry that is older than the share `refresh` of that loads it again behind the reply; 1 is never. Of
-    `near` ones each process keeps what it has just seen (see libs/cache/near.py).
+    Its keys begin with `prefix`; an entry lives for `ttl` s at most. A hit on an entry older than the share `refresh` of
+    its TTL loads it again behind the reply; 1 is never. Entries of `near` namespaces are also kept in the process
+    (near.py).
     """
 
     name: str
@@ -34,29 +34,30 @@ class Namespace:
     refresh: float = 1.0
     near: bool = False
 
+    @classmethod
+    def of(cls, name: str, ttl: int, *, key: str = "", refresh: float = 1.0, near: bool = False) -> "Namespace":
+        """Return a namespace whose keys begin with `query:NAME:`; `key` replaces the name there."""
+        return cls(name, f"{PREFIX}{quoted(key or name)}:", ttl, refresh, near)
+
     @lru_cache(4096)  # noqa: B019 - namespaces are few, and live as long as the process
     def tag(self, identifier: str, middle: str = "") -> "Tag":
         """Return a tag: `booking.tag("s1", "salon:")` is `query:booking:salon:{s1}`."""
-        return Tag(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
+        return _tag(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
 
 
 class Tag(NamedTuple):
-    """What one write invalidates together."""
+    """What one write invalidates together, and the key of its version record."""
 
     namespace: Namespace
     name: str
-
-    @property
-    def meta(self) -> str:
-        """The key that holds the tag's generation."""
-        return self.name + META
+    version_key: str
 
     def sub_tag(self, kind: str, identifier: str) -> "Tag":
-        """Return a part of this tag, such as all that is kept of one booking."""
-        return Tag(self.namespace, self.key(kind, identifier).entry)
+        """Return a tag within this one, such as everything cached about one booking."""
+        return _tag(self.namespace, f"{self.name}:{quoted(kind)}:{quoted(identifier)}")
 
     def key(self, *parts: object) -> "Key":
-        """Return the key of an entry. What varies the reply (a limit, a filter, a page) must be in `parts`."""
+        """Return the key of an entry. `parts` must contain whatever varies the reply: limit, filters, page."""
         return Key(self, ":".join([self.name, *[quoted(str(part)) for part in parts]]) if parts else self.name)
 
 
@@ -67,16 +68,20 @@ class Key(NamedTuple):
     entry: str
 
 
+def _tag(namespace: Namespace, name: str) -> Tag:
+    return Tag(namespace, name, name + VERSION_SUFFIX)
+
+
 def quoted(text: str) -> str:
     """Return a text without the characters that structure a key."""
     return text if text.isalnum() else text.translate(_QUOTED)
 
 
-def whole(name: str) -> str:
-    """Return the meta of the tag that a tag, named by its name or its meta, is a part of; its own if of none."""
-    return name[: name.index("}") + 1] + META
+def parent_key(name: str) -> str:
+    """Return the version key of a tag's parent; of a tag without a parent, its own. `name` may be a version key."""
+    return name[: name.index("}") + 1] + VERSION_SUFFIX
 
 
 def digest(*values: object) -> str:
-    """Return a short name for what varies a reply, such as filters and page."""
+    """Return a short name for what varies a reply, such as filters and a page."""
     return blake2b(repr(values).encode(), digest_size=12).hexdigest()

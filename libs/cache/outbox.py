@@ -1,8 +1,8 @@
-"""The table `cache_outbox`: tags whose invalidation could not reach Redis before their write was committed.
+"""The invalidation outbox, `cache_outbox`: tags that could not be registered in Redis before their write committed.
 
-A row is a tag and the id of a transaction that wrote to it. Writers only insert, so none waits for another. Processes
-without Redis keep the table small meanwhile (`compact`): a tag keeps its highest id only. If there are very
-many tags, one row stands for all (EVERYTHING): a process that finds it drops the cache.
+A row has a tag's version key and the ID of a transaction that wrote to it. Writers only insert, so none waits for
+another. While there is no Redis, processes keep the table small (`compact`): a tag keeps its highest ID only. If there
+are very many tags, one row stands for all (EVERYTHING), and a process that finds it drops the cache.
 """
 
 from collections.abc import Sequence
@@ -12,34 +12,42 @@ import psycopg
 
 EVERYTHING = ""
 VERY_MANY = [(EVERYTHING, 0)]
-MOST_GROUPS = 10_000
-ROWS_A_STATEMENT = 50_000  # deleted at once: a fraction of a second
+MAX_TAGS = 10_000
+ROWS_PER_STATEMENT = 50_000  # deleted at once: a fraction of a second
 
-Pending: TypeAlias = tuple[str, int]
+OutboxRow: TypeAlias = tuple[str, int]
 
 
-async def read(conn: psycopg.AsyncConnection[Any]) -> list[Pending]:
-    """Return the tags of the committed rows, each with its highest id; VERY_MANY if there are."""
-    cursor = await conn.execute("SELECT tag, max(xact_id) FROM cache_outbox GROUP BY tag LIMIT %s", [MOST_GROUPS + 1])
-    pending = await cursor.fetchall()
-    return pending if len(pending) <= MOST_GROUPS else VERY_MANY
+async def read(conn: psycopg.AsyncConnection[Any]) -> list[OutboxRow]:
+    """Return the tags of the committed rows, each with its highest ID; VERY_MANY if there are more than MAX_TAGS."""
+    cursor = await conn.execute("SELECT tag, max(xact_id) FROM cache_outbox GROUP BY tag LIMIT %s", [MAX_TAGS + 1])
+    rows = await cursor.fetchall()
+    return rows if len(rows) <= MAX_TAGS else VERY_MANY
+
+
+async def insert(conn: psycopg.AsyncConnection[Any], version_keys: Sequence[str], xact_id: int) -> None:
+    """Add tags that a transaction writes to, in that transaction."""
+    await conn.execute(
+        "INSERT INTO cache_outbox (tag, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
+        [version_keys, xact_id],
+    )
 
 
 async def compact(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Keep one row a tag; if there are very many tags, replace all rows by one that stands for EVERYTHING.
+    """Keep one row per tag; if there are very many tags, replace all rows with one for EVERYTHING.
 
-    The id of that row is this statement's own, above those of the rows it replaces: they were committed before. Rows
-    are found by their place, which also locks them in one order, so that two processes don't deadlock.
+    The ID of that row is this statement's own, which is above those of the rows it replaces: they were committed before.
+    Rows are found by their place, which also locks them in one order, so that two processes don't deadlock.
     """
-    while (await conn.execute(_DELETE_LOWER, [ROWS_A_STATEMENT])).rowcount == ROWS_A_STATEMENT:
+    while (await conn.execute(_DELETE_LOWER, [ROWS_PER_STATEMENT])).rowcount == ROWS_PER_STATEMENT:
         pass
-    replaced = ROWS_A_STATEMENT if await read(conn) == VERY_MANY else 0
-    while replaced == ROWS_A_STATEMENT:
-        cursor = await conn.execute(_REPLACE, [ROWS_A_STATEMENT])
+    replaced = ROWS_PER_STATEMENT if await read(conn) == VERY_MANY else 0
+    while replaced == ROWS_PER_STATEMENT:
+        cursor = await conn.execute(_REPLACE, [ROWS_PER_STATEMENT])
         replaced = sum([row[0] for row in await cursor.fetchall()])
 
 
-# The subquery reads one index entry a row. A join may compare each row of a tag with all others, if the table has no
+# The subquery reads one index entry per row. A join may compare each row of a tag with all others, if the table has no
 # statistics.
 _DELETE_LOWER = """
     DELETE FROM cache_outbox WHERE ctid = ANY(ARRAY(
@@ -56,11 +64,11 @@ _REPLACE = """
     RETURNING (SELECT count(*) FROM replaced)"""
 
 
-async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[Pending], epoch: str) -> None:
-    """Delete what the registered ids cover, if this epoch is in force still: else it was the wrong cache.
+async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[OutboxRow], epoch: str) -> None:
+    """Delete the rows that registered IDs cover, if the epoch is still in force: otherwise the wrong cache has them.
 
-    That is also a lower id whose row was committed since: no load is stored that might lack its transaction. The same
-    holds of EVERYTHING: what a lower row of it replaced was committed before the higher row was.
+    A lower ID whose row was committed since is covered, too: no load is stored that might lack its transaction. The same
+    holds for EVERYTHING: what a lower row of it replaced was committed before the higher row was.
     """
     await conn.execute(
         "DELETE FROM cache_outbox WHERE ctid = ANY(ARRAY("
@@ -71,8 +79,8 @@ async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[Pendin
     )
 
 
-async def left(conn: psycopg.AsyncConnection[Any], rows: Sequence[Pending]) -> list[bool]:
-    """Say of each row whether it, or one that has replaced it, is left."""
+async def are_left(conn: psycopg.AsyncConnection[Any], rows: Sequence[OutboxRow]) -> list[bool]:
+    """Return for each row whether it, or one that has replaced it, is still there."""
     cursor = await conn.execute(
         "SELECT EXISTS (SELECT FROM cache_outbox AS p"
         " WHERE p.tag IN (r.tag, '') AND p.xact_id >= r.xact_id)"
@@ -82,5 +90,5 @@ async def left(conn: psycopg.AsyncConnection[Any], rows: Sequence[Pending]) -> l
     return [row[0] for row in await cursor.fetchall()]
 
 
-def _columns(pending: Sequence[Pending]) -> list[list[Any]]:
-    return [list(column) for column in zip(*pending, strict=True)]
+def _columns(rows: Sequence[OutboxRow]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

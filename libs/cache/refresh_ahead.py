@@ -1,8 +1,8 @@
-"""Loads ahead of the callers who will ask: what is hit and about to end, and what is gone and is asked for often.
+"""Refresh-ahead: loads entries before callers need them.
 
-A process remembers what its callers missed. What was missed more than once is looked for, behind the replies, and
-loaded again if it is gone: by the load that the caller brought. What was loaded in vain, since nobody asked before it
-was gone again, is forgotten until it is missed anew.
+An entry that is hit late in its TTL is loaded again behind the reply (`is_due`). The warmer also remembers which entries
+callers missed: one that was missed more than once is loaded again when it is gone, with the caller's own load. An entry
+that was loaded and not read before it was gone again is forgotten until its next miss.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from libs.cache.statistics import Counters
 
 WARMING: ContextVar[bool] = ContextVar("warming", default=False)
 
-OFTEN = 2  # misses after which it is worth a load that nobody asked for (measured, decision 0023)
-LOOK_SECONDS = 1.0  # others invalidate too: look so often at least,
-SHORTEST_LOOK_SECONDS = 0.1  # and no more often than this, however much is missed
-PATIENCE_SECONDS = 0.1  # longest time for which a load gives way to RPCs
+OFTEN = 2  # misses after which an entry is worth loading ahead (measured, decision 0023)
+CHECK_SECONDS = 1.0  # checks at least this often, since other processes invalidate, too,
+MIN_CHECK_SECONDS = 0.1  # and at most this often
+PATIENCE_SECONDS = 0.1  # longest time that a load waits for RPCs to end
 
 
 def is_due(key: Key, reply: Reply) -> bool:
-    """Say whether a hit is old enough to be loaded again behind its reply.
+    """Return whether a hit is old enough to be loaded again behind its reply.
 
-    That is at its share of the TTL or somewhat later (of 0.6 up to 0.72): each process has its own moment for each key,
-    so that mostly one of them does it, and not for all keys at once.
+    That is at its share of the TTL or somewhat later (with 0.6 up to 0.72). Each process has a different moment for each
+    key: mostly one process loads it, and not all keys are loaded at once.
     """
     ttl, share = key.tag.namespace.ttl, key.tag.namespace.refresh
     if share >= 1 or reply.body is None or reply.age_ms < ttl * share * 1000:
@@ -40,17 +40,17 @@ def is_due(key: Key, reply: Reply) -> bool:
 
 @dataclass(slots=True)
 class _Asked:
-    """What callers missed: how to load it, and how often it was missed."""
+    """An entry that callers missed: how to load it, and how often it was missed."""
 
     read: Read
     misses: int
 
 
 class Warmer:
-    """What a process loads for nobody yet: at most `count` entries, one at a time, and after the RPCs under way.
+    """Loads ahead: at most `count` entries, one at a time, when no RPC is under way.
 
-    `gone` says which keys are not cached; `load` loads one. `busy` says whether RPCs are under way. `unasked` names the
-    entries that were loaded and not hit since.
+    `gone` returns which keys are not cached; `load` loads one; `busy` returns whether RPCs are under way. `unasked` names
+    the entries that were loaded ahead and not hit since.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Warmer:
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Begin to look for what is gone."""
+        """Start checking for missing entries."""
         if self._asked is not None:
             self._task = asyncio.create_task(self._run())
 
@@ -82,21 +82,21 @@ class Warmer:
             await asyncio.wait([self._task])
 
     def missed(self, read: Read) -> None:
-        """Note what a caller had to wait for."""
+        """Note a miss."""
         if self._asked is not None:
             entry = read.key.entry
             known = self._asked.get(entry)
-            self._asked[entry] = _Asked(read, known.misses + 1 if known else 1)  # and it is the newest
+            self._asked[entry] = _Asked(read, known.misses + 1 if known else 1)  # which also makes it the newest
             self.unasked.discard(entry)
             self._wake.set()
 
     def hit(self, key: Key) -> None:
-        """Note the first hit on what is `unasked`: a miss saved."""
+        """Note the first hit on an `unasked` entry: a miss was avoided."""
         self._counters.warmed_hits += 1
         self.unasked.discard(key.entry)
 
     def warmed(self, read: Read, *, stored: bool) -> None:
-        """Note what was loaded for nobody yet; if it may not be stored, the next look tries again."""
+        """Note an entry that was loaded ahead; one that may not be stored is tried again at the next check."""
         if self._asked is not None:
             self._asked[read.key.entry] = _Asked(read, OFTEN)
             if stored:
@@ -104,7 +104,7 @@ class Warmer:
                 self.unasked.add(read.key.entry)
 
     async def expect(self, reads: Iterable[Callable[[], Awaitable[Any]]]) -> None:
-        """Read what will be asked for, by the RPCs' own ways; what fails is left to its callers."""
+        """Make reads that callers are expected to make, as the RPCs make them; failures are ignored."""
         if self._asked is None:
             return
         token = WARMING.set(True)
@@ -114,8 +114,8 @@ class Warmer:
                 await read()
         WARMING.reset(token)
 
-    async def look(self) -> None:
-        """Load again what is gone and was missed often; forget what was loaded in vain. Raises: StoreAway."""
+    async def check(self) -> None:
+        """Load missing entries that were missed often; forget those loaded in vain. Raises: StoreAway."""
         if self._asked is None:
             return
         often = [asked for asked in self._asked.values() if asked.misses >= OFTEN]
@@ -130,7 +130,7 @@ class Warmer:
         self.unasked &= set(self._asked)
 
     async def _idle(self) -> None:
-        """Give way to the RPCs under way, but not for ever."""
+        """Wait until no RPC is under way, but not forever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while self.busy():  # noqa: ASYNC110 - it has no event
@@ -138,10 +138,10 @@ class Warmer:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(SHORTEST_LOOK_SECONDS)
+            await asyncio.sleep(MIN_CHECK_SECONDS)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(CHECK_SECONDS):
                     await self._wake.wait()
             self._wake.clear()
-            with suppress(Exception):  # Redis is away: there is nothing to load for
-                await self.look()
+            with suppress(Exception):  # without Redis there is nothing to store
+                await self.check()

@@ -12,19 +12,19 @@ from libs.cache.keys import Key
 
 V = TypeVar("V", covariant=True)
 
-# How old an answer the caller takes, in s: 0 asks past the cache, None takes any.
+# The oldest reply that the caller accepts, in s: 0 reads past the cache, None accepts any.
 MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
 
 
 class LoadResult(Protocol, Generic[V]):
-    """What a load returns: the value, None if there is none, and the xmin of the statement that read it.
+    """What a load returns: the value, None if there is none, and the snapshot xmin of the statement that read it.
 
     A value that is an error is raised to the callers, and is not cached.
     """
 
     @property
     def xmin(self) -> int:
-        """`pg_snapshot_xmin(pg_current_snapshot())` of the load's own statement, or of one before it."""
+        """`pg_snapshot_xmin(pg_current_snapshot())` of the load's own statement, or of an earlier one."""
 
     @property
     def value(self) -> V:
@@ -37,7 +37,7 @@ LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Aw
 
 @dataclass(frozen=True, slots=True)
 class LoadOne:
-    """A load of one entry, on a connection that `connect` lends; two of the same entry are alike."""
+    """A load of one entry, on a connection that `connect` lends. Loads of the same entry are equal."""
 
     entry: str
     load: Callable[[psycopg.AsyncConnection[Any]], Awaitable[LoadResult[Any]]] = field(compare=False)
@@ -49,10 +49,9 @@ class LoadOne:
 
 
 class Read(NamedTuple):
-    """What is asked for: its key, and the `load` that finds it, perhaps together with other arguments.
+    """A read: its key, and how to load it. See `Cache.get_batched` for the fields.
 
-    See `Cache.get_batched` for `batch` and `rows`.
-    `repeatable` says that all of it follows from the request's bytes alone.
+    `repeatable`: all of it follows from the request's bytes alone.
     """
 
     key: Key
@@ -64,9 +63,9 @@ class Read(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The bytes of a reply, None if there is nothing; by which of `near`, `hit`, `miss`, `bypass`; how old.
+    """The bytes of a reply, None if there is nothing; its source (`near`, `hit`, `miss` or `bypass`); its age.
 
-    `again` is the read to do for the next request of the same bytes, if it is repeatable.
+    `again` is the read that answers the next request with the same bytes, if it is repeatable.
     """
 
     body: bytes | None

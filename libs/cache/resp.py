@@ -1,46 +1,44 @@
-"""One pipelined connection to Redis, for the four commands that every RPC stands on.
+"""A pipelined connection to Redis, in RESP, for the few commands that every RPC needs.
 
-redis-py connects: address, TLS, login, database. From then on commands go out as they are asked for, and their replies
-come back in the same order, with nothing in between but hiredis: about half of what a command costs through the client
-(measured, decision 0005). A reply can't meet another's command: who stops waiting leaves its place in the row.
+Commands are sent as they are made, and replies are matched to them in order, by hiredis alone: about half of what a
+command costs through redis-py (measured, decision 0005). A caller that stops waiting leaves its place in the queue, so
+that no reply meets another's command.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hiredis
+from redis.asyncio.connection import SSLConnection
+from redis.exceptions import ResponseError
 
 OnReply = Callable[[Any], None]
-GRACE = 0.1  # of the timeout: what is left for a reply that is here, unread, when the rest of it has passed
+GRACE = 0.1  # of the timeout: time to read a reply that has arrived, after the rest has passed
+DEFAULT_PORT = 6379
 _INCOMPLETE = object()
 
 
 class RespConnection(asyncio.Protocol):
-    """A connection; `on_push` gets what the server says unasked, `on_lost` is told once that it can't be used more."""
+    """A connection. `on_push` gets the server's pushes; `on_lost` is called once, when the connection is lost."""
 
-    def __init__(
-        self,
-        connection: Any,
-        timeout: float,
-        on_lost: Callable[[Exception], None],
-        on_push: Callable[[list[Any]], None] = lambda _: None,
-    ) -> None:
-        """Take over what redis-py has connected; a reply that takes longer than `timeout` s loses the connection."""
-        self._stream = connection._writer  # kept: it closes its transport when it is collected
-        connection._reader = connection._writer = None  # redis-py has nothing left to close
-        self._transport: asyncio.Transport = self._stream.transport
+    def __init__(self, timeout: float) -> None:
+        """A reply that takes longer than `timeout` s loses the connection."""
+        self.on_lost: Callable[[Exception], None] = lambda _: None
+        self.on_push: Callable[[list[Any]], None] = lambda _: None
         self._timeout = timeout
-        self._on_lost = on_lost
-        self._on_push = on_push
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._waiting: deque[tuple[float, OnReply]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._overdue: tuple[float, OnReply] | None = None
+        self._transport: asyncio.Transport
         self.lost: Exception | None = None
-        self._transport.set_protocol(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = transport  # type: ignore[assignment]
 
     def send(self, on_reply: OnReply, *command: str | bytes | int) -> None:
         """Send a command; `on_reply` gets its reply, or the exception that came instead."""
@@ -53,35 +51,35 @@ class RespConnection(asyncio.Protocol):
             self._timer = self._loop.call_later(self._timeout * (1 - GRACE), self._check)
 
     def call(self, *command: str | bytes | int) -> "asyncio.Future[Any]":
-        """Send a command; return its future reply, or the exception that came instead, as a value."""
+        """Send a command; return its future reply. An exception that came instead is the result, not raised."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.send(lambda reply: None if future.done() else future.set_result(reply), *command)
         return future
 
     def data_received(self, data: bytes) -> None:
-        """Hand each reply to the command it answers."""
+        """Pass each reply to the callback of its command."""
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not _INCOMPLETE:
                 if type(reply) is hiredis.PushNotification:
-                    self._on_push(reply)
+                    self.on_push(reply)
                 else:
                     self._waiting.popleft()[1](reply)
         except hiredis.ProtocolError as error:
             self._lose(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail what still waits."""
+        """Fail the commands that still wait."""
         self._lose(error or ConnectionError("Redis closed the connection"))
 
     def close(self) -> None:
-        """Close the connection and fail what still waits; `on_lost` is not told."""
+        """Close the connection and fail the commands that still wait, without calling `on_lost`."""
         self._end(ConnectionError("closed"))
 
     def _check(self) -> None:
-        """Lose the connection if the oldest command has waited too long; else look again when it would have.
+        """Lose the connection if the oldest command has waited too long; otherwise check again when it would have.
 
-        A process that was busy has perhaps not sent the command, or not read the reply: it gets a last chance to.
+        A process that was busy may not have sent the command or read the reply yet: it gets a last chance.
         """
         self._timer = None
         if not self._waiting:
@@ -99,7 +97,7 @@ class RespConnection(asyncio.Protocol):
     def _lose(self, error: Exception) -> None:
         if not self.lost:
             self._end(error)
-            self._on_lost(error)
+            self.on_lost(error)
 
     def _end(self, error: Exception) -> None:
         self.lost = self.lost or error
@@ -108,3 +106,45 @@ class RespConnection(asyncio.Protocol):
         self._transport.abort()
         while self._waiting:
             self._waiting.popleft()[1](error)
+
+
+async def connect(options: Mapping[str, Any], timeout: float) -> RespConnection:  # noqa: ASYNC109 - of commands, too
+    """Connect and log in; `options` are those of a URL, as redis-py parses it. Raises: ResponseError, OSError."""
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> RespConnection:
+        return RespConnection(timeout)
+
+    async with asyncio.timeout(timeout):
+        if "path" in options:
+            _, connection = await loop.create_unix_connection(protocol, options["path"])
+        else:
+            host, port = options.get("host", "localhost"), options.get("port", DEFAULT_PORT)
+            _, connection = await loop.create_connection(protocol, host, port, ssl=_tls(options))
+    try:
+        if options.get("password"):
+            await ask(connection, "AUTH", *filter(None, [options.get("username")]), options["password"])
+        if options.get("db"):
+            await ask(connection, "SELECT", options["db"])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def ask(connection: RespConnection, *command: str | bytes | int) -> Any:
+    """Return the reply to a command. Raises: ResponseError, OSError."""
+    reply = await connection.call(*command)
+    if isinstance(reply, OSError):
+        raise reply
+    if isinstance(reply, Exception):
+        raise ResponseError(f"{command[0]!s}: {reply}") from reply
+    return reply
+
+
+def _tls(options: Mapping[str, Any]) -> Any:
+    kind = options.get("connection_class")
+    if kind is None or not issubclass(kind, SSLConnection):
+        return None
+    settings = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return kind(**settings).ssl_context.get()

@@ -1,5 +1,6 @@
-"""Settings of the cache, under the names that the predecessor's operators know."""
+"""Settings of the cache: environment variables that begin with REDIS_."""
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -7,21 +8,8 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.cache.address import parse_address
-from libs.cache.keys import PREFIX, Namespace, quoted
+from libs.cache.keys import Namespace
 
-# The namespaces: TTL in s, and the word in the key where it differs from the name.
-NAMESPACES = {
-    "salon": 1800,
-    "booking": 300,
-    "stats": 120,
-    "conversation": 300,
-    "messages": 180,
-    "aiAnalytics": 600,
-    "health": 30,
-}
-WORDS = {"aiAnalytics": "ai"}
-# The namespaces that are loaded again before they end, and from which share of the TTL on (decision 0023).
-REFRESH = {"stats": 0.6, "aiAnalytics": 0.6}
 SHORTEST_KEY = 16  # characters
 
 
@@ -76,8 +64,9 @@ class CacheSettings(BaseSettings):
         description="How often writes without the server are looked for, in ms; with `wait`, the longest time that "
         "such a write is kept waiting: they are looked for three times as often. The same in all processes.",
     )
-    near: tuple[str, ...] = Field(
-        ("salon",), description="Namespaces that each process also keeps for itself, as JSON."
+    near: tuple[str, ...] | None = Field(
+        None,
+        description='Namespaces that each process also keeps itself, as JSON: ["salon"]; unset: their own default.',
     )
     near_lease: int = Field(
         1000, ge=0, le=60_000, description="How far those may be behind a write, in ms; 0: no such."
@@ -104,9 +93,12 @@ class CacheSettings(BaseSettings):
             raise ValueError("a TTL is 1 to 86400 s")
         return ttl
 
-    def namespace(self, name: str) -> Namespace:
-        """Return a namespace with its TTL in force."""
-        seconds = self.ttl.get(name, NAMESPACES.get(name, self.ttl_default))
-        refresh = self.refresh.get(name, REFRESH.get(name, 1.0))
-        near = name in self.near and self.near_lease > 0
-        return Namespace(name, f"{PREFIX}{quoted(WORDS.get(name, name))}:", seconds, refresh, near)
+    def apply(self, namespace: Namespace) -> Namespace:
+        """Return a namespace with the TTL, refresh and near cache that the settings say."""
+        near = namespace.near if self.near is None else namespace.name in self.near
+        return replace(
+            namespace,
+            ttl=self.ttl.get(namespace.name, namespace.ttl),
+            refresh=self.refresh.get(namespace.name, namespace.refresh),
+            near=near and self.near_lease > 0,
+        )

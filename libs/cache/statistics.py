@@ -1,19 +1,20 @@
-"""What the cache of a process did, and what it finds on the server."""
+"""What the cache of a process did, and figures of its servers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import RedisError
 
-from libs.cache.keys import PREFIX
-from libs.cache.settings import NAMESPACES, CacheSettings
+from libs.cache.keys import PREFIX, Namespace
+from libs.cache.settings import CacheSettings
 from libs.cache.store import Store
 from libs.cache.topology import Topology
 
 
 @dataclass(slots=True)
 class Counters:
-    """Reads and writes of a process since it started; `near` are those of the hits that needed no server."""
+    """Reads and writes of a process since it started. `near` hits are also counted as `hits`."""
 
     hits: int = 0
     near: int = 0
@@ -28,25 +29,22 @@ class Counters:
 
 
 async def drop(url: str) -> None:
-    """Drop the whole cache, after rows were written by something that registers nothing.
-
-    Raises: RedisError, OSError.
-    """
-    servers = Topology(CacheSettings(url=url))
+    """Drop the whole cache, after rows were written without registering. Raises: RedisError, OSError."""
+    topology = Topology(CacheSettings(url=url))
     try:
-        await servers.connect()
-        await servers.unlink_metas()
+        await topology.connect()
+        await topology.drop()
     finally:
-        servers.disconnect()
+        topology.disconnect()
 
 
 async def server_figures(store: Store) -> dict[str, Any]:
-    """Return `connected`, `uptime` in s and `memory` for people, as the predecessor named them.
+    """Return `connected`, `uptime` in s and `memory` as a text in MB.
 
-    In a cluster the time is since a server last started, and the memory that of all.
+    In a cluster the uptime is the shortest, and the memory the sum.
     """
     try:
-        infos = await store.servers.infos()
+        infos = await store.topology.infos()
     except (RedisError, OSError):
         return {"connected": False}
     megabytes = sum(int(info["used_memory"]) for info in infos) / 2**20
@@ -54,15 +52,15 @@ async def server_figures(store: Store) -> dict[str, Any]:
     return {"connected": store.ready, "uptime": uptime, "memory": f"{megabytes:.2f}MB"}
 
 
-async def sizes(store: Store, settings: CacheSettings) -> dict[str, int]:
+async def sizes(store: Store, namespaces: Iterable[Namespace]) -> dict[str, int]:
     """Return the number of entries of each namespace, of all services; of a large cache up to a minute old.
 
-    Nothing if it is away.
+    Empty if there is no connection.
     """
-    names = {settings.namespace(name).prefix: name for name in NAMESPACES}
+    names = {namespace.prefix: namespace.name for namespace in namespaces}
     try:
-        counted = await store.walk.sizes()
+        counted = await store.keyspace.sizes()
     except (RedisError, OSError):
         return {}
     found = {names.get(prefix, prefix.removeprefix(PREFIX)[:-1]): count for prefix, count in counted.items()}
-    return dict.fromkeys(NAMESPACES, 0) | found
+    return dict.fromkeys(names.values(), 0) | found

@@ -1,39 +1,40 @@
-"""What the cache does on Redis or Valkey: four commands, each for all that is asked for in a tick.
+"""The commands that the cache sends to Redis or Valkey, batched by tick of the event loop.
 
-In a cluster it is one command for all of a hash slot. The servers of a cluster are used all or none.
+In a cluster each hash slot gets commands of its own. The servers of a cluster are used all or none.
 
-Any call that fails or takes too long marks the server as lost: from then on nothing is tried until it is connected
-again and in force (`connected`), and no entry is looked for until the watch has found no write left behind (`ready`).
+A call that fails or takes too long marks the server as lost. It is `connected` again when it has been reached and its
+epoch is in force, and `ready`, so that hits may be served, when the invalidation outbox has been registered.
 """
 
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import hiredis
 import structlog
 from redis.exceptions import RedisError
 
 from libs.cache import scripts
-from libs.cache.batcher import LARGEST_CALL, Batcher
-from libs.cache.codec import Codec, Fill, Found, Meta
+from libs.cache.batcher import MAX_BATCH, Batcher
+from libs.cache.codec import Codec, Fill, Lookup, TagVersion
 from libs.cache.epoch import NotInForceError
-from libs.cache.keys import META, Key, whole
-from libs.cache.keyspace import Walk
+from libs.cache.keys import VERSION_SUFFIX, Key, Namespace, parent_key
+from libs.cache.keyspace import KeyspaceScan
 from libs.cache.lease import now
 from libs.cache.near import Near
 from libs.cache.probe import find_files, try_commands
-from libs.cache.resp import OnReply, RespConnection
+from libs.cache.resp import OnReply, RespConnection, ask
 from libs.cache.settings import CacheSettings, WithoutRedis
-from libs.cache.topology import Slot, Topology, ask, only_slot
+from libs.cache.topology import Slot, Topology, only_slot
 
-META_LIFETIME_SECONDS = 7 * 24 * 3600
-UNVERIFIED_SECONDS = 60  # lifetime of a meta until its first entry is stored: nobody knows yet if its salon exists
+VERSION_LIFETIME_SECONDS = 7 * 24 * 3600
+UNVERIFIED_SECONDS = 60  # lifetime of a record until its first fill: names that callers make up leave nothing longer
 
-Looks: TypeAlias = list[tuple[Key, "asyncio.Future[Found]"]]
+T = TypeVar("T")
+Gets: TypeAlias = list[tuple[Key, "asyncio.Future[Lookup]"]]
 
 
 class StoreAway(Exception):
@@ -41,158 +42,156 @@ class StoreAway(Exception):
 
 
 class Store:
-    """The server, as one process sees it."""
+    """The server or cluster, as one process sees it."""
 
-    def __init__(self, settings: CacheSettings, gather: Batcher) -> None:
-        """Prepare the clients; nothing connects before `recover`."""
+    def __init__(self, settings: CacheSettings, namespaces: Iterable[Namespace], batcher: Batcher) -> None:
+        """Prepare; nothing connects yet."""
         self.connected = False
         self.ready = False
         self.errors = 0
         self.wake = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop
-        self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
-        self._tracked = [space.prefix for space in map(settings.namespace, settings.near) if space.near]
-        self._url = settings.url
-        self._timeout = settings.timeout / 1000
-        self._codec = Codec(settings.key.get_secret_value())
-        self._batcher = gather
-        self._looks: Looks = []
-        self._slot: Slot = only_slot
-        self._wires: dict[int, RespConnection] = {}  # by slot
-        self._histories: dict[RespConnection, bytes] = {}  # the line of INFO that says a master has the data it had
-        # With `wait` no read may be behind for a poll: each has to know that the server's data were not replaced since.
-        self._is_strict = settings.without is WithoutRedis.WAIT
         self.epoch = ""
+        self.near = Near(settings.near_lease / 1000, settings.near_size * 2**20)
         self.open_script, self.register_script, self.fill_script = scripts.OPEN, scripts.REGISTER, scripts.FILL
-        self.servers = Topology(settings, self.mark_lost, self._pushed)
-        self.walk = Walk(self.servers, gather, self.unlink)
+        self.topology = Topology(settings, self.mark_lost, self._pushed)
+        self.keyspace = KeyspaceScan(self.topology, batcher, self.unlink)
+        self._loop: asyncio.AbstractEventLoop
+        self._tracked = [namespace.prefix for namespace in namespaces if namespace.near]
+        self._url = settings.url
+        self._codec = Codec(settings.key.get_secret_value())
+        self._batcher = batcher
+        self._gets: Gets = []
+        self._slot: Slot = only_slot
+        self._connections: dict[int, RespConnection] = {}  # by slot
+        self._histories: dict[RespConnection, bytes] = {}  # the line of INFO that says a master has the data it had
+        # With `wait` each read checks that the server's data were not replaced; otherwise each poll does.
+        self._is_strict = settings.without is WithoutRedis.WAIT
 
     async def close(self) -> None:
         """Close the connections."""
-        self.servers.disconnect()
+        self.topology.disconnect()
         self.connected = self.ready = False
 
-    def look(self, key: Key) -> "asyncio.Future[Found]":
-        """Look for a meta and its entry, together with all that is looked for in this tick."""
-        future: asyncio.Future[Found] = self._loop.create_future()
-        self._looks.append((key, future))
-        if len(self._looks) == 1:
-            self._loop.call_soon(self._look)
+    # Commands
+
+    def get(self, key: Key) -> "asyncio.Future[Lookup]":
+        """Return the future record and entry of a key; all gets of a tick share an MGET. It may raise StoreAway."""
+        future: asyncio.Future[Lookup] = self._loop.create_future()
+        self._gets.append((key, future))
+        if len(self._gets) == 1:
+            self._loop.call_soon(self._send_gets)
         return future
 
-    async def look_many(self, keys: Sequence[Key]) -> list[Found]:
-        """Look for the metas and entries of several keys, by an MGET of their own. Raises: StoreAway."""
+    async def get_many(self, keys: Sequence[Key]) -> list[Lookup]:
+        """Return the records and entries of several keys, by an MGET of their own. Raises: StoreAway."""
         if not self.ready:
             raise StoreAway("not ready")
-        if len(self._wires) > 1:
-            return await asyncio.gather(*map(self.look, keys))
-        metas = list(dict.fromkeys([key.tag.meta for key in keys]))
+        if len(self._connections) > 1:
+            return await asyncio.gather(*map(self.get, keys))
+        records = list(dict.fromkeys([key.tag.version_key for key in keys]))
         future: asyncio.Future[Any] = self._loop.create_future()
-        answer = partial(_answer, future)
-        self._send(self._wires[0], answer, "MGET", *metas, *[key.entry for key in keys])
+        command = ["MGET", *records, *[key.entry for key in keys]]
+        self._send_read(self._connections[0], partial(_set_result, future), command)
         reply = await future
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
         if isinstance(reply, Exception):
             raise StoreAway(str(reply))
-        of_name = dict(zip(metas, reply, strict=False))
-        found = zip(keys, reply[len(metas) :], strict=True)
-        return [self._codec.decode(key.entry, of_name[key.tag.meta], entry) for key, entry in found]
+        record_of = dict(zip(records, reply, strict=False))
+        entries = zip(keys, reply[len(records) :], strict=True)
+        return [self._codec.decode(key.entry, record_of[key.tag.version_key], entry) for key, entry in entries]
 
-    def open(self, meta: str) -> "asyncio.Future[Meta]":
-        """Create a meta if it is missing, cold; return what it is."""
-        return self._batcher.ask(("open", self._slot(meta)), meta, self._open_all)
+    def open(self, version_key: str) -> "asyncio.Future[TagVersion]":
+        """Return the future record of a tag; a missing one is created, unverified."""
+        return self._batcher.ask(("open", self._slot(version_key)), version_key, self._open_slot)
 
-    def register(self, metas: Sequence[str], xact_id: int) -> "asyncio.Future[Any]":
-        """Give tags new generations and note the transaction."""
-        lots: dict[int, list[str]] = defaultdict(list)
-        for meta in metas:
-            lots[self._slot(meta)].append(meta)
-        answers = [
-            self._batcher.ask(("register", slot), (tuple(lot), xact_id), self._register_all)
-            for slot, lot in lots.items()
+    def register(self, version_keys: Sequence[str], xact_id: int) -> "asyncio.Future[Any]":
+        """Give tags new versions and note the transaction."""
+        registrations = [
+            self._batcher.ask(("register", slot), (tuple(group), xact_id), self._register_slot)
+            for slot, group in self._by_slot(version_keys, str).items()
         ]
-        return answers[0] if len(answers) == 1 else asyncio.gather(*answers)
+        return registrations[0] if len(registrations) == 1 else asyncio.gather(*registrations)
 
-    async def register_pending(self, pending: Sequence[tuple[str, int]]) -> None:
-        """Register metas with the ids that others have left, beside the calls of this process's own writers.
+    async def register_outbox(self, rows: Sequence[tuple[str, int]]) -> None:
+        """Register tags with the transactions in the outbox. Its calls run beside those of this process's writers.
 
         Raises: StoreAway.
         """
-        for first in range(0, len(pending), LARGEST_CALL):
-            lots: dict[int, list[tuple[list[str], int]]] = defaultdict(list)
-            for meta, xact_id in pending[first : first + LARGEST_CALL]:
-                lots[self._slot(meta)].append(([meta], xact_id))
-            await asyncio.gather(*map(self._register_all, lots.values()))
+        for first in range(0, len(rows), MAX_BATCH):
+            writes = [((version_key,), xact_id) for version_key, xact_id in rows[first : first + MAX_BATCH]]
+            by_slot = self._by_slot(writes, lambda write: write[0][0])
+            await asyncio.gather(*map(self._register_slot, by_slot.values()))
 
-    async def drop(self) -> None:
-        """Drop the whole cache. Raises: RedisError, OSError."""
-        await self.servers.unlink_metas()
-        self.near.clear()
+    async def fill(self, fills: Sequence[Fill]) -> int:
+        """Store the entries in which no write can be missing; return how many those were. Raises: StoreAway."""
+        if len(self._connections) == 1:
+            return await self._fill_slot(fills)
+        by_slot = self._by_slot(fills, lambda fill: fill.key.tag.version_key)
+        return sum(await asyncio.gather(*map(self._fill_slot, by_slot.values())))
 
     async def unlink(self, names: Sequence[bytes]) -> None:
         """Unlink keys. Raises: StoreAway."""
-        lots: dict[int, list[bytes]] = defaultdict(list)
-        for name in names:
-            lots[self._slot(name)].append(name)
         if not self.connected:
             raise StoreAway("not connected")
-        for reply in await asyncio.gather(*(self._wires[slot].call("UNLINK", *lot) for slot, lot in lots.items())):
+        by_slot = self._by_slot(names, bytes)
+        calls = [self._connections[slot].call("UNLINK", *group) for slot, group in by_slot.items()]
+        for reply in await asyncio.gather(*calls):
             if isinstance(reply, Exception):
                 raise StoreAway(str(reply)) from reply
 
-    async def fill(self, fills: Sequence[Fill]) -> int:
-        """Store the entries in which no write may be missing; return how many that were. Raises: StoreAway."""
-        if len(self._wires) == 1:
-            return await self._fill_slot(fills)
-        lots: dict[int, list[Fill]] = defaultdict(list)
-        for fill in fills:
-            lots[self._slot(fill.key.tag.meta)].append(fill)
-        return sum(await asyncio.gather(*map(self._fill_slot, lots.values())))
+    async def drop(self) -> None:
+        """Drop the whole cache. Raises: RedisError, OSError."""
+        await self.topology.drop()
+        self.near.clear()
 
-    def _look(self) -> None:
-        looks, self._looks = self._looks, []
-        if not self.ready:  # it was when they asked
-            self._looked(looks, 0, StoreAway("not ready"))
+    def _by_slot(self, items: Sequence[T], key: Callable[[T], str | bytes]) -> dict[int, list[T]]:
+        by_slot: dict[int, list[T]] = defaultdict(list)
+        for item in items:
+            by_slot[self._slot(key(item))].append(item)
+        return by_slot
+
+    # Reads
+
+    def _send_gets(self) -> None:
+        gets, self._gets = self._gets, []
+        if not self.ready:  # it was when they were made
+            self._resolve_gets(gets, 0, StoreAway("not ready"))
             return
-        if len(self._wires) == 1:
-            self._get(self._wires[0], looks)
-            return
-        lots: dict[int, Looks] = defaultdict(list)
-        for look in looks:
-            lots[self._slot(look[0].tag.meta)].append(look)
-        for slot, lot in lots.items():
-            self._get(self._wires[slot], lot)
+        by_slot = {0: gets} if len(self._connections) == 1 else self._by_slot(gets, lambda get: get[0].tag.version_key)
+        for slot, group in by_slot.items():
+            command = ["MGET"]
+            for key, _ in group:
+                command += (key.tag.version_key, key.entry)
+            resolve = partial(self._resolve_gets, group, now())
+            if self._is_strict:
+                self._send_read(self._connections[slot], resolve, command)
+            else:
+                self._connections[slot].send(resolve, *command)
 
-    def _get(self, wire: RespConnection, looks: Looks) -> None:
-        command = ["MGET"]
-        for key, _ in looks:
-            command += (key.tag.meta, key.entry)
-        self._send(wire, partial(self._looked, looks, now()), *command)
-
-    def _send(self, wire: RespConnection, on_reply: OnReply, *command: str) -> None:
-        """Send a read; if nothing older may be shown, with a check behind it of what has answered it."""
+    def _send_read(self, connection: RespConnection, on_reply: OnReply, command: Sequence[str]) -> None:
+        """Send a read. In strict mode an INFO behind it checks that the server that has answered has its old data."""
         if not self._is_strict:
-            wire.send(on_reply, *command)
+            connection.send(on_reply, *command)
             return
         replies: list[Any] = []
 
-        def checked(info: Any) -> None:
+        def check(info: Any) -> None:
             if isinstance(info, Exception):
                 on_reply(info)
-            elif b"role:master" in info and self._histories.get(wire, b"lost") in info:
+            elif b"role:master" in info and self._histories.get(connection, b"lost") in info:
                 on_reply(replies[0])
             else:
                 self.mark_lost(error := StoreAway("the server's data were replaced"))
                 on_reply(error)
 
-        wire.send(replies.append, *command)
-        wire.send(checked, "INFO", "replication")
+        connection.send(replies.append, *command)
+        connection.send(check, "INFO", "replication")
 
-    def _looked(self, looks: Looks, sent: float, reply: Any) -> None:
+    def _resolve_gets(self, gets: Gets, sent: float, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self.mark_lost(reply)
-        for place, (key, future) in enumerate(looks):
+        for place, (key, future) in enumerate(gets):
             if future.done():
                 continue
             try:
@@ -202,59 +201,105 @@ class Store:
                 future.set_result(found)
                 if found.entry and key.tag.namespace.near:
                     self.near.put(key, found.entry, sent)
-            except Exception as error:  # whatever the server holds, no caller may wait for ever
+            except Exception as error:  # no garbage on the server may leave a caller waiting
                 future.set_exception(StoreAway(str(error)))
 
-    def _nonce(self) -> str:
-        return self.epoch + secrets.token_hex(4)
+    # Scripts
 
-    async def _open_all(self, metas: Sequence[str]) -> list[Meta]:
-        names = [name for meta in metas for name in (meta, whole(meta))]
-        reply = await self._run(self.open_script, names, self._nonce(), UNVERIFIED_SECONDS)
-        opened = list(map(Meta.parse, metas, reply))
-        return [meta for meta in opened if meta is not None]
+    async def _open_slot(self, version_keys: Sequence[str]) -> list[TagVersion | None]:
+        keys = [key for version_key in version_keys for key in (version_key, parent_key(version_key))]
+        records = await self._run(self.open_script, keys, self.epoch + secrets.token_hex(4), UNVERIFIED_SECONDS)
+        return list(map(TagVersion.parse, version_keys, records))
 
-    async def _register_all(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
-        highest: dict[str, int] = {}
-        for metas, xact_id in writes:
-            for meta in metas:
-                highest[meta] = max(xact_id, highest.get(meta, 0))
-        names = list(highest)
-        for first in range(0, len(names), LARGEST_CALL):
-            lot = names[first : first + LARGEST_CALL]
-            ids = [highest[meta] for meta in lot]
-            await self._run(self.register_script, lot, self._nonce(), UNVERIFIED_SECONDS, *ids)
-        for meta in names:  # what looks before this one have found has been put there by now
-            self.near.drop(meta.removesuffix(META))
+    async def _register_slot(self, writes: Sequence[tuple[Sequence[str], int]]) -> list[None]:
+        last_xids: dict[str, int] = {}
+        for version_keys, xact_id in writes:
+            for key in version_keys:
+                last_xids[key] = max(xact_id, last_xids.get(key, 0))
+        keys = list(last_xids)
+        for first in range(0, len(keys), MAX_BATCH):
+            batch = keys[first : first + MAX_BATCH]
+            xact_ids = [last_xids[key] for key in batch]
+            nonce = self.epoch + secrets.token_hex(4)
+            await self._run(self.register_script, batch, nonce, UNVERIFIED_SECONDS, *xact_ids)
+        for key in keys:  # the gets sent before this command were answered before it, and can't put it back
+            self.near.drop(key.removesuffix(VERSION_SUFFIX))
         return [None] * len(writes)
 
     async def _fill_slot(self, fills: Sequence[Fill]) -> int:
-        names = [name for fill in fills for name in (fill.key.tag.meta, fill.key.entry)]
+        keys: list[str] = []
         args: list[Any] = []
         for fill in fills:
-            value = self._codec.encode(fill.key.entry, fill.generation, fill.entry)
-            args += (fill.generation, fill.xmin, fill.barrier, _meta_lifetime_ms(fill), fill.ttl_ms, value)
-        return sum(await self._run(self.fill_script, names, *args))
+            tag = fill.key.tag
+            keys += (tag.version_key, fill.key.entry)
+            # Sub-tags and answers that there is nothing may be of names that callers make up.
+            is_lasting = fill.entry.body and tag.version_key == parent_key(tag.name)
+            lifetime_ms = VERSION_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms
+            value = self._codec.encode(fill.key.entry, fill.version, fill.entry)
+            args += (fill.version, fill.xmin, fill.barrier, lifetime_ms, fill.ttl_ms, value)
+        return sum(await self._run(self.fill_script, keys, *args))
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
-        """Run a script on keys of one slot, by its hash where the server knows it.
-
-        Raises: StoreAway, and the server is lost.
-        """
+        """Run a script on keys of one slot, by its SHA-1 if the server knows it. Raises: StoreAway."""
         if not self.connected:
             raise StoreAway("not connected")
-        wire = self._wires[self._slot(keys[0])]
-        reply = await wire.call("EVALSHA", scripts.sha(script), len(keys), *keys, *args)
+        connection = self._connections[self._slot(keys[0])]
+        reply = await connection.call("EVALSHA", scripts.sha(script), len(keys), *keys, *args)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await wire.call("EVAL", script, len(keys), *keys, *args)
+            reply = await connection.call("EVAL", script, len(keys), *keys, *args)
         if isinstance(reply, Exception):
             if isinstance(reply, hiredis.ReplyError):  # such as a server without memory
                 self.mark_lost(reply)
             raise StoreAway(str(reply))
         return reply
 
+    # State
+
+    async def connect(self) -> str:
+        """Connect to all servers; return their IDs and histories as one text. Raises: StoreAway.
+
+        It does not find out what happened in between, to the servers' data and to writes: Recovery does.
+        """
+        # Kept: on Python 3.11 each call of get_running_loop is a system call, 6 % of a warm read.
+        self._loop = asyncio.get_running_loop()
+        self._connections, self._histories = {}, {}
+        try:
+            find_files(self._url)
+            for node in await self.topology.connect():
+                self._slot = node.slot
+                self._connections.update(dict.fromkeys(node.slots, node.connection))
+                self._histories[node.connection] = f"master_replid:{node.history}".encode()
+                await try_commands(node, (self.open_script, self.register_script, self.fill_script))
+                await self._track(node.connection)
+        except (RedisError, hiredis.HiredisError, OSError) as error:
+            self.errors += 1
+            raise StoreAway from error
+        return ",".join(sorted(f"{node.run_id}/{node.history}" for node in self.topology.nodes))
+
+    def join(self, epoch: str) -> None:
+        """Use the servers under an epoch. Raises: StoreAway if one was lost meanwhile."""
+        for node in self.topology.nodes:
+            if node.connection.lost:
+                raise StoreAway from node.connection.lost
+        self.epoch = epoch
+        self._codec.epoch = epoch.encode()
+        self.connected = True
+
+    def compare(self, epoch: str) -> None:
+        """Mark the servers as lost if another epoch is in force."""
+        if self.connected and epoch != self.epoch:
+            self.mark_lost(NotInForceError("another cache is in force"))
+
+    async def check(self) -> None:
+        """Return if the servers are still masters with the same data; otherwise they are lost. Raises: StoreAway."""
+        try:
+            await self.topology.check()
+        except (RedisError, OSError) as error:
+            self.mark_lost(error)
+            raise StoreAway(str(error)) from error
+
     def mark_lost(self, error: Exception) -> None:
-        """Stop using the server until it has been recovered."""
+        """Stop using the servers until Recovery has them back."""
         self.errors += 1
         if self.ready:
             structlog.get_logger().warning("redis lost", error=repr(error))
@@ -262,87 +307,31 @@ class Store:
         self.near.clear()
         self.wake.set()
 
-    async def connect(self) -> str:
-        """Connect to all servers; return which they are, and which data they have. Raises: StoreAway.
+    # Invalidations pushed by the server
 
-        What happened while there was no connection, to the servers and to writes that could not reach them, is for the
-        watch to find out: a connection never comes back by itself.
-        """
-        # Kept: on Python 3.11 each question for the running loop is a system call, 6 % of a warm read.
-        self._loop = asyncio.get_running_loop()
-        self._wires, self._histories = {}, {}
-        try:
-            find_files(self._url)
-            for node in await self.servers.connect():
-                self._slot = node.slot
-                self._wires.update(dict.fromkeys(node.slots, node.wire))
-                self._histories[node.wire] = f"master_replid:{node.history}".encode()
-                tried = self.open_script, self.register_script, self.fill_script
-                await try_commands(node.wire, node.slot, node.slots, tried)
-                await self._track(node.wire)
-        except (RedisError, hiredis.HiredisError, OSError) as error:
-            self.errors += 1
-            raise StoreAway from error
-        return ",".join(sorted(f"{node.run_id}/{node.history}" for node in self.servers.nodes))
+    async def _track(self, connection: RespConnection) -> None:
+        """Ask for pushes about the tags of the near namespaces.
 
-    def join(self, epoch: str) -> None:
-        """Use the servers under an epoch. Raises: StoreAway if one was lost meanwhile."""
-        for node in self.servers.nodes:
-            if node.wire.lost:
-                raise StoreAway from node.wire.lost
-        self.epoch = epoch
-        self._codec.epoch = epoch.encode()
-        self.connected = True
-
-    async def check(self) -> None:
-        """Return if the servers are the masters that they were, with the same data; else they are lost.
-
-        Raises: StoreAway.
-        """
-        try:
-            await self.servers.check()
-        except (RedisError, OSError) as error:
-            self.mark_lost(error)
-            raise StoreAway(str(error)) from error
-
-    def compare(self, epoch: str) -> None:
-        """Mark the servers as lost if another epoch is in force."""
-        if self.connected and epoch != self.epoch:
-            self.mark_lost(NotInForceError("another cache is in force"))
-
-    async def _track(self, wire: RespConnection) -> None:
-        """Have the server tell whatever others change in the namespaces of the near cache.
-
-        Of this connection's own commands fills change no generation, and a registration drops its tags itself; but
-        Valkey tells what scripts have changed all the same, after their replies.
+        NOLOOP: fills of this connection change no version, and a registration drops its tags itself. Valkey pushes what
+        scripts have changed all the same.
         """
         if not self._tracked:
             return
         prefixes = [word for prefix in self._tracked for word in ("PREFIX", prefix)]
-        await ask(wire, "HELLO", 3)
-        await ask(wire, "CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *prefixes)
+        await ask(connection, "HELLO", 3)
+        await ask(connection, "CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *prefixes)
 
     def _pushed(self, message: list[Any]) -> None:
-        """Drop what has changed; that is everything where no key is named."""
+        """Drop the tags that have changed: all, if the message names none."""
         if message[0] != b"invalidate":
             return
         if message[1] is None:
             self.near.clear()
         else:
             for name in message[1]:
-                self.near.drop(name.decode(errors="replace").removesuffix(META))
+                self.near.drop(name.decode(errors="replace").removesuffix(VERSION_SUFFIX))
 
 
-def _answer(future: "asyncio.Future[Any]", reply: Any) -> None:
+def _set_result(future: "asyncio.Future[Any]", reply: Any) -> None:
     if not future.done():
         future.set_result(reply)
-
-
-def _meta_lifetime_ms(fill: Fill) -> int:
-    """Return how long the meta of a stored entry lives at least.
-
-    A reply without content is also what look-ups of salons that don't exist get.
-    """
-    tag = fill.key.tag
-    is_lasting = fill.entry.body and tag.meta == whole(tag.name)
-    return META_LIFETIME_SECONDS * 1000 if is_lasting else 2 * fill.ttl_ms

@@ -1,34 +1,28 @@
-"""Where the cache is kept: one server, or the masters of a cluster, found through any node that is known.
+"""Where the cache is kept: one server, the one that Sentinels name, or the masters of a cluster.
 
-The server may be one that Sentinels name. They are asked in the order of the URL, so that all processes ask the same.
-
-In a cluster a command may name keys of one hash slot only, even where two slots have the same master. redis-py only
-connects. All else goes over the one connection that reads use: another one could end at another server.
+Sentinels are asked in the order of the URL, so that all processes ask the same one first. A cluster is found through any
+node that is known. In a cluster a command may only name keys of one hash slot. Each server has one connection, for reads
+and everything else: a second one could end at another server.
 """
 
 import asyncio
-import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import hiredis
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError, ConnectionError, ReadOnlyError, RedisError, ResponseError
-from redis.maint_notifications import MaintNotificationsConfig
 from redis.sentinel import MasterNotFoundError
 
 from libs.cache.address import Host, parse_address
-from libs.cache.keys import META, PREFIX, Tag
-from libs.cache.resp import RespConnection
+from libs.cache.keys import PREFIX, VERSION_SUFFIX
+from libs.cache.resp import DEFAULT_PORT, RespConnection, ask, connect
 from libs.cache.settings import CacheSettings
 
 SCAN_COUNT = 1000
-MOST_KNOWN = 32  # nodes of a cluster that are remembered
+MAX_KNOWN = 32  # nodes of a cluster that are remembered
 
 Slot: TypeAlias = Callable[[str | bytes], int]
 
@@ -39,95 +33,40 @@ def hash_slot(key: str | bytes) -> int:
 
 
 def only_slot(key: str | bytes) -> int:
-    """Return the slot of a key where there is no cluster: all keys share one."""
+    """Return the slot of a key on a single server: all keys share slot 0."""
     return 0
-
-
-async def ask(wire: RespConnection, *command: str | bytes | int) -> Any:
-    """Return a server's reply. Raises: RedisError, OSError."""
-    reply = await wire.call(*command)
-    if isinstance(reply, OSError | RedisError):
-        raise reply
-    if isinstance(reply, Exception):
-        raise ResponseError(str(reply)) from reply
-    return reply
-
-
-def figures(info: bytes) -> dict[str, str]:
-    """Return the lines of INFO by their names."""
-    return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
-
-
-def history(info: bytes) -> str:
-    """Return the replication history of a master, from INFO: it changes whenever its data may have been replaced.
-
-    Raises: ReadOnlyError if it is a replica.
-    """
-    lines = figures(info)
-    if lines.get("role") != "master":
-        raise ReadOnlyError("the server is a replica")
-    return lines["master_replid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A server that keeps keys: the only one, or a master of a cluster. `slots` are those that it serves."""
+    """A server that keeps keys: the only one, or a master of a cluster. It serves `slots`."""
 
-    wire: RespConnection
+    connection: RespConnection
     slot: Slot
     slots: Collection[int]
     run_id: str
     history: str
 
+    @classmethod
+    async def of(cls, connection: RespConnection, slot: Slot, slots: Collection[int]) -> "Node":
+        """Ask a server who it is. Raises: ReadOnlyError if it is a replica; RedisError, OSError."""
+        run_id = parse_info(await ask(connection, "INFO", "server"))["run_id"]
+        return cls(connection, slot, slots, run_id, replication_id(await ask(connection, "INFO", "replication")))
+
     async def check(self) -> None:
-        """Return if it is the master that it was, with the same data. Raises: RedisError, OSError."""
-        if history(await ask(self.wire, "INFO", "replication")) != self.history:
+        """Return if the server is still a master with the same data. Raises: RedisError, OSError."""
+        if replication_id(await ask(self.connection, "INFO", "replication")) != self.history:
             raise ResponseError("the server's data were replaced")
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Yield the names of the keys that match, by the thousand. Raises: RedisError, OSError."""
         cursor = b"0"
         while True:
-            cursor, names = await ask(self.wire, "SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            cursor, names = await ask(self.connection, "SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
             if names:
                 yield names
             if cursor == b"0":
                 return
-
-    async def unlink(self, pattern: str, which: Callable[[bytes], bool]) -> int:
-        """Unlink the keys that match and that `which` accepts; return how many there were.
-
-        Raises: RedisError, OSError.
-        """
-        unlinked = 0
-        async for names in self.scan(pattern):
-            lots: dict[int, list[bytes]] = defaultdict(list)
-            for name in filter(which, names):
-                lots[self.slot(name)].append(name)
-            for lot in lots.values():
-                unlinked += await ask(self.wire, "UNLINK", *lot)
-        return unlinked
-
-
-def reason(error: BaseException) -> str:
-    """Return the innermost text of an error: what the server, TLS or the system said."""
-    found: BaseException | None = error
-    while found is not None:
-        if str(found):  # a timeout has a CancelledError in it, which says nothing
-            error = found
-        found = found.__cause__ or found.__context__
-    return str(error) or type(error).__name__
-
-
-def _said(host: Host, error: Exception) -> str:
-    """Return what went wrong through a host of the URL."""
-    return f"{host.get('host', 'localhost')}:{host.get('port', 6379)}: {reason(error)}"
-
-
-async def _node(wire: RespConnection, slot: Slot, slots: Collection[int]) -> Node:
-    """Return a server that is a master. Raises: RedisError, OSError."""
-    run_id = figures(await ask(wire, "INFO", "server"))["run_id"]
-    return Node(wire, slot, slots, run_id, history(await ask(wire, "INFO", "replication")))
 
 
 class Topology:
@@ -140,59 +79,59 @@ class Topology:
         on_push: Callable[[list[Any]], None] = lambda _: None,
     ) -> None:
         """Read the URL; nothing connects yet."""
+        self.nodes: list[Node] = []
         self._address = parse_address(settings.url)
         self._timeout = settings.timeout / 1000
         self._on_lost = on_lost
         self._on_push = on_push
-        self._known: list[Host] = []  # nodes of the cluster that it was
-        self._wires: list[RespConnection] = []
-        self.nodes: list[Node] = []
-
-    def disconnect(self) -> None:
-        """Close the connections."""
-        for wire in self._wires:
-            wire.close()
-        self._wires, self.nodes = [], []
+        self._known: list[Host] = []  # nodes of the cluster at the last connection
+        self._connections: list[RespConnection] = []
 
     async def connect(self) -> list[Node]:
-        """Connect to all servers, through the first host that knows them; return who serves which slots.
+        """Connect to all servers, through the first host that works; return them with their slots.
 
-        Raises: RedisError, OSError: what the only host of the URL said, or each of them.
+        Raises: RedisError, OSError: the error of the only host of the URL, or of each.
         """
         self.disconnect()
         errors: list[Exception] = []
         for host in [*self._address.hosts, *self._known]:
             try:
-                await self._connect_through(await self._named_by(host) if self._address.name else host)
+                await self._connect_through(await self._master_of(host) if self._address.name else host)
                 return self.nodes
             except (RedisError, hiredis.HiredisError, OSError) as error:
                 errors.append(error)
                 self.disconnect()
         if len(self._address.hosts) == 1:
             raise errors[0]
-        raise ConnectionError("; ".join(map(_said, self._address.hosts, errors)))
+        raise ConnectionError("; ".join(map(_describe, self._address.hosts, errors)))
 
-    async def _named_by(self, sentinel: Host) -> Host:
+    def disconnect(self) -> None:
+        """Close the connections."""
+        for connection in self._connections:
+            connection.close()
+        self._connections, self.nodes = [], []
+
+    async def _master_of(self, sentinel: Host) -> Host:
         """Return the master that a Sentinel names. Raises: RedisError, OSError."""
-        wire = await self._wire(sentinel)
-        self._wires.append(wire)
-        found = await ask(wire, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.name)
-        self.disconnect()
+        connection = await connect(sentinel, self._timeout)
+        try:
+            found = await ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.name)
+        finally:
+            connection.close()
         if found is None:
             raise MasterNotFoundError(f"this Sentinel knows no master named {self._address.name!r}")
         return {**self._address.master, "host": found[0].decode(), "port": int(found[1])}
 
     async def _connect_through(self, host: Host) -> None:
-        """Connect to a server, or to the masters of the cluster that it is a node of."""
-        wire = await self._wire(host)
-        self._wires.append(wire)
-        if figures(await ask(wire, "INFO", "cluster")).get("cluster_enabled") != "1":
-            self.nodes = [await _node(wire, only_slot, range(1))]
+        """Connect to a server, or to the masters of the cluster that it belongs to."""
+        connection = await self._connect(host)
+        if parse_info(await ask(connection, "INFO", "cluster")).get("cluster_enabled") != "1":
+            self.nodes = [await Node.of(connection, only_slot, range(1))]
             return
         slots: dict[tuple[str, int], set[int]] = defaultdict(set)
         known: dict[tuple[str, int], None] = {}
-        for first, last, *holders in await ask(wire, "CLUSTER", "SLOTS"):
-            # A node that can't tell its host is where this one is.
+        for first, last, *holders in await ask(connection, "CLUSTER", "SLOTS"):
+            # A node that can't name its host has the host of this one.
             master, *_ = places = [
                 ((name or b"").decode() or host.get("host", "localhost"), port) for name, port, *_ in holders
             ]
@@ -200,27 +139,18 @@ class Topology:
             known |= dict.fromkeys(places)
         if sum(map(len, slots.values())) < REDIS_CLUSTER_HASH_SLOTS:
             raise ClusterDownError("a hash slot has no server")
-        self._known = [{**host, "host": name, "port": port} for name, port in list(known)[:MOST_KNOWN]]
+        self._known = [{**host, "host": name, "port": port} for name, port in list(known)[:MAX_KNOWN]]
         for (name, port), served in slots.items():
-            self._wires.append(await self._wire({**host, "host": name, "port": port}))
-            self.nodes.append(await _node(self._wires[-1], hash_slot, served))
-        self._wires.remove(wire)
-        wire.close()
+            master_connection = await self._connect({**host, "host": name, "port": port})
+            self.nodes.append(await Node.of(master_connection, hash_slot, served))
+        self._connections.remove(connection)
+        connection.close()
 
-    async def _wire(self, options: Host) -> RespConnection:
-        """Connect, as redis-py does."""
-        pool: Any = ConnectionPool(
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            protocol=2,
-            driver_info=None,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            **options,
-        )
-        connection = pool.make_connection()
-        await connection.connect()
-        return RespConnection(connection, self._timeout, self._on_lost, self._on_push)
+    async def _connect(self, host: Host) -> RespConnection:
+        connection = await connect(host, self._timeout)
+        connection.on_lost, connection.on_push = self._on_lost, self._on_push
+        self._connections.append(connection)
+        return connection
 
     def _all(self) -> list[Node]:
         """Return the servers. Raises: RedisError if there is no connection."""
@@ -229,7 +159,7 @@ class Topology:
         return self.nodes
 
     async def check(self) -> None:
-        """Return if each server is the master that it was, with the same data. Raises: RedisError, OSError."""
+        """Return if each server is still a master with the same data. Raises: RedisError, OSError."""
         await asyncio.gather(*(node.check() for node in self._all()))
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
@@ -238,31 +168,46 @@ class Topology:
             async for names in node.scan(pattern):
                 yield names
 
-    async def unlink_metas(self, prefix: str = "") -> int:
-        """Unlink the metas of every tag that a key with this prefix could be in; return how many there were.
-
-        Raises: RedisError, OSError.
-        """
-        meta, start = META.encode(), prefix.encode()
-
-        def is_meant(name: bytes) -> bool:
-            return name.startswith(start) or start.startswith(name.removesuffix(meta))
-
-        return await self._unlink(f"{PREFIX}*{META}", is_meant)
-
-    async def unlink_parts(self, tags: Sequence[Tag]) -> int:
-        """Unlink the metas of all parts of tags; return how many there were. Raises: RedisError, OSError."""
-        starts = tuple(f"{tag.name}:".encode() for tag in tags)
-        return await self._unlink(f"{PREFIX}*{META}", lambda name: name.startswith(starts))
-
-    async def unlink_entries(self, tag: Tag) -> None:
-        """Unlink every entry of a tag, whatever its generation. Raises: RedisError, OSError."""
-        literal = re.sub(r"([*?\[\]\\])", r"\\\1", tag.name)
-        await self._unlink(literal + "*", lambda name: name != tag.meta.encode())
-
-    async def _unlink(self, pattern: str, which: Callable[[bytes], bool]) -> int:
-        return sum([await node.unlink(pattern, which) for node in self._all()])
+    async def drop(self) -> None:
+        """Delete all version records, so that no entry counts. Raises: RedisError, OSError."""
+        for node in self._all():
+            async for names in node.scan(f"{PREFIX}*{VERSION_SUFFIX}"):
+                by_slot: dict[int, list[bytes]] = defaultdict(list)
+                for name in names:
+                    by_slot[node.slot(name)].append(name)
+                for group in by_slot.values():
+                    await ask(node.connection, "UNLINK", *group)
 
     async def infos(self) -> list[dict[str, str]]:
-        """Return each server's own figures. Raises: RedisError, OSError."""
-        return [figures(await ask(node.wire, "INFO")) for node in self._all()]
+        """Return the INFO of each server. Raises: RedisError, OSError."""
+        return [parse_info(await ask(node.connection, "INFO")) for node in self._all()]
+
+
+def parse_info(info: bytes) -> dict[str, str]:
+    """Return the lines of INFO by their names."""
+    return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
+
+
+def replication_id(info: bytes) -> str:
+    """Return the replication ID of a master, from INFO. It changes whenever its data may have been replaced.
+
+    Raises: ReadOnlyError if the server is a replica.
+    """
+    lines = parse_info(info)
+    if lines.get("role") != "master":
+        raise ReadOnlyError("the server is a replica")
+    return lines["master_replid"]
+
+
+def reason(error: BaseException) -> str:
+    """Return the innermost text of an error: that of the server, TLS or the system."""
+    found: BaseException | None = error
+    while found is not None:
+        if str(found):  # a timeout has a CancelledError in it, without a text
+            error = found
+        found = found.__cause__ or found.__context__
+    return str(error) or type(error).__name__
+
+
+def _describe(host: Host, error: Exception) -> str:
+    return f"{host.get('host', 'localhost')}:{host.get('port', DEFAULT_PORT)}: {reason(error)}"

@@ -1,4 +1,4 @@
-"""A transaction that invalidates: its steps, in the order in which the cache takes them."""
+"""A transaction that invalidates tags."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from libs.cache.keys import Tag, whole
+from libs.cache import outbox
+from libs.cache.keys import Tag, parent_key
 from libs.cache.store import Store
 
-# Begins a transaction on a connection; returns its id, and the epoch that was in force after it had one.
+# Begins a transaction on a connection; returns its ID, and the epoch read after it had one.
 Begin: TypeAlias = Callable[[Any], Awaitable[tuple[int, str]]]
 Commit: TypeAlias = Callable[[Any], Awaitable[Any]]
 
@@ -21,26 +22,26 @@ async def plain_commit(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 class CommitUnknown(Exception):
-    """The connection was lost while COMMIT was under way: the transaction may have been committed or not."""
+    """The connection was lost during COMMIT: the transaction may have been committed or not."""
 
 
 class Transaction:
-    """A transaction under way: its connection, its id, and what it invalidates."""
+    """A transaction under way: its connection, its ID, and the tags that it invalidates."""
 
     def __init__(
         self, conn: psycopg.AsyncConnection[Any], xact_id: int, store: Store, commit: Commit = plain_commit
     ) -> None:
-        """Begin to collect what the transaction invalidates."""
+        """Start without tags."""
         self.conn = conn
         self.xact_id = xact_id
-        self.pending = False
-        self.metas: dict[str, asyncio.Future[Any]] = {}  # each with the answer to its registration
+        self.in_outbox = False
+        self.registrations: dict[str, asyncio.Future[Any]] = {}  # by version key
         self._store = store
         self._commit = commit
 
     @classmethod
     async def begin(cls, conn: psycopg.AsyncConnection[Any], store: Store, locks: Sequence[int]) -> "Transaction":
-        """Begin a transaction that has an id, in one round trip."""
+        """Begin a transaction and take its ID and advisory locks, in one round trip."""
         taken = "".join(f"SELECT pg_advisory_xact_lock({lock:d}); " for lock in locks)
         cursor = await conn.execute(
             f"BEGIN; {taken}SELECT pg_current_xact_id()::text::bigint, cache_epoch()".encode(), prepare=False
@@ -52,42 +53,39 @@ class Transaction:
         return cls(conn, xact_id, store)
 
     def invalidate(self, *tags: Tag) -> None:
-        """Register the transaction with more tags, beside its statements.
+        """Register the transaction with tags and their parents, while its statements run.
 
-        With a part's whole no later than with the part: what opens the part takes over what the whole knows.
+        A parent is registered no later than its sub-tag: a sub-tag that is opened takes over what its parent knows.
         """
-        metas = dict.fromkeys([meta for tag in tags for meta in (whole(tag.name), tag.meta)])
-        if new := [meta for meta in metas if meta not in self.metas]:
-            self.metas.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
+        version_keys = dict.fromkeys([key for tag in tags for key in (parent_key(tag.name), tag.version_key)])
+        if new := [key for key in version_keys if key not in self.registrations]:
+            self.registrations.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
 
     async def registered(self) -> None:
-        """Return when every registration has been answered. Raises: StoreAway."""
-        for answer in set(self.metas.values()):
-            await answer
+        """Return when every registration is done. Raises: StoreAway."""
+        for registration in set(self.registrations.values()):
+            await registration
 
     def forget(self) -> None:
-        """Leave the answers that nobody waits for any more."""
-        for answer in set(self.metas.values()):
-            if not answer.cancel() and not answer.cancelled():
-                answer.exception()
+        """Cancel the registrations that nobody waits for any more."""
+        for registration in set(self.registrations.values()):
+            if not registration.cancel() and not registration.cancelled():
+                registration.exception()
 
-    async def leave_pending(self) -> None:
-        """Leave the tags to be registered by whoever reaches Redis once the transaction is committed."""
-        self.pending = True
-        await self.conn.execute(
-            "INSERT INTO cache_outbox (tag, xact_id) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING",
-            [list(self.metas), self.xact_id],
-        )
+    async def write_outbox(self) -> None:
+        """Leave the tags to be registered by the processes that reach Redis, once the transaction has committed."""
+        self.in_outbox = True
+        await outbox.insert(self.conn, list(self.registrations), self.xact_id)
 
     async def register_again(self) -> None:
-        """Register with every tag anew. Raises: StoreAway."""
-        await self._store.register(list(self.metas), self.xact_id)
+        """Register with every tag again. Raises: StoreAway."""
+        await self._store.register(list(self.registrations), self.xact_id)
 
     async def commit(self) -> None:
         """Commit. Raises: CommitUnknown; psycopg.Error, also if the block ended or broke the transaction itself."""
         status = self.conn.info.transaction_status
         if status in (TransactionStatus.IDLE, TransactionStatus.INERROR):
-            # COMMIT would be answered without an error, although nothing is committed.
+            # COMMIT would not fail, although nothing is committed.
             raise psycopg.errors.InFailedSqlTransaction(f"the transaction can't be committed: it is {status.name}")
         try:
             await self._commit(self.conn)

@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.cache import NAMESPACES, Cache, Tag, server_figures, sizes
+from libs.cache import Cache, Tag, server_figures, sizes
 from libs.db import Database
 from libs.server.errors import invalid_fields
 from libs.server.worker_metrics import Telling, WorkerMetrics
@@ -40,7 +40,7 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
             told.count("parlor_cache_reads_total", source) for source in ("near", "hit", "miss", "bypass")
         )
         hits = near + shared
-        namespaces = {name: cache.namespace(name) for name in NAMESPACES}
+        namespaces = cache.namespaces
         return ops_pb2.CacheStatistics(
             metrics=ops_pb2.CacheMetrics(
                 hits=hits,
@@ -58,7 +58,7 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
             redis=ops_pb2.RedisStatus(**await server_figures(cache.store)),
             ttl={name: namespace.ttl for name, namespace in namespaces.items()},
             prefixes={name: namespace.prefix for name, namespace in namespaces.items()},
-            sizes=await sizes(cache.store, cache.settings),
+            sizes=await sizes(cache.store, namespaces.values()),
         )
 
     async def GetDatabaseMetrics(self, request: Any, context: Any) -> ops_pb2.DatabaseMetrics:
@@ -94,9 +94,9 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
 
     async def InvalidateNamespace(self, request: Any, context: Any) -> ops_pb2.InvalidateNamespaceResponse:
         """Invalidate a namespace."""
-        if request.namespace not in NAMESPACES:
-            raise invalid_fields([("namespace", f"must be one of {', '.join(NAMESPACES)}")])
-        namespace = self._cache.namespace(request.namespace)
+        namespaces = self._cache.namespaces
+        if (namespace := namespaces.get(request.namespace)) is None:
+            raise invalid_fields([("namespace", f"must be one of {', '.join(namespaces)}")])
         return ops_pb2.InvalidateNamespaceResponse(invalidated=await self._cache.invalidate_namespace(namespace))
 
     async def InvalidatePattern(self, request: Any, context: Any) -> ops_pb2.InvalidatePatternResponse:

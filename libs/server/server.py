@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from libs.cache import Cache, CacheSettings, Tag
+from libs.cache import Cache, CacheSettings, Namespace, Tag
 from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.server import logs
 from libs.server.dispatcher import Dispatcher
@@ -144,7 +144,14 @@ async def _metrics(settings: ServerSettings, registry: CollectorRegistry, shared
         yield
 
 
-def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, read_only: bool = False) -> None:
+def main(
+    name: str,
+    port: int,
+    build: Callable[[Cache, Database], Service],
+    namespaces: Iterable[Namespace],
+    *,
+    read_only: bool = False,
+) -> None:
     """Run a service as a process until SIGTERM or SIGINT; what keeps it from starting is said in one line.
 
     Reads <NAME>_DATABASE_URL, else DATABASE_URL. A `read_only` service's login may only read.
@@ -160,7 +167,7 @@ def main(name: str, port: int, build: Callable[[Cache, Database], Service], *, r
     async def run(settings: ServerSettings, worker: Worker) -> None:
         database = Database(database_settings, f"parlor-{name}")
         try:
-            cache = Cache(cache_settings, database.connection, bytes, read_only=read_only)
+            cache = Cache(cache_settings, database.connection, bytes, namespaces, read_only=read_only)
             service = build(cache, database)
         except ValueError as error:  # of settings of the service's own
             _fail(name, explain(error))

@@ -19,6 +19,7 @@ from ops.report.system import SLOW_MS, System, cores
 from services.booking.service import build as build_booking
 from services.messaging.service import build as build_messaging
 from services.messaging.settings import MessagingSettings
+from services.namespaces import NAMESPACES
 from services.stats.service import build as build_stats
 
 POOL_TIMEOUT_SECONDS = 10.0  # of Prisma, if nobody sets it
@@ -174,6 +175,7 @@ class After:
                 CacheSettings(url=system.redis_url, warm=0),  # a first read is one
                 database.connection,
                 bytes,
+                NAMESPACES,
                 read_only=name == "stats",
             )
             service = self.services[name] = build(cache, database)

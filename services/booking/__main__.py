@@ -2,5 +2,6 @@
 
 from libs.server import main
 from services.booking.service import build
+from services.namespaces import NAMESPACES
 
-main("booking", 50051, build)
+main("booking", 50051, build, NAMESPACES)

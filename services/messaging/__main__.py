@@ -2,5 +2,6 @@
 
 from libs.server import main
 from services.messaging.service import build
+from services.namespaces import NAMESPACES
 
-main("messaging", 50052, build)
+main("messaging", 50052, build, NAMESPACES)

@@ -20,6 +20,7 @@ from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
 from services.cache_tags import CacheTags
+from services.namespaces import NAMESPACES
 from tests.benchmarks.workloads import ZIPF, Step, Trace, salons
 
 SALON = "salon-123"
@@ -226,7 +227,7 @@ class Writes:
 
 def writes(database_url: str, app_secret: str) -> Writes:
     """Return the writes to a database; the webhooks are signed with the secret."""
-    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
+    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
     customers = [salon for salon in salons(database_url) if salon.customers]
     trace = Trace(replace(ZIPF, calls=10**9), customers, tags)
     return Writes(_bookings(database_url), _webhooks(database_url, app_secret), trace.steps())

@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import Cache, CacheSettings, Key
 from parlor.booking.v1.booking_pb2 import Booking
+from services.namespaces import NAMESPACES
 from tests.cache.shop import Loaded
 
 KEYS = 64
@@ -37,7 +38,7 @@ Get = Callable[[int], Awaitable[bytes | None]]
 async def ours(database_url: str, redis_url: str) -> AsyncIterator[Get]:
     """Our read-through read of a booking, its key made at each call, which finds it in the cache."""
     async with AsyncConnectionPool(database_url, kwargs={"autocommit": True}, min_size=1, open=False) as pool:
-        cache = Cache(CacheSettings(url=redis_url), pool.connection, bytes)
+        cache = Cache(CacheSettings(url=redis_url), pool.connection, bytes, NAMESPACES)
         await cache.open()
         bookings = cache.namespace("booking").tag("salon-123", "salon:")
 

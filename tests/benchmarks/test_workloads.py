@@ -11,16 +11,18 @@ import pytest
 import redis
 
 from libs.cache import Cache, CacheSettings
-from libs.cache.settings import NAMESPACES
 from ops.seed import seed
 from ops.servers import Postgres, postgres_url
 from services.cache_tags import CacheTags
+from services.namespaces import NAMESPACES
 from tests.benchmarks.workloads import SEED, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
 from tests.stack import Stack, executed, running
 
 IN_FLIGHT = 4
 # An hour for every entry: what a busy machine makes last longer than it should must not end by its time.
-SETTINGS: dict[str, Any] = {"cache": {"poll": 60_000, "timeout": 100, "ttl": dict.fromkeys(NAMESPACES, 3600)}}
+SETTINGS: dict[str, Any] = {
+    "cache": {"poll": 60_000, "timeout": 100, "ttl": dict.fromkeys([each.name for each in NAMESPACES], 3600)}
+}
 PAST_THE_CACHE = (("cache-control", "no-cache"),)
 
 
@@ -69,7 +71,7 @@ async def play(stack: Stack, steps: Sequence[Step], metadata: Any = None) -> dic
 
 async def measure(workload: Workload, databases: Databases, redis_url: str) -> dict[str, float]:
     """Return hit rate, its ceilings, and the statements of the reads with the cache and without."""
-    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes))  # type: ignore[arg-type, return-value]
+    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
     steps = list(Trace(workload, salons(databases.url), tags).steps())
     before = warm_up(steps) if workload.warm else []
     reads = [step for step in steps if not step.writes]

@@ -11,7 +11,7 @@ import psycopg
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.cache.keys import META, whole
+from libs.cache.keys import VERSION_SUFFIX, parent_key
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
@@ -148,7 +148,7 @@ class Trace:
             [salon] = self._random.choices(self.salons, [salon.share for salon in self.salons])
             make: Callable[[Salon], tuple[str, Message, Any]] = getattr(self, f"_{method}")
             service, request, tags = make(salon)
-            metas = frozenset(name for tag in tags for name in (tag.meta, whole(tag.name))[: 1 + writes])
+            metas = frozenset(name for tag in tags for name in (tag.version_key, parent_key(tag.name))[: 1 + writes])
             yield Step(service, method, request, metas, writes)
 
     def _popular(self, values: Sequence[T]) -> T:
@@ -276,7 +276,7 @@ def ceiling(before: Sequence[Step], steps: Sequence[Step], *, parts: bool = True
     kept: dict[str, set[tuple[str, bytes]]] = {}
     hits = reads = 0
     for number, step in enumerate((*before, *steps), -len(before)):
-        tags = step.tags if parts else {whole(meta.removesuffix(META)) for meta in step.tags}
+        tags = step.tags if parts else {parent_key(meta.removesuffix(VERSION_SUFFIX)) for meta in step.tags}
         if step.writes:
             for tag in tags:
                 kept.pop(tag, None)

@@ -29,8 +29,8 @@ class Record(NamedTuple):
 
     epoch: int
     version: int
-    cold: bool
-    highest: int
+    unverified: bool
+    last_xid: int
 
 
 class Server(NamedTuple):
@@ -225,11 +225,11 @@ class Model:
         elif step == "opened":
             [record] = rest
             barrier = 0
-            if record.cold:
+            if record.unverified:
                 barrier = state.following
                 state = state._replace(following=barrier + 1)
             yield put(
-                state, number, process._replace(read=("looks", record.version, max(record.highest, barrier), barrier))
+                state, number, process._replace(read=("looks", record.version, max(record.last_xid, barrier), barrier))
             )
         elif step == "looks":
             version, least, barrier = rest
@@ -253,12 +253,12 @@ class Model:
     def _fill(self, state: State, process: Process, version: int, xmin: int, barrier: int, value: int) -> State:
         server = state.servers[process.server]
         record = server.record
-        if record is None or record.version != version or xmin <= record.highest:
+        if record is None or record.version != version or xmin <= record.last_xid:
             return state
-        if record.cold:
+        if record.unverified:
             if not 0 < barrier < xmin:
                 return state
-            record = record._replace(cold=False, highest=max(barrier, record.highest))
+            record = record._replace(unverified=False, last_xid=max(barrier, record.last_xid))
         filled = server._replace(record=record, entry=(version, value))
         return state._replace(servers=replace(state.servers, process.server, filled))
 
@@ -328,8 +328,8 @@ class Model:
     def _register(self, state: State, process: Process, xact_id: int) -> State:
         server = state.servers[process.server]
         record = self._visible(server.record, process)
-        cold, highest = (record.cold, max(record.highest, xact_id)) if record else (True, xact_id)
-        new = server._replace(record=Record(process.epoch, new_version(state), cold, highest))
+        unverified, last_xid = (record.unverified, max(record.last_xid, xact_id)) if record else (True, xact_id)
+        new = server._replace(record=Record(process.epoch, new_version(state), unverified, last_xid))
         return state._replace(servers=replace(state.servers, process.server, new))
 
 
@@ -385,7 +385,7 @@ def ranked(state: State) -> State:
     """Return the state with transaction ids renumbered in their order, so that the number of states is finite."""
     ids = {0, state.following, *(xact_id for _, xact_id in state.pending)}
     for server in state.servers:
-        ids.update(record.highest for record in (server.record, (server.copy or (None,))[0]) if record)
+        ids.update(record.last_xid for record in (server.record, (server.copy or (None,))[0]) if record)
     for process in state.processes:
         ids.update(_ids(process))
     rank = {xact_id: place for place, xact_id in enumerate(sorted(ids))}
@@ -393,7 +393,7 @@ def ranked(state: State) -> State:
         return state
 
     def record(old: Record | None) -> Record | None:
-        return old and old._replace(highest=rank[old.highest])
+        return old and old._replace(last_xid=rank[old.last_xid])
 
     servers = tuple(
         server._replace(record=record(server.record), copy=server.copy and (record(server.copy[0]), server.copy[1]))
@@ -409,7 +409,7 @@ def _ids(process: Process) -> list[int]:
     if process.read:
         _step, first, *rest = process.read
         if isinstance(first, Record):
-            found.append(first.highest)
+            found.append(first.last_xid)
         else:
             found += rest[:2]
     if process.write and process.write[0] != "compared":
@@ -422,7 +422,7 @@ def _ids(process: Process) -> list[int]:
 def _renumber(process: Process, rank: dict[int, int]) -> Process:
     read, write, poll = process.read, process.write, process.poll
     if read and isinstance(read[1], Record):
-        read = (read[0], read[1]._replace(highest=rank[read[1].highest]))
+        read = (read[0], read[1]._replace(last_xid=rank[read[1].last_xid]))
     elif read and read[1] is not None:
         read = (*read[:2], rank[read[2]], rank[read[3]], *read[4:])
     if write and write[0] != "compared":

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings, Key, Tag
-from libs.cache.codec import Entry, Meta
+from libs.cache.codec import Entry, TagVersion
 from libs.cache.resp import OnReply
 from tests.cache import garbage
 from tests.cache.shop import Loaded, Shop
@@ -87,8 +87,8 @@ class Process:
         self.steps: list[asyncio.Future[None]] = []
         self.passed: Counter[str] = Counter()
         self.cache = Cache(world.settings, self.connection, str.encode)
-        self._wire, self._connect = self.cache.store.servers._wire, self.cache.store.connect
-        self.cache.store.servers._wire = self._wire_held  # type: ignore[method-assign, assignment]
+        self._reach, self._connect = self.cache.store.topology._connect, self.cache.store.connect
+        self.cache.store.topology._connect = self._reach_held  # type: ignore[method-assign, assignment]
         self.cache.store.connect = self._connect_at_once  # type: ignore[method-assign]
         kind = type("Shop", (Shelves, world.variant), {})
         self.shop: Shop = kind(self.cache, cast(Any, self))
@@ -127,10 +127,10 @@ class Process:
                     await conn.rollback()
                 self.world.connections.append(conn)
 
-    async def _wire_held(self, *args: Any) -> Any:
-        wire = await self._wire(*args)
-        wire.send = partial(self._send, wire.send)  # type: ignore[method-assign]
-        return wire
+    async def _reach_held(self, *args: Any) -> Any:
+        connection = await self._reach(*args)
+        connection.send = partial(self._send, connection.send)  # type: ignore[method-assign]
+        return connection
 
     async def _connect_at_once(self) -> str:
         self.recovering = True
@@ -163,8 +163,8 @@ class Process:
 
     def lose_valkey(self) -> None:
         """Lose the connections to Valkey."""
-        for wire in set(self.cache.store._wires.values()):
-            wire._lose(ConnectionError("lost"))
+        for connection in set(self.cache.store._connections.values()):
+            connection._lose(ConnectionError("lost"))
 
     async def kill(self) -> None:
         """End here: nothing that it was about to do is done, and Postgres rolls back."""
@@ -206,11 +206,11 @@ class World:
 
     async def _start(self) -> Process:
         beside = Process(self, free=True)
-        await beside.cache._watch._recover()
+        await beside.cache._recovery._recover()
         store = beside.cache.store
-        for wire in set(store._wires.values()):
+        for connection in set(store._connections.values()):
             for script in (store.open_script, store.register_script, store.fill_script):
-                await wire.call("SCRIPT", "LOAD", script)
+                await connection.call("SCRIPT", "LOAD", script)
         return beside
 
     def close(self) -> None:
@@ -273,31 +273,31 @@ class World:
         async with self.beside.connection() as conn:
             return [Row(*row) for row in await (await conn.execute(query.encode(), (shelf,))).fetchall()]
 
-    async def cached(self, shelves: list[str]) -> list[tuple[Meta | None, Entry | None]]:
+    async def cached(self, shelves: list[str]) -> list[tuple[TagVersion | None, Entry | None]]:
         """Return what a reader of each would find now."""
         keys = [self.beside.shop.key("", name) for name in shelves]
-        looks = await asyncio.gather(*map(self.beside.cache.store.look, keys))
-        return [(found.meta(key), found.entry) for key, found in zip(keys, looks, strict=True)]
+        gets = await asyncio.gather(*map(self.beside.cache.store.get, keys))
+        return [(found.tag_version(key), found.entry) for key, found in zip(keys, gets, strict=True)]
 
     async def remove(self, *keys: str) -> None:
         """Take keys of one shelf out of Valkey, as an eviction would."""
         store = self.beside.cache.store
-        await store._wires[store._slot(keys[0])].call("DEL", *keys)
+        await store._connections[store._slot(keys[0])].call("DEL", *keys)
 
     async def write(self, key: str, kind: str, value: bytes) -> None:
         """Put any value under a key."""
         await self.remove(key)
         store = self.beside.cache.store
-        reply = await store._wires[store._slot(key)].call(*garbage.command(key, kind, value))
+        reply = await store._connections[store._slot(key)].call(*garbage.command(key, kind, value))
         assert not isinstance(reply, Exception)
 
     async def value(self, key: str) -> bytes:
         """Return the string under a key, empty if there is none."""
         store = self.beside.cache.store
-        [value] = await store._wires[store._slot(key)].call("MGET", key)
+        [value] = await store._connections[store._slot(key)].call("MGET", key)
         return value or b""
 
     async def send_again(self, command: tuple[Any, ...]) -> None:
         """Send what a process has sent, or has begun to."""
         store = self.beside.cache.store
-        await store._wires[store._slot(command[3])].call(*command)
+        await store._connections[store._slot(command[3])].call(*command)

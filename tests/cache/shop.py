@@ -10,6 +10,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import Cache, CacheSettings, Key, Reply, Tag, Transaction
+from services.namespaces import NAMESPACES
 from tests.cache.outside import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
@@ -152,7 +153,7 @@ class Start:
         """
         values = CacheSettings(**{"poll": 60_000, "warm": 0, "url": redis_url or self.redis_url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
-        cache = kind(values, self.pool.connection, str.encode, read_only=read_only)
+        cache = kind(values, self.pool.connection, str.encode, NAMESPACES, read_only=read_only)
         prepare(cache)
         self.exits.push_async_callback(cache.close)
         await cache.open()

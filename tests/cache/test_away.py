@@ -32,7 +32,7 @@ async def test_without_valkey_reads_share_loads_and_writes_leave_rows(start: Sta
     await shop.write("new")
     assert (await shop.text(), await rows(pool)) == ("new", 1)
     assert await server_figures(shop.cache.store) == {"connected": False}
-    assert await sizes(shop.cache.store, shop.cache.settings) == {}
+    assert await sizes(shop.cache.store, shop.cache.namespaces.values()) == {}
 
 
 async def test_a_process_started_before_valkey_uses_it_once_it_is_there(own_valkey: CacheServer, start: Start) -> None:
@@ -123,7 +123,7 @@ async def test_a_hanging_valkey_is_waited_for_once_and_no_longer_than_the_timeou
         "invalidate": lambda: shop.cache.invalidate(shop.shelf()),
         "pattern": lambda: shop.cache.invalidate_pattern("query:*"),
         "figures": lambda: server_figures(shop.cache.store),
-        "sizes": lambda: sizes(shop.cache.store, shop.cache.settings),
+        "sizes": lambda: sizes(shop.cache.store, shop.cache.namespaces.values()),
     }
     timeout = shop.cache.settings.timeout / 1000
     await calls[what]()
@@ -183,9 +183,9 @@ async def test_a_row_committed_while_its_group_is_drained_is_covered(start: Star
     async with early.cache.transaction(early.shelf()) as write:
         await put(write.conn, "other", "milk")
         await late.write("new")  # a higher id, committed first
-        await reader.cache._watch._register([(reader.shelf().meta, write.xact_id + 1)])
+        await reader.cache._recovery._register([(reader.shelf().version_key, write.xact_id + 1)])
     assert (await reader.text(), await reader.text("milk")) == ("new", "other")
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert await rows(pool) == 0
     assert (await reader.text(), await reader.text("milk")) == ("new", "other")
 
@@ -195,7 +195,7 @@ async def test_no_hit_is_served_before_what_is_pending_was_drained(
 ) -> None:
     reader, writer = await start(), await start(redis_url=NOWHERE)
     await reader.text()
-    pause, find = Pause(), Recovery._pending
+    pause, find = Pause(), Recovery._read_outbox
 
     async def find_late(self: Recovery, conn: Any) -> Any:
         await pause()
@@ -203,7 +203,7 @@ async def test_no_hit_is_served_before_what_is_pending_was_drained(
 
     with hanging(own_valkey):
         assert (await reader.read()).source == "bypass"
-        monkeypatch.setattr(Recovery, "_pending", find_late)
+        monkeypatch.setattr(Recovery, "_read_outbox", find_late)
         await writer.write("new")
     await pause.reached.wait()
     assert (reader.cache.store.connected, reader.cache.store.ready) == (True, False)

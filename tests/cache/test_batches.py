@@ -8,10 +8,10 @@ import psycopg
 import pytest
 
 from libs.cache import Reply
-from libs.cache.loader import LARGEST_FILL, MOST_ROWS
+from libs.cache.loader import MAX_FILL_BYTES, MAX_ROWS
 from tests.cache.shop import Pause, Shop
 
-SIZE = LARGEST_FILL // 2
+SIZE = MAX_FILL_BYTES // 2
 
 
 class LoadResult(NamedTuple):
@@ -57,7 +57,7 @@ async def test_only_arguments_of_one_batch_key_share_a_statement(shelves: Shelve
 
 
 async def test_a_statement_reads_a_bounded_number_of_rows_but_at_least_one_argument(shelves: Shelves) -> None:
-    sizes = {"a": MOST_ROWS // 2, "b": MOST_ROWS // 2, "c": 1, "d": 2 * MOST_ROWS, "e": 1}
+    sizes = {"a": MAX_ROWS // 2, "b": MAX_ROWS // 2, "c": 1, "d": 2 * MAX_ROWS, "e": 1}
     await asyncio.gather(*(shelves.read(name, rows) for name, rows in sizes.items()))
     assert shelves.batches == [["a", "b"], ["c"], ["d"], ["e"]]
 

@@ -13,7 +13,7 @@ from ops.cluster import Cluster
 from tests.cache.away import ready, rows
 from tests.cache.outside import each
 from tests.cache.shop import Shop, Start, until
-from tests.cache.wire import valkey_calls
+from tests.cache.traffic import valkey_calls
 
 SHELVES = [f"shelf {number}" for number in range(30)]
 
@@ -37,7 +37,7 @@ async def sources(shop: Shop) -> set[str]:
 async def test_reads_of_one_tick_are_one_look_a_slot_and_every_server_has_its_part(
     shops: list[Shop], own_cluster: Cluster
 ) -> None:
-    slots = {hash_slot(shops[0].shelf(shelf).meta) for shelf in SHELVES}
+    slots = {hash_slot(shops[0].shelf(shelf).version_key) for shelf in SHELVES}
     before = valkey_calls(own_cluster.url)
     assert await sources(shops[0]) == {"hit"}
     assert valkey_calls(own_cluster.url) - before == {"mget": len(slots)}
@@ -54,7 +54,7 @@ async def test_a_slot_that_moves_is_found_where_it_is_and_hides_no_write(
     shops: list[Shop], own_cluster: Cluster
 ) -> None:
     writer, reader = shops
-    slot = hash_slot(writer.shelf().meta)
+    slot = hash_slot(writer.shelf().version_key)
     await reader.text()
     clients = [redis.Redis.from_url(node.url) for node in own_cluster.nodes]
     names = [client.cluster("MYID").decode() for client in clients]

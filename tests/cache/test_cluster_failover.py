@@ -92,7 +92,7 @@ async def test_a_process_that_starts_passes_over_the_dead_nodes_of_its_url(start
 async def test_a_process_whose_url_names_a_replica_only_uses_the_masters(start: Start, cluster: Cluster) -> None:
     shop = await start(redis_url=named(cluster.replicas[1]))
     assert await hits(shop)
-    used = {node.run_id for node in shop.cache.store.servers.nodes}
+    used = {node.run_id for node in shop.cache.store.topology.nodes}
     assert len(used) == len(cluster.masters)
 
 

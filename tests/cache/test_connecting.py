@@ -57,7 +57,7 @@ async def test_the_documented_acl_is_enough_for_all_that_the_cache_does(own_valk
     shop = await start(redis_url=url, near=("shop",))
     await ready(shop)
     await shop.text()
-    garbage.write_to(own_valkey.url, shop.shelf().meta)
+    garbage.write_to(own_valkey.url, shop.shelf().version_key)
     await shop.write("new")
     assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
     await shop.cache.invalidate(shop.shelf())

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 from psycopg_pool import AsyncConnectionPool
 
-from libs.cache.epoch import EpochRow
+from libs.cache.epoch import Epochs
 from libs.cache.recovery import RETRY_SECONDS
 from tests.cache.away import disconnect_all, ready
 from tests.cache.outside import CacheServer, each
@@ -33,12 +33,12 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
         async with pool, AsyncExitStack() as exits:
             shop = await Start(exits, pool, redis_url, timeout=100)()
             await shop.text()
-            wire, (here, there) = next(iter(shop.cache.store._wires.values())), socket.socketpair()
+            connection, (here, there) = next(iter(shop.cache.store._connections.values())), socket.socketpair()
             answers: list[asyncio.Future[bytes]] = []
 
             def work() -> None:
                 here.recv(1)
-                answers.append(wire.call("PING"))
+                answers.append(connection.call("PING"))
                 time.sleep(0.15)  # longer than the answer may take
 
             asyncio.get_running_loop().add_reader(here, work)
@@ -58,17 +58,17 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
 async def test_a_connection_lost_while_it_is_made_is_made_anew(
     own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop, join, times = await start(), EpochRow.join, 0
+    shop, join, times = await start(), Epochs.join, 0
 
-    async def join_and_lose(self: EpochRow, servers: str) -> str:
+    async def join_and_lose(self: Epochs, servers: str) -> str:
         nonlocal times
         epoch = await join(self, servers)
         if (times := times + 1) <= 3:
             disconnect_all(own_valkey)
-            await until(lambda: all(node.wire.lost for node in shop.cache.store.servers.nodes))
+            await until(lambda: all(node.connection.lost for node in shop.cache.store.topology.nodes))
         return epoch
 
-    monkeypatch.setattr(EpochRow, "join", join_and_lose)
+    monkeypatch.setattr(Epochs, "join", join_and_lose)
     disconnect_all(own_valkey)
     await until(lambda: times > 3)
     await ready(shop)

@@ -223,7 +223,7 @@ async def test_pending_deleted_first_is_lost_with_the_drainer(
     assert await reader.text() == "old"
     await cut_off.write("new")
     kind = variants.DeletesFirst if variant else Recovery
-    drainer = kind(reader.cache.store, reader.pool.connection, 60, deletes=True)
+    drainer = kind(reader.cache.store, reader.pool.connection, 60, read_only=False)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(kind, killed_at, die)
         await drainer.drain()

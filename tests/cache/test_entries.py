@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from libs.cache import MAX_AGE, NAMESPACES, CacheSettings, Key, Tag, server_figures, sizes
+from libs.cache import MAX_AGE, CacheSettings, Key, Namespace, Tag, server_figures, sizes
 from libs.cache.codec import Codec, Entry, now_ms
 from libs.cache.topology import hash_slot
 from tests.cache.shop import Loaded, Shop, Start
@@ -41,7 +41,7 @@ def lifetimes(valkey: Any, keys: list[Key]) -> list[int]:
 
 async def test_namespaces_have_the_seeds_lifetimes_and_any_other_the_default(start: Start) -> None:
     cache = (await start(ttl_default=77, ttl={"stats": 60, "shop": 5})).cache
-    assert {name: cache.namespace(name).ttl for name in NAMESPACES} == {**SEED, "stats": 60}
+    assert {name: cache.namespace(name).ttl for name in SEED} == {**SEED, "stats": 60}
     assert [cache.namespace(name).ttl for name in ("shop", "other")] == [5, 77]
 
 
@@ -50,7 +50,7 @@ async def test_settings_are_read_by_the_names_that_operators_know(monkeypatch: p
     monkeypatch.setenv("REDIS_TTL_DEFAULT", "9")
     monkeypatch.setenv("REDIS_TTL", '{"stats": 60}')
     settings = CacheSettings()
-    assert (settings.url, settings.namespace("any").ttl, settings.namespace("stats").ttl) == (
+    assert (settings.url, settings.ttl_default, settings.apply(Namespace.of("stats", 120)).ttl) == (
         "redis://elsewhere:1", 9, 60
     )  # fmt: skip
     monkeypatch.setenv("REDIS_TTL", '{"stats": 0}')
@@ -96,7 +96,7 @@ async def test_a_meta_outlives_every_entry(start: Start, valkey: Any) -> None:
     shop = await start(ttl={"shop": 86_400})
     for change in (shop.text, shop.write, shop.text):
         await change()
-        assert int(str(valkey.ttl(shop.shelf().meta))) > 6 * 86_400
+        assert int(str(valkey.ttl(shop.shelf().version_key))) > 6 * 86_400
 
 
 async def test_an_entry_stored_under_another_key_is_not_served(shop: Shop, valkey: Any) -> None:
@@ -123,7 +123,7 @@ async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(sho
         tag("a").key("x}#meta"),
         tag("a}:x"),
     ]
-    names = [key.entry if isinstance(key, Key) else key.meta for key in keys]
+    names = [key.entry if isinstance(key, Key) else key.version_key for key in keys]
     assert len(set(names)) == len(names)
     assert tag("a").key("b", 1).entry == "query:shop:{a}:b:1"
     assert tag("a", "salon:").name == "query:shop:salon:{a}"
@@ -137,10 +137,10 @@ async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(sho
 def test_all_keys_of_a_group_have_one_hash_slot_and_the_group_alone_decides_it(
     namespace: str, identifier: str, parts: list[str]
 ) -> None:
-    tag = SETTINGS.namespace(namespace).tag(identifier, "shelf:")
+    tag = Namespace.of(namespace, 60).tag(identifier, "shelf:")
     hash_tag = tag.name.partition("{")[2].removesuffix("}")
     assert tag
-    assert {hash_slot(tag.meta), hash_slot(tag.key(*parts).entry)} == {crc_hqx(hash_tag.encode(), 0) % 16_384}
+    assert {hash_slot(tag.version_key), hash_slot(tag.key(*parts).entry)} == {crc_hqx(hash_tag.encode(), 0) % 16_384}
 
 
 async def test_sizes_count_the_entries_of_every_namespace_and_no_meta(start: Start) -> None:
@@ -149,8 +149,8 @@ async def test_sizes_count_the_entries_of_every_namespace_and_no_meta(start: Sta
     ai = other.cache.namespace("aiAnalytics").tag("1", "salon:")
     await store(other, ai.key(), "x")
     await other.cache.settle()
-    counted = await sizes(shop.cache.store, shop.cache.settings)
-    assert counted == {**dict.fromkeys(NAMESPACES, 0), "shop": 3, "aiAnalytics": 1}
+    counted = await sizes(shop.cache.store, shop.cache.namespaces.values())
+    assert counted == {**dict.fromkeys(SEED, 0), "shop": 3, "aiAnalytics": 1}
 
 
 async def test_figures_of_the_server_are_for_people(shop: Shop) -> None:
@@ -209,7 +209,7 @@ async def test_with_a_cache_key_an_entry_counts_only_under_its_own_key_and_versi
     assert (await shop.read("tea"))[:2] == (b"old", "miss")
     before = valkey.get(FORGED)
     await shop.write("new")
-    version = valkey.get(shop.shelf().meta)[:29]
+    version = valkey.get(shop.shelf().version_key)[:29]
     valkey.set(FORGED, version + before[29:])
     assert (await shop.read())[:2] == (b"new", "miss")
 

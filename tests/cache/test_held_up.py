@@ -69,7 +69,7 @@ async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_asked_fo
     await shop.cache.settle()
     await until(lambda: not shop.cache.loader.unstored)
     assert max(memory[len(memory) // 2 :]) - memory[len(memory) // 2 - 1] < 8
-    assert not shop.cache.loader._flights
+    assert not shop.cache.loader._in_flight
 
 
 def test_the_servers_we_start_limit_their_memory_and_may_evict_any_key() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from libs.cache import Key
-from libs.cache.store import META_LIFETIME_SECONDS, UNVERIFIED_SECONDS
+from libs.cache.store import UNVERIFIED_SECONDS, VERSION_LIFETIME_SECONDS
 from tests.cache.outside import each
 from tests.cache.shop import Loaded, Shop, Start
 
@@ -26,10 +26,10 @@ def longest_life(redis_url: str) -> float:
 
 
 async def test_a_record_lives_a_minute_until_something_is_stored_under_it(shop: Shop, valkey: Any) -> None:
-    await shop.cache.store.open(shop.shelf().meta)
-    assert 0 < valkey.ttl(shop.shelf().meta) <= UNVERIFIED_SECONDS
+    await shop.cache.store.open(shop.shelf().version_key)
+    assert 0 < valkey.ttl(shop.shelf().version_key) <= UNVERIFIED_SECONDS
     await shop.text()
-    assert valkey.ttl(shop.shelf().meta) > META_LIFETIME_SECONDS - 60
+    assert valkey.ttl(shop.shelf().version_key) > VERSION_LIFETIME_SECONDS - 60
 
 
 @pytest.mark.parametrize("nothing", [None, ""], ids=["no reply", "an empty page"])
@@ -54,9 +54,9 @@ async def test_failed_writes_to_groups_that_dont_exist_leave_nothing_for_long(sh
 
 async def test_a_write_neither_lengthens_nor_shortens_the_life_of_a_record(shop: Shop, valkey: Any) -> None:
     await shop.text()
-    valkey.expire(shop.shelf().meta, 1000)
+    valkey.expire(shop.shelf().version_key, 1000)
     await shop.write()
-    assert 990 < valkey.ttl(shop.shelf().meta) <= 1000
+    assert 990 < valkey.ttl(shop.shelf().version_key) <= 1000
 
 
 async def test_a_record_that_ended_under_a_transaction_keeps_it_out_of_the_cache_all_the_same(
@@ -64,7 +64,7 @@ async def test_a_record_that_ended_under_a_transaction_keeps_it_out_of_the_cache
 ) -> None:
     writer, reader = await start(), await start()
     async with writer.writing("new"):
-        valkey.delete(writer.shelf().meta)  # as after a minute
+        valkey.delete(writer.shelf().version_key)  # as after a minute
         assert await reader.text() == "old"
         assert (await reader.read()).source == "miss"
     assert (await reader.text(), (await reader.read()).source) == ("new", "hit")

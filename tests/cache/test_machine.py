@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from libs.cache.keys import META
+from libs.cache.keys import VERSION_SUFFIX
 from libs.cache.store import StoreAway
 from tests.cache import garbage, variants
 from tests.cache.machine import PARTS, Process, Row, World
@@ -77,7 +77,7 @@ class Machine(RuleBasedStateMachine):
         self.rows: list[Row] = []
         self.seen: set[str] = set()
         self.source = ""  # of the last reply
-        self.generations: list[list[bytes | None]] = [[] for _ in self.shelves]
+        self.versions: list[list[bytes | None]] = [[] for _ in self.shelves]
         self.world.captured.clear()
         self.world.run(self._start())
 
@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
         self.processes = [Process(self.world) for _ in range(PROCESSES)]
         for process in self.processes:
             process.free = True
-            await process.cache._watch._recover()
+            await process.cache._recovery._recover()
             process.free = False
 
     def teardown(self) -> None:
@@ -133,7 +133,9 @@ class Machine(RuleBasedStateMachine):
             due = frozenset(row.name for row in self._rows(shelf) if row.name in self.seen and not row.pending)
             work = process.shop.read("", shelf=shelf)
         else:
-            work = process.cache._watch.drain() if process.cache.store.connected else process.cache._watch._recover()
+            work = (
+                process.cache._recovery.drain() if process.cache.store.connected else process.cache._recovery._recover()
+            )
         self.jobs.append(self.world.run(begin()))
         self._check()
         while process.steps and steps:
@@ -218,7 +220,7 @@ class Machine(RuleBasedStateMachine):
     def _keys(self) -> list[str]:
         shop = self.world.beside.shop
         tags = [shop.shelf(shelf).name for shelf in self.shelves]
-        return [name for tag in tags for name in (tag + META, f"{tag}:all")]
+        return [name for tag in tags for name in (tag + VERSION_SUFFIX, f"{tag}:all")]
 
     # What costs no more than it may
 
@@ -244,7 +246,7 @@ class Machine(RuleBasedStateMachine):
             assert entry and cost == {"MGET": 1}
         else:
             assert cost == {"MGET": 1, "EVALSHA": 1 + opened, "statement": 1 + barrier}
-            assert barrier == 1 if meta and meta.cold else barrier in (0, opened)
+            assert barrier == 1 if meta and meta.unverified else barrier in (0, opened)
         assert again == ("hit", {"MGET": 1})
 
     @precondition(lambda self: self._undisturbed())
@@ -271,15 +273,15 @@ class Machine(RuleBasedStateMachine):
         """Look at what has ended, and compare every entry with the rows."""
         type(self).steps += 1
         self.rows, found = self.world.run(_both(self.world.rows(self.shelf), self.world.cached(self.shelves)))
-        for shelf, generations, (meta, entry) in zip(self.shelves, self.generations, found, strict=True):
+        for shelf, versions, (meta, entry) in zip(self.shelves, self.versions, found, strict=True):
             rows = self._rows(shelf)
             if entry and not any(row.pending for row in rows) and _names(entry.body) != {row.name for row in rows}:
                 raise Stale(f"{shelf} is cached as {entry.body!r}, and is {rows}")
-            generation = meta and meta.generation
-            if not generations or generation != generations[-1]:
-                if generation and generation in generations:
-                    raise Stale(f"{generation!r} has come again")
-                generations.append(generation)
+            version = meta and meta.version
+            if not versions or version != versions[-1]:
+                if version and version in versions:
+                    raise Stale(f"{version!r} has come again")
+                versions.append(version)
         for job in [job for job in self.jobs if job.task.done()]:
             self.jobs.remove(job)
             self._ended(job)

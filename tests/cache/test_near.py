@@ -9,7 +9,7 @@ from libs.cache.near import OVERHEAD_BYTES
 from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Clock, Single, kept, near
 from tests.cache.outside import each
 from tests.cache.shop import Start, until
-from tests.cache.wire import valkey_calls
+from tests.cache.traffic import valkey_calls
 
 
 async def test_what_was_just_read_needs_no_server(start: Start, redis_url: str) -> None:

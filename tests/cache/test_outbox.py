@@ -81,7 +81,7 @@ async def test_writes_and_reads_go_on_while_very_many_pending_invalidations_are_
 @pytest.fixture
 def three_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than three tags are very many."""
-    monkeypatch.setattr(outbox, "MOST_GROUPS", 3)
+    monkeypatch.setattr(outbox, "MAX_TAGS", 3)
 
 
 async def write_shelves(shop: Shop, label: str, shelves: str) -> None:
@@ -107,8 +107,8 @@ async def test_a_group_keeps_one_row_however_often_it_is_written_to(start: Start
         await write_shelves(cut_off, f"{number}", "ab")
     assert await rows(pool) == 10
     await compact(pool)
-    assert await in_outbox(pool) == [reader.shelf("a").meta, reader.shelf("b").meta]
-    await reader.cache._watch.drain()
+    assert await in_outbox(pool) == [reader.shelf("a").version_key, reader.shelf("b").version_key]
+    await reader.cache._recovery.drain()
     assert (await reader.text(), await reader.text(shelf="b"), await rows(pool)) == ("4", "4", 0)
 
 
@@ -122,10 +122,10 @@ async def test_a_lower_id_that_commits_after_the_others_were_compacted_is_draine
         for label in ("one", "two"):
             await late.write(label)
         await compact(pool)
-        await reader.cache._watch.drain()
+        await reader.cache._recovery.drain()
         assert (await reader.text(), await rows(pool)) == ("two", 0)
     assert await rows(pool) == 1
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert (await reader.text("milk"), await rows(pool)) == ("other", 0)
 
 
@@ -141,7 +141,7 @@ async def test_very_many_groups_drop_the_cache(start: Start, pool: AsyncConnecti
         await compact(pool)
         assert await in_outbox(pool) == [outbox.EVERYTHING]
         await write_shelves(cut_off, "newer", "ab")
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert await in_outbox(pool) == []
     newest = "newer" if compacted else "new"
     assert [await reader.text(shelf=shelf) for shelf in "abcdef"] == [newest, newest, "new", "new", "new", "old"]
@@ -156,7 +156,7 @@ async def test_a_load_under_way_while_the_cache_is_dropped_is_not_stored(start: 
     slow = asyncio.create_task(reader.read(after=pause))
     await pause.reached.wait()
     await write_shelves(cut_off, "new", "abcde")
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     pause.go_on.set()
     assert (await slow).body == b"old"
     assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
@@ -170,7 +170,7 @@ async def test_a_process_that_may_only_read_drops_the_cache_and_leaves_the_rows(
     reader, cut_off = await start(read_only=True), await start(redis_url=NOWHERE)
     await reader.text()
     await write_shelves(cut_off, "new", "abcde")
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert (await reader.text(), await rows(pool)) == ("new", 5)
 
 
@@ -194,9 +194,9 @@ async def test_processes_that_compact_drain_and_write_at_once_dont_deadlock(
     for round in range(10):
         await asyncio.gather(
             *(compact(pool) for _ in range(3)),
-            *(shop.cache._watch.drain() for shop in (reader, other)),
+            *(shop.cache._recovery.drain() for shop in (reader, other)),
             *(cut_off.write(f"{round}", shelf=shelf) for shelf in "abcde"),
         )
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert [await reader.text(shelf=shelf) for shelf in "abcde"] == ["9"] * 5
     assert await rows(pool) == 0

@@ -27,7 +27,7 @@ class Readers:
             self._note_looks(shop)
 
     def _note_looks(self, shop: Shop) -> None:
-        watch = shop.cache._watch
+        watch = shop.cache._recovery
         drain = watch.drain
 
         async def noted() -> None:

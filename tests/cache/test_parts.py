@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from libs.cache import Cache, CacheUnavailable, Key, Tag, Transaction
-from libs.cache.keys import whole
-from libs.cache.store import META_LIFETIME_SECONDS
+from libs.cache.keys import parent_key
+from libs.cache.store import VERSION_LIFETIME_SECONDS
 from ops.process import free_port
 from tests.cache.outside import each, reaching
 from tests.cache.shop import Pause, Shop, Start, lose, put
-from tests.cache.wire import RespConnection, traced
+from tests.cache.traffic import Traffic, traced
 
 
 class Items(Shop):
@@ -71,27 +71,27 @@ async def parts(shop: Shop) -> Items:
 async def test_a_part_of_a_warm_whole_is_opened_without_a_barrier(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    async with traced(database_url, redis_url, tmp_path / "trace") as (pool, wire), AsyncExitStack() as exits:
+    async with traced(database_url, redis_url, tmp_path / "trace") as (pool, connection), AsyncExitStack() as exits:
         shop = items(await Start(exits, pool, redis_url)())
 
         async def cost(name: str) -> tuple[dict[str, int], int]:
-            wire.reset()
+            connection.reset()
             await shop.text(name)
-            return wire.valkey, wire.postgres
+            return connection.valkey, connection.postgres
 
         await shop.text("first")  # whatever a first call sends
-        assert await cost("cold") == ({"mget": 1, "evalsha": 2}, 2)
+        assert await cost("unverified") == ({"mget": 1, "evalsha": 2}, 2)
         await shop.of_shelf()
         assert await cost("warm") == ({"mget": 1, "evalsha": 2}, 1)
         assert await cost("warm") == ({"mget": 1}, 0)
-        await write_costs_one_call(shop, wire)
+        await write_costs_one_call(shop, connection)
 
 
-async def write_costs_one_call(shop: Items, wire: RespConnection) -> None:
+async def write_costs_one_call(shop: Items, connection: Traffic) -> None:
     await shop.write()
-    wire.reset()
+    connection.reset()
     await shop.write("newer")
-    assert (wire.valkey, wire.postgres) == ({"evalsha": 1}, 3)  # BEGIN with the id; the INSERT; COMMIT
+    assert (connection.valkey, connection.postgres) == ({"evalsha": 1}, 3)  # BEGIN with the id; the INSERT; COMMIT
 
 
 async def test_a_write_to_a_part_takes_the_whole_and_no_other_part(parts: Items) -> None:
@@ -114,8 +114,8 @@ async def test_a_write_to_the_whole_leaves_its_parts(parts: Items) -> None:
 
 async def test_a_part_that_nobody_has_read_is_not_kept(parts: Items, redis_url: str) -> None:
     await parts.write("new")
-    metas = [name for client in each(redis_url) for name in client.scan_iter("query:*#meta")]
-    assert metas == [parts.shelf().meta.encode()]
+    version_keys = [name for client in each(redis_url) for name in client.scan_iter("query:*#meta")]
+    assert version_keys == [parts.shelf().version_key.encode()]
     assert await parts.text() == "new"
 
 
@@ -128,11 +128,11 @@ async def test_part_without_whole_is_opened_as_if_nobody_wrote(
     writer, reader = items(await start()), items(await start())
     await reader.of_shelf()
     if variant:
-        monkeypatch.setattr("libs.cache.transaction.whole", lambda name: name + "#meta")
+        monkeypatch.setattr("libs.cache.transaction.parent_key", lambda name: name + "#meta")
     async with writer.writing("new"):
         lose(redis_url, lost)
         assert await reader.text() == "old"
-    stale = variant and lost != "query:*"  # without its whole it is cold
+    stale = variant and lost != "query:*"  # without its whole it is unverified
     assert await reader.text() == ("old" if stale else "new")
 
 
@@ -176,7 +176,7 @@ async def test_a_write_without_valkey_invalidates_the_part_once_it_is_drained(st
     reader, cut_off = items(await start()), items(await start(redis_url=f"redis://127.0.0.1:{free_port()}"))
     assert await reader.text() == "old"
     await cut_off.write("new")
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert await reader.text() == "new"
     with pytest.raises(CacheUnavailable):
         await cut_off.cache.invalidate(cut_off.shelf())
@@ -186,15 +186,17 @@ async def test_a_parts_meta_outlives_its_entries_by_far_less_than_a_wholes(parts
     await parts.text()
     await parts.of_shelf()
     with reaching(redis_url) as client:
-        entry, part, shelf = (client.pttl(name) for name in (parts.key().entry, parts.item().meta, parts.shelf().meta))
+        entry, part, shelf = (
+            client.pttl(name) for name in (parts.key().entry, parts.item().version_key, parts.shelf().version_key)
+        )
     ttl = parts.cache.namespace("shop").ttl * 1000
     assert isinstance(entry, int) and isinstance(part, int) and isinstance(shelf, int)
     assert 0.89 * ttl < entry <= ttl < part <= 2 * ttl
-    assert shelf > 0.99 * META_LIFETIME_SECONDS * 1000
+    assert shelf > 0.99 * VERSION_LIFETIME_SECONDS * 1000
 
 
 def test_no_name_of_a_part_or_an_entry_is_that_of_a_meta(parts: Items) -> None:
     shelf = parts.shelf("a}#meta")
     names = {shelf.sub_tag("item", "tea#meta").name, shelf.key("item", "tea#meta").entry, shelf.key("x", "#meta").entry}
     assert not any(name.endswith("#meta") for name in names)
-    assert whole(shelf.sub_tag("item", "}").name) == whole(shelf.meta) == shelf.meta
+    assert parent_key(shelf.sub_tag("item", "}").name) == parent_key(shelf.version_key) == shelf.version_key

@@ -10,87 +10,90 @@ import pytest
 
 from libs.cache import CommitUnknown
 from tests.cache.shop import Loaded, Pause, Shop, Start, put, until
-from tests.cache.wire import RespConnection, traced
+from tests.cache.traffic import Traffic, traced
 
-Wired = tuple[Shop, RespConnection]
+Wired = tuple[Shop, Traffic]
 
 
 @pytest.fixture
 async def wired(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Wired]:
     """A process whose traffic is counted, and which has called every script before."""
-    async with traced(database_url, redis_url, tmp_path / "trace") as (pool, wire), AsyncExitStack() as exits:
+    async with traced(database_url, redis_url, tmp_path / "trace") as (pool, connection), AsyncExitStack() as exits:
         shop = await Start(exits, pool, redis_url)()
         for shelf in "adefgh":  # a cluster has a server for each script and slot
             await shop.text("milk", shelf=shelf)
             await shop.write("new", "milk", shelf=shelf)
             await shop.text("milk", shelf=shelf)
-        yield shop, wire
+        yield shop, connection
 
 
 async def test_a_hit_is_one_call_to_valkey_and_none_to_postgres(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     assert (await shop.read("milk"))[:2] == (b"new", "hit")
-    assert (wire.valkey, wire.postgres) == ({"mget": 1}, 0)
+    assert (connection.valkey, connection.postgres) == ({"mget": 1}, 0)
 
 
 async def test_a_warm_miss_is_one_look_one_statement_and_one_fill(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     assert (await shop.read())[:2] == (b"old", "miss")
     await shop.cache.settle()
-    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 1)
+    assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 1}, 1)
 
 
 async def test_a_cold_group_costs_one_open_and_one_barrier_once(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     await shop.text("tea", shelf="b")
-    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 2}, 2)
-    wire.reset()
+    assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 2}, 2)
+    connection.reset()
     await shop.text("milk", shelf="b")
-    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 1)
+    assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 1}, 1)
 
 
 async def test_a_write_is_one_call_to_valkey_for_all_groups_of_a_slot_and_no_statement_more(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     async with shop.cache.transaction(shop.shelf("a"), shop.shelf("b")) as write:
         write.invalidate(shop.shelf("c"), shop.shelf("a"))
         await put(write.conn, "new")
-    slots = {shop.cache.store._slot(shop.shelf(name).meta) for name in "abc"}
-    assert (wire.valkey, wire.postgres) == ({"evalsha": len(slots)}, 3)  # BEGIN with the id; the INSERT; COMMIT
+    slots = {shop.cache.store._slot(shop.shelf(name).version_key) for name in "abc"}
+    assert (connection.valkey, connection.postgres) == (
+        {"evalsha": len(slots)},
+        3,
+    )  # BEGIN with the id; the INSERT; COMMIT
     assert await shop.text() == "new"
 
 
 async def test_locks_are_taken_in_the_same_round_trip_as_begin(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     async with shop.cache.transaction(locks=(3, -5)) as write:
-        assert wire.postgres == 1
+        assert connection.postgres == 1
         cursor = await write.conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
         assert await cursor.fetchone() == (2,)
         assert await (await write.conn.execute("SELECT pg_current_xact_id()::text")).fetchone() == (str(write.xact_id),)
 
 
 async def test_reads_of_one_tick_share_one_look(wired: Wired) -> None:
-    shop, wire = wired
+    shop, connection = wired
     await shop.text()
-    wire.reset()
+    connection.reset()
     replies = await asyncio.gather(*(shop.read(name) for name in ["tea", "milk"] * 10))
     assert {reply.source for reply in replies} == {"hit"}
-    assert (wire.valkey, wire.postgres) == ({"mget": 1}, 0)
+    assert (connection.valkey, connection.postgres) == ({"mget": 1}, 0)
 
 
 async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     replies = await asyncio.gather(*(shop.read_together(name) for name in ["tea", "milk", "none", "tea"]))
     await shop.cache.settle()
     assert [(reply.body, reply.source) for reply in replies] == [
         (b"old", "miss"), (b"new", "hit"), (None, "miss"), (b"old", "miss")
     ]  # fmt: skip
-    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 1)
+    assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 1}, 1)
     assert (await shop.read("none"))[:2] == (None, "hit")
 
 
@@ -102,25 +105,25 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("late")
 async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_for_goes_with_it(wired: Wired) -> None:
-    shop, wire = wired
-    wire.reset()
+    shop, connection = wired
+    connection.reset()
     for name in ("tea", "none"):
         assert (await shop.read_together(name)).source == "miss"
-    assert wire.valkey == {"mget": 2}
+    assert connection.valkey == {"mget": 2}
     assert (await shop.read_together("tea"))[:2] == (b"old", "hit")
     [found] = await shop.cache.get_many([shop.key("none")], [("a", "none")], shop.select_many)
     assert found[:2] == (None, "hit")
-    assert (wire.valkey, wire.postgres) == ({"mget": 4, "evalsha": 1}, 2)
+    assert (connection.valkey, connection.postgres) == ({"mget": 4, "evalsha": 1}, 2)
 
 
 @pytest.mark.usefixtures("late")
 async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
-    shop, wire = wired
+    shop, connection = wired
     assert (await shop.read_together("tea")).source == "miss"
-    wire.reset()
+    connection.reset()
     [found] = await shop.cache.get_many([shop.key("tea")], [("a", "tea")], shop.select_many)
     assert found[:2] == (b"old", "hit")
-    assert (wire.valkey, wire.postgres) == ({"mget": 1, "evalsha": 1}, 0)
+    assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 1}, 0)
 
 
 @pytest.mark.usefixtures("late")
@@ -182,8 +185,8 @@ async def test_a_transaction_is_registered_while_its_statements_run(start: Start
     await reader.text()
     async with writer.cache.transaction(writer.shelf()) as write:
         await put(write.conn, "new")
-        await until(lambda: all(answer.done() for answer in write.metas.values()))
-        assert (await reader.read())[:2] == (b"old", "miss")  # the tag has another generation already
+        await until(lambda: all(answer.done() for answer in write.registrations.values()))
+        assert (await reader.read())[:2] == (b"old", "miss")  # the tag has another version already
     assert await reader.text() == "new"
 
 
@@ -193,7 +196,9 @@ async def test_a_body_that_fails_writes_nothing_and_gives_its_connection_back(sh
             async with shop.cache.transaction(shop.shelf()) as write:
                 await put(write.conn, "new")
                 raise ZeroDivisionError
-    await shop.cache.store.register([shop.shelf().meta], 0)  # all that were asked for before have been answered, too
+    await shop.cache.store.register(
+        [shop.shelf().version_key], 0
+    )  # all that were asked for before have been answered, too
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
@@ -210,7 +215,9 @@ async def test_a_cancelled_writer_writes_nothing_wherever_it_stands(shop: Shop) 
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
-    await shop.cache.store.register([shop.shelf().meta], 0)  # all that were asked for before have been answered, too
+    await shop.cache.store.register(
+        [shop.shelf().version_key], 0
+    )  # all that were asked for before have been answered, too
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 

@@ -93,7 +93,7 @@ async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_
     shown = "old" if variant else "new"
     assert (await writer.text(), await reader.text()) == (shown, shown)
     assert await rows(writer.pool) == 1
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert (await writer.text(), await rows(writer.pool)) == ("new", 0)
 
 
@@ -115,7 +115,7 @@ async def test_processes_that_recover_at_once_end_with_one_epoch_and_true_entrie
 async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop, pending, times = await start(), Recovery._pending, 0
+    shop, pending, times = await start(), Recovery._read_outbox, 0
 
     async def lost_meanwhile(self: Recovery, conn: Any) -> Any:
         nonlocal times
@@ -123,7 +123,7 @@ async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
             shop.cache.store.mark_lost(TimeoutError())  # as a writer beside would
         return await pending(self, conn)
 
-    monkeypatch.setattr(Recovery, "_pending", lost_meanwhile)
+    monkeypatch.setattr(Recovery, "_read_outbox", lost_meanwhile)
     shop.cache.store.mark_lost(TimeoutError())
     await until(lambda: times > 3)
     await ready(shop)
@@ -160,7 +160,7 @@ async def test_a_connection_that_broke_is_one_error_and_one_read_past_the_cache(
     shop = await start()
     await shop.text()
     store = shop.cache.store
-    _, port = store._wires[store._slot(shop.shelf().meta)]._transport.get_extra_info("peername")
+    _, port = store._connections[store._slot(shop.shelf().version_key)]._transport.get_extra_info("peername")
     disconnect_all(next(node for node in nodes(own_valkey) if node.port == port))
     assert (await shop.read()).source == "bypass"
     await ready(shop)

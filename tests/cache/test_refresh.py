@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from libs.cache import CacheSettings, Reply
+from libs.cache import Cache, CacheSettings, Reply
 from libs.cache.refresh_ahead import is_due
+from services.namespaces import NAMESPACES
 from tests.cache import variants
 from tests.cache.shop import Pause, Shop, Start, put
 
@@ -34,7 +35,7 @@ async def refreshing(shop: Shop, pause: Pause) -> Reply:
 
 def age(namespace: str, seconds: float, **settings: float) -> bool:
     """Say whether a hit of an age is due."""
-    key = CacheSettings(refresh=settings).namespace(namespace).tag("s").key()
+    key = Cache(CacheSettings(refresh=settings), None, bytes, NAMESPACES).namespace(namespace).tag("s").key()  # type: ignore[arg-type]
     return is_due(key, Reply(b"", "hit", int(seconds * 1000)))
 
 

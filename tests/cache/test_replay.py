@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from libs.cache import scripts
-from libs.cache.codec import GENERATION, Entry, Fill
+from libs.cache.codec import VERSION_BYTES, Entry, Fill
 from tests.cache.outside import reaching
 from tests.cache.shop import Pause, Shop, Start, lose
 
@@ -29,10 +29,10 @@ async def calls(shop: Shop) -> list[tuple[str, Call]]:
     return captured
 
 
-def generation(redis_url: str, shop: Shop) -> bytes | None:
+def version(redis_url: str, shop: Shop) -> bytes | None:
     with reaching(redis_url) as client:
-        meta = client.get(shop.shelf().meta)
-    return bytes(meta[:GENERATION]) if isinstance(meta, bytes) else None
+        meta = client.get(shop.shelf().version_key)
+    return bytes(meta[:VERSION_BYTES]) if isinstance(meta, bytes) else None
 
 
 async def history(shop: Shop) -> None:
@@ -114,7 +114,7 @@ async def test_no_generation_ever_comes_again(
 
     async def step(change: Awaitable[Any]) -> None:
         await change
-        seen.append(generation(redis_url, shop))
+        seen.append(version(redis_url, shop))
 
     for number in range(5):
         await step(shop.text())
@@ -129,12 +129,12 @@ async def test_no_generation_ever_comes_again(
 
 
 async def test_a_reader_that_opened_a_group_twice_finds_one_generation(shop: Shop, redis_url: str) -> None:
-    store, meta = shop.cache.store, shop.shelf().meta
+    store, meta = shop.cache.store, shop.shelf().version_key
     first, second = await asyncio.gather(store.open(meta), store.open(meta))
     third = await store.open(meta)
     assert first == second == third
-    assert first.cold
-    assert first.generation == generation(redis_url, shop)
+    assert first.unverified
+    assert first.version == version(redis_url, shop)
 
 
 async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warmed_the_group(
@@ -144,13 +144,13 @@ async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warme
     store = reader.cache.store
     async with writer.writing("new"):
         lose(redis_url)
-        meta = await store.open(reader.shelf().meta)
-        [barrier] = await reader.cache.loader.barrier([None])
+        meta = await store.open(reader.shelf().version_key)
+        [barrier] = await reader.cache.loader._take_barrier([None])
         async with reader.pool.connection() as conn:
             early = await reader.select(conn, "a", "tea")
     assert (early.value, early.xmin < barrier) == ("old", True)
     await reader.text("milk")
-    fill = Fill(reader.key(), meta.generation, early.xmin, barrier, 60_000, Entry(b"old", 0))
+    fill = Fill(reader.key(), meta.version, early.xmin, barrier, 60_000, Entry(b"old", 0))
     assert await store.fill([fill]) == 0
     assert await reader.text() == "new"
 

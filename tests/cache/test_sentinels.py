@@ -35,7 +35,7 @@ async def start(pool: AsyncConnectionPool, running: Replicated) -> AsyncIterator
 async def hits_on(shop: Shop, server: Valkey) -> bool:
     """Say whether a process keeps its cache on a server, and reads it."""
     await ready(shop)
-    [node] = shop.cache.store.servers.nodes
+    [node] = shop.cache.store.topology.nodes
     await shop.text()
     return node.run_id == ask(server, "INFO", "server")["run_id"] and (await shop.read()).source == "hit"
 

@@ -26,7 +26,7 @@ async def test_a_write_to_a_group_with_an_unreadable_record_counts_it_as_missing
 ) -> None:
     await shop.text(shelf="other")
     await shop.text()
-    garbage.write(valkey, shop.shelf().meta, kind, value)
+    garbage.write(valkey, shop.shelf().version_key, kind, value)
     await shop.write("new")
     await undisturbed(shop)
     assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
@@ -39,7 +39,7 @@ async def test_a_read_of_an_unreadable_record_or_entry_misses_once(
 ) -> None:
     await shop.text(shelf="other")
     await shop.text()
-    garbage.write(valkey, shop.shelf().meta if which == "record" else shop.key().entry, kind, value)
+    garbage.write(valkey, shop.shelf().version_key if which == "record" else shop.key().entry, kind, value)
     assert (await shop.read())[:2] == (b"old", "miss")
     await shop.cache.settle()
     assert (await shop.read())[:2] == (b"old", "hit")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from libs.cache import Reply, WithoutRedis, lease, outbox
-from libs.cache.lease import Lease
+from libs.cache.lease import ReadLease
 from libs.cache.recovery import Recovery
 from ops.servers import Valkey
 from tests.cache import variants
@@ -60,14 +60,14 @@ async def writer(start: Start, clock: Clock) -> Shop:
 @asynccontextmanager
 async def committed(writer: Shop) -> AsyncIterator["asyncio.Task[None]"]:
     """Write; the block begins when the write is committed and waits; it must have been answered when the block ends."""
-    watch = writer.cache._watch
-    look, looked = watch._left, asyncio.Event()
+    watch = writer.cache._recovery
+    look, looked = watch._are_left, asyncio.Event()
 
     async def noted(left: Any) -> Any:
         looked.set()
         return await look(left)
 
-    watch._left = noted  # type: ignore[method-assign, assignment]
+    watch._are_left = noted  # type: ignore[method-assign, assignment]
     writing = asyncio.create_task(writer.write("new"))
     await until(lambda: looked.is_set() or writing.done())
     assert await rows(writer.pool) == 1
@@ -101,11 +101,11 @@ async def test_no_hit_is_served_behind_a_lease(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Lease, "covers", lambda self, tag: True)
+        monkeypatch.setattr(ReadLease, "covers", lambda self, tag: True)
     async with committed(writer):
         clock.time += L * 1.01
     assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
-    await reader.cache._watch.drain()
+    await reader.cache._recovery.drain()
     assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
 
 
@@ -114,8 +114,8 @@ async def test_a_lease_counts_from_before_its_look_was_sent(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Lease, "renew", variants.renews_from_the_answer(Lease.renew))
-    pause, find = Pause(), Recovery._pending
+        monkeypatch.setattr(ReadLease, "renew", variants.renews_from_the_answer(ReadLease.renew))
+    pause, find = Pause(), Recovery._read_outbox
 
     async def answered_late(self: Recovery, conn: Any) -> Any:
         found = await find(self, conn)
@@ -124,8 +124,8 @@ async def test_a_lease_counts_from_before_its_look_was_sent(
 
     clock.time += L / 2
     with monkeypatch.context() as patch:
-        patch.setattr(Recovery, "_pending", answered_late)
-        looking = asyncio.create_task(reader.cache._watch.drain())
+        patch.setattr(Recovery, "_read_outbox", answered_late)
+        looking = asyncio.create_task(reader.cache._recovery.drain())
         await pause.reached.wait()
     async with committed(writer):
         clock.time += L / 2
@@ -140,7 +140,7 @@ async def test_a_lease_counts_from_before_its_look_was_sent(
 async def test_a_look_that_fails_gives_no_lease(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
-    watch = reader.cache._watch
+    watch = reader.cache._recovery
 
     async def fails(conn: Any) -> Any:
         if variant and watch.lease:
@@ -150,7 +150,7 @@ async def test_a_look_that_fails_gives_no_lease(
     async with committed(writer):
         clock.time += L * 0.9
         with monkeypatch.context() as patch, pytest.raises(ConnectionError):
-            patch.setattr(watch, "_pending", fails)
+            patch.setattr(watch, "_read_outbox", fails)
             await watch.drain()
         assert (await reader.read())[:2] == (b"old", "hit")
         clock.time += L * 0.11
@@ -162,7 +162,7 @@ async def test_pending_groups_are_not_hit_before_they_are_registered(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Lease, "renew", variants.renews_for_all_groups(Lease.renew))
+        monkeypatch.setattr(ReadLease, "renew", variants.renews_for_all_groups(ReadLease.renew))
     await reader.text(shelf="b")
     pause, register = Pause(), Recovery._register
 
@@ -173,7 +173,7 @@ async def test_pending_groups_are_not_hit_before_they_are_registered(
     monkeypatch.setattr(Recovery, "_register", registers_late)
     async with committed(writer):
         clock.time += 1
-        looking = asyncio.create_task(reader.cache._watch.drain())
+        looking = asyncio.create_task(reader.cache._recovery.drain())
         await pause.reached.wait()
         clock.time += L - 0.5  # from the commit more than L, from the look less
     assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
@@ -188,12 +188,12 @@ async def test_a_write_is_answered_as_soon_as_another_process_has_registered_it(
     reader: Shop, writer: Shop, clock: Clock, variant: bool
 ) -> None:
     kind = variants.DeletesFirst if variant else Recovery
-    drainer = kind(reader.cache.store, reader.pool.connection, L, deletes=True)
+    drainer = kind(reader.cache.store, reader.pool.connection, L, read_only=False)
     pause, register = Pause(), drainer._register
 
-    async def registers_late(pending: Any) -> None:
+    async def registers_late(rows: Any) -> None:
         await pause()
-        await register(pending)
+        await register(rows)
 
     drainer._register = registers_late  # type: ignore[method-assign]
     async with committed(writer) as writing:
@@ -212,7 +212,7 @@ async def test_a_process_stopped_before_its_look_was_sent_checks_again_for_the_n
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
-        monkeypatch.setattr(Lease, "covers", variants.checks_once_a_tick(Lease.covers))
+        monkeypatch.setattr(ReadLease, "covers", variants.checks_once_a_tick(ReadLease.covers))
 
     async def stopped_before_it() -> Reply:
         clock.time += L * 1.01
@@ -234,7 +234,7 @@ async def test_another_reply_to_the_write_waits_as_well(
         repeated = asyncio.create_task(reader.cache.all_seen())
         assert await still_waits(repeated) is not variant
         assert (await reader.read())[:2] == (b"old", "hit")
-        await reader.cache._watch.drain()
+        await reader.cache._recovery.drain()
         await asyncio.wait_for(repeated, 10)
     assert (await reader.read())[:2] == (b"new", "miss")
     await asyncio.wait_for(reader.cache.all_seen(), 10)  # nothing is left: at once
@@ -268,7 +268,7 @@ async def test_a_write_is_answered_although_postgres_went_away_behind_it(writer:
         raise ConnectionError
 
     async with committed(writer) as writing:
-        writer.cache._watch._connect = fails
+        writer.cache._recovery._connect = fails
         assert await still_waits(writing)
         clock.time += L * 1.01
 
@@ -283,13 +283,13 @@ async def test_without_postgres_nothing_is_hit_once_the_lease_has_ended(reader: 
 async def test_a_write_whose_row_was_compacted_still_waits_for_what_replaced_it(
     reader: Shop, writer: Shop, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(outbox, "MOST_GROUPS", most)
+    monkeypatch.setattr(outbox, "MAX_TAGS", most)
     async with committed(writer) as writing:
         async with writer.pool.connection() as conn:
             await outbox.compact(conn)
-        monkeypatch.setattr(outbox, "MOST_GROUPS", 10_000)
+        monkeypatch.setattr(outbox, "MAX_TAGS", 10_000)
         assert await still_waits(writing)
-        await reader.cache._watch.drain()
+        await reader.cache._recovery.drain()
     assert await reader.text() == "new"
 
 
@@ -297,7 +297,7 @@ async def test_the_reply_to_very_many_pending_writes_waits_for_the_leases(
     writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with committed(writer) as writing:
-        monkeypatch.setattr(outbox, "MOST_GROUPS", 0)
+        monkeypatch.setattr(outbox, "MAX_TAGS", 0)
         seen = asyncio.create_task(writer.cache.all_seen())
         assert await still_waits(seen)
         async with asyncio.timeout(10):

@@ -7,7 +7,7 @@ import pytest
 from libs.cache import keyspace, sizes
 from tests.cache.outside import each, reaching
 from tests.cache.shop import Pause, Shop, put
-from tests.cache.wire import valkey_calls
+from tests.cache.traffic import valkey_calls
 
 KEYS = 3_000  # three calls of SCAN at least
 
@@ -44,7 +44,7 @@ async def test_calls_at_once_share_a_walk(crowded: str, shop: Shop) -> None:
 
 async def test_a_walk_that_has_begun_is_not_shared(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     await shop.text()
-    pause, unlink = Pause(), shop.cache.store.walk._unlink_all
+    pause, unlink = Pause(), shop.cache.store.keyspace._unlink_all
     begun = []
 
     async def late(what: object) -> list[int]:
@@ -54,7 +54,7 @@ async def test_a_walk_that_has_begun_is_not_shared(shop: Shop, monkeypatch: pyte
             await pause()
         return found
 
-    monkeypatch.setattr(shop.cache.store.walk, "_unlink_all", late)
+    monkeypatch.setattr(shop.cache.store.keyspace, "_unlink_all", late)
     first = asyncio.create_task(shop.cache.invalidate_pattern("query:*"))
     await pause.reached.wait()
     assert await shop.text() == "old"
@@ -71,16 +71,16 @@ async def test_sizes_of_a_large_cache_are_counted_once_a_minute(
 ) -> None:
     monkeypatch.setattr(keyspace, "LARGE", 10)
     await shop.text()
-    assert (await sizes(shop.cache.store, shop.cache.settings))["shop"] == 1
+    assert (await sizes(shop.cache.store, shop.cache.namespaces.values()))["shop"] == 1
     for number in range(10):
         await shop.text(f"item {number}")
-    assert (await sizes(shop.cache.store, shop.cache.settings))["shop"] == 11
+    assert (await sizes(shop.cache.store, shop.cache.namespaces.values()))["shop"] == 11
     before = scans(redis_url)
     await shop.text("cocoa")
-    assert (await sizes(shop.cache.store, shop.cache.settings))["shop"] == 11
+    assert (await sizes(shop.cache.store, shop.cache.namespaces.values()))["shop"] == 11
     assert scans(redis_url) == before
-    shop.cache.store.walk._kept_until = 0.0
-    assert (await sizes(shop.cache.store, shop.cache.settings))["shop"] == 12
+    shop.cache.store.keyspace._kept_until = 0.0
+    assert (await sizes(shop.cache.store, shop.cache.namespaces.values()))["shop"] == 12
 
 
 async def test_keys_that_are_no_text_disturb_no_walk(redis_url: str, shop: Shop) -> None:
@@ -88,7 +88,7 @@ async def test_keys_that_are_no_text_disturb_no_walk(redis_url: str, shop: Shop)
     with reaching(redis_url) as client:
         for key in (b"query:\xff\xfe:x", b"query:", b"query:x", b"query:#meta", b"query:\xff#meta"):
             client.set(key, "x")
-    assert (await sizes(shop.cache.store, shop.cache.settings))["shop"] == 1
+    assert (await sizes(shop.cache.store, shop.cache.namespaces.values()))["shop"] == 1
     assert await shop.cache.invalidate_pattern("query:shop:*") >= 1
     assert (await shop.read()).source == "miss"
     assert [client.ping() for client in each(redis_url)]

@@ -24,7 +24,7 @@ async def quiet(start: Start, warm: int = 10) -> Shop:
 async def look(shop: Shop) -> list[str]:
     """Look for what is gone; return what was loaded."""
     shop.loads.clear()
-    await shop.cache.warmer.look()
+    await shop.cache.warmer.check()
     await shop.cache.settle()
     return shop.loads
 
@@ -114,12 +114,12 @@ async def test_entries_are_loaded_one_at_a_time(shop: Shop) -> None:
 async def test_a_load_gives_way_to_rpcs_but_not_for_ever(shop: Shop) -> None:
     busy, asked = True, 0
 
-    def under_way() -> bool:
+    def in_flight() -> bool:
         nonlocal asked
         asked += 1
         return busy
 
-    shop.cache.warmer.busy = under_way
+    shop.cache.warmer.busy = in_flight
     await miss_often(shop, "tea", "milk")
     began = asyncio.get_running_loop().time()
     looking = asyncio.create_task(look(shop))

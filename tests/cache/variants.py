@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from libs.cache import Cache, Read, Reply, Transaction, lease, scripts
-from libs.cache.codec import Entry, Meta
+from libs.cache.codec import Entry, TagVersion
 from libs.cache.recovery import Recovery
 from tests.cache.outside import reaching
 from tests.cache.shop import Loaded, Shop, at_once, put
@@ -116,18 +116,18 @@ def tracks_push_only(cache: Cache) -> None:
 class JoinsAnyLoad(Cache):
     """Single in_flight by key."""
 
-    async def _load(self, read: Read, meta: Meta) -> Entry:
-        for (entry, _), in_flight in self.loader._flights.items():
+    async def _load(self, read: Read, meta: TagVersion) -> Entry:
+        for (entry, _), in_flight in self.loader._in_flight.items():
             if entry == read.key.entry:
                 return await in_flight.wait()
         return await super()._load(read, meta)
 
 
 class JoinsByGeneration(Cache):
-    """Single in_flight by key and generation, whether or not the load may be stored."""
+    """Single in_flight by key and version, whether or not the load may be stored."""
 
-    async def _load(self, read: Read, meta: Meta) -> Entry:
-        if in_flight := self.loader.under_way(read.key, meta):
+    async def _load(self, read: Read, meta: TagVersion) -> Entry:
+        if in_flight := self.loader.in_flight(read.key, meta):
             return await in_flight.wait()
         return await super()._load(read, meta)
 
@@ -138,7 +138,7 @@ class DeletesFirst(Recovery):
     async def drain(self) -> None:
         """Delete the rows, then register them."""
         async with self._connect() as conn:
-            if pending := await self._pending(conn):
+            if pending := await self._read_outbox(conn):
                 await self._delete(conn, pending)
                 await self._register(pending)
 
@@ -161,7 +161,7 @@ def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
     """A lease that is checked once for all that is read in a tick of the event loop."""
     answers: list[bool] = []
 
-    def check(self: lease.Lease, tag: str) -> bool:
+    def check(self: lease.ReadLease, tag: str) -> bool:
         if not answers:
             answers.append(covers(self, tag))
             asyncio.get_running_loop().call_soon(answers.clear)
@@ -196,29 +196,33 @@ def opens_warm(cache: Cache) -> None:
     _swap(cache, "open_script", scripts.OPEN.replace("'10'", "'00'"))
 
 
+# How the server makes a version; the rest of the file reads records.
+VERSIONS = scripts.OPEN[scripts.OPEN.index("local time = ") : scripts.OPEN.index("-- A record of another epoch")]
+
+
 def counts_generations(cache: Cache) -> None:
     """Generation = INCR."""
     counted = """
         local count = string.format('%013d', redis.call('INCR', KEYS[1] .. ':count'))
-        local generation = count .. string.sub(ARGV[1], 1, 8) .. '00000000'
+        local new_version = count .. string.sub(ARGV[1], 1, 8) .. '00000000'
     """
     for name, script in (("open_script", scripts.OPEN), ("register_script", scripts.REGISTER)):
-        _swap(cache, name, script.replace(scripts.GENERATION, counted))
+        _swap(cache, name, script.replace(VERSIONS, counted))
 
 
 def makes_generations(cache: Cache) -> None:
-    """The generation comes from the client, with the command."""
-    made = "local generation = '0000000000000' .. ARGV[1]\n"
-    _swap(cache, "register_script", scripts.REGISTER.replace(scripts.GENERATION, made))
+    """The version comes from the client, with the command."""
+    made = "local new_version = '0000000000000' .. ARGV[1]\n"
+    _swap(cache, "register_script", scripts.REGISTER.replace(VERSIONS, made))
 
 
 def fills_any_generation(cache: Cache) -> None:
-    """What was loaded is stored under whatever generation there is."""
+    """What was loaded is stored under whatever version there is."""
     cache.store.fill_script = """
         local stored = {}
         for i = 1, #KEYS, 2 do
-            local generation, last = string.sub(redis.call('GET', KEYS[i]), 1, 29), (i + 1) / 2 * 6
-            redis.call('SET', KEYS[i + 1], generation .. ARGV[last], 'PX', ARGV[last - 1])
+            local version, last = string.sub(redis.call('GET', KEYS[i]), 1, 29), (i + 1) / 2 * 6
+            redis.call('SET', KEYS[i + 1], version .. ARGV[last], 'PX', ARGV[last - 1])
             stored[#stored + 1] = 1
         end
         return stored

@@ -26,6 +26,7 @@ from ops.process import free_ports
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.service import build
+from services.namespaces import NAMESPACES
 from tests.http2_abuse import attacker as http2
 from tests.http2_abuse.attacker import (
     MAGIC,
@@ -96,7 +97,7 @@ class Booking:
 async def booking(database_url: str, redis_url: str, transport: str = "http2", **limits: Any) -> AsyncIterator[Booking]:
     """Run the booking service with other limits."""
     database = Database(DatabaseSettings(url=SecretStr(service_url(database_url, "parlor_booking"))), "test-booking")
-    cache = Cache(CacheSettings(url=redis_url, warm=0), database.connection, bytes)
+    cache = Cache(CacheSettings(url=redis_url, warm=0), database.connection, bytes, NAMESPACES)
     [metrics_port] = free_ports(1)
     listen = ServerSettings(host="127.0.0.1", metrics_port=metrics_port, server_transport=transport, **limits)
     async with serve(listen, database, cache, build(cache, database)) as server:

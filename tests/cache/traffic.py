@@ -1,4 +1,4 @@
-"""Counts what goes over the wire."""
+"""Counts the round trips to Postgres and the calls to Valkey."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ def valkey_calls(redis_url: str) -> Counter[str]:
     return Counter({name: count for name, count in calls.items() if name not in NOT_CALLS})
 
 
-class RespConnection:
+class Traffic:
     """The traffic since `reset`: round trips to Postgres, calls to Valkey."""
 
     def __init__(self, trace: Path, redis_url: str) -> None:
@@ -49,9 +49,7 @@ class RespConnection:
 
 
 @asynccontextmanager
-async def traced(
-    database_url: str, redis_url: str, trace: Path
-) -> AsyncIterator[tuple[AsyncConnectionPool, RespConnection]]:
+async def traced(database_url: str, redis_url: str, trace: Path) -> AsyncIterator[tuple[AsyncConnectionPool, Traffic]]:
     """Return a pool of one connection, and the count of what goes over it and to Valkey."""
     async with AsyncConnectionPool(
         database_url, kwargs={"autocommit": True}, min_size=1, max_size=1, open=False
@@ -59,4 +57,4 @@ async def traced(
         with trace.open("w") as file:
             async with pool.connection() as conn:
                 conn.pgconn.trace(file.fileno())
-            yield pool, RespConnection(trace, redis_url)
+            yield pool, Traffic(trace, redis_url)
