@@ -1,7 +1,7 @@
 """Requests that are made in the same tick of the event loop share one call.
 
-In Python a call costs more than its round trip. One call per batch key runs at a time; requests that come meanwhile wait
-for the next one. A request only joins a call that has not started, so an answer is never older than its question.
+In Python a call costs more than its round trip. One call per batch key runs at a time; requests that come meanwhile
+wait for the next one. A request only joins a call that has not started, so an answer is never older than its question.
 """
 
 import asyncio

@@ -116,8 +116,8 @@ class Cache:
         `load` gets the arguments and returns as many results, in their order, from one statement. A result whose value
         is an error is raised to the callers of that argument alone, and is not cached. `load` must be the same function
         in each call: a bound method or a module's function, no lambda. `batch` makes a batch key of an argument: only
-        arguments with equal batch keys are loaded together. `rows` estimates how many rows `load` reads for the argument;
-        a batch has up to MAX_ROWS in all, or one argument. `repeatable` is as for `get`.
+        arguments with equal batch keys are loaded together. `rows` estimates how many rows `load` reads for the
+        argument; a batch has up to MAX_ROWS in all, or one argument. `repeatable` is as for `get`.
         """
         return await self.resolve(Read(key, argument, load, batch, rows, repeatable))
 

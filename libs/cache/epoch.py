@@ -22,8 +22,8 @@ from libs.cache.lease import DRIFT, now
 # did so at once, neither would have a cache.
 PAUSE_SECONDS = 5.0
 
-# System identifier and timeline. The timeline is that of the WAL being written: pg_control_checkpoint() names the old one
-# for a while after a promotion.
+# System identifier and timeline. The timeline is that of the WAL being written: pg_control_checkpoint() names the old
+# one for a while after a promotion.
 HISTORY = """(SELECT system_identifier::text FROM pg_control_system())
     || '/' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8)"""
 

@@ -23,8 +23,8 @@ _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D", "#": "%
 class Namespace:
     """A kind of cached reply.
 
-    Its keys begin with `prefix`; an entry lives for `ttl` s at most. A hit on an entry older than the share `refresh` of
-    its TTL loads it again behind the reply; 1 is never. Entries of `near` namespaces are also kept in the process
+    Its keys begin with `prefix`; an entry lives for `ttl` s at most. A hit on an entry older than the share `refresh`
+    of its TTL loads it again behind the reply; 1 is never. Entries of `near` namespaces are also kept in the process
     (near.py).
     """
 

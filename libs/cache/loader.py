@@ -3,9 +3,9 @@
 Reads of the same key share a load, and loads of the same kind share statements: one task per batch key runs them, one
 statement per batch. A task per load costs more than its row.
 
-If a statement takes longer than PATIENCE_SECONDS, the loads that wait for the next one go ahead on another connection. If
-it fails, all its loads fail, for example after the statement timeout. Only after a DataError, which one argument or its
-rows have caused, is each argument loaded alone.
+If a statement takes longer than PATIENCE_SECONDS, the loads that wait for the next one go ahead on another connection.
+If it fails, all its loads fail, for example after the statement timeout. Only after a DataError, which one argument or
+its rows have caused, is each argument loaded alone.
 """
 
 import asyncio
@@ -173,9 +173,12 @@ class Loader:
             async with connect() as conn:  # no timer before: loads may queue while this waits for a connection
                 timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, overtake)
                 try:
-                    results = dict(zip(arguments, await run(conn, arguments), strict=True))
+                    found = await run(conn, arguments)
                 finally:
                     timer.cancel()
+            if len(found) != len(arguments):
+                raise ValueError(f"{len(found)} results for {len(arguments)} arguments")
+            results = dict(zip(arguments, found, strict=True))
             for load in loads:
                 self._resolve(load, results[load.read.argument], barrier, loaded_ms)
         except BaseException as error:  # also a cancellation: no caller may wait forever

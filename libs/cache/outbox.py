@@ -36,8 +36,8 @@ async def insert(conn: psycopg.AsyncConnection[Any], version_keys: Sequence[str]
 async def compact(conn: psycopg.AsyncConnection[Any]) -> None:
     """Keep one row per tag; if there are very many tags, replace all rows with one for EVERYTHING.
 
-    The ID of that row is this statement's own, which is above those of the rows it replaces: they were committed before.
-    Rows are found by their place, which also locks them in one order, so that two processes don't deadlock.
+    The ID of that row is this statement's own, which is above those of the rows it replaces: they were committed
+    before. Rows are found by their place, which also locks them in one order, so that two processes don't deadlock.
     """
     while (await conn.execute(_DELETE_LOWER, [ROWS_PER_STATEMENT])).rowcount == ROWS_PER_STATEMENT:
         pass
@@ -67,8 +67,8 @@ _REPLACE = """
 async def delete(conn: psycopg.AsyncConnection[Any], registered: Sequence[OutboxRow], epoch: str) -> None:
     """Delete the rows that registered IDs cover, if the epoch is still in force: otherwise the wrong cache has them.
 
-    A lower ID whose row was committed since is covered, too: no load is stored that might lack its transaction. The same
-    holds for EVERYTHING: what a lower row of it replaced was committed before the higher row was.
+    A lower ID whose row was committed since is covered, too: no load is stored that might lack its transaction. The
+    same holds for EVERYTHING: what a lower row of it replaced was committed before the higher row was.
     """
     await conn.execute(
         "DELETE FROM cache_outbox WHERE ctid = ANY(ARRAY("

@@ -1,7 +1,7 @@
 """What is tried when the cache connects, so that the log can say what is wrong.
 
-An ACL that lacks a command, a server without scripts or a missing file would otherwise show as a cache that is lost again
-and again, or never used.
+An ACL that lacks a command, a server without scripts or a missing file would otherwise show as a cache that is lost
+again and again, or never used.
 """
 
 import errno

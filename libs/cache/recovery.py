@@ -1,8 +1,8 @@
 """Keeps the store usable: connects, polls, and registers the invalidation outbox.
 
 A write without Redis leaves its tags in the outbox, in its own transaction. Every process registers the tags that it
-finds there, and only then deletes the rows. A process that lost Redis serves no hit until it has registered all rows that
-were there after Redis came back.
+finds there, and only then deletes the rows. A process that lost Redis serves no hit until it has registered all rows
+that were there after Redis came back.
 
 With `REDIS_WITHOUT=wait` it also holds the process's read lease, and lets a writer wait until no lease hides its write.
 """

@@ -1,8 +1,8 @@
 """Refresh-ahead: loads entries before callers need them.
 
-An entry that is hit late in its TTL is loaded again behind the reply (`is_due`). The warmer also remembers which entries
-callers missed: one that was missed more than once is loaded again when it is gone, with the caller's own load. An entry
-that was loaded and not read before it was gone again is forgotten until its next miss.
+An entry that is hit late in its TTL is loaded again behind the reply (`is_due`). The warmer also remembers which
+entries callers missed: one that was missed more than once is loaded again when it is gone, with the caller's own load.
+An entry that was loaded and not read before it was gone again is forgotten until its next miss.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ PATIENCE_SECONDS = 0.1  # longest time that a load waits for RPCs to end
 def is_due(key: Key, reply: Reply) -> bool:
     """Return whether a hit is old enough to be loaded again behind its reply.
 
-    That is at its share of the TTL or somewhat later (with 0.6 up to 0.72). Each process has a different moment for each
-    key: mostly one process loads it, and not all keys are loaded at once.
+    That is at its share of the TTL or somewhat later (with 0.6 up to 0.72). Each process has a different moment for
+    each key: mostly one process loads it, and not all keys are loaded at once.
     """
     ttl, share = key.tag.namespace.ttl, key.tag.namespace.refresh
     if share >= 1 or reply.body is None or reply.age_ms < ttl * share * 1000:
@@ -49,8 +49,8 @@ class _Asked:
 class Warmer:
     """Loads ahead: at most `count` entries, one at a time, when no RPC is under way.
 
-    `gone` returns which keys are not cached; `load` loads one; `busy` returns whether RPCs are under way. `unasked` names
-    the entries that were loaded ahead and not hit since.
+    `gone` returns which keys are not cached; `load` loads one; `busy` returns whether RPCs are under way. `unasked`
+    names the entries that were loaded ahead and not hit since.
     """
 
     def __init__(

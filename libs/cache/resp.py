@@ -24,7 +24,7 @@ class RespConnection(asyncio.Protocol):
     """A connection. `on_push` gets the server's pushes; `on_lost` is called once, when the connection is lost."""
 
     def __init__(self, timeout: float) -> None:
-        """A reply that takes longer than `timeout` s loses the connection."""
+        """Prepare. A reply that takes longer than `timeout` s loses the connection."""
         self.on_lost: Callable[[Exception], None] = lambda _: None
         self.on_push: Callable[[list[Any]], None] = lambda _: None
         self._timeout = timeout

@@ -1,8 +1,8 @@
 """Where the cache is kept: one server, the one that Sentinels name, or the masters of a cluster.
 
-Sentinels are asked in the order of the URL, so that all processes ask the same one first. A cluster is found through any
-node that is known. In a cluster a command may only name keys of one hash slot. Each server has one connection, for reads
-and everything else: a second one could end at another server.
+Sentinels are asked in the order of the URL, so that all processes ask the same one first. A cluster is found through
+any node that is known. In a cluster a command may only name keys of one hash slot. Each server has one connection, for
+reads and everything else: a second one could end at another server.
 """
 
 import asyncio

@@ -259,7 +259,7 @@ async def test_a_load_that_answers_too_little_fails_and_the_next_does_not_wait_f
         return []
 
     for _ in range(2):
-        with pytest.raises(ValueError, match="0 answers to 1 questions"):
+        with pytest.raises(ValueError, match="0 results for 1 arguments"):
             await shop.cache.get_batched(shop.key(), "tea", none)
 
 
