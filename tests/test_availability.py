@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability
-from services.booking.availability import Wanted
+from services.booking.availability import SlotQuery
 from tests.calendars import DAY, HOUR, MINUTE, Case, Hours, cases, offered
 from tests.stack import QUIET, SALON, Fields, Stack, booking_request, executed, failure, running, salon, walk
 from tests.test_resources import resource
@@ -65,12 +65,12 @@ def computed(case: Case, most: int = 100_000) -> list[tuple[int, str]]:
     if case.horizon is not None:
         last = min(last, case.now + case.horizon)
     first = max(case.start, case.now + case.notice)
-    want = Wanted(first, last, case.duration, case.step, case.before, case.after)
+    query = SlotQuery(first, last, case.duration, case.step, case.before, case.after)
     rows: list[Any] = [(None, case.zone, case.salon.opening_hours(), case.salon.special_hours(), None, None)]
     for name, own in case.resources.items():
         begins, ends = zip(*case.busy[name], strict=True) if case.busy[name] else (None, None)
         rows.append((name, "", own.opening_hours(), own.special_hours(), begins, ends))
-    steps = availability.free(rows, [], want, most)
+    steps = availability.free_by_start(rows, [], query, most)
     while True:
         try:
             next(steps)
