@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from buf.validate import validate_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from ops.protos_image import SERVICES
+from parlor.rules.v1 import rules_pb2
 
 BIN = Path(sys.executable).parent
 
@@ -45,7 +47,11 @@ def test_the_rules_of_the_fields_are_in_it(written: Path) -> None:
     files = FileDescriptorSet.FromString((written / "parlor.binpb").read_bytes()).file
     [booking] = [file for file in files if file.name == "parlor/booking/v1/booking.proto"]
     [request] = [message for message in booking.message_type if message.name == "GetSalonRequest"]
-    assert b"[A-Za-z0-9_-]{1,64}" in request.field[0].options.SerializeToString()
+    assert request.field[0].options.Extensions[validate_pb2.field].string.Extensions[rules_pb2.identifier]
+    [rules] = [file for file in files if file.name == "parlor/rules/v1/rules.proto"]
+    [identifier] = [extension for extension in rules.extension if extension.name == "identifier"]
+    [rule] = identifier.options.Extensions[validate_pb2.predefined].cel
+    assert "[A-Za-z0-9_-]{1,64}" in rule.expression
 
 
 def test_protoc_compiles_it_without_any_other_file(written: Path) -> None:
