@@ -37,11 +37,12 @@ def main(image: str | None = None) -> None:
     os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]  # protoc-gen-mypy
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("parlor/*/v1/*.proto"))
     stubs = [f"--{plugin}_out={PROTOS}" for plugin in ("python", "mypy")]
-    services = [f"--{plugin}_out={PROTOS}" for plugin in ("grpc_python", "mypy_grpc")]
+    grpc_stubs = [f"--{plugin}_out={PROTOS}" for plugin in ("grpc_python", "mypy_grpc")]
+    services = [source for source in sources if "\nservice " in (PROTOS / source).read_text()]
     with TemporaryDirectory() as folder:
         known = Path(folder) / "validate.binpb"
         known.write_bytes(validate_descriptors().SerializeToString())
-        runs = [[*stubs, "buf/validate/validate.proto"], [*stubs, *services, *sources]]
+        runs = [[*stubs, "buf/validate/validate.proto", *sources], [*grpc_stubs, *services]]
         if image:
             runs.append([f"--descriptor_set_out={image}", "--include_imports", "--include_source_info", *sources])
         for arguments in runs:

@@ -1,4 +1,4 @@
-"""The salons that are likely to be asked for: those for which most bookings were made in the last hours."""
+"""The salons with the most new bookings in the last hours, whose reads are loaded before a caller needs them."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -14,7 +14,7 @@ SALONS = 20
 
 
 class BusySalon(NamedTuple):
-    """A salon; today by its wall clock, and this month by UTC, each from its start to its end as Timestamps' fields."""
+    """A salon, today in its time zone and this month in UTC: each a start_time and an end_time for a request."""
 
     salon_id: str
     phone_number_id: str
@@ -23,7 +23,7 @@ class BusySalon(NamedTuple):
 
 
 async def busiest_salons(conn: AsyncConnection[Any]) -> list[BusySalon]:
-    """Return the busiest salons of the last 6 hours, the busiest first.
+    """Return up to SALONS salons, those with the most bookings created in the last 6 hours first.
 
     Source: index idx_bookings_created.
     """
@@ -45,7 +45,7 @@ async def busiest_salons(conn: AsyncConnection[Any]) -> list[BusySalon]:
 async def warm(
     cache: Cache, database: Database, reads: Callable[[BusySalon], Iterable[Callable[[], Awaitable[Any]]]]
 ) -> None:
-    """Make the `reads` of each busy salon, one at a time, so that their replies are in the cache."""
+    """Make the `reads` of each busy salon, one at a time, so that their replies are cached."""
     if cache.settings.warm:
         with suppress(DatabaseUnavailable, PoolExhausted, Error):
             async with database.connection() as conn:

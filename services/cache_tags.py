@@ -1,11 +1,11 @@
-"""The cache tags of a salon: what a write invalidates, named as the report names them.
+"""The cache tags of a salon: what a write invalidates together.
 
-query:salon:id:{salon-123}   query:salon:{phone_number_id}   query:booking:salon:{salon-123}:...
-query:stats:salon:{salon-123}:...   query:ai:salon:{salon-123}:...
-query:conversation:{salon-123}:...   query:messages:salon:{salon-123}:...
+query:salon:id:{salon-123}   query:salon:{phone_number_id}   query:booking:salon:{salon-123}
+query:stats:salon:{salon-123}   query:ai:salon:{salon-123}
+query:conversation:{salon-123}   query:messages:salon:{salon-123}
 
-A look-up of one booking or one conversation has a part of these of its own, so that it outlives the salon's other
-writes: query:booking:salon:{salon-123}:code:B1, query:conversation:{salon-123}:id:UUID, ...:phone:DIGEST.
+Reads of one booking or one conversation have sub-tags, so that their entries outlive the salon's other writes:
+query:booking:salon:{salon-123}:code:B1, query:conversation:{salon-123}:id:UUID, ...:phone:DIGEST.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from libs.cache import Cache, Tag, digest
 
 
 class CacheTags:
-    """Makes the tags, with the TTLs in force."""
+    """Makes the tags of salons, with the TTLs of the cache's settings."""
 
     def __init__(self, cache: Cache) -> None:
         """Read the namespaces."""
@@ -23,15 +23,15 @@ class CacheTags:
         )
 
     def salon(self, salon_id: str) -> Tag:
-        """Return the tag of a salon looked up by its id."""
+        """Return the tag of a salon read by its id."""
         return self._salon.tag(salon_id, "id:")
 
     def phone_number_id(self, phone_number_id: str) -> Tag:
-        """Return the tag of a salon looked up by its phone_number_id."""
+        """Return the tag of a salon read by its phone_number_id."""
         return self._salon.tag(phone_number_id)
 
     def bookings(self, salon_id: str) -> Tag:
-        """Return the tag of a salon's bookings."""
+        """Return the tag of a salon's bookings and resources."""
         return self._booking.tag(salon_id, "salon:")
 
     def stats(self, salon_id: str) -> Tag:
@@ -51,24 +51,30 @@ class CacheTags:
         return self._messages.tag(salon_id, "salon:")
 
     def booking(self, salon_id: str, booking_code: str) -> Tag:
-        """Return the tag of one booking."""
-        return self.bookings(salon_id).sub_tag("code", booking_code)
+        """Return the sub-tag of one booking."""
+        return self._booking.tag(salon_id, "salon:").sub_tag("code", booking_code)
 
     def ai_messages(self, salon_id: str, conversation_id: str) -> Tag:
-        """Return the tag of the AI messages of one conversation."""
-        return self.conversations(salon_id).sub_tag("ai", conversation_id)
+        """Return the sub-tag of the AI messages of one conversation."""
+        return self._conversation.tag(salon_id).sub_tag("ai", conversation_id)
+
+    def of_bookings(self, salon_id: str, *booking_codes: str) -> list[Tag]:
+        """Return the tags that a write to bookings invalidates: the salon's bookings, its statistics, each booking."""
+        bookings = self._booking.tag(salon_id, "salon:")
+        codes = [bookings.sub_tag("code", code) for code in booking_codes]
+        return [bookings, self._stats.tag(salon_id, "salon:"), *codes]
 
     async def of_salon(self, salon_id: str) -> list[Tag]:
-        """Return all that a salon's id names."""
-        makers = (self.salon, self.bookings, self.stats, self.ai, self.conversations, self.messages)
-        return [make(salon_id) for make in makers]
+        """Return all tags that are named by a salon's id."""
+        tags = (self.salon, self.bookings, self.stats, self.ai, self.conversations, self.messages)
+        return [tag(salon_id) for tag in tags]
 
 
 def of_name(tag: Tag, conversation_id: str, phone_number: str = "") -> Tag:
-    """Return the part of a salon's conversations or messages that a look-up by these names depends on.
+    """Return the sub-tag of a salon's conversations or messages for a read by conversation_id or by phone_number.
 
-    Whoever writes to a conversation invalidates the parts `of_names`. A look-up by anything else, such as a user_id,
-    which a conversation may change for another, depends on the whole.
+    Writes to a conversation invalidate the sub-tags `of_names`. A read by anything else depends on the tag itself: a
+    user_id, for example, may move from one conversation to another.
     """
     if conversation_id:
         return tag.sub_tag("id", conversation_id)
@@ -76,7 +82,7 @@ def of_name(tag: Tag, conversation_id: str, phone_number: str = "") -> Tag:
 
 
 def of_names(tag: Tag, conversation_ids: Iterable[str], phone_numbers: Iterable[str]) -> Iterator[Tag]:
-    """Yield a salon's conversations or messages, and the parts of it that look-ups by these names depend on."""
+    """Yield a salon's conversations or messages, and the sub-tags of reads by these ids and phone numbers."""
     yield tag
     for conversation_id in conversation_ids:
         yield of_name(tag, conversation_id)

@@ -1,4 +1,4 @@
-"""Random calendars, and an oracle of what SearchAvailability must offer: it looks at one minute after the other."""
+"""Random calendars, and a reference implementation of SearchAvailability that checks every minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 Times = list[tuple[int, int]]
 
-# Days around which a zone changes its clock, both ways, and one of now.
+# Days around which a zone changes its clock, in both directions, and a recent day.
 ZONES: dict[str, tuple[date, ...]] = {
     "Europe/Berlin": (date(2026, 3, 29), date(2026, 10, 25), date(2026, 7, 1)),
     "America/Sao_Paulo": (date(2017, 10, 15), date(2018, 2, 18), date(2018, 11, 4), date(2026, 2, 15)),
@@ -47,7 +47,7 @@ class Hours:
 
 
 def fields(opened: int, closed: int) -> dict[str, dict[str, int]]:
-    """Return the times of a stretch."""
+    """Return the times of an interval."""
     return {
         "open_time": {"hours": opened // 60, "minutes": opened % 60},
         "close_time": {"hours": closed // 60, "minutes": closed % 60},
@@ -56,7 +56,7 @@ def fields(opened: int, closed: int) -> dict[str, dict[str, int]]:
 
 @dataclass
 class Case:
-    """A search: whose time, when, and what is booked."""
+    """A search: the calendars, the period, and the booked times."""
 
     zone: str
     salon: Hours
@@ -74,7 +74,7 @@ class Case:
 
 
 def offered(case: Case) -> list[tuple[int, str]]:
-    """Return the slots that must be offered, straight from the definition."""
+    """Return the slots that must be offered by the definition."""
     found = []
     for name, own in case.resources.items():
         is_open = opens(case.zone, case.salon, own)
@@ -90,14 +90,14 @@ def offered(case: Case) -> list[tuple[int, str]]:
 
 
 def since(is_open: Callable[[int], bool], moment: int) -> int:
-    """Return a moment at or before `moment` that is closed, or the first of all calendars."""
+    """Return the latest closed moment up to `moment`, or the first moment of all calendars."""
     while is_open(moment) and moment > -2 * DAY:
         moment -= MINUTE
     return moment
 
 
 def opens(zone: str, salon: Hours, own: Hours) -> Callable[[int], bool]:
-    """Return what says whether the hours allow a moment."""
+    """Return a function that tells whether the hours include a moment."""
     clock = ZoneInfo(zone)
 
     @cache
@@ -120,7 +120,7 @@ def opens(zone: str, salon: Hours, own: Hours) -> Callable[[int], bool]:
 
 
 def fits(case: Case, name: str, is_open: Callable[[int], bool], start: int) -> bool:
-    """Say whether a slot that starts on the grid may be offered."""
+    """Return whether a slot that starts on the grid may be offered."""
     end = start + case.duration
     return (
         case.start <= start
@@ -154,7 +154,7 @@ def hours(around: date) -> st.SearchStrategy[Hours]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Return a random search of about a day around a day on which a clock changes, perhaps."""
+    """Return a random search of about a day, often around a change of the clock."""
     zone = draw(st.sampled_from(sorted(ZONES)))
     around = draw(st.sampled_from(ZONES[zone]))
     midnight = int(datetime(around.year, around.month, around.day, tzinfo=UTC).timestamp())

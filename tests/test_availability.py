@@ -1,4 +1,4 @@
-"""SearchAvailability: exactly the slots that its definition names, across every change of the clock."""
+"""SearchAvailability offers exactly the slots of its definition, across changes of the clock."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability
-from services.booking.availability import Wanted
+from services.booking.availability import SlotQuery
 from tests.calendars import DAY, HOUR, MINUTE, Case, Hours, cases, offered
 from tests.stack import QUIET, SALON, Fields, Stack, booking_request, executed, failure, running, salon, walk
 from tests.test_resources import resource
@@ -27,13 +27,13 @@ _numbers = count()
 
 @pytest.fixture
 def clock() -> list[int]:
-    """What time it is for the booking service, in s since 1970."""
+    """The time of the booking service's clock, in s since 1970."""
     return [0]
 
 
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, clock: list[int]) -> Any:
-    """The three services, whose booking service lives at another time; nothing is sent unasked."""
+    """The three services; the booking service uses `clock`, and no service sends anything in the background."""
     async with running(database_url, redis_url, now=lambda: datetime.fromtimestamp(clock[0], UTC), **QUIET) as stack:
         yield stack
 
@@ -60,17 +60,17 @@ async def found(stack: Stack, search: pb.SearchAvailabilityRequest) -> list[tupl
 
 
 def computed(case: Case, most: int = 100_000) -> list[tuple[int, str]]:
-    """Return what the service's own function makes of a case."""
+    """Return the slots that the service's functions find for a case."""
     last = case.end - case.duration
     if case.horizon is not None:
         last = min(last, case.now + case.horizon)
     first = max(case.start, case.now + case.notice)
-    want = Wanted(first, last, case.duration, case.step, case.before, case.after)
+    query = SlotQuery(first, last, case.duration, case.step, case.before, case.after)
     rows: list[Any] = [(None, case.zone, case.salon.opening_hours(), case.salon.special_hours(), None, None)]
     for name, own in case.resources.items():
         begins, ends = zip(*case.busy[name], strict=True) if case.busy[name] else (None, None)
         rows.append((name, "", own.opening_hours(), own.special_hours(), begins, ends))
-    steps = availability.free(rows, [], want, most)
+    steps = availability.free_by_start(rows, [], query, most)
     while True:
         try:
             next(steps)
@@ -81,7 +81,7 @@ def computed(case: Case, most: int = 100_000) -> list[tuple[int, str]]:
 
 @settings(RANDOM, max_examples=150)
 @given(case=cases())
-def test_what_is_offered_is_what_the_definition_says_minute_by_minute(case: Case) -> None:
+def test_offered_slots_are_those_of_the_definition_checked_minute_by_minute(case: Case) -> None:
     slots = offered(case)
     assert computed(case) == slots
     some = computed(case, len(slots) // 2)
@@ -105,7 +105,7 @@ async def store(stack: Stack, case: Case) -> str:
 
 @settings(RANDOM, max_examples=20, phases=[Phase.generate])
 @given(case=cases())
-async def test_what_is_offered_can_be_booked(stack: Stack, clock: list[int], case: Case) -> None:
+async def test_offered_slots_can_be_booked(stack: Stack, clock: list[int], case: Case) -> None:
     salon_id = await store(stack, case)
     clock[0] = case.now
     seconds: Fields = {"step": case.step, "buffer_before": case.before, "buffer_after": case.after}
@@ -121,7 +121,7 @@ async def test_what_is_offered_can_be_booked(stack: Stack, clock: list[int], cas
         await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**cancel))
 
 
-# Zone, hours of one day and perhaps the next, and the walls' starts of half an hour each.
+# Zone, hours of one day or two, and the expected local starts of half-hour slots.
 CHANGES = [
     ("Europe/Berlin", date(2026, 3, 29), [(60, 240)], "01:00+01:00 01:30+01:00 03:00+02:00 03:30+02:00"),
     (
@@ -158,14 +158,14 @@ async def test_a_change_of_the_clock_neither_loses_nor_invents_a_slot(stack: Sta
 
 
 async def opened(stack: Stack, *names: str, hours: tuple[int, int] = (9 * 60, 12 * 60), **fields: Any) -> None:
-    """Make a salon in UTC that is open every day, and its resources."""
+    """Create a salon in UTC that is open every day, and its resources."""
     week = Hours({day: [hours] for day in EVERY_DAY}).opening_hours()
     await salon(stack, **{"time_zone": "UTC", "opening_hours": week, **fields})
     for name in names:
         await resource(stack, name)
 
 
-async def test_resources_are_all_that_are_active_or_those_that_are_named(stack: Stack) -> None:
+async def test_a_search_covers_the_given_resources_or_all_active_ones(stack: Stack) -> None:
     await opened(stack, "ben", "anna")
     await resource(stack, "cleo", active=False)
     morning = (NINE, NINE + HOUR)
@@ -174,7 +174,7 @@ async def test_resources_are_all_that_are_active_or_those_that_are_named(stack: 
     assert await found(stack, request(*morning, resource_ids=named)) == [(NINE, "ben"), (NINE, "new")]
 
 
-async def test_one_statement_finds_it_all_and_nothing_is_cached(stack: Stack) -> None:
+async def test_a_search_takes_one_statement_and_is_not_cached(stack: Stack) -> None:
     await opened(stack, *(f"chair-{number}" for number in range(10)))
     before = await executed(stack, "booking")
     assert len(await found(stack, request(MONDAY, MONDAY + 7 * DAY))) == 7 * 3 * 10
@@ -225,7 +225,7 @@ async def test_pages_hold_each_slot_once(stack: Stack) -> None:
     assert (await failure(stack.booking.SearchAvailability(search))).fields == ["page_token"]
 
 
-async def test_a_page_holds_10000_slots_at_most(stack: Stack) -> None:
+async def test_a_page_has_at_most_10000_slots(stack: Stack) -> None:
     await opened(stack, hours=(0, 1440))
     search = request(MONDAY, MONDAY + 7 * DAY, 1, resource_ids=["anna"])
     reply = await stack.booking.SearchAvailability(search)
@@ -234,7 +234,7 @@ async def test_a_page_holds_10000_slots_at_most(stack: Stack) -> None:
     assert (len(reply.slots), len(rest.slots), rest.next_page_token) == (10_000, 80, "")
 
 
-async def test_a_salon_that_never_closes_has_one_grid_for_ever(stack: Stack) -> None:
+async def test_a_salon_that_never_closes_has_one_unbroken_grid(stack: Stack) -> None:
     await opened(stack, hours=(0, 1440), time_zone="Asia/Kathmandu")
     beginning = -DAY - 5 * HOUR - 30 * MINUTE  # midnight of 1969-12-31 there
     for start in (0, MONDAY, MONDAY + 7 * MINUTE, 4_000_000_000):
@@ -254,7 +254,7 @@ def wrong() -> Iterator[tuple[pb.SearchAvailabilityRequest, str]]:
     yield request(MONDAY, MONDAY + DAY, resource_ids=["a b"]), "resource_ids[0]"
 
 
-async def test_what_is_no_search_is_refused(stack: Stack) -> None:
+async def test_an_invalid_search_is_refused(stack: Stack) -> None:
     assert (await failure(found(stack, request(MONDAY, MONDAY + DAY)))).reason == "SALON_NOT_FOUND"
     for search, field in wrong():
         error = await failure(stack.booking.SearchAvailability(search))

@@ -24,7 +24,9 @@ async def test_bookings_come_in_the_order_of_the_codes_by_one_statement(database
         wanted = [*bookings[::-1], long, bookings[3], long]
         request = batch(*(booking.booking_code.lower() for booking in wanted))
         await warm(stack.booking.GetSalon, pb.GetSalonRequest(salon_id=SALON))
-        await warm(stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON))  # and with it any booking's part
+        await warm(
+            stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON)
+        )  # opens the salon's tag and the sub-tags
         before = await executed(stack, "booking")
         reply, source = await cached(stack.booking.BatchGetBookings(request))
         assert (list(reply.bookings), source) == (wanted, "miss")
@@ -44,7 +46,7 @@ async def test_a_batch_is_a_hit_only_if_all_of_it_was(stack: Stack) -> None:
     assert await cached(call) == (pb.BatchGetBookingsResponse(bookings=[one]), "bypass")
 
 
-async def test_the_first_code_without_a_booking_is_named(stack: Stack) -> None:
+async def test_the_error_names_the_first_code_without_a_booking(stack: Stack) -> None:
     [one] = await made(stack, 1)
     await salon(stack, "salon-2")
     error = await failure(stack.booking.BatchGetBookings(batch(one.booking_code, "bbbbbb", "AAAAAA")))

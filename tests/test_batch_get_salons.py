@@ -36,7 +36,7 @@ async def test_salons_come_in_the_order_of_the_ids_by_one_statement(database_url
         assert await executed(stack, "booking") == before + 1
 
 
-async def test_the_first_id_without_a_salon_is_named_and_remembered(stack: Stack) -> None:
+async def test_the_error_names_the_first_id_without_a_salon_and_its_absence_is_cached(stack: Stack) -> None:
     await salon(stack)
     request = batch("salon-1", "salon-3", "salon-2")
     for _ in range(2):

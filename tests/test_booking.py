@@ -1,4 +1,4 @@
-"""Bookings: made, found, moved along; two of one resource never overlap."""
+"""Bookings are created, found and change status; two bookings of one resource never overlap."""
 
 import asyncio
 from collections import Counter
@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import PreconditionFailure
 
 from parlor.booking.v1 import booking_pb2 as pb
-from services.booking.changes import CODE_LETTERS
+from services.booking.service import CODE_LETTERS
 from tests.stack import PHONE, SALON, Stack, booking_request, cached, failure, rows, salon, warm
 
 NOON = 1_800_000_000
@@ -35,7 +35,7 @@ async def test_a_booking_is_found_by_its_code_and_then_cached(stack: Stack) -> N
     assert await warm(stack.booking.GetBookingByCode, wanted) == booking
 
 
-async def test_a_booking_says_all_that_was_asked_for(stack: Stack) -> None:
+async def test_a_booking_has_all_fields_of_its_request(stack: Stack) -> None:
     await salon(stack)
     request = booking_request(customer_name="Zoë", resource_id="chair_1", service_name="Cut", notes="'; --\n💇")
     booking = await stack.booking.CreateBooking(request)
@@ -59,7 +59,7 @@ async def test_times_are_kept_to_the_microsecond(stack: Stack) -> None:
     ]
 
 
-async def test_a_taken_slot_is_refused(stack: Stack) -> None:
+async def test_an_overlapping_booking_is_refused(stack: Stack) -> None:
     await salon(stack)
     await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", status=CONFIRMED))
     for start in (NOON - HOUR + 1, NOON, NOON + HOUR - 1):
@@ -82,7 +82,7 @@ async def test_other_resources_other_salons_and_no_resource_never_conflict(stack
     await stack.booking.CreateBooking(booking_request(NOON, salon_id="salon-2", resource_id="anna"))
 
 
-async def test_a_booking_that_is_over_frees_its_slot(stack: Stack) -> None:
+async def test_a_final_booking_frees_its_slot(stack: Stack) -> None:
     await salon(stack)
     for final in ALLOWED[CONFIRMED]:
         booking = await stack.booking.CreateBooking(booking_request(resource_id="anna", status=CONFIRMED))
@@ -119,7 +119,7 @@ async def test_a_code_finds_nothing_in_another_salon(stack: Stack) -> None:
     assert (await failure(move(stack, booking, CONFIRMED))).reason == "BOOKING_NOT_FOUND"
 
 
-async def test_a_booking_moves_along_its_transitions_only(stack: Stack) -> None:
+async def test_a_status_changes_only_along_its_transitions(stack: Stack) -> None:
     await salon(stack)
     for before, after in product(pb.BookingStatus.values()[1:], repeat=2):
         booking = await stack.booking.CreateBooking(booking_request(status=PENDING if before == PENDING else CONFIRMED))
@@ -135,7 +135,7 @@ async def test_a_booking_moves_along_its_transitions_only(stack: Stack) -> None:
         assert error.has(PreconditionFailure)
 
 
-async def test_a_change_of_an_older_version_is_refused(stack: Stack) -> None:
+async def test_a_change_with_an_old_etag_is_refused(stack: Stack) -> None:
     await salon(stack)
     first = await stack.booking.CreateBooking(booking_request())
     second = await move(stack, first, CONFIRMED, first.etag)
@@ -145,7 +145,7 @@ async def test_a_change_of_an_older_version_is_refused(stack: Stack) -> None:
     await move(stack, second, pb.BOOKING_STATUS_CANCELLED, second.etag)
 
 
-async def test_of_two_changes_of_one_version_one_wins(stack: Stack) -> None:
+async def test_of_two_changes_with_one_etag_one_succeeds(stack: Stack) -> None:
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(customer_phone=PHONE))
     changes = [move(stack, booking, status, booking.etag) for status in ALLOWED[PENDING]]

@@ -1,4 +1,4 @@
-"""Many writers at once: no two blocking bookings overlap, and every refusal has its reason."""
+"""With many concurrent writers no two blocking bookings overlap, and every refusal has its reason."""
 
 import asyncio
 import random
@@ -23,13 +23,13 @@ EXPIRE = "UPDATE bookings SET hold_expires_at = now() WHERE status = 'PENDING' A
 
 
 class Crowd:
-    """Callers who do what comes to their minds."""
+    """Callers that send random requests."""
 
     def __init__(self, stack: Stack, seed: int) -> None:  # noqa: D107
         self.booking = stack.booking
         self.random = random.Random(seed)
         self.known: dict[str, pb.Booking] = {}
-        self.told: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
 
     def call(self) -> Awaitable[pb.Booking]:
         """Return the next call."""
@@ -58,9 +58,9 @@ class Crowd:
         try:
             booking = await call
         except grpc.aio.AioRpcError as error:
-            self.told[read_failure(error).reason] += 1
+            self.outcomes[read_failure(error).reason] += 1
             return
-        self.told["OK"] += 1
+        self.outcomes["OK"] += 1
         known = self.known.get(booking.booking_code)
         if known is None or known.revision < booking.revision:
             self.known[booking.booking_code] = booking
@@ -71,11 +71,11 @@ class Crowd:
             codes = list(self.known)[first : first + 100]
             wanted = pb.BatchGetBookingsRequest(salon_id=SALON, booking_codes=codes)
             for now in (await self.booking.BatchGetBookings(wanted)).bookings:
-                told = self.known[now.booking_code]
-                for one in (now, told):
-                    one.ClearField("hold_expire_time")  # which EXPIRE moves
-                cancelled = (pb.BOOKING_STATUS_CANCELLED, told.revision + 1)
-                assert now == told or (now.status, now.revision) == cancelled
+                expected = self.known[now.booking_code]
+                for one in (now, expected):
+                    one.ClearField("hold_expire_time")  # which EXPIRE changes
+                cancelled = (pb.BOOKING_STATUS_CANCELLED, expected.revision + 1)
+                assert now == expected or (now.status, now.revision) == cancelled
 
 
 async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: Stack) -> None:
@@ -86,10 +86,10 @@ async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: 
         assert rows(stack.database_url, OVERLAPS) == []
         await crowd.check()
         rows(stack.database_url, EXPIRE)
-    told = crowd.told
-    assert set(told) == {"OK", *REASONS}
-    assert told.total() == 2000
-    # One would be tried again, and perhaps not be seen here.
+    outcomes = crowd.outcomes
+    assert set(outcomes) == {"OK", *REASONS}
+    assert outcomes.total() == 2000
+    # A deadlock would be repeated by the client, and not be seen here.
     assert deadlocks(stack) == 0
     kept = rows(stack.database_url, "SELECT count(*) FROM bookings WHERE status IN ('PENDING', 'CONFIRMED')")
     assert kept[0][0] > 0

@@ -1,4 +1,4 @@
-"""The history of a booking: what happened, by whom, why, from where to where."""
+"""The history of a booking: its events with actor, reason, and the values before and after."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ CONFIRMED, CANCELLED = pb.BOOKING_STATUS_CONFIRMED, pb.BOOKING_STATUS_CANCELLED
 
 
 async def lived(stack: Stack) -> tuple[pb.Booking, pb.ListBookingEventsRequest]:
-    """Return a booking that was made, confirmed, moved and cancelled."""
+    """Return a booking that was created, confirmed, rescheduled and cancelled."""
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", actor="bot"))
     names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
@@ -29,7 +29,7 @@ async def lived(stack: Stack) -> tuple[pb.Booking, pb.ListBookingEventsRequest]:
     return booking, pb.ListBookingEventsRequest(**names)
 
 
-async def test_each_change_is_kept_with_what_was_before(stack: Stack) -> None:
+async def test_each_event_has_the_values_before_and_after(stack: Stack) -> None:
     booking, request = await lived(stack)
     made, confirmed, moved, cancelled = (await stack.booking.ListBookingEvents(request)).booking_events
     later: Fields = {"to_start_time": {"seconds": NOON + 900}, "to_end_time": {"seconds": NOON + 4500}}

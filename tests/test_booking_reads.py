@@ -151,7 +151,7 @@ async def test_a_write_leaves_other_salons_cached(stack: Stack) -> None:
     await warm(stack.booking.ListBookings, other)
 
 
-async def test_that_there_is_no_booking_is_cached_until_there_is_one(stack: Stack) -> None:
+async def test_the_absence_of_a_booking_is_cached_until_it_is_created(stack: Stack) -> None:
     await salon(stack)
     assert len((await fresh(stack.booking.ListBookings, listing())).bookings) == 0
     await warm(stack.booking.ListBookings, listing())

@@ -1,4 +1,4 @@
-"""Holds: they block a time until they expire, and then nobody, without anything that runs by itself."""
+"""Holds block a time until they expire; no background job is needed for that."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +23,7 @@ async def hold(stack: Stack, start: int = NOON, **fields: Any) -> pb.Booking:
 
 
 def expire(stack: Stack) -> None:
-    """Let every hold be over."""
+    """Set every hold to have expired."""
     rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() WHERE hold_expires_at > now() RETURNING 1")
 
 
@@ -45,7 +45,7 @@ async def expired(stack: Stack) -> pb.Booking:
 
 
 async def was_cancelled(stack: Stack, held: pb.Booking) -> None:
-    """Check that a hold was cancelled because another booking took its place."""
+    """Check that a hold was cancelled for a new booking."""
     _, cancelled = await events(stack, held)
     assert (cancelled.revision, cancelled.actor, cancelled.reason) == (2, "system", "HOLD_EXPIRED")
     assert (cancelled.from_status, cancelled.to_status) == (PENDING, pb.BOOKING_STATUS_CANCELLED)
@@ -56,7 +56,7 @@ async def was_cancelled(stack: Stack, held: pb.Booking) -> None:
     assert (now.status, now.revision) == (pb.BOOKING_STATUS_CANCELLED, 2)
 
 
-async def test_a_hold_says_when_it_ends_and_blocks_until_then(stack: Stack) -> None:
+async def test_a_hold_blocks_until_its_hold_expire_time(stack: Stack) -> None:
     await salon(stack)
     held = await hold(stack)
     lasts = held.hold_expire_time.ToDatetime() - held.create_time.ToDatetime()
@@ -65,7 +65,7 @@ async def test_a_hold_says_when_it_ends_and_blocks_until_then(stack: Stack) -> N
     assert not (await hold(stack, NOON + HOUR, hold_duration=None)).HasField("hold_expire_time")
 
 
-async def test_a_confirmed_hold_is_none_any_more(stack: Stack) -> None:
+async def test_a_confirmed_hold_no_longer_expires(stack: Stack) -> None:
     await salon(stack)
     held = await hold(stack)
     confirmed = await move(stack, held, CONFIRMED)
@@ -75,14 +75,14 @@ async def test_a_confirmed_hold_is_none_any_more(stack: Stack) -> None:
     await move(stack, confirmed, pb.BOOKING_STATUS_COMPLETED)
 
 
-async def test_a_booking_takes_the_place_of_an_expired_hold(stack: Stack) -> None:
+async def test_an_expired_hold_can_be_rebooked(stack: Stack) -> None:
     held = await expired(stack)
     taken = await hold(stack, NOON - 1800)
     await was_cancelled(stack, held)
     assert [event.type for event in await events(stack, taken)] == [pb.BOOKING_EVENT_TYPE_CREATED]
 
 
-async def test_a_rescheduled_booking_takes_the_place_of_expired_holds(stack: Stack) -> None:
+async def test_a_booking_can_be_rescheduled_over_expired_holds(stack: Stack) -> None:
     await salon(stack)
     held = [
         await hold(stack, NOON + quarter * 900, end_time=Timestamp(seconds=NOON + quarter * 900 + 900))
@@ -100,14 +100,14 @@ async def test_a_rescheduled_booking_takes_the_place_of_expired_holds(stack: Sta
         await was_cancelled(stack, one)
 
 
-async def test_an_expired_hold_elsewhere_is_left_alone(stack: Stack) -> None:
+async def test_an_expired_hold_that_does_not_overlap_is_not_cancelled(stack: Stack) -> None:
     held = await expired(stack)
     for fields in ({"start": NOON + HOUR}, {"resource_id": "ben"}, {"resource_id": ""}):
         await hold(stack, **fields)
     assert len(await events(stack, held)) == 1
 
 
-async def test_an_expired_hold_is_offered(stack: Stack) -> None:
+async def test_the_time_of_an_expired_hold_is_offered(stack: Stack) -> None:
     midnight = NOON // 86_400 * 86_400
     every_day: list[Any] = [{"day_of_week": day, "open_time": {}, "close_time": {"hours": 24}} for day in range(1, 8)]
     await salon(stack, time_zone="UTC", opening_hours=every_day)
@@ -159,7 +159,7 @@ async def test_32_at_once_over_one_expired_hold_make_one_booking(stack: Stack) -
     await was_cancelled(stack, held)
 
 
-async def test_of_a_confirmation_and_a_booking_over_a_hold_that_ends_one_wins(stack: Stack) -> None:
+async def test_of_a_confirmation_and_a_booking_over_an_expiring_hold_one_succeeds(stack: Stack) -> None:
     held = await expired(stack)
     rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() + interval '20 ms' RETURNING 1")
     calls = (call for _ in range(8) for call in (move(stack, held, CONFIRMED), hold(stack)))

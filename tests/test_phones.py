@@ -1,4 +1,4 @@
-"""Phone numbers: national notation where the salon has a region, E.164 everywhere."""
+"""Phone numbers: E.164 always, and national notation if the salon has a region_code."""
 
 import grpc
 import pytest
@@ -10,7 +10,7 @@ WRITTEN = ["+4915112345678", "+49 1511 2345678", "0151 12345678", "0151/123 456 
 
 
 @pytest.mark.parametrize("region_code", ["DE", ""])
-async def test_a_number_is_kept_and_found_as_e164_however_it_is_written(stack: Stack, region_code: str) -> None:
+async def test_a_number_in_any_notation_is_stored_and_found_as_e164(stack: Stack, region_code: str) -> None:
     await salon(stack, region_code=region_code)
     made = 0
     for number in WRITTEN:
@@ -33,14 +33,14 @@ async def test_a_number_is_kept_and_found_as_e164_however_it_is_written(stack: S
             assert "region_code" in error.message
 
 
-async def test_what_is_no_number_is_refused(stack: Stack) -> None:
+async def test_an_invalid_number_is_refused(stack: Stack) -> None:
     await salon(stack, region_code="DE")
     for number in ("110", "anna", "0151", "+", "+49 1", "0151 12345678 ext. 5", "\0", "+999 123456789", "1" * 40):
         error = await failure(stack.booking.CreateBooking(booking_request(customer_phone=number)))
         assert (error.reason, error.fields) == ("INVALID_FIELD", ["customer_phone"]), number
 
 
-async def test_a_region_that_changes_counts_at_once_and_an_unknown_salon_has_none(stack: Stack) -> None:
+async def test_a_changed_region_applies_at_once(stack: Stack) -> None:
     national = booking_request(customer_phone="03-1234-5678")
     assert (await failure(stack.booking.CreateBooking(national))).reason == "SALON_NOT_FOUND"
     await salon(stack)

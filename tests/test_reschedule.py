@@ -55,7 +55,7 @@ async def test_each_of_time_end_and_resource_can_move(stack: Stack) -> None:
     ]
 
 
-async def test_a_booking_may_overlap_with_where_it_was(stack: Stack) -> None:
+async def test_a_booking_can_move_to_a_time_that_overlaps_its_old_one(stack: Stack) -> None:
     await salon(stack)
     booking = await booked(stack)
     for start in (NOON + 900, NOON + 900, NOON - 900):
@@ -74,7 +74,7 @@ async def test_a_booking_without_a_resource_moves_freely(stack: Stack) -> None:
     assert error.reason == "SLOT_UNAVAILABLE"
 
 
-async def test_a_taken_slot_is_refused_and_nothing_moves(stack: Stack) -> None:
+async def test_an_overlapping_time_is_refused_and_nothing_changes(stack: Stack) -> None:
     await salon(stack)
     await booked(stack, NOON + HOUR)
     booking = await booked(stack)
@@ -87,13 +87,13 @@ async def test_a_taken_slot_is_refused_and_nothing_moves(stack: Stack) -> None:
     assert rows(stack.database_url, "SELECT count(*) FROM booking_events") == [(2,)]
 
 
-async def test_a_slot_that_was_left_is_free(stack: Stack) -> None:
+async def test_the_old_time_is_free_after_a_move(stack: Stack) -> None:
     await salon(stack)
     await stack.booking.RescheduleBooking(to(await booked(stack), start_time=at(NOON + HOUR)))
     await booked(stack)
 
 
-async def test_a_final_booking_stays_where_it_is(stack: Stack) -> None:
+async def test_a_final_booking_can_not_be_rescheduled(stack: Stack) -> None:
     await salon(stack)
     for status in ("CANCELLED", "COMPLETED", "NO_SHOW"):
         booking = await booked(stack, status=CONFIRMED)
@@ -106,7 +106,7 @@ async def test_a_final_booking_stays_where_it_is(stack: Stack) -> None:
         assert error.metadata == {"from": f"BOOKING_STATUS_{status}", "to": f"BOOKING_STATUS_{status}"}
 
 
-async def test_an_older_version_an_unknown_code_and_another_salon_are_refused(stack: Stack) -> None:
+async def test_an_old_etag_an_unknown_code_and_another_salon_are_refused(stack: Stack) -> None:
     await salon(stack)
     await salon(stack, "salon-2")
     booking = await booked(stack)
@@ -118,7 +118,7 @@ async def test_an_older_version_an_unknown_code_and_another_salon_are_refused(st
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "BOOKING_NOT_FOUND")
 
 
-async def test_times_that_are_none_are_refused(stack: Stack) -> None:
+async def test_invalid_times_are_refused(stack: Stack) -> None:
     await salon(stack)
     booking = await booked(stack)
     last = 253_370_764_799
@@ -135,7 +135,7 @@ async def test_times_that_are_none_are_refused(stack: Stack) -> None:
         assert (error.reason, field in error.fields) == ("INVALID_FIELD", True), (fields, error.fields)
 
 
-async def test_bookings_that_change_places_at_once_never_deadlock(stack: Stack) -> None:
+async def test_bookings_that_swap_resources_at_once_never_deadlock(stack: Stack) -> None:
     await salon(stack)
     one, two = await booked(stack, resource_id="anna"), await booked(stack, resource_id="ben")
     for _ in range(20):

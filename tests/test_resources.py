@@ -1,4 +1,4 @@
-"""Resources: who works in a salon, and when; and the special hours of salons and resources."""
+"""Resources and their working hours, and the special hours of salons and resources."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ async def test_a_resource_is_read_back_as_it_was_written(stack: Stack) -> None:
     assert list((await stack.booking.ListResources(LIST)).resources) == [written]
 
 
-async def test_an_upsert_replaces_the_whole_resource(stack: Stack) -> None:
+async def test_an_upsert_replaces_all_fields_of_a_resource(stack: Stack) -> None:
     await salon(stack)
     first = await resource(stack, active=False, special_hours=[christmas()])
     second = await resource(stack, name="Anne", etag=first.etag)
@@ -83,7 +83,7 @@ async def test_a_write_to_a_resource_is_in_the_next_list(stack: Stack) -> None:
     assert [one.resource_id for one in listed.resources] == ["anna", "ben"]
 
 
-async def test_a_booking_leaves_its_resource_as_it_is(stack: Stack) -> None:
+async def test_a_booking_does_not_change_its_resource(stack: Stack) -> None:
     await salon(stack)
     written = await resource(stack, active=False)
     await stack.booking.CreateBooking(booking_request(resource_id="anna"))
@@ -99,7 +99,7 @@ async def test_a_salon_has_special_hours_and_a_language(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("of", ["salon", "resource"])
-async def test_special_hours_that_are_none_are_refused(stack: Stack, of: str) -> None:
+async def test_invalid_special_hours_are_refused(stack: Stack, of: str) -> None:
     await salon(stack)
     wrong: list[tuple[list[pb.SpecialHours], str]] = [
         ([christmas(), christmas(month=2, day=31)], "special_hours[1].date"),

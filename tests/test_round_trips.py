@@ -12,7 +12,7 @@ from libs.db import Connection
 from libs.server.idempotency import _LOCKS, _locks
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
-from services.booking.rpcs import resource_lock
+from services.booking.booking_write_queries import resource_lock
 from tests.load import until
 from tests.stack import QUIET, SALON, Stack, booking_request, message_request, rows, running, salon, webhook_body
 from tests.test_webhook import signed, status, text

@@ -1,4 +1,4 @@
-"""The rules in the protos: no value makes one fail to be checked, and what a request may repeat is counted first."""
+"""The rules in the protos can be evaluated for every value; repeated fields are counted before they are validated."""
 
 import itertools
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def ids(method: MethodDescriptor) -> str:
 
 
 def extremes(kind: Descriptor) -> Iterator[tuple[str, Any]]:
-    """Yield each field that has a number in it with an extreme value of it, as a message's constructor takes it."""
+    """Yield each field that contains a number, with extreme values, as arguments for the message's constructor."""
     for field in kind.fields:
         values: list[Any] = list(EXTREMES.get(field.type, []))
         if field.message_type is not None:
@@ -58,7 +58,7 @@ def extremes(kind: Descriptor) -> Iterator[tuple[str, Any]]:
 
 
 def pairs(values: list[tuple[str, Any]], most: int) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """Yield pairs of different fields' values: all, or about so many, evenly spread."""
+    """Yield pairs of different fields' values: all of them, or about `most` evenly spread ones."""
     count = len(values) * (len(values) - 1) // 2
     chosen = itertools.islice(itertools.combinations(values, 2), 0, None, max(1, count // most))
     return (pair for pair in chosen if pair[0][0] != pair[1][0])
@@ -92,7 +92,7 @@ def test_no_pair_of_extreme_values_makes_a_rule_fail(method: MethodDescriptor) -
         (-INT64, INT64 - 1, False),
     ],
 )
-def test_a_search_is_of_62_days_at_most_however_far_its_ends_are_apart(start: int, end: int, valid: bool) -> None:
+def test_a_search_covers_at_most_62_days(start: int, end: int, valid: bool) -> None:
     times = {"start_time": {"seconds": start}, "end_time": {"seconds": end}}
     request = pb.SearchAvailabilityRequest(salon_id="salon-1", duration={"seconds": 60}, **times)  # type: ignore[arg-type]
     if valid:
@@ -112,7 +112,7 @@ def test_half_a_second_more_than_62_days_is_too_long() -> None:
 
 
 @pytest.mark.parametrize("expression", ["this.number + 1 > 0", "this.number * 2 > 0", "10 / this.number > 0"])
-def test_a_rule_that_can_not_be_evaluated_is_the_callers_fault(expression: str) -> None:
+def test_a_rule_that_can_not_be_evaluated_is_an_invalid_argument(expression: str) -> None:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{abs(hash(expression))}.proto", package=f"p{abs(hash(expression))}"
     )
@@ -138,10 +138,25 @@ def fields(kind: Descriptor) -> Iterator[FieldDescriptor]:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
-def test_whatever_a_request_repeats_is_bounded(method: MethodDescriptor) -> None:
+def test_every_repeated_field_is_bounded(method: MethodDescriptor) -> None:
     for field in fields(method.input_type):
         if field.is_repeated:
             assert field.GetOptions().Extensions[validate_pb2.field].repeated.max_items, field.full_name
+
+
+@pytest.mark.parametrize("method", METHODS, ids=ids)
+def test_no_rule_names_a_regular_expression_in_its_message(method: MethodDescriptor) -> None:
+    for field in fields(method.input_type):
+        rules = field.GetOptions().Extensions[validate_pb2.field]
+        assert not rules.string.pattern and not rules.repeated.items.string.pattern, field.full_name
+
+
+def test_a_shared_rule_has_a_message_in_words() -> None:
+    with pytest.raises(RpcError) as error:
+        check(pb.BatchGetBookingsRequest(salon_id="salon 1", booking_codes=["ABC234", "?"]))
+    assert error.value.message == (
+        "salon_id: must be 1 to 64 letters, digits, '-' or '_'; booking_codes[1]: must be 1 to 16 letters or digits"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
@@ -155,7 +170,7 @@ def test_the_largest_text_of_a_field_fits_its_request(method: MethodDescriptor) 
 
 
 @pytest.mark.parametrize("items", [101, 10_000, 131_000])
-def test_items_are_counted_before_they_are_looked_at(items: int) -> None:
+def test_items_are_counted_before_they_are_validated(items: int) -> None:
     method = pb.DESCRIPTOR.services_by_name["BookingService"].methods_by_name["BatchGetBookings"]
     requests = Requests(method, pb.BatchGetBookingsRequest.FromString)
     with pytest.raises(RpcError) as error:
@@ -172,7 +187,7 @@ def test_items_of_messages_within_messages_are_counted_by_their_path() -> None:
     assert [each.field for each in details.field_violations] == ["salon.opening_hours", "salon.special_hours"]  # type: ignore[attr-defined]
 
 
-def test_an_error_names_no_more_violations_than_it_can_carry() -> None:
+def test_an_error_has_at_most_16_violations() -> None:
     wrong = pb.UpsertSalonRequest(salon={"opening_hours": [{}] * 70, "special_hours": [{}] * 400})  # type: ignore[arg-type]
     with pytest.raises(RpcError) as error:
         check(wrong)

@@ -1,4 +1,4 @@
-"""Salons: replaced whole, unique by phone_number_id, and cached under two keys."""
+"""Salons: upserts, unique phone_number_ids, and cache entries under two keys."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ async def test_a_salon_is_read_back_as_it_was_written(stack: Stack) -> None:
     assert await stack.booking.GetSalonByPhoneNumberId(BY_PHONE) == written
 
 
-async def test_an_upsert_replaces_the_whole_salon(stack: Stack) -> None:
+async def test_an_upsert_replaces_all_fields_of_a_salon(stack: Stack) -> None:
     before = await salon(stack, name="Old", region_code="DE", opening_hours=[hours("09:00", "18:00")])
     after = await salon(stack, name="New", time_zone="America/New_York")
     assert (after.name, after.region_code, list(after.opening_hours)) == ("New", "", [])
@@ -38,7 +38,7 @@ async def test_an_upsert_replaces_the_whole_salon(stack: Stack) -> None:
     assert await stack.booking.GetSalon(BY_ID) == after
 
 
-async def test_an_upsert_of_an_older_version_is_refused(stack: Stack) -> None:
+async def test_an_upsert_with_an_old_etag_is_refused(stack: Stack) -> None:
     error = await failure(salon(stack, etag="1"))
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     first = await salon(stack)
@@ -47,14 +47,14 @@ async def test_an_upsert_of_an_older_version_is_refused(stack: Stack) -> None:
     assert (await stack.booking.GetSalon(BY_ID)).name == second.name
 
 
-async def test_a_time_zone_that_is_none_is_refused(stack: Stack) -> None:
+async def test_an_unknown_time_zone_is_refused(stack: Stack) -> None:
     for zone in ("Europe/Atlantis", "europe/berlin", "+01:00", "CEST-2", "UTC; DROP TABLE salons"):
         error = await failure(salon(stack, time_zone=zone))
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
         assert error.fields == ["salon.time_zone"]
 
 
-async def test_opening_hours_that_are_none_are_refused(stack: Stack) -> None:
+async def test_invalid_opening_hours_are_refused(stack: Stack) -> None:
     wrong = [
         (hours("09:00", "09:00"), "close_time"),
         (hours("18:00", "09:00"), "close_time"),
@@ -78,7 +78,7 @@ async def test_a_phone_number_id_belongs_to_one_salon(stack: Stack) -> None:
     assert (await failure(stack.booking.GetSalon(pb.GetSalonRequest(salon_id="salon-2")))).reason == "SALON_NOT_FOUND"
 
 
-async def test_a_new_phone_number_id_ends_the_old_one_at_once(stack: Stack) -> None:
+async def test_a_new_phone_number_id_replaces_the_old_one_at_once(stack: Stack) -> None:
     await salon(stack)
     await warm(stack.booking.GetSalon, BY_ID)
     await warm(stack.booking.GetSalonByPhoneNumberId, BY_PHONE)
@@ -97,7 +97,7 @@ async def test_a_phone_number_id_can_move_to_another_salon(stack: Stack) -> None
     assert await fresh(stack.booking.GetSalonByPhoneNumberId, BY_PHONE) == taken_over
 
 
-async def test_a_salon_id_never_meets_an_equal_phone_number_id(stack: Stack) -> None:
+async def test_a_salon_id_and_an_equal_phone_number_id_have_different_entries(stack: Stack) -> None:
     one = await salon(stack, "same", phone_number_id="other")
     two = await salon(stack, "other", phone_number_id="same")
     by_phone = pb.GetSalonByPhoneNumberIdRequest(phone_number_id="same")
@@ -106,7 +106,7 @@ async def test_a_salon_id_never_meets_an_equal_phone_number_id(stack: Stack) -> 
         assert await stack.booking.GetSalonByPhoneNumberId(by_phone) == two
 
 
-async def test_that_there_is_no_salon_is_cached_until_there_is_one(database_url: str, redis_url: str) -> None:
+async def test_the_absence_of_a_salon_is_cached_until_it_is_created(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         calls: list[tuple[Any, Any]] = [
             (stack.booking.GetSalon, BY_ID),
@@ -122,7 +122,7 @@ async def test_that_there_is_no_salon_is_cached_until_there_is_one(database_url:
             assert await fresh(rpc, request) == created
 
 
-async def test_the_pages_of_the_salons_hold_each_once(stack: Stack) -> None:
+async def test_pages_hold_each_salon_once(stack: Stack) -> None:
     names = [f"salon-{number}" for number in range(5)]
     for name in reversed(names):
         await salon(stack, name)

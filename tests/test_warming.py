@@ -1,4 +1,4 @@
-"""A service that starts reads ahead what will be asked for of the salons that are busy, as its callers would."""
+"""A starting service loads the reads that callers of busy salons will soon make."""
 
 import asyncio
 
@@ -22,9 +22,7 @@ async def busy(stack: Stack) -> BusySalon:
     return found
 
 
-async def test_a_service_that_starts_reads_ahead_what_will_be_asked_of_busy_salons(
-    database_url: str, redis_url: str
-) -> None:
+async def test_a_starting_service_loads_the_reads_of_busy_salons(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url) as stack:
         found = await busy(stack)
     assert (found.salon_id, found.phone_number_id) == (SALON, f"10{SALON}")
@@ -43,7 +41,7 @@ async def test_a_service_that_starts_reads_ahead_what_will_be_asked_of_busy_salo
         assert (booking.misses, booking.warmed_hits, stats.misses, stats.warmed_hits) == (0, 3, 0, 1)
 
 
-async def test_loads_ahead_give_way_to_rpcs(stack: Stack) -> None:
+async def test_warming_pauses_while_rpcs_run(stack: Stack) -> None:
     server, over = stack.servers["booking"], asyncio.Event()
     assert not server.cache.warmer.busy()
 

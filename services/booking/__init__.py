@@ -1,9 +1,9 @@
-"""The booking service: owns salons, their resources, bookings and what happened to these.
+"""The booking service: salons, their resources, bookings and the history of bookings.
 
-It promises that two PENDING or CONFIRMED bookings of one resource never overlap, that a hold that has expired is in
-nobody's way, that a booking only moves along its transitions, that it offers what it would accept, and that a read
-shows every write that was acknowledged before it.
+It guarantees that two PENDING or CONFIRMED bookings of one resource never overlap, that an expired hold blocks nothing,
+that a booking's status changes only along its transitions, that SearchAvailability offers only what CreateBooking would
+accept, and that a read shows every write acknowledged before it (docs/guarantees.md).
 
-salons.py, resources.py, bookings.py and changes.py hold the RPCs, each beside its `*_queries.py`; hours.py knows the
-clock on the wall, availability.py what is free.
+service.py has every RPC. The SQL is in salon_queries, resource_queries, booking_queries and booking_write_queries. The
+rules are plain functions in transitions, opening_hours and availability.
 """

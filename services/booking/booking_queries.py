@@ -1,4 +1,4 @@
-"""The statements that read bookings and their history, one function each."""
+"""The statements that read bookings and their history."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,12 +38,12 @@ async def bookings_by_code(conn: AsyncConnection[Any], keys: Sequence[tuple[str,
 
     Source: report, "Unique Constraints"; index booking_code_salon_id.
     """
-    columns = [text_array(column) for column in zip(*keys, strict=True)]
-    return await fetch_loaded(conn, Booking, BOOKINGS_BY_CODE, columns)
+    salon_ids, codes = zip(*keys, strict=True)
+    return await fetch_loaded(conn, Booking, BOOKINGS_BY_CODE, [text_array(salon_ids), text_array(codes)])
 
 
 class BookingFilters(NamedTuple):
-    """Which bookings of a salon to list; what is empty lets all pass. `start_time` is included, `end_time` is not."""
+    """Which bookings of a salon to list; an empty field is no filter. `start_time` is inclusive, `end_time` is not."""
 
     salon_id: str
     status: str
@@ -55,14 +55,21 @@ class BookingFilters(NamedTuple):
 async def list_bookings(
     conn: AsyncConnection[Any], wanted: Sequence[tuple[BookingFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListBookingsResponse for each page, ordered by start_ts; SALON_NOT_FOUND where there is no such salon.
+    """Return a ListBookingsResponse for each page, ordered by start_ts; SALON_NOT_FOUND for an unknown salon.
 
-    All have the same filters, with different values.
+    All pages use the same filters, with different values.
     Source: report, "Booking Indexes" 1 to 3; indexes idx_bookings_salon_start, idx_bookings_salon_status_start,
     idx_bookings_customer_salon.
     """
     lists = await fetch_pages(conn, Booking, bookings_statement(names_given(wanted[0])), list(map(given, wanted)))
-    return responses(wanted, lists, ListBookingsResponse, "start_time", "booking_id", _no_salon)
+    return responses(
+        wanted,
+        lists,
+        ListBookingsResponse,
+        "start_time",
+        "booking_id",
+        lambda filters: not_found("salon", filters.salon_id),
+    )
 
 
 @cache
@@ -95,29 +102,36 @@ def bookings_statement(names: tuple[str, ...]) -> str:
         ) AS page ON true"""
 
 
-class BookingNamed(NamedTuple):
-    """Whose events to list."""
+class EventFilters(NamedTuple):
+    """The booking whose events to list."""
 
     salon_id: str
     booking_code: str
 
 
 async def list_booking_events(
-    conn: AsyncConnection[Any], wanted: Sequence[tuple[BookingNamed, Page]]
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[EventFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListBookingEventsResponse for each page, oldest first; BOOKING_NOT_FOUND where there is no such booking.
+    """Return a ListBookingEventsResponse for each page, oldest first; BOOKING_NOT_FOUND for an unknown booking.
 
-    All are first pages, or none is.
+    Either all are first pages, or none is.
     Source: indexes booking_code_salon_id, booking_events_pkey.
     """
     query = events_statement(names_given(wanted[0]))
     lists = await fetch_pages(conn, BookingEvent, query, list(map(given, wanted)))
-    return responses(wanted, lists, ListBookingEventsResponse, "revision", "booking_code", _no_booking)
+    return responses(
+        wanted,
+        lists,
+        ListBookingEventsResponse,
+        "revision",
+        "booking_code",
+        lambda filters: not_found("booking", f"{filters.salon_id}/{filters.booking_code}"),
+    )
 
 
 @cache
 def events_statement(names: tuple[str, ...]) -> str:
-    """Return the statement that lists what happened to bookings; `names` are those of its parameters."""
+    """Return the statement that lists the events of bookings; `names` are those of its parameters."""
     types = {"salon_id": "text", "booking_code": "text", "rows": "int", "after": "bigint", "id": "text"}
     conditions = {
         "salon_id": "e.salon_id = b.salon_id",
@@ -134,11 +148,3 @@ def events_statement(names: tuple[str, ...]) -> str:
             SELECT b.booking_code, {EVENT} FROM booking_events AS e WHERE {where(conditions, names)}
             ORDER BY e.revision LIMIT wanted.rows
         ) AS page ON true"""
-
-
-def _no_salon(filters: BookingFilters) -> RpcError:
-    return not_found("salon", filters.salon_id)
-
-
-def _no_booking(named: BookingNamed) -> RpcError:
-    return not_found("booking", f"{named.salon_id}/{named.booking_code}")

@@ -1,4 +1,4 @@
-"""The statements about resources, one function each."""
+"""The statements that read and write resources, and what availability depends on."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -19,13 +19,13 @@ RESOURCE = (
 
 
 async def lock_resource(conn: AsyncConnection[Any], salon_id: str, resource_id: str) -> Resource | None:
-    """Return a resource, locked until the transaction ends; bookings of it go on."""
+    """Return a resource, locked until the transaction ends. The lock does not stop bookings of the resource."""
     query = f"SELECT {RESOURCE} FROM resources WHERE salon_id = %s AND resource_id = %s FOR NO KEY UPDATE"
     return await fetch_one(conn, Resource, query, (salon_id, resource_id))
 
 
 async def upsert_resource(conn: AsyncConnection[Any], request: UpsertResourceRequest) -> Resource:
-    """Insert or replace a resource; return it as it is now.
+    """Insert or replace a resource; return it.
 
     Raises: ForeignKeyViolation of resources_salon_id_fkey.
     """
@@ -53,14 +53,21 @@ class ResourceFilters(NamedTuple):
 async def list_resources(
     conn: AsyncConnection[Any], wanted: Sequence[tuple[ResourceFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListResourcesResponse for each page, ordered by resource_id; SALON_NOT_FOUND for no such salon.
+    """Return a ListResourcesResponse for each page, ordered by resource_id; SALON_NOT_FOUND for an unknown salon.
 
-    All have the same filters, with different values.
+    All pages use the same filters, with different values.
     Source: index resources_pkey.
     """
     query = resources_statement(names_given(wanted[0]))
     lists = await fetch_pages(conn, Resource, query, list(map(given, wanted)))
-    return responses(wanted, lists, ListResourcesResponse, "create_time", "resource_id", _no_salon)
+    return responses(
+        wanted,
+        lists,
+        ListResourcesResponse,
+        "create_time",
+        "resource_id",
+        lambda filters: not_found("salon", filters.salon_id),
+    )
 
 
 @cache
@@ -81,18 +88,15 @@ def resources_statement(names: tuple[str, ...]) -> str:
         ) AS page ON true"""
 
 
-def _no_salon(filters: ResourceFilters) -> RpcError:
-    return not_found("salon", filters.salon_id)
-
-
 async def availability(
     conn: AsyncConnection[Any], salon_id: str, resource_ids: Sequence[str], start: int, end: int
 ) -> list[Any]:
-    """Return what decides when resources are free from `start` to `end`, in s since 1970; nothing for no such salon.
+    """Return the hours and the blocked times of resources from `start` to `end`; no row for an unknown salon.
 
-    Shape:  the salon: NULL, its time zone, opening hours, special hours, NULL, NULL; and each of the resources, or of
-            the active ones if none is named: its id, NULL unless it is active, working hours, special hours, and the
-            starts and ends of when bookings block it, in order and apart, in whole s.
+    Shape:  a row of the salon: NULL, its time zone, opening hours, special hours, NULL, NULL; and a row for each of
+            `resource_ids`, or for each active resource if there are none: its id, NULL unless it is active, working
+            hours, special hours, and the starts and ends of the times that bookings block, merged and sorted.
+    Units:  times in whole s since 1970.
     Source: indexes salons_pkey, resources_pkey; constraint bookings_no_overlap.
     """
     named = " AND resource_id = ANY(%(resource_ids)s)" if resource_ids else ""

@@ -1,4 +1,4 @@
-"""The statements about salons, one function each."""
+"""The statements that read and write salons."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,8 +28,8 @@ SALONS_BY_PHONE_NUMBER_ID = f"""
     LEFT JOIN salons ON phone_number_id = wanted.id
     ORDER BY place"""
 
-# Leaves out what is `wanted` of a salon that is not there. LIMIT has Postgres look each up by salons_pkey: a plain join
-# may read all salons, since the plan does not know how few are wanted.
+# Drops the rows of `wanted` whose salon does not exist. LIMIT makes Postgres use salons_pkey for each: a plain join may
+# scan all salons, since the planner does not know how few rows `wanted` has.
 KNOWN_SALON = "LATERAL (SELECT FROM salons WHERE salon_id = wanted.salon_id LIMIT 1) AS salon"
 
 
@@ -52,7 +52,7 @@ async def salons_by_phone_number_id(
 
 
 async def list_salons(conn: AsyncConnection[Any], page: Page) -> list[bytes]:
-    """Return up to one salon more than the page has, ordered by salon_id.
+    """Return a page of salons ordered by salon_id, and one salon more if there is a next page.
 
     Source: index salons_pkey.
     """
@@ -66,9 +66,9 @@ async def lock_salon(conn: AsyncConnection[Any], salon_id: str) -> Salon | None:
 
 
 async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
-    """Insert or replace a salon; return it as it is now.
+    """Insert or replace a salon; return it.
 
-    Raises: UniqueViolation of salons_phone_number_id_key; INVALID_FIELD for a zone that Postgres does not know.
+    Raises: UniqueViolation of salons_phone_number_id_key; INVALID_FIELD for a time zone unknown to Postgres.
     """
     query = f"""
         INSERT INTO salons AS s (salon_id, phone_number_id, name, time_zone, region_code, opening_hours,
@@ -89,5 +89,5 @@ async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
 
 
 def as_json(hours: Iterable[Message]) -> Jsonb:
-    """Return hours as a column keeps them: as the proto names its fields."""
+    """Return hours as JSON, with the proto's field names, for a jsonb column."""
     return Jsonb([MessageToDict(stretch, preserving_proto_field_name=True) for stretch in hours])

@@ -122,7 +122,8 @@ class BookingServiceServicer:
     """
 
     def UpsertSalon(self, request, context):
-        """Creates a salon or replaces it whole. Seen at once by every read of it, under its old and new phone_number_id.
+        """Creates a salon, or replaces all its fields. Reads by its id and by its old and new phone_number_id show the change
+        at once, or within 1 s where a near cache answers.
         Errors: ALREADY_EXISTS PHONE_NUMBER_ID_TAKEN; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -138,8 +139,8 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSalonByPhoneNumberId(self, request, context):
-        """Returns the salon that a WhatsApp phone_number_id belongs to: the tenant look-up of every inbound message. Cached
-        for 1800 s.
+        """Returns the salon that a WhatsApp phone_number_id belongs to: finds the tenant of an inbound message. Cached for
+        1800 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -162,7 +163,7 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpsertResource(self, request, context):
-        """Creates a resource of a salon (a member of the staff, a chair) or replaces it whole.
+        """Creates a resource of a salon (a member of the staff, a chair), or replaces all its fields.
         Errors: NOT_FOUND SALON_NOT_FOUND; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -178,10 +179,10 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateBooking(self, request, context):
-        """Books a time, of a resource if one is named. Two PENDING or CONFIRMED bookings of one resource never overlap; a hold
-        that has expired counts no more: it is cancelled on the way, reason HOLD_EXPIRED. Opening hours, notice and buffers
-        are not looked at: they shape what SearchAvailability offers. A resource_id not seen before becomes an active
-        resource.
+        """Books a time, for a resource if one is given. Two PENDING or CONFIRMED bookings of one resource never overlap: the
+        second one is SLOT_UNAVAILABLE. An expired hold blocks nothing; if it overlaps, it is cancelled with the reason
+        HOLD_EXPIRED. Opening hours, notice and buffers are not checked: they only limit what SearchAvailability offers. An
+        unknown resource_id creates an active resource.
         Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -214,17 +215,17 @@ class BookingServiceServicer:
 
     def UpdateBookingStatus(self, request, context):
         """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to COMPLETED, CANCELLED or NO_SHOW.
-        The others are final.
+        Other statuses are final.
         Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`, or
-        HOLD_EXPIRED for confirming a hold too late; ABORTED ETAG_MISMATCH.
+        HOLD_EXPIRED for confirming an expired hold; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RescheduleBooking(self, request, context):
-        """Moves a PENDING or CONFIRMED booking to another time, another resource or both. Its code and status stay.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION of a booking that is
+        """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION if its status is
         final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -232,7 +233,7 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBookingEvents(self, request, context):
-        """Lists what happened to a booking, oldest first. Cached for 300 s.
+        """Lists the history of a booking, oldest event first. Cached for 300 s.
         Errors: NOT_FOUND BOOKING_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -240,10 +241,10 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchAvailability(self, request, context):
-        """Returns the free slots of a salon's resources in a period: those on the step grid that lie within opening hours,
-        notice and horizon and keep their buffers from every booking that blocks. The grid starts wherever a resource
-        begins to be available by its hours, and goes on in elapsed time, also when the clock changes; of one that is
-        always available it starts with 1969-12-31. Not cached.
+        """Returns the free slots of a salon's resources in a period. A slot is offered if it starts on the step grid, lies
+        within the resource's hours, the notice and the horizon, and keeps its buffers from every booking that blocks the
+        resource. The grid begins where the resource's hours begin and continues in elapsed time, across changes of the
+        clock; for a resource that is always available it begins on 1969-12-31. Not cached.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -252,9 +253,9 @@ class BookingServiceServicer:
 
     def EraseCustomer(self, request, context):
         """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
-        history. The bookings stay, so that slots, counts and statistics stay right. A second time finds none. A request_id
-        whose reply named the customer is answered with an empty reply from then on.
-        Errors: NOT_FOUND SALON_NOT_FOUND, only if the number is in national notation.
+        history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
+        Repeating an earlier request_id whose reply named the customer then returns an empty reply.
+        Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

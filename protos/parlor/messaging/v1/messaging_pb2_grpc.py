@@ -124,42 +124,42 @@ class MessagingServiceServicer:
     """
 
     def RecordMessage(self, request, context):
-        """Records a message that was received or sent, and creates or revives its conversation with it. A whatsapp_id that the
-        salon has already answers the first message and writes nothing.
-        An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: WhatsApp takes no
-        other later than 24 h after the customer's last message.
-        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE where
-        a first contact can't be checked.
+        """Records a message that was received or sent. Creates its conversation, or makes it ACTIVE again. If the salon
+        already has a message with the whatsapp_id, returns that message and writes nothing.
+        An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
+        customer's last message. WhatsApp accepts only templates later.
+        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE if
+        the salon of a new conversation can't be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordMessageStatus(self, request, context):
-        """Records what WhatsApp says became of a message. Repeats, gaps and any order end in the same status: the highest of
-        SENT, FAILED, DELIVERED, READ. A status that comes before its message is kept, and applied when the message comes;
-        until then the reply has no message_id. Its price replaces the message's cost: that of the highest status that has
-        one; a message that is not billable costs nothing.
+        """Records a status that WhatsApp reported for a message. Statuses may repeat, be missing or come in any order: a
+        message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
+        applied later; the reply then has no message_id. The price of the highest status that has one replaces the
+        message's cost; a message that is not billable costs nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IngestWebhook(self, request, context):
-        """Records every message and status in one webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
-        of one salon. The same body again writes nothing. Items that can't be recorded are kept with the reason, see
+        """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
+        of one salon. Repeating the body writes nothing. Items that can't be recorded are kept with the reason, see
         ListWebhookFailures.
-        On an error a part of the body may have been recorded: send the whole body again, as WhatsApp does with a body that
-        was not answered with success. What was recorded counts as duplicates then.
-        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE where a salon can't be looked up; ABORTED
-        CONFLICT where a lock was not free for 2 s.
+        After an error, part of the body may have been recorded. Send the whole body again, as WhatsApp does if it gets no
+        success reply; items recorded before then count as duplicates.
+        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED
+        CONFLICT if a lock was not free within 2 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConversation(self, request, context):
-        """Returns the conversation with a customer and its newest messages. Cached for 300 s.
+        """Returns a conversation and its newest messages. Cached for 300 s.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -167,7 +167,7 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetMessage(self, request, context):
-        """Returns a message with the item it came as and all that WhatsApp said of it. Not cached.
+        """Returns a message with its webhook item and all its status events. Not cached.
         Errors: NOT_FOUND MESSAGE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -175,22 +175,22 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookFailures(self, request, context):
-        """Lists the webhook items that could not be recorded, or are of a kind that is not known, newest first: those of a
-        salon, or those that came for phone_number_ids of no salon. Not cached.
+        """Lists webhook items that could not be recorded or are of an unknown kind, newest first: those of a salon, or those
+        of phone_number_ids that belong to no salon. Not cached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """Lists a salon's conversations without their messages, newest activity first. Cached for 300 s.
+        """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConversationStatus(self, request, context):
-        """Moves a conversation to another status; each may follow each.
+        """Sets the status of a conversation. Any status may follow any other.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -198,7 +198,7 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AssignConversation(self, request, context):
-        """Gives a conversation to somebody, or to nobody.
+        """Assigns a conversation to a user, or to nobody.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -206,8 +206,9 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TagConversation(self, request, context):
-        """Adds tags to a conversation and removes others. What is there already, or not there, is no error.
-        Errors: NOT_FOUND CONVERSATION_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for more than 50 tags in the end; ABORTED
+        """Adds tags to a conversation and removes tags from it. Adding a tag that is there, or removing one that is not,
+        changes nothing.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for more than 50 resulting tags; ABORTED
         ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -215,7 +216,7 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MarkConversationRead(self, request, context):
-        """Says that all messages of a conversation were read: its unread_count is 0 then.
+        """Marks all messages of a conversation as read: sets its unread_count to 0.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -230,25 +231,26 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchMessages(self, request, context):
-        """Finds messages by the words in them, best first: words as in a web search (`"a phrase"`, `or`, `-without`), in the
-        grammar of the salon's language, with or without accents. Where no message has them, messages with similar words
-        are found. Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
+        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
+        Each message has a snippet. Cached for 180 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EraseCustomer(self, request, context):
-        """Removes what identifies a customer and all that was written with them: phone number, user id, name, texts, raw
-        items, WhatsApp's message ids. The rows stay without it, so that counts and sums stay right. A second time finds
-        none; should the customer write again, a new conversation begins.
+        """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
+        raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
+        finds none. If the customer writes again, a new conversation begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordAiMessage(self, request, context):
-        """Records what an AI model was asked or answered in a conversation; without the text if its customer was erased.
+        """Records what was sent to or received from an AI model in a conversation; without the text if the customer was
+        erased.
         Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

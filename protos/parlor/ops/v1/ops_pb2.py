@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from parlor.rules.v1 import rules_pb2 as parlor_dot_rules_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17parlor/ops/v1/ops.proto\x12\rparlor.ops.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1b\n\x19GetCacheStatisticsRequest\"\xa5\x03\n\x0f\x43\x61\x63heStatistics\x12,\n\x07metrics\x18\x01 \x01(\x0b\x32\x1b.parlor.ops.v1.CacheMetrics\x12)\n\x05redis\x18\x02 \x01(\x0b\x32\x1a.parlor.ops.v1.RedisStatus\x12\x34\n\x03ttl\x18\x03 \x03(\x0b\x32\'.parlor.ops.v1.CacheStatistics.TtlEntry\x12>\n\x08prefixes\x18\x04 \x03(\x0b\x32,.parlor.ops.v1.CacheStatistics.PrefixesEntry\x12\x38\n\x05sizes\x18\x05 \x03(\x0b\x32).parlor.ops.v1.CacheStatistics.SizesEntry\x1a*\n\x08TtlEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a/\n\rPrefixesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nSizesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd2\x01\n\x0c\x43\x61\x63heMetrics\x12\x0c\n\x04hits\x18\x01 \x01(\x03\x12\x0e\n\x06misses\x18\x02 \x01(\x03\x12\x0c\n\x04sets\x18\x03 \x01(\x03\x12\x15\n\rinvalidations\x18\x04 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x03\x12\r\n\x05total\x18\x06 \x01(\x03\x12\x10\n\x08hit_rate\x18\x07 \x01(\x01\x12\x15\n\rrefused_fills\x18\x08 \x01(\x03\x12\x10\n\x08\x62ypasses\x18\t \x01(\x03\x12\x11\n\tnear_hits\x18\n \x01(\x03\x12\x12\n\nnear_bytes\x18\x0b \x01(\x03\"@\n\x0bRedisStatus\x12\x11\n\tconnected\x18\x01 \x01(\x08\x12\x0e\n\x06uptime\x18\x02 \x01(\x03\x12\x0e\n\x06memory\x18\x03 \x01(\t\"\x1b\n\x19GetDatabaseMetricsRequest\"\xc8\x01\n\x0f\x44\x61tabaseMetrics\x12(\n\x04pool\x18\x01 \x01(\x0b\x32\x1a.parlor.ops.v1.PoolMetrics\x12,\n\x07queries\x18\x02 \x01(\x0b\x32\x1b.parlor.ops.v1.QueryMetrics\x12.\n\x0cslow_queries\x18\x03 \x03(\x0b\x32\x18.parlor.ops.v1.SlowQuery\x12-\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1d.parlor.ops.v1.DatabaseConfig\"\xd4\x01\n\x0bPoolMetrics\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x13\n\x0butilization\x18\x04 \x01(\x01\x12\x0c\n\x04idle\x18\x05 \x01(\x05\x12 \n\x18\x61verage_acquisition_time\x18\x06 \x01(\x01\x12\x13\n\x0b\x65xhaustions\x18\x07 \x01(\x03\x12\x19\n\x11\x63onnection_errors\x18\x08 \x01(\x03\x12\x0f\n\x07waiting\x18\t \x01(\x05\x12\x11\n\tavailable\x18\n \x01(\x08\"\x89\x01\n\x0cQueryMetrics\x12\x18\n\x10queries_executed\x18\x01 \x01(\x03\x12\x14\n\x0cslow_queries\x18\x02 \x01(\x03\x12\x14\n\x0cquery_errors\x18\x03 \x01(\x03\x12\x1a\n\x12\x61verage_query_time\x18\x04 \x01(\x01\x12\x17\n\x0fslow_query_rate\x18\x05 \x01(\x01\"Y\n\tSlowQuery\x12\r\n\x05query\x18\x01 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\x01\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\x0e\x44\x61tabaseConfig\x12\x18\n\x10\x63onnection_limit\x18\x01 \x01(\x05\x12\x14\n\x0cpool_timeout\x18\x02 \x01(\x05\x12\x15\n\rquery_timeout\x18\x03 \x01(\x05\x12\x1c\n\x14slow_query_threshold\x18\x04 \x01(\x05\x12\x1c\n\x14statement_cache_size\x18\x05 \x01(\x05\"H\n\x16InvalidateSalonRequest\x12.\n\x08salon_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\".\n\x17InvalidateSalonResponse\x12\x13\n\x0binvalidated\x18\x01 \x01(\x03\"H\n\x1aInvalidateNamespaceRequest\x12*\n\tnamespace\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[A-Za-z]{1,64}$\"2\n\x1bInvalidateNamespaceResponse\x12\x13\n\x0binvalidated\x18\x01 \x01(\x03\"A\n\x18InvalidatePatternRequest\x12%\n\x07pattern\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02:\x06query:\xba\x01\x01\x00\"0\n\x19InvalidatePatternResponse\x12\x13\n\x0binvalidated\x18\x01 \x01(\x03\x32\x9d\x04\n\nOpsService\x12\x63\n\x12GetCacheStatistics\x12(.parlor.ops.v1.GetCacheStatisticsRequest\x1a\x1e.parlor.ops.v1.CacheStatistics\"\x03\x90\x02\x01\x12\x63\n\x12GetDatabaseMetrics\x12(.parlor.ops.v1.GetDatabaseMetricsRequest\x1a\x1e.parlor.ops.v1.DatabaseMetrics\"\x03\x90\x02\x01\x12\x65\n\x0fInvalidateSalon\x12%.parlor.ops.v1.InvalidateSalonRequest\x1a&.parlor.ops.v1.InvalidateSalonResponse\"\x03\x90\x02\x02\x12q\n\x13InvalidateNamespace\x12).parlor.ops.v1.InvalidateNamespaceRequest\x1a*.parlor.ops.v1.InvalidateNamespaceResponse\"\x03\x90\x02\x02\x12k\n\x11InvalidatePattern\x12\'.parlor.ops.v1.InvalidatePatternRequest\x1a(.parlor.ops.v1.InvalidatePatternResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17parlor/ops/v1/ops.proto\x12\rparlor.ops.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bparlor/rules/v1/rules.proto\"\x1b\n\x19GetCacheStatisticsRequest\"\xa5\x03\n\x0f\x43\x61\x63heStatistics\x12,\n\x07metrics\x18\x01 \x01(\x0b\x32\x1b.parlor.ops.v1.CacheMetrics\x12)\n\x05redis\x18\x02 \x01(\x0b\x32\x1a.parlor.ops.v1.RedisStatus\x12\x34\n\x03ttl\x18\x03 \x03(\x0b\x32\'.parlor.ops.v1.CacheStatistics.TtlEntry\x12>\n\x08prefixes\x18\x04 \x03(\x0b\x32,.parlor.ops.v1.CacheStatistics.PrefixesEntry\x12\x38\n\x05sizes\x18\x05 \x03(\x0b\x32).parlor.ops.v1.CacheStatistics.SizesEntry\x1a*\n\x08TtlEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a/\n\rPrefixesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nSizesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd2\x01\n\x0c\x43\x61\x63heMetrics\x12\x0c\n\x04hits\x18\x01 \x01(\x03\x12\x0e\n\x06misses\x18\x02 \x01(\x03\x12\x0c\n\x04sets\x18\x03 \x01(\x03\x12\x15\n\rinvalidations\x18\x04 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x03\x12\r\n\x05total\x18\x06 \x01(\x03\x12\x10\n\x08hit_rate\x18\x07 \x01(\x01\x12\x15\n\rrefused_fills\x18\x08 \x01(\x03\x12\x10\n\x08\x62ypasses\x18\t \x01(\x03\x12\x11\n\tnear_hits\x18\n \x01(\x03\x12\x12\n\nnear_bytes\x18\x0b \x01(\x03\"@\n\x0bRedisStatus\x12\x11\n\tconnected\x18\x01 \x01(\x08\x12\x0e\n\x06uptime\x18\x02 \x01(\x03\x12\x0e\n\x06memory\x18\x03 \x01(\t\"\x1b\n\x19GetDatabaseMetricsRequest\"\xc8\x01\n\x0f\x44\x61tabaseMetrics\x12(\n\x04pool\x18\x01 \x01(\x0b\x32\x1a.parlor.ops.v1.PoolMetrics\x12,\n\x07queries\x18\x02 \x01(\x0b\x32\x1b.parlor.ops.v1.QueryMetrics\x12.\n\x0cslow_queries\x18\x03 \x03(\x0b\x32\x18.parlor.ops.v1.SlowQuery\x12-\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1d.parlor.ops.v1.DatabaseConfig\"\xd4\x01\n\x0bPoolMetrics\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x13\n\x0butilization\x18\x04 \x01(\x01\x12\x0c\n\x04idle\x18\x05 \x01(\x05\x12 \n\x18\x61verage_acquisition_time\x18\x06 \x01(\x01\x12\x13\n\x0b\x65xhaustions\x18\x07 \x01(\x03\x12\x19\n\x11\x63onnection_errors\x18\x08 \x01(\x03\x12\x0f\n\x07waiting\x18\t \x01(\x05\x12\x11\n\tavailable\x18\n \x01(\x08\"\x89\x01\n\x0cQueryMetrics\x12\x18\n\x10queries_executed\x18\x01 \x01(\x03\x12\x14\n\x0cslow_queries\x18\x02 \x01(\x03\x12\x14\n\x0cquery_errors\x18\x03 \x01(\x03\x12\x1a\n\x12\x61verage_query_time\x18\x04 \x01(\x01\x12\x17\n\x0fslow_query_rate\x18\x05 \x01(\x01\"Y\n\tSlowQuery\x12\r\n\x05query\x18\x01 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\x01\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\x0e\x44\x61tabaseConfig\x12\x18\n\x10\x63onnection_limit\x18\x01 \x01(\x05\x12\x14\n\x0cpool_timeout\x18\x02 \x01(\x05\x12\x15\n\rquery_timeout\x18\x03 \x01(\x05\x12\x1c\n\x14slow_query_threshold\x18\x04 \x01(\x05\x12\x1c\n\x14statement_cache_size\x18\x05 \x01(\x05\"5\n\x16InvalidateSalonRequest\x12\x1b\n\x08salon_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x88\xea\x30\x01\".\n\x17InvalidateSalonResponse\x12\x13\n\x0binvalidated\x18\x01 \x01(\x03\"\x84\x01\n\x1aInvalidateNamespaceRequest\x12\x66\n\tnamespace\x18\x01 \x01(\tBS\xbaHP\xba\x01M\n\x10string.namespace\x12\x17must be 1 to 64 letters\x1a this.matches(\'^[A-Za-z]{1,64}$\')\"2\n\x1bInvalidateNamespaceResponse\x12\x13\n\x0binvalidated\x18\x01 \x01(\x03\"A\n\x18InvalidatePatternRequest\x12%\n\x07pattern\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02:\x06query:\xba\x01\x01\x00\"0\n\x19InvalidatePatternResponse\x12\x13\n\x0binvalidated\x18\x01 \x01(\x03\x32\x9d\x04\n\nOpsService\x12\x63\n\x12GetCacheStatistics\x12(.parlor.ops.v1.GetCacheStatisticsRequest\x1a\x1e.parlor.ops.v1.CacheStatistics\"\x03\x90\x02\x01\x12\x63\n\x12GetDatabaseMetrics\x12(.parlor.ops.v1.GetDatabaseMetricsRequest\x1a\x1e.parlor.ops.v1.DatabaseMetrics\"\x03\x90\x02\x01\x12\x65\n\x0fInvalidateSalon\x12%.parlor.ops.v1.InvalidateSalonRequest\x1a&.parlor.ops.v1.InvalidateSalonResponse\"\x03\x90\x02\x02\x12q\n\x13InvalidateNamespace\x12).parlor.ops.v1.InvalidateNamespaceRequest\x1a*.parlor.ops.v1.InvalidateNamespaceResponse\"\x03\x90\x02\x02\x12k\n\x11InvalidatePattern\x12\'.parlor.ops.v1.InvalidatePatternRequest\x1a(.parlor.ops.v1.InvalidatePatternResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,9 +41,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHESTATISTICS_SIZESENTRY']._loaded_options = None
   _globals['_CACHESTATISTICS_SIZESENTRY']._serialized_options = b'8\001'
   _globals['_INVALIDATESALONREQUEST'].fields_by_name['salon_id']._loaded_options = None
-  _globals['_INVALIDATESALONREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{1,64}$'
+  _globals['_INVALIDATESALONREQUEST'].fields_by_name['salon_id']._serialized_options = b'\272H\006r\004\210\3520\001'
   _globals['_INVALIDATENAMESPACEREQUEST'].fields_by_name['namespace']._loaded_options = None
-  _globals['_INVALIDATENAMESPACEREQUEST'].fields_by_name['namespace']._serialized_options = b'\272H\024r\0222\020^[A-Za-z]{1,64}$'
+  _globals['_INVALIDATENAMESPACEREQUEST'].fields_by_name['namespace']._serialized_options = b'\272HP\272\001M\n\020string.namespace\022\027must be 1 to 64 letters\032 this.matches(\'^[A-Za-z]{1,64}$\')'
   _globals['_INVALIDATEPATTERNREQUEST'].fields_by_name['pattern']._loaded_options = None
   _globals['_INVALIDATEPATTERNREQUEST'].fields_by_name['pattern']._serialized_options = b'\272H\021r\017\030\200\002:\006query:\272\001\001\000'
   _globals['_OPSSERVICE'].methods_by_name['GetCacheStatistics']._loaded_options = None
@@ -55,44 +56,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPSSERVICE'].methods_by_name['InvalidateNamespace']._serialized_options = b'\220\002\002'
   _globals['_OPSSERVICE'].methods_by_name['InvalidatePattern']._loaded_options = None
   _globals['_OPSSERVICE'].methods_by_name['InvalidatePattern']._serialized_options = b'\220\002\002'
-  _globals['_GETCACHESTATISTICSREQUEST']._serialized_start=104
-  _globals['_GETCACHESTATISTICSREQUEST']._serialized_end=131
-  _globals['_CACHESTATISTICS']._serialized_start=134
-  _globals['_CACHESTATISTICS']._serialized_end=555
-  _globals['_CACHESTATISTICS_TTLENTRY']._serialized_start=418
-  _globals['_CACHESTATISTICS_TTLENTRY']._serialized_end=460
-  _globals['_CACHESTATISTICS_PREFIXESENTRY']._serialized_start=462
-  _globals['_CACHESTATISTICS_PREFIXESENTRY']._serialized_end=509
-  _globals['_CACHESTATISTICS_SIZESENTRY']._serialized_start=511
-  _globals['_CACHESTATISTICS_SIZESENTRY']._serialized_end=555
-  _globals['_CACHEMETRICS']._serialized_start=558
-  _globals['_CACHEMETRICS']._serialized_end=768
-  _globals['_REDISSTATUS']._serialized_start=770
-  _globals['_REDISSTATUS']._serialized_end=834
-  _globals['_GETDATABASEMETRICSREQUEST']._serialized_start=836
-  _globals['_GETDATABASEMETRICSREQUEST']._serialized_end=863
-  _globals['_DATABASEMETRICS']._serialized_start=866
-  _globals['_DATABASEMETRICS']._serialized_end=1066
-  _globals['_POOLMETRICS']._serialized_start=1069
-  _globals['_POOLMETRICS']._serialized_end=1281
-  _globals['_QUERYMETRICS']._serialized_start=1284
-  _globals['_QUERYMETRICS']._serialized_end=1421
-  _globals['_SLOWQUERY']._serialized_start=1423
-  _globals['_SLOWQUERY']._serialized_end=1512
-  _globals['_DATABASECONFIG']._serialized_start=1515
-  _globals['_DATABASECONFIG']._serialized_end=1662
-  _globals['_INVALIDATESALONREQUEST']._serialized_start=1664
-  _globals['_INVALIDATESALONREQUEST']._serialized_end=1736
-  _globals['_INVALIDATESALONRESPONSE']._serialized_start=1738
-  _globals['_INVALIDATESALONRESPONSE']._serialized_end=1784
-  _globals['_INVALIDATENAMESPACEREQUEST']._serialized_start=1786
-  _globals['_INVALIDATENAMESPACEREQUEST']._serialized_end=1858
-  _globals['_INVALIDATENAMESPACERESPONSE']._serialized_start=1860
-  _globals['_INVALIDATENAMESPACERESPONSE']._serialized_end=1910
-  _globals['_INVALIDATEPATTERNREQUEST']._serialized_start=1912
-  _globals['_INVALIDATEPATTERNREQUEST']._serialized_end=1977
-  _globals['_INVALIDATEPATTERNRESPONSE']._serialized_start=1979
-  _globals['_INVALIDATEPATTERNRESPONSE']._serialized_end=2027
-  _globals['_OPSSERVICE']._serialized_start=2030
-  _globals['_OPSSERVICE']._serialized_end=2571
+  _globals['_GETCACHESTATISTICSREQUEST']._serialized_start=133
+  _globals['_GETCACHESTATISTICSREQUEST']._serialized_end=160
+  _globals['_CACHESTATISTICS']._serialized_start=163
+  _globals['_CACHESTATISTICS']._serialized_end=584
+  _globals['_CACHESTATISTICS_TTLENTRY']._serialized_start=447
+  _globals['_CACHESTATISTICS_TTLENTRY']._serialized_end=489
+  _globals['_CACHESTATISTICS_PREFIXESENTRY']._serialized_start=491
+  _globals['_CACHESTATISTICS_PREFIXESENTRY']._serialized_end=538
+  _globals['_CACHESTATISTICS_SIZESENTRY']._serialized_start=540
+  _globals['_CACHESTATISTICS_SIZESENTRY']._serialized_end=584
+  _globals['_CACHEMETRICS']._serialized_start=587
+  _globals['_CACHEMETRICS']._serialized_end=797
+  _globals['_REDISSTATUS']._serialized_start=799
+  _globals['_REDISSTATUS']._serialized_end=863
+  _globals['_GETDATABASEMETRICSREQUEST']._serialized_start=865
+  _globals['_GETDATABASEMETRICSREQUEST']._serialized_end=892
+  _globals['_DATABASEMETRICS']._serialized_start=895
+  _globals['_DATABASEMETRICS']._serialized_end=1095
+  _globals['_POOLMETRICS']._serialized_start=1098
+  _globals['_POOLMETRICS']._serialized_end=1310
+  _globals['_QUERYMETRICS']._serialized_start=1313
+  _globals['_QUERYMETRICS']._serialized_end=1450
+  _globals['_SLOWQUERY']._serialized_start=1452
+  _globals['_SLOWQUERY']._serialized_end=1541
+  _globals['_DATABASECONFIG']._serialized_start=1544
+  _globals['_DATABASECONFIG']._serialized_end=1691
+  _globals['_INVALIDATESALONREQUEST']._serialized_start=1693
+  _globals['_INVALIDATESALONREQUEST']._serialized_end=1746
+  _globals['_INVALIDATESALONRESPONSE']._serialized_start=1748
+  _globals['_INVALIDATESALONRESPONSE']._serialized_end=1794
+  _globals['_INVALIDATENAMESPACEREQUEST']._serialized_start=1797
+  _globals['_INVALIDATENAMESPACEREQUEST']._serialized_end=1929
+  _globals['_INVALIDATENAMESPACERESPONSE']._serialized_start=1931
+  _globals['_INVALIDATENAMESPACERESPONSE']._serialized_end=1981
+  _globals['_INVALIDATEPATTERNREQUEST']._serialized_start=1983
+  _globals['_INVALIDATEPATTERNREQUEST']._serialized_end=2048
+  _globals['_INVALIDATEPATTERNRESPONSE']._serialized_start=2050
+  _globals['_INVALIDATEPATTERNRESPONSE']._serialized_end=2098
+  _globals['_OPSSERVICE']._serialized_start=2101
+  _globals['_OPSSERVICE']._serialized_end=2642
 # @@protoc_insertion_point(module_scope)

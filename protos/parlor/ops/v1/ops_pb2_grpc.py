@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OpsServiceStub:
-    """Figures of the cache and the database, and invalidation by hand.
+    """Metrics of the cache and the database, and invalidation by hand.
     """
 
     def __init__(self, channel):
@@ -63,25 +63,25 @@ class OpsServiceStub:
 
 
 class OpsServiceServicer:
-    """Figures of the cache and the database, and invalidation by hand.
+    """Metrics of the cache and the database, and invalidation by hand.
     """
 
     def GetCacheStatistics(self, request, context):
-        """Returns the figures of the cache. Counts the entries of each namespace, so it takes longer the more there are.
+        """Returns the metrics of the cache. It counts the entries of each namespace, so it takes longer with more entries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDatabaseMetrics(self, request, context):
-        """Returns the figures of the connection pool and of the statements.
+        """Returns the metrics of the connection pool and of the statements.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InvalidateSalon(self, request, context):
-        """Drops all that is cached of a salon, in every namespace. For changes made to the database by hand.
+        """Invalidates all entries of a salon, in every namespace. For changes made to the database by hand.
         Errors: UNAVAILABLE CACHE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -89,7 +89,7 @@ class OpsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InvalidateNamespace(self, request, context):
-        """Drops all that is cached in a namespace.
+        """Invalidates all entries of a namespace.
         Errors: UNAVAILABLE CACHE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -97,7 +97,7 @@ class OpsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InvalidatePattern(self, request, context):
-        """Drops every group that a key matching the pattern could be in: at least what matches, often more.
+        """Invalidates every tag that may have an entry whose key matches the pattern: all matching entries, and often more.
         Errors: UNAVAILABLE CACHE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,7 +141,7 @@ def add_OpsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OpsService:
-    """Figures of the cache and the database, and invalidation by hand.
+    """Metrics of the cache and the database, and invalidation by hand.
     """
 
     @staticmethod

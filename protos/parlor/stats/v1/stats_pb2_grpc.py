@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StatsServiceStub:
-    """Counts and costs over all of a salon's rows. Owns no table and may only read.
+    """Counts and costs over all of a salon's rows. Owns no table and has read-only access.
     """
 
     def __init__(self, channel):
@@ -63,12 +63,12 @@ class StatsServiceStub:
 
 
 class StatsServiceServicer:
-    """Counts and costs over all of a salon's rows. Owns no table and may only read.
+    """Counts and costs over all of a salon's rows. Owns no table and has read-only access.
     """
 
     def GetSalonStats(self, request, context):
-        """Counts a period: bookings that start in it, messages sent in it with their cost, conversations started in it.
-        Cached for 120 s.
+        """Counts a period: bookings that start in it, messages sent in it and their cost, conversations started in it. Cached
+        for 120 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -76,7 +76,7 @@ class StatsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBookingStats(self, request, context):
-        """Counts the bookings created in each day, week or month of a period, by their status of now. Cached for 120 s.
+        """Counts the bookings created in each day, week or month of a period, by their current status. Cached for 120 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -144,7 +144,7 @@ def add_StatsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StatsService:
-    """Counts and costs over all of a salon's rows. Owns no table and may only read.
+    """Counts and costs over all of a salon's rows. Owns no table and has read-only access.
     """
 
     @staticmethod

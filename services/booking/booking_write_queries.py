@@ -1,10 +1,10 @@
-"""The statements that change bookings, each with the history it makes, one function each.
+"""The statements that change bookings; each also writes their history.
 
-Whoever takes a resource's time makes the resource if nobody has, and cancels the holds in the way that have expired, by
-the same statement. Its change waits for that: an exclusion constraint sees what its own statement has cancelled.
+A writer that blocks a resource's time takes `resource_lock` first: two transactions that insert overlapping rows into
+the index of the constraint bookings_no_overlap would deadlock. A writer that frees time needs no lock.
 
-A change is made at its statement_timestamp(), when its locks are held: by now(), which is that of the BEGIN, one that
-had to wait would be earlier than the one before.
+Times of change are statement_timestamp(), taken when the locks are held. now() is the time of BEGIN: a transaction that
+waited for a lock would date its change before the one that it waited for.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,14 @@ from psycopg import AsyncConnection
 
 from libs.db import Statement
 from libs.messages import encode_row, fetch_returned, fetch_rows
-from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, CreateBookingRequest, EraseCustomerResponse
+from parlor.booking.v1.booking_pb2 import (
+    Booking,
+    BookingStatus,
+    CreateBookingRequest,
+    EraseCustomerResponse,
+    RescheduleBookingRequest,
+    UpdateBookingStatusRequest,
+)
 from services.booking.booking_queries import BOOKING
 from services.phones import parts
 
@@ -23,10 +30,11 @@ _ROW = (
     "salon_id, booking_id, booking_code, customer_phone, customer_name, resource_id, service_name, start_ts, end_ts,"
     " status, notes, revision, created_at, updated_at, hold_expires_at"
 )
-# Only a PENDING booking has a hold; both states are named for the constraint's index to serve. A status alone would be
-# looked for among all of the salon's, by idx_bookings_salon_status_start.
-# A statement that takes a time goes on with a CTE `booking`, which must ask for _CANCELLED.
-_TAKE = f"""
+# The start of a statement that blocks a resource's time: it creates the resource if it is new, and cancels the expired
+# holds that overlap. Only a PENDING booking has a hold, but both statuses are named, since the partial index of the
+# constraint covers both; for one status Postgres would read all of the salon's by idx_bookings_salon_status_start.
+# The next CTE, `booking`, must use _HOLDS_CANCELLED: the constraint then sees that the holds are cancelled.
+_PREPARE_SLOT = f"""
     WITH resource AS (
         INSERT INTO resources (salon_id, resource_id, name)
         SELECT %(salon_id)s, %(resource_id)s, %(resource_id)s WHERE %(resource_id)s::text IS NOT NULL
@@ -39,16 +47,16 @@ _TAKE = f"""
             AND booking_id IS DISTINCT FROM %(booking_id)s::uuid
         RETURNING {_ROW}
     )"""
-_CANCELLED = "(SELECT count(*) FROM expired) >= 0"
-_SAID = f"SELECT {_ROW}, %(type)s::text AS type, %(actor)s::text AS actor, %(reason)s::text AS reason FROM booking"
-_EXPIRED = "ARRAY(SELECT booking_code FROM expired), "
-_TAKEN = f"{_SAID} UNION ALL SELECT {_ROW}, 'STATUS_CHANGED', 'system', 'HOLD_EXPIRED' FROM expired"
+_HOLDS_CANCELLED = "(SELECT count(*) FROM expired) >= 0"
+_CHANGED = f"SELECT {_ROW}, %(type)s::text AS type, %(actor)s::text AS actor, %(reason)s::text AS reason FROM booking"
+_CHANGED_AND_EXPIRED = f"{_CHANGED} UNION ALL SELECT {_ROW}, 'STATUS_CHANGED', 'system', 'HOLD_EXPIRED' FROM expired"
+_EXPIRED_CODES = "ARRAY(SELECT booking_code FROM expired), "
 
 
-def _and_history(changes: str, besides: str = "") -> str:
-    """Return the end of a statement: it writes the history of what changed and returns the booking, after `besides`.
+def _write_history(changes: str, first_column: str = "") -> str:
+    """Return the end of a statement, which writes the history of `changes` and returns the booking.
 
-    `before` is what the statement's snapshot has: the booking as it was, nothing of a new one.
+    `before` reads the statement's snapshot: bookings as they were; a new booking has no row there.
     """
     return f""", history AS (
         INSERT INTO booking_events (salon_id, booking_id, revision, type, actor, reason, from_status, to_status,
@@ -58,25 +66,23 @@ def _and_history(changes: str, besides: str = "") -> str:
             after.updated_at
         FROM ({changes}) AS after LEFT JOIN bookings AS before USING (salon_id, booking_id)
     )
-    SELECT {besides}{BOOKING} FROM booking"""
+    SELECT {first_column}{BOOKING} FROM booking"""
 
 
-class Said(NamedTuple):
-    """What the history keeps of a request."""
-
-    actor: str
-    reason: str
+def resource_lock(salon_id: str, resource_id: str) -> str:
+    """Return the name of the lock on a resource's time. It is taken before any lock on a row."""
+    return f"resource {salon_id} {resource_id}"
 
 
-class Taken(NamedTuple):
-    """A booking that has its time now, encoded, and the codes of the expired holds that were cancelled for it."""
+class BookedSlot(NamedTuple):
+    """A Booking, encoded, whose time is now blocked, and the codes of the expired holds that were cancelled for it."""
 
     booking: bytes
-    expired: list[str]
+    cancelled: list[str]
 
 
-class Locked(NamedTuple):
-    """A booking, locked until the transaction ends, and whether it is a hold that has expired."""
+class LockedBooking(NamedTuple):
+    """A booking, locked until the transaction ends, and whether it is an expired hold."""
 
     booking: Booking
     hold_expired: bool
@@ -84,13 +90,14 @@ class Locked(NamedTuple):
 
 def insert_booking(
     request: CreateBookingRequest, customer_phone: str, booking_code: str, start: datetime | None, end: datetime | None
-) -> Statement[Taken | None]:
-    """Insert a booking; return it, None if its resource is taken at that time.
+) -> Statement[BookedSlot | None]:
+    """Insert a booking; return it, or None if it overlaps another booking of its resource.
 
     Raises: ForeignKeyViolation of bookings_salon_id_fkey, resources_salon_id_fkey; UniqueViolation of
     booking_code_salon_id.
     Source: constraint bookings_no_overlap.
     """
+    status = BookingStatus.Name(request.status or BookingStatus.BOOKING_STATUS_PENDING)
     params = {
         "salon_id": request.salon_id,
         "booking_id": None,
@@ -101,47 +108,45 @@ def insert_booking(
         "service": request.service_name,
         "start": start,
         "end": end,
-        "status": BookingStatus.Name(request.status or BookingStatus.BOOKING_STATUS_PENDING).removeprefix(
-            "BOOKING_STATUS_"
-        ),
+        "status": status.removeprefix("BOOKING_STATUS_"),
         "notes": request.notes,
         "hold": request.hold_duration.seconds if request.HasField("hold_duration") else None,
         "type": "CREATED",
         "actor": request.actor,
         "reason": "",
     }
-    return Statement(_INSERT_BOOKING, params, _taken)
+    return Statement(_INSERT_BOOKING, params, _read_booked_slot)
 
 
-_INSERT_BOOKING = f"""{_TAKE}, booking AS (
+_INSERT_BOOKING = f"""{_PREPARE_SLOT}, booking AS (
         INSERT INTO bookings (salon_id, booking_code, customer_phone, customer_name, resource_id, service_name,
             start_ts, end_ts, status, notes, hold_expires_at)
         SELECT %(salon_id)s, %(code)s, %(phone)s, %(name)s, %(resource_id)s, %(service)s, %(start)s, %(end)s,
             %(status)s, %(notes)s, now() + %(hold)s::int * interval '1 s'
-        WHERE {_CANCELLED}
+        WHERE {_HOLDS_CANCELLED}
         ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
         RETURNING {_ROW}
-    ){_and_history(_TAKEN, _EXPIRED)}"""
+    ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_CODES)}"""
 
 
-def _taken(names: list[str], rows: list[Any]) -> Taken | None:
-    """Read a booking that took its time, if it did, behind the codes of the holds that had expired."""
+def _read_booked_slot(names: list[str], rows: list[Any]) -> BookedSlot | None:
     if not rows:
         return None
-    return Taken(encode_row(Booking, names[1:], rows[0][1:]), [code.decode() for code in rows[0][0]])
+    codes, *booking = rows[0]
+    return BookedSlot(encode_row(Booking, names[1:], booking), list(map(bytes.decode, codes)))
 
 
 def resource_of(salon_id: str, booking_code: str) -> Statement[str | None]:
-    """Return the resource of a booking, empty if it has none; None if there is no such booking."""
+    """Return the resource of a booking, "" if it has none; None if there is no such booking."""
     query = """
         SELECT coalesce(resource_id, '') FROM bookings WHERE booking_code = %(code)s AND salon_id = %(salon_id)s"""
     params = {"salon_id": salon_id, "code": booking_code}
     return Statement(query, params, lambda _, rows: rows[0][0].decode() if rows else None)
 
 
-def lock_booking(salon_id: str, booking_code: str) -> Statement[Locked | None]:
-    """Return a booking, locked until the transaction ends."""
-    return Statement(_LOCK_BOOKING, {"salon_id": salon_id, "code": booking_code}, _locked)
+def lock_booking(salon_id: str, booking_code: str) -> Statement[LockedBooking | None]:
+    """Lock a booking until the transaction ends; return it, or None if there is no such booking."""
+    return Statement(_LOCK_BOOKING, {"salon_id": salon_id, "code": booking_code}, _read_locked_booking)
 
 
 _LOCK_BOOKING = f"""
@@ -149,14 +154,24 @@ _LOCK_BOOKING = f"""
     FROM bookings WHERE booking_code = %(code)s AND salon_id = %(salon_id)s FOR UPDATE"""
 
 
-def _locked(names: list[str], rows: list[Any]) -> Locked | None:
-    return Locked(Booking.FromString(encode_row(Booking, names[1:], rows[0][1:])), rows[0][0]) if rows else None
+def _read_locked_booking(names: list[str], rows: list[Any]) -> LockedBooking | None:
+    if not rows:
+        return None
+    hold_expired, *booking = rows[0]
+    return LockedBooking(Booking.FromString(encode_row(Booking, names[1:], booking)), hold_expired)
 
 
-def update_booking_status(booking: Booking, status: str, said: Said) -> Statement[bytes]:
-    """Set a booking's status; return it as it is now. A hold that is confirmed is none any more."""
-    params = {"salon_id": booking.salon_id, "booking_id": booking.booking_id, "status": status}
-    return Statement(_UPDATE_STATUS, params | {"type": "STATUS_CHANGED", **said._asdict()}, _booking)
+def update_booking_status(booking: Booking, request: UpdateBookingStatusRequest) -> Statement[bytes]:
+    """Set a booking's status; return the booking, encoded. A hold that is confirmed is no longer a hold."""
+    params = {
+        "salon_id": booking.salon_id,
+        "booking_id": booking.booking_id,
+        "status": BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_"),
+        "type": "STATUS_CHANGED",
+        "actor": request.actor,
+        "reason": request.reason,
+    }
+    return Statement(_UPDATE_STATUS, params, lambda names, rows: encode_row(Booking, names, rows[0]))
 
 
 _UPDATE_STATUS = f"""
@@ -165,43 +180,40 @@ _UPDATE_STATUS = f"""
             hold_expires_at = CASE WHEN %(status)s = 'CANCELLED' THEN hold_expires_at END
         WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s
         RETURNING {_ROW}
-    ){_and_history(_SAID)}"""
-
-
-def _booking(names: list[str], rows: list[Any]) -> bytes:
-    return encode_row(Booking, names, rows[0])
+    ){_write_history(_CHANGED)}"""
 
 
 def reschedule_booking(
-    booking: Booking, resource_id: str, start: datetime, end: datetime, said: Said
-) -> Statement[Taken | None]:
-    """Move a booking to a time and a resource; return it as it is now.
+    booking: Booking, request: RescheduleBookingRequest, start: datetime, end: datetime
+) -> Statement[BookedSlot | None]:
+    """Move a booking to a time, and to the request's resource if it names one.
 
-    Raises: ExclusionViolation of bookings_no_overlap if the resource is taken at that time.
+    Raises: ExclusionViolation of bookings_no_overlap if it overlaps another booking of the resource.
     Source: constraint bookings_no_overlap; index bookings_pkey.
     """
     params = {
         "salon_id": booking.salon_id,
         "booking_id": booking.booking_id,
-        "resource_id": resource_id or None,
+        "resource_id": request.resource_id or booking.resource_id or None,
         "start": start,
         "end": end,
         "type": "RESCHEDULED",
-        **said._asdict(),
+        "actor": request.actor,
+        "reason": request.reason,
     }
-    return Statement(_RESCHEDULE, params, _taken)
+    return Statement(_RESCHEDULE, params, _read_booked_slot)
 
 
-_RESCHEDULE = f"""{_TAKE}, booking AS (
+_RESCHEDULE = f"""{_PREPARE_SLOT}, booking AS (
         UPDATE bookings SET start_ts = %(start)s, end_ts = %(end)s, resource_id = %(resource_id)s,
             revision = revision + 1, updated_at = statement_timestamp()
-        WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_CANCELLED}
+        WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_HOLDS_CANCELLED}
         RETURNING {_ROW}
-    ){_and_history(_TAKEN, _EXPIRED)}"""
+    ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_CODES)}"""
 
 
 async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> list[str]:
-    """Return the resources whose time a customer's bookings take.
+    """Return the resources whose time a customer's bookings block.
 
     Source: index idx_bookings_customer_salon.
     """
@@ -218,7 +230,7 @@ async def lock_bookings_of_customer(
 ) -> list[tuple[str, str, str | None]]:
     """Lock a customer's bookings until the transaction ends.
 
-    Shape:  a list of booking_id, booking_code and the resource whose time the booking takes.
+    Shape:  a list of booking_id, booking_code and the resource whose time the booking blocks, if any.
     Source: index idx_bookings_customer_salon.
     """
     query = """
@@ -231,11 +243,11 @@ async def lock_bookings_of_customer(
 async def erase_customer(
     conn: AsyncConnection[Any], salon_id: str, customer_phone: str, booking_ids: Sequence[str]
 ) -> EraseCustomerResponse:
-    """Remove a customer from their bookings, from the history of these, and from kept replies; return how many.
+    """Remove a customer from their locked bookings, the history of these, and kept replies; return how many bookings.
 
-    The bookings were locked by a statement before: this one sees all that others have said about them.
-    A reply is one of theirs if it has their number as its customer_phone: that field's bytes are in it. An actor is
-    emptied if its digits hold those of their number.
+    The bookings must be locked by an earlier statement: this one's snapshot then has all their history.
+    A kept reply is the customer's if it contains the bytes of a customer_phone field with their number. An actor is
+    emptied if its digits contain those of the number.
     Source: indexes bookings_pkey, booking_events_pkey, booking_requests_pkey.
     """
     query = """
