@@ -12,9 +12,9 @@ import grpc
 import psycopg
 import pytest
 
-from tests.failover.postgres_pair import Pair, hang, pair, wake
 from tests.load import FIRST, until
 from tests.stack import Stack, booking_request, failure, message_request, rows, running, salon
+from tools.postgres_pair import Pair, hang, pair, wake
 
 WAITING = "FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename LIKE 'parlor%'"
 BOOKINGS = "SELECT count(*) FROM bookings"

@@ -15,9 +15,9 @@ from pydantic import SecretStr
 
 from libs.db import Database, DatabaseSettings
 from parlor.booking.v1 import booking_pb2
-from tests.failover.postgres_pair import Pair, hang, pair, wake
 from tests.load import DAY, FIRST, until
 from tests.stack import Stack, booking_request, message_request, running, salon
+from tools.postgres_pair import Pair, hang, pair, wake
 
 DEADLINE_SECONDS = 0.7
 # ABORTED is COMMIT_UNKNOWN of a request without a request_id.

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from ops.coherence.board import COUNTS, SOURCES
-from ops.coherence.system import NEAR_MS, POLL_MS
+from tools.coherence.ledger import COUNTS, SOURCES
+from tools.coherence.system import NEAR_MS, POLL_MS
 
 NS = 1_000_000  # of a ms
 MOST_SHOWN = 10

@@ -20,10 +20,10 @@ SETTINGS = {"max_connections": "100", "fsync": "off", "wal_keep_size": "64MB", "
 class Standby(Postgres):
     """A streaming copy of a primary, made by pg_basebackup at its first start."""
 
-    def __init__(self, data: Path, primary: Postgres, settings: Mapping[str, str]) -> None:
+    def __init__(self, data: Path, primary: Postgres, settings: Mapping[str, str], *, port: int | None = None) -> None:
         """Copy nothing yet."""
         source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={STANDBY}"
-        super().__init__(data, settings={**settings, "primary_conninfo": source, "synchronous_standby_names": ""})
+        super().__init__(data, port, settings={**settings, "primary_conninfo": source})
         self._source = source
 
     def _initialise(self) -> None:
@@ -38,6 +38,8 @@ class Standby(Postgres):
         )
         if self._run("pg_basebackup", self.data, *options).wait():
             raise StartError(f"pg_basebackup failed; {self.log} ends:\n{self.last_words()}")
+        with (self.data / "postgresql.auto.conf").open("a") as settings:  # it has no standby of its own
+            settings.write("synchronous_standby_names = ''\n")
 
     def wait(self) -> None:
         """Return when it answers, as a standby, which can't create a database."""
@@ -54,9 +56,9 @@ class Pair:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         """Start nothing yet; `settings` are the primary's."""
-        both = SETTINGS | settings
-        self.primary = Postgres(folder / "primary", settings=both)
-        self.standby = Standby(folder / "standby", self.primary, both)
+        self.settings = SETTINGS | settings
+        self.primary = Postgres(folder / "primary", settings=self.settings)
+        self.standby = Standby(folder / "standby", self.primary, self.settings)
 
     def url(self, *, attributes: str = "read-write") -> str:
         """Return the owner's URL with both hosts, the primary first."""

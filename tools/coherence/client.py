@@ -44,7 +44,7 @@ class Spec:
     `near_ms` more; with 0 it may not be at all. In `mode` "refuse" it may not be behind what any reader was shown.
     """
 
-    board: str
+    ledger: str
     booking: Sequence[str]
     messaging: str
     stats: str
@@ -65,8 +65,8 @@ class Spec:
 
     @property
     def file(self) -> Path:
-        """The board's file."""
-        return Path(self.board)
+        """The ledger's file."""
+        return Path(self.ledger)
 
 
 class Stubs(NamedTuple):

@@ -1,4 +1,4 @@
-"""A process of writers: `python -m ops.coherence.writers PROCESS SPEC`. It prints what it finds, as lines of JSON.
+"""A process of writers: `python -m tools.coherence.writer PROCESS SPEC`. It prints what it finds, as lines of JSON.
 
 Each salon belongs to one of these processes, and none writes to the same thing twice at once: so it knows what every
 fact is. A write whose outcome is unknown is repeated, anywhere, with its request_id, until it is acknowledged.
@@ -15,11 +15,11 @@ from uuid import UUID
 
 import grpc
 
-from ops.coherence import board as facts
-from ops.coherence.board import CUSTOMERS, PERIODS, SALONS, SLOTS, WRITERS, Board
-from ops.coherence.calls import AWAY, TIMEOUT_SECONDS, Spec, Stubs, day, phone, phone_number_id, salon_id, start
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
+from tools.coherence import ledger as facts
+from tools.coherence.client import AWAY, TIMEOUT_SECONDS, Spec, Stubs, day, phone, phone_number_id, salon_id, start
+from tools.coherence.ledger import CUSTOMERS, PERIODS, SALONS, SLOTS, WRITERS, Ledger
 
 FIRST_SLOTS = 25  # bookings that a customer has when the readers begin
 AT_ONCE = 6  # writes of this process under way
@@ -34,7 +34,7 @@ class Writer:
 
     def __init__(self, spec: Spec, process: int, services: Stubs) -> None:
         """Write nothing yet."""
-        self.board = Board(spec.file, process)
+        self.ledger = Ledger(spec.file, process)
         self.random = random.Random(f"{spec.seed} {process}")  # noqa: S311
         self.services = services
         self.salons = range(process, SALONS, WRITERS)
@@ -49,7 +49,7 @@ class Writer:
             await self.rename(salon)
             for slot in range(FIRST_SLOTS):
                 await asyncio.gather(*(self.create(salon, customer, slot) for customer in range(CUSTOMERS)))
-        self.board.count_total("ready")
+        self.ledger.count_total("ready")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(AT_ONCE):
                 tasks.create_task(self.repeat())
@@ -57,12 +57,12 @@ class Writer:
     async def repeat(self) -> None:
         """Write several times in a row to a salon, rest, and so on."""
         kinds = [self.rename, self.create_next, self.reschedule, self.reschedule, self.step, self.send, self.send]
-        while not self.board.ending:
+        while not self.ledger.ending:
             salon, writes = self.random.choice(self.salons), self.random.randint(1, MOST_IN_A_ROW)
             for _ in range(writes):
                 await self.random.choice(kinds)(salon)
             rested = time.monotonic() + self.random.expovariate(1 / (PAUSE_SECONDS * writes))
-            while time.monotonic() < rested and not self.board.ending:  # noqa: ASYNC110 - of other processes
+            while time.monotonic() < rested and not self.ledger.ending:  # noqa: ASYNC110 - of other processes
                 await asyncio.sleep(TICK_SECONDS)
 
     # Writes
@@ -104,7 +104,7 @@ class Writer:
             if made := await self.write(self.services.booking, request):
                 self.grown(fact, facts.moved(salon, 0))
                 self.moves[fact] = self.steps[fact] = 0
-                self.board.name_booking(fact, made.booking_code)
+                self.ledger.name_booking(fact, made.booking_code)
 
     async def reschedule(self, salon: int) -> None:
         """Move a booking to the next day."""
@@ -115,7 +115,7 @@ class Writer:
             moves = self.moves[fact] + 1
             request = booking_pb2.RescheduleBookingRequest(
                 salon_id=salon_id(salon),
-                booking_code=self.board.code(fact),
+                booking_code=self.ledger.code(fact),
                 start_time=day(min(moves, PERIODS), self.minute(fact) + moves % 600),
             )
             if await self.write(self.services.booking, request):
@@ -132,7 +132,7 @@ class Writer:
                 return
             statuses = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_COMPLETED
             request = booking_pb2.UpdateBookingStatusRequest(
-                salon_id=salon_id(salon), booking_code=self.board.code(fact), status=statuses[self.steps[fact]]
+                salon_id=salon_id(salon), booking_code=self.ledger.code(fact), status=statuses[self.steps[fact]]
             )
             if await self.write(self.services.booking, request):
                 self.steps[fact] += 1
@@ -182,13 +182,13 @@ class Writer:
         """Return the reply of a write; None if all ended before it was acknowledged."""
         request.request_id = str(UUID(int=self.random.getrandbits(128), version=4))
         rpc = type(request).__name__.removesuffix("Request")
-        while not self.board.ending:
+        while not self.ledger.ending:
             try:
                 return await getattr(self.random.choice(services), rpc)(request, timeout=TIMEOUT_SECONDS)
             except grpc.aio.AioRpcError as error:
-                self.board.count_total("retried")
+                self.ledger.count_total("retried")
                 if error.code() not in AWAY:
-                    self.board.count_total("unexpected")
+                    self.ledger.count_total("unexpected")
                     print(json.dumps({"rpc": rpc, "code": error.code().name, "details": error.details()}), flush=True)
             await asyncio.sleep(AWAY_SECONDS)
         return None
@@ -198,8 +198,8 @@ class Writer:
         now = time.monotonic_ns()
         for fact in more:
             self.values[fact] = self.values.get(fact, 0) + 1
-            self.board.acknowledge(fact, self.values[fact], now)
-        self.board.count_total("acknowledged")
+            self.ledger.acknowledge(fact, self.values[fact], now)
+        self.ledger.count_total("acknowledged")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ops.coherence import board as facts
-from ops.coherence.board import CUSTOMERS, PERIODS, Board
-from ops.coherence.calls import DAY, day, phone, phone_number_id, salon_id
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from parlor.stats.v1 import stats_pb2
+from tools.coherence import ledger as facts
+from tools.coherence.client import DAY, day, phone, phone_number_id, salon_id
+from tools.coherence.ledger import CUSTOMERS, PERIODS, Ledger
 
 BATCH = 100
 LONGEST_PAGE = 200
@@ -34,9 +34,9 @@ class Read(NamedTuple):
 class Reads:
     """Makes reads of a salon, more often of its first customers and bookings than of its last."""
 
-    def __init__(self, board: Board, chosen: random.Random, began: int) -> None:
-        """Take the board, for the codes, and when the run began, in s since 1970."""
-        self.board = board
+    def __init__(self, ledger: Ledger, chosen: random.Random, began: int) -> None:
+        """Take the ledger, for the codes, and when the run began, in s since 1970."""
+        self.ledger = ledger
         self.random = chosen
         self.made = {"start_time": Timestamp(seconds=began - DAY), "end_time": Timestamp(seconds=began + 10 * DAY)}
 
@@ -53,13 +53,13 @@ class Reads:
     def booking(self, salon: int) -> Read:
         """Look a booking up."""
         fact = self._one(salon)
-        request = booking_pb2.GetBookingByCodeRequest(salon_id=salon_id(salon), booking_code=self.board.code(fact))
+        request = booking_pb2.GetBookingByCodeRequest(salon_id=salon_id(salon), booking_code=self.ledger.code(fact))
         return Read(request, [fact], lambda reply: [reply.revision])
 
     def batch(self, salon: int) -> Read:
         """Look up to 100 bookings up."""
-        asked = self.board.coded(facts.bookings(salon, *range(CUSTOMERS)))[:BATCH]
-        codes = [self.board.code(fact) for fact in asked]
+        asked = self.ledger.coded(facts.bookings(salon, *range(CUSTOMERS)))[:BATCH]
+        codes = [self.ledger.code(fact) for fact in asked]
         request = booking_pb2.BatchGetBookingsRequest(salon_id=salon_id(salon), booking_codes=codes)
         return Read(request, asked, lambda reply: [booking.revision for booking in reply.bookings])
 
@@ -69,8 +69,8 @@ class Reads:
         request = booking_pb2.ListBookingsRequest(
             salon_id=salon_id(salon), customer_phone=phone(customer), page_size=LONGEST_PAGE
         )
-        asked = self.board.coded(facts.bookings(salon, customer))
-        codes = [self.board.code(fact) for fact in asked]
+        asked = self.ledger.coded(facts.bookings(salon, customer))
+        codes = [self.ledger.code(fact) for fact in asked]
 
         def shown(reply: Any) -> list[int]:
             revisions = {booking.booking_code: booking.revision for booking in reply.bookings}
@@ -82,11 +82,11 @@ class Reads:
         """List what happened to a booking: an event a revision, as many as a page has."""
         fact = self._one(salon)
         request = booking_pb2.ListBookingEventsRequest(
-            salon_id=salon_id(salon), booking_code=self.board.code(fact), page_size=LONGEST_PAGE
+            salon_id=salon_id(salon), booking_code=self.ledger.code(fact), page_size=LONGEST_PAGE
         )
 
         def shown(reply: Any) -> list[int]:
-            return [self.board.known(fact) if reply.next_page_token else len(reply.booking_events)]
+            return [self.ledger.known(fact) if reply.next_page_token else len(reply.booking_events)]
 
         return Read(request, [fact], shown)
 
@@ -128,7 +128,7 @@ class Reads:
 
     def _one(self, salon: int) -> int:
         """Return a booking that has a code."""
-        coded = self.board.coded(facts.bookings(salon, self._low(CUSTOMERS)))
+        coded = self.ledger.coded(facts.bookings(salon, self._low(CUSTOMERS)))
         return coded[int(len(coded) * self.random.random() ** 6)]
 
 

@@ -1,4 +1,4 @@
-"""A process of readers: `python -m ops.coherence.readers PROCESS SPEC`. It prints what it finds, as lines of JSON."""
+"""A process of readers: `python -m tools.coherence.reader PROCESS SPEC`. It prints what it finds, as lines of JSON."""
 
 import asyncio
 import json
@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 
-from ops.coherence.board import SALONS, WRITERS, Board, describe
-from ops.coherence.calls import AWAY, TIMEOUT_SECONDS, Spec, Stubs, start
-from ops.coherence.reads import Read, Reads
+from tools.coherence.client import AWAY, TIMEOUT_SECONDS, Spec, Stubs, start
+from tools.coherence.ledger import SALONS, WRITERS, Ledger, describe
+from tools.coherence.reads import Read, Reads
 
 AT_ONCE = 3  # reads of this process under way at each service
 PAUSE_SECONDS = 0.005
@@ -27,18 +27,18 @@ class Reader:
         """Read nothing yet."""
         self.services = services
         self.spec = spec
-        self.board = Board(spec.file, process)
+        self.ledger = Ledger(spec.file, process)
         self.random = random.Random(f"{spec.seed} {process}")  # noqa: S311
         self.found = 0
 
     async def run(self) -> None:
         """Read until all shall end, once there is something to read."""
-        reads = Reads(self.board, self.random, self.spec.began)
+        reads = Reads(self.ledger, self.random, self.spec.began)
         of_booking = [reads.salon, reads.salon_by_phone_number_id, reads.batch]
         of_booking += [reads.booking] * 3 + [reads.bookings] * 2 + [reads.events] * 2
-        while self.board.total("ready") < WRITERS:  # noqa: ASYNC110 - of other processes
+        while self.ledger.total("ready") < WRITERS:  # noqa: ASYNC110 - of other processes
             await asyncio.sleep(AWAY_SECONDS)
-        self.board.count_total("ready")
+        self.ledger.count_total("ready")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(AT_ONCE):
                 for stub in self.services.booking:
@@ -48,7 +48,7 @@ class Reader:
 
     async def repeat(self, stub: Any, kinds: Sequence[Callable[[int], Read]]) -> None:
         """Make one read after another at a service."""
-        while not self.board.ending:
+        while not self.ledger.ending:
             read = self.random.choice(kinds)(self.random.randrange(SALONS))
             answered = await self.read(getattr(stub, read.rpc), read)
             await asyncio.sleep(PAUSE_SECONDS if answered else AWAY_SECONDS)
@@ -56,24 +56,24 @@ class Reader:
     async def read(self, rpc: Any, read: Read) -> bool:
         """Make a read and check it; return whether it was answered."""
         behind = self.spec.behind_ms * NS
-        known = [self.board.known(fact) for fact in read.facts]
-        least = known if self.spec.mode == "refuse" else [self.board.acknowledged(fact) for fact in read.facts]
+        known = [self.ledger.known(fact) for fact in read.facts]
+        least = known if self.spec.mode == "refuse" else [self.ledger.acknowledged(fact) for fact in read.facts]
         began = time.monotonic_ns()
         call, source = rpc(read.request, timeout=TIMEOUT_SECONDS), ""
-        self.board.count(read.rpc, "rpcs")
+        self.ledger.count(read.rpc, "rpcs")
         try:
             shown = read.shown(await call)
             source = str(dict(await call.trailing_metadata())["x-cache"])
-            self.board.count(read.rpc, source)
+            self.ledger.count(read.rpc, source)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 self.failed(read, error)
                 return False
             shown = [0] * len(read.facts)  # what it says of all that it was asked for
-        self.board.count(read.rpc, "reads", len(shown) if read.rpc == "BatchGetBookings" else 1)
+        self.ledger.count(read.rpc, "reads", len(shown) if read.rpc == "BatchGetBookings" else 1)
         self.check(read, least, shown, source, began, behind + (self.spec.near_ms * NS if source == "near" else 0))
         if any(one <= value < other for one, value, other in zip(least, shown, known, strict=True)):
-            self.board.count(read.rpc, "split")
+            self.ledger.count(read.rpc, "split")
         return True
 
     def check(
@@ -82,14 +82,14 @@ class Reader:
         """Compare what a reply shows with what it must; `bound` ns is how long it may be behind."""
         stale = False
         for fact, wanted, value in zip(read.facts, least, shown, strict=True):
-            self.board.see(fact, value)
+            self.ledger.see(fact, value)
             if value >= wanted:
                 continue
-            age = self.board.behind_ns(fact, value, began)
-            self.board.note_oldest(read.rpc, age)
+            age = self.ledger.behind_ns(fact, value, began)
+            self.ledger.note_oldest(read.rpc, age)
             if age > bound or not bound:
                 stale = True
-                acknowledged = self.board.acknowledged(fact)
+                acknowledged = self.ledger.acknowledged(fact)
                 self.tell(
                     read.rpc,
                     fact=describe(fact),
@@ -101,13 +101,13 @@ class Reader:
                     began_ns=began,
                 )
         if stale:
-            self.board.count(read.rpc, "stale")
+            self.ledger.count(read.rpc, "stale")
 
     def failed(self, read: Read, error: grpc.aio.AioRpcError) -> None:
         """Count a failure, which is no finding while something is away."""
-        self.board.count(read.rpc, "failed")
+        self.ledger.count(read.rpc, "failed")
         if error.code() not in AWAY:
-            self.board.count_total("unexpected")
+            self.ledger.count_total("unexpected")
             self.tell(read.rpc, code=error.code().name, details=error.details())
 
     def tell(self, rpc: str, **found: Any) -> None:

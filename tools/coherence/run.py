@@ -16,14 +16,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from ops.coherence import board as facts
-from ops.coherence.board import COUNTS, CUSTOMERS, PROCESSES, RPCS, SALONS, WRITERS, Board
-from ops.coherence.calls import TIMEOUT_SECONDS, Spec, phone, salon_id
-from ops.coherence.faults import Faults
-from ops.coherence.report import Report
-from ops.coherence.system import System, running
 from ops.process import StartError, spawn
 from ops.up import Plan, data_folder
+from tools.coherence import ledger as facts
+from tools.coherence.client import TIMEOUT_SECONDS, Spec, phone, salon_id
+from tools.coherence.faults import Faults
+from tools.coherence.ledger import COUNTS, CUSTOMERS, PROCESSES, RPCS, SALONS, WRITERS, Ledger
+from tools.coherence.report import Report
+from tools.coherence.system import System, running
 
 READY_SECONDS = 60
 END_SECONDS = 4 * TIMEOUT_SECONDS
@@ -44,10 +44,10 @@ class Client(NamedTuple):
 class Live(ProgressColumn):
     """The counts so far."""
 
-    def __init__(self, board: Board, report: Report) -> None:
+    def __init__(self, ledger: Ledger, report: Report) -> None:
         """Take what counts."""
         super().__init__(Column(no_wrap=True))
-        self._board = board
+        self._board = ledger
         self._report = report
 
     def render(self, task: Task) -> Text:
@@ -59,7 +59,7 @@ class Live(ProgressColumn):
         )
 
 
-def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool = True) -> Report:
+def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool = True, only: str = "") -> Report:
     """Run for so long, and report. Raises: StartError if something does not start, or ends by itself."""
     report = Report(mode, seed, seconds)
     plan = Plan(Path(), None, ephemeral=True, scale=None, ports={}, metrics_port=0)
@@ -67,21 +67,21 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
         folder = stack.enter_context(data_folder(plan))
         console.print(f"starting: mode {mode}, seed {seed}", highlight=False)
         system = stack.enter_context(running(folder, mode))
-        board = Board(folder / "board")
-        chaos = Faults(system, seed, strict=mode != "bounded") if faults else None
-        spec = system.spec(folder / "board", mode, seed, int(time.time()))
+        ledger = Ledger(folder / "ledger")
+        chaos = Faults(system, seed, strict=mode != "bounded", only=only) if faults else None
+        spec = system.spec(folder / "ledger", mode, seed, int(time.time()))
         with clients(spec, folder) as started:
-            until_ready(board, started)
-            columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(board, report))
+            until_ready(ledger, started)
+            columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(ledger, report))
             with Progress(*columns, console=console) as progress:
-                watch(report, board, system, chaos, progress, started)
-            board.end()
+                watch(report, ledger, system, chaos, progress, started)
+            ledger.end()
             for client in started:
                 until_ended(client)
-        report.lost += lost(system.postgres.dsn, board)
-        report.rpcs = {rpc: {what: board.counted(rpc, what) for what in COUNTS} for rpc in RPCS}
-        report.acknowledged, report.retried = board.total("acknowledged"), board.total("retried")
-        report.unexpected = board.total("unexpected")
+        report.lost += lost(system.postgres.dsn, ledger)
+        report.rpcs = {rpc: {what: ledger.counted(rpc, what) for what in COUNTS} for rpc in RPCS}
+        report.acknowledged, report.retried = ledger.total("acknowledged"), ledger.total("retried")
+        report.unexpected = ledger.total("unexpected")
         report.findings = list(findings(folder))
     return report
 
@@ -91,9 +91,9 @@ def clients(spec: Spec, folder: Path) -> Iterator[list[Client]]:
     """Run writers and readers for the block; in the end they are killed if they have not ended."""
     started = []
     for number in range(PROCESSES):
-        kind = "writers" if number < WRITERS else "readers"
+        kind = "writer" if number < WRITERS else "reader"
         log = folder / f"log/clients-{number}.log"
-        command = [sys.executable, "-X", "faulthandler", "-m", f"ops.coherence.{kind}", str(number), str(spec)]
+        command = [sys.executable, "-X", "faulthandler", "-m", f"tools.coherence.{kind}", str(number), str(spec)]
         started.append(Client(spawn(command, log, signal.SIGTERM), log))
     try:
         yield started
@@ -103,10 +103,10 @@ def clients(spec: Spec, folder: Path) -> Iterator[list[Client]]:
             client.process.wait()
 
 
-def until_ready(board: Board, clients: list[Client]) -> None:
+def until_ready(ledger: Ledger, clients: list[Client]) -> None:
     """Wait until the writers have made what is read, and the readers have begun. Raises: StartError."""
     deadline = time.monotonic() + READY_SECONDS
-    while board.total("ready") < len(clients):
+    while ledger.total("ready") < len(clients):
         check(clients)
         if time.monotonic() > deadline:
             raise StartError("the first writes and reads took more than a minute")
@@ -132,7 +132,7 @@ def until_ended(client: Client) -> None:
 
 def watch(
     report: Report,
-    board: Board,
+    ledger: Ledger,
     system: System,
     faults: Faults | None,
     progress: Progress,
@@ -146,20 +146,20 @@ def watch(
         progress.update(task, completed=passed)
         check(clients)
         if faults and passed >= next_fault:
-            what = faults.strike()
+            what = faults.inject()
             report.faults.append((passed, what))
             progress.console.print(f"{passed:6.1f} s  {what}", highlight=False)
             if what.startswith("PostgreSQL"):
-                report.lost += lost(system.postgres.dsn, board)
+                report.lost += lost(system.postgres.dsn, ledger)
             next_fault = time.monotonic() - began + faults.calm()
         time.sleep(TICK_SECONDS)
     progress.update(task, completed=report.seconds)
     report.seconds = passed
 
 
-def lost(dsn: str, board: Board) -> list[str]:
+def lost(dsn: str, ledger: Ledger) -> list[str]:
     """Return the acknowledged writes that the database does not have."""
-    acknowledged = [board.acknowledged(fact) for fact in range(facts.FACTS)]
+    acknowledged = [ledger.acknowledged(fact) for fact in range(facts.FACTS)]
     with psycopg.connect(dsn) as conn:
         salons = conn.execute("SELECT salon_id, name::int FROM salons").fetchall()
         bookings = conn.execute("SELECT salon_id, booking_code, revision FROM bookings").fetchall()
@@ -172,8 +172,8 @@ def lost(dsn: str, board: Board) -> list[str]:
         there[facts.name(salon)] = values.get((of_salon,), 0)
         for customer in range(CUSTOMERS):
             there[facts.messages(salon, customer)] = values.get((of_salon, phone(customer)), 0)
-        for fact in board.coded(facts.bookings(salon, *range(CUSTOMERS))):
-            there[fact] = values.get((of_salon, board.code(fact)), 0)
+        for fact in ledger.coded(facts.bookings(salon, *range(CUSTOMERS))):
+            there[fact] = values.get((of_salon, ledger.code(fact)), 0)
     return [
         f"{facts.describe(fact)}: {acknowledged[fact]} was acknowledged, {value} is there"
         for fact, value in there.items()

@@ -83,7 +83,7 @@ def describe(fact: int) -> str:
     return f"{what} of salon-{salon}"
 
 
-class Board:
+class Ledger:
     """The memory, as one process sees it: it may write to its own row only, and a writer to its own facts."""
 
     def __init__(self, file: Path, process: int = 0) -> None:
