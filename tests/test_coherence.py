@@ -1,4 +1,4 @@
-"""`parlor coherence` finds nothing where nothing is wrong, and what is wrong where something is."""
+"""The coherence check finds nothing in a correct system, and stale reads in one that does not register writes."""
 
 import json
 import os
@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PARLOR = Path(sys.executable).with_name("parlor")
-WITHOUT_REGISTRATION = Path(__file__).parent / "without_registration"
+ROOT = Path(__file__).parents[1]
+WITHOUT_REGISTRATION = ROOT / "tests/without_registration"
 
 
 def coherence(*options: str, **environment: str) -> tuple[int, Any]:
-    """Run it for a moment; return its exit code and what it found."""
-    command = [str(PARLOR), "coherence", "--seconds", "2", "--no-faults", "--json", *options]
+    """Run it for 2 s without faults; return its exit code and its report."""
+    command = [sys.executable, "-m", "tools.coherence", "--seconds", "2", "--no-faults", "--json", *options]
     ended = subprocess.run(  # noqa: S603 - ours
-        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=120, check=False
     )
     return ended.returncode, json.loads(ended.stdout)
 

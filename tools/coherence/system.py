@@ -24,7 +24,7 @@ from tools.postgres_pair import Pair, Standby, wake
 
 POLL_MS = 1000  # REDIS_POLL: how far `bounded` may be behind
 NEAR_MS = 1000  # REDIS_NEAR_LEASE
-BUSY_MS = 500  # by which a poll may be late on a busy machine
+BUSY_MS = 250  # by which a poll may be late on a busy machine
 PROCESSES = {"booking-1": "booking", "booking-2": "booking", "messaging": "messaging", "stats": "stats"}
 CUT_OFF = "booking-2"  # the process whose connections to Valkey can be cut
 SYNC_SECONDS = 20
