@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.messages import prefix
+from libs.messages import length_prefix
 from libs.server import Page, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
 from services.booking import opening_hours
@@ -137,7 +137,7 @@ class _Heads(dict[str, bytes]):
 
     def __missing__(self, resource_id: str) -> bytes:
         head = Slot(resource_id=resource_id).SerializeToString()
-        self[resource_id] = prefix(len(head) + self.times) + head
+        self[resource_id] = length_prefix(len(head) + self.times) + head
         return self[resource_id]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from libs.cache import Cache, Reply, Tag
 from libs.db import Database, for_searches
-from libs.messages import elements
+from libs.messages import encode_repeated
 from libs.server import IdempotentWrites, Slices, errors
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
@@ -63,7 +63,9 @@ def batch(replies: Mapping[str, Reply], names: Sequence[str], kind: str, within:
     """
     bodies = {name: found(reply, kind, within + name).body or b"" for name, reply in replies.items()}
     source = max((reply.source for reply in replies.values()), key=("hit", "miss", "bypass").index)
-    return Reply(elements([bodies[name] for name in names]), source, max(reply.age_ms for reply in replies.values()))
+    return Reply(
+        encode_repeated([bodies[name] for name in names]), source, max(reply.age_ms for reply in replies.values())
+    )
 
 
 def resource_lock(salon_id: str, resource_id: str) -> str:

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from libs.messages import (
     SNAPSHOT_XMIN,
     Loaded,
-    elements,
+    encode_repeated,
     encoder,
     fetch_batch,
     fetch_one,
@@ -92,7 +92,7 @@ async def conversations_with_messages(
             found.append(Loaded(xmin, None))
             continue
         newest = fitting(messages[rows]) if columns[first][rows.start] is not None else []
-        found.append(Loaded(xmin, conversation + elements(newest, Conversation.MESSAGES_FIELD_NUMBER)))
+        found.append(Loaded(xmin, conversation + encode_repeated(newest, Conversation.MESSAGES_FIELD_NUMBER)))
     return found
 
 

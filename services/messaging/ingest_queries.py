@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import Statement, records
+from libs.db import Statement, json_rows
 from services.messaging.message_queries import MESSAGE
 from services.messaging.status_queries import Changed, Place, changed, fold, place
 
@@ -73,7 +73,7 @@ def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[Changed]]:
     of them comes in between. Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key,
     idx_conversations_salon_user, message_status_events_pkey.
     """
-    return Statement(_INSERT_MESSAGES, {"messages": records(messages)}, changed)
+    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, changed)
 
 
 _INSERT_MESSAGES = f"""
@@ -168,7 +168,7 @@ def tell_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[Place]]
     Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
     """
     told = [message for message in messages if message.phone_number and message.user_id]
-    return Statement(_TELL_PHONE_NUMBERS, {"messages": records(told)}, lambda _, rows: list(map(place, rows)))
+    return Statement(_TELL_PHONE_NUMBERS, {"messages": json_rows(told)}, lambda _, rows: list(map(place, rows)))
 
 
 _TELL_PHONE_NUMBERS = """

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from libs.messages import (
     SNAPSHOT_XMIN,
     Loaded,
-    elements,
+    encode_repeated,
     encoder,
     fetch_one,
     fetch_pages,
@@ -65,7 +65,7 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
     columns = list(zip(*rows, strict=True))
     message = encoder(Message, *names[:first])([column[:1] for column in columns[:first]])[0]
     events = encoder(MessageStatusEvent, *names[first:])(columns[first:]) if rows[0][first] is not None else []
-    return message + elements(events, Message.STATUS_EVENTS_FIELD_NUMBER)
+    return message + encode_repeated(events, Message.STATUS_EVENTS_FIELD_NUMBER)
 
 
 class MessageFilters(NamedTuple):

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from libs.cache import Reply, digest
-from libs.messages import Loaded, elements
+from libs.messages import Loaded, encode_repeated
 from libs.server import Page, RpcError, fitting, page
 from libs.server.errors import invalid_fields
 from parlor.messaging.v1 import messaging_pb2 as pb
@@ -48,7 +48,7 @@ async def _search(conn: Any, salon_id: str, query: str, wanted: Page) -> Loaded[
 
 def _response(wanted: Page, found: list[queries.Found], way: int) -> bytes:
     shown = fitting([one.message for one in found[: wanted.size]])
-    response = elements(shown)
+    response = encode_repeated(shown)
     if len(found) > len(shown):
         last = found[len(shown) - 1]
         token = wanted.token(way + last.relevance, last.message_id)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.db import Statement, records
+from libs.db import Statement, json_rows
 from libs.messages import encode_row, fetch_returned, text_array
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
@@ -108,7 +108,7 @@ def insert_statuses(statuses: Sequence[NewStatus]) -> Statement[list[tuple[str, 
     """
     return Statement(
         _INSERT_STATUSES,
-        {"statuses": records(statuses)},
+        {"statuses": json_rows(statuses)},
         lambda _, rows: [(salon_id.decode(), whatsapp_id.decode()) for salon_id, whatsapp_id in rows],
     )
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, elements, encoder, fetch_batch, fetch_pages, unnest
+from libs.messages import SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, fetch_pages, unnest
 from libs.server import RpcError
 from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
@@ -229,6 +229,8 @@ async def _listed(
     rows = encoder(kind, *names[1:])(columns[1:]) if columns else []
     as_of = encoder(response, "as_of")([columns[0][:1]])[0] if columns else b""
     return [
-        Loaded(xmin, elements(rows[slices[place]]) + as_of if place in slices else not_found("salon", each.salon_id))
+        Loaded(
+            xmin, encode_repeated(rows[slices[place]]) + as_of if place in slices else not_found("salon", each.salon_id)
+        )
         for place, each in enumerate(buckets)
     ]
