@@ -1,8 +1,9 @@
-"""The statements that read messages, one function each."""
+"""The statements that read messages, the columns of a message, and the lock of its ids."""
 
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from psycopg import AsyncConnection
 
@@ -10,6 +11,7 @@ from libs.messages import (
     SNAPSHOT_XMIN,
     Loaded,
     encode_repeated,
+    encode_row,
     encoder,
     fetch_one,
     fetch_pages,
@@ -32,6 +34,51 @@ _EVENT = (
 )
 
 
+MOST_LOCKS = 64
+
+
+class ConversationKey(NamedTuple):
+    """The id of a conversation and its phone number, "" if it has none."""
+
+    conversation_id: str
+    phone_number: str
+
+
+class WrittenMessage(NamedTuple):
+    """A message that a statement returned: the names and the values of its columns."""
+
+    names: list[str]
+    row: Sequence[Any]
+
+    @property
+    def conversation(self) -> ConversationKey:
+        """The conversation of the message."""
+        return ConversationKey(self.row[2].decode(), (self.row[3] or b"").decode())
+
+    @property
+    def type(self) -> str:
+        """The type of the message, as the name of the proto's enum value."""
+        return str(self.row[self.names.index("type")].decode())
+
+    def encoded(self) -> bytes:
+        """Return the message in bytes."""
+        return encode_row(Message, self.names, self.row)
+
+
+def written_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
+    """Read the result of a statement that returns MESSAGE."""
+    return [WrittenMessage(names, row) for row in rows]
+
+
+def message_lock(salon_id: str, name: str) -> str:
+    """Return the name of the lock of a whatsapp_id, user_id or phone number of a salon.
+
+    Each salon has MOST_LOCKS locks, shared by all its names: Postgres has room for some 6400 locks of all transactions,
+    and a change of a webhook body has hundreds of names.
+    """
+    return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
+
+
 async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whatsapp_id: str) -> Message | None:
     """Return the message of a whatsapp_id.
 
@@ -41,8 +88,10 @@ async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, what
     return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
 
 
-async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: str, whatsapp_id: str) -> bytes | None:
-    """Return a message with its raw item and its status events, oldest first; of both ids, where both are given.
+async def message_with_events(
+    conn: AsyncConnection[Any], salon_id: str, message_id: str, whatsapp_id: str
+) -> bytes | None:
+    """Return a message with its raw item and its status events, oldest first. Both ids must match, if given.
 
     Source: indexes messages_pkey, whatsapp_id, raw_messages_pkey, message_status_events_pkey.
     """
@@ -69,7 +118,7 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
 
 
 class MessageFilters(NamedTuple):
-    """Which messages of a salon to list; what is empty lets all pass."""
+    """Which messages of a salon to list; an empty filter is not applied."""
 
     salon_id: str
     conversation_id: str
@@ -80,7 +129,7 @@ class MessageFilters(NamedTuple):
 async def list_messages(
     conn: AsyncConnection[Any], wanted: Sequence[tuple[MessageFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListMessagesResponse for each page, newest first. All have the same filters, with different values.
+    """Return a ListMessagesResponse for each page, newest first. All pages have the same filters, with different values.
 
     Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,
     idx_messages_phone_salon.
