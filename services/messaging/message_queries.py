@@ -129,7 +129,7 @@ class MessageFilters(NamedTuple):
 async def list_messages(
     conn: AsyncConnection[Any], wanted: Sequence[tuple[MessageFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListMessagesResponse for each page, newest first. All pages have the same filters, with different values.
+    """Return a ListMessagesResponse for each page, newest first. All pages have the same filters.
 
     Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,
     idx_messages_phone_salon.
