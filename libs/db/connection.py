@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -24,7 +24,7 @@ from psycopg.types.numeric import Int8BinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
 
 from libs.db.history import HISTORY, History
-from libs.db.statement import Statement, column_names, names_and_rows, no_result, numbered
+from libs.db.statement import Statement, names_and_rows, no_result, numbered
 from libs.db.stats import STATEMENT_LOST, QueryStats, TimedCursor
 
 CANCEL_SECONDS = 1.0  # then the connection is closed: its server may hang
@@ -33,6 +33,9 @@ POLL_SECONDS = 0.5  # how often a waiting statement reads although the event loo
 BEGIN, COMMIT, ROLLBACK = (Statement(query, {}, no_result) for query in ("BEGIN", "COMMIT", "ROLLBACK"))
 _BACKEND_PID = Statement("SELECT pg_backend_pid()", {}, lambda _, rows: int(rows[0][0]))
 _READ_HISTORY = Statement(HISTORY, {}, lambda _, rows: rows[0])
+_SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+# The column names of each query text. Reading them from each result costs more than encoding its rows.
+_column_names: dict[str, list[str]] = {}
 # The function of the server that waits for synchronous standbys. Its warning names it in any language.
 _REPLICATION_WAIT = "SyncRepWaitForLSN"
 
@@ -45,11 +48,10 @@ class Connection(psycopg.AsyncConnection[Any]):
     """A connection whose statements are counted in `queries`.
 
     `on_pooled` is called when the connection's server turns out to be shared by a pooler, so that no process may leave
-    a statement prepared. `may_begin` returns whether `run` may begin a transaction. `began` is when the last statement
-    was sent, by time.perf_counter.
+    a statement prepared. `began` is when the last statement was sent, by time.perf_counter.
 
     A COMMIT is never canceled: if its caller is, `ending` is the task that waits for the answer. The connection can't
-    be used until that task is done.
+    be used until that task is done. While `endings` has `most_endings` such tasks, no transaction begins.
     """
 
     queries: QueryStats
@@ -58,7 +60,8 @@ class Connection(psycopg.AsyncConnection[Any]):
     committing = False
     ending: asyncio.Task[None] | None = None
     on_pooled: Callable[[], None] = staticmethod(lambda: None)
-    may_begin: Callable[[], bool] = staticmethod(lambda: True)
+    endings: Collection[asyncio.Task[None]] = ()
+    most_endings = 1
 
     def __init__(self, pgconn: PGconn, *args: Any) -> None:
         """Prepare a new connection."""
@@ -91,7 +94,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         started = self.began = time.perf_counter()
         is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
-        if is_idle and statements[0] is BEGIN and not self.may_begin():
+        if is_idle and statements[0] is BEGIN and len(self.endings) >= self.most_endings:
             raise psycopg.OperationalError("too many commits wait for the synchronous standby")
         is_repeated = False
         try:
@@ -109,7 +112,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.queries.errors += 1
             raise
         finally:
-            self.queries.add(time.perf_counter() - started, *[statement.query for statement in statements])
+            self.queries.add(time.perf_counter() - started, *statements)
 
     async def commit(self) -> None:
         """Commit."""
@@ -171,7 +174,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         commands = []
         for statement in statements:
             query, keys = numbered(statement.query)
-            values = adapt.dump_sequence([statement.params[key] for key in keys], [PyFormat.TEXT] * len(keys))
+            values = adapt.dump_sequence(list(map(statement.params.__getitem__, keys)), [PyFormat.TEXT] * len(keys))
             name = b""
             if keys and self.prepare_threshold is not None:  # BEGIN and the like have no plan worth keeping
                 name = self._prepared_names.get(query) or await self._prepare(query)
@@ -189,19 +192,26 @@ class Connection(psycopg.AsyncConnection[Any]):
             raise NotReplicated("the wait for the synchronous standby was canceled")
         found = []
         for statement, result in zip(statements, results, strict=False):
-            _check(result)
+            if result.status not in _SUCCESS:
+                raise error_from_result(result)
             rows: list[Any] = []
             if result.ntuples:
                 adapt.set_pgresult(result)
                 rows = adapt.load_rows(0, result.ntuples, tuple)
-            found.append(statement.read(column_names(result, statement.query), rows))
+            names = _column_names.get(statement.query)
+            if names is None:
+                names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+                _column_names[statement.query] = names
+            found.append(statement.read(names, rows))
         return found
 
     async def _prepare(self, query: bytes) -> bytes:
         name = f"parlor_{self._prefix}_{next(self._numbers)}".encode()
         self.pgconn.enter_pipeline_mode()
         self.pgconn.send_prepare(name, query)
-        _check((await self._receive())[0])
+        [result] = await self._receive()
+        if result.status not in _SUCCESS:
+            raise error_from_result(result)
         self._prepared_names[query] = name
         return name
 
@@ -310,8 +320,3 @@ class Connection(psycopg.AsyncConnection[Any]):
             loop.remove_writer(self._watched)
             os.close(self._watched)
             self._watched = -1
-
-
-def _check(result: PGresult) -> None:
-    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-        raise error_from_result(result)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
+from dataclasses import dataclass, field
 
 from libs.db.connection import Connection
 from libs.db.pool import WAITING_PER_CONNECTION, Database, PoolExhausted
@@ -85,33 +86,31 @@ class FairLimit:
             turn.set_result(None)
 
 
+@dataclass(slots=True)
 class FairConnectionLease:
     """A connection of a `FairLimit` for the length of a block."""
 
-    __slots__ = ("_conn", "_database", "_key", "_limit")
-
-    def __init__(self, limit: FairLimit, database: Database, key: str) -> None:
-        """Acquire nothing yet."""
-        self._limit = limit
-        self._database = database
-        self._key = key
+    limit: FairLimit
+    database: Database
+    key: str
+    conn: Connection = field(init=False)
 
     async def __aenter__(self) -> Connection:
         """Wait for the turn, then acquire a connection."""
-        await self._limit.acquire(self._key)
+        await self.limit.acquire(self.key)
         try:
-            self._conn = await self._database.acquire()
+            self.conn = await self.database.acquire()
         except BaseException:
-            self._limit.release(self._key)
+            self.limit.release(self.key)
             raise
-        return self._conn
+        return self.conn
 
     async def __aexit__(self, *error: object) -> None:
         """Release both."""
         try:
-            await self._database.release(self._conn)
+            await self.database.release(self.conn)
         finally:
-            self._limit.release(self._key)
+            self.limit.release(self.key)
 
 
 def for_writes(database: Database) -> FairLimit:

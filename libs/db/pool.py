@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -102,8 +103,8 @@ class Database:
     async def _configure(self, conn: Connection) -> None:
         self._connections.add(conn)
         conn.queries = self.queries
-        # Commits may wait for a standby after their callers have left: on less than half of the pool.
-        conn.may_begin = lambda: len(self._endings) < max(1, self.settings.connection_limit // 2)
+        # Commits whose callers have left may wait for a standby on less than half of the pool.
+        conn.endings, conn.most_endings = self._endings, max(1, self.settings.connection_limit // 2)
         conn.on_pooled = self._stop_preparing
         conn.prepared_max = self.settings.statement_cache_size
         if await conn.read_history():
@@ -314,20 +315,18 @@ class Database:
         await self._on_change(available)
 
 
+@dataclass(slots=True)
 class ConnectionLease:
     """A connection for the length of a block. A generator as context manager costs three times as much (measured)."""
 
-    __slots__ = ("_conn", "_database")
-
-    def __init__(self, database: Database) -> None:
-        """Acquire nothing yet."""
-        self._database = database
+    database: Database
+    conn: Connection = field(init=False)
 
     async def __aenter__(self) -> Connection:
         """Acquire a connection."""
-        self._conn = await self._database.acquire()
-        return self._conn
+        self.conn = await self.database.acquire()
+        return self.conn
 
     async def __aexit__(self, *error: object) -> None:
         """Release it."""
-        await self._database.release(self._conn)
+        await self.database.release(self.conn)

@@ -5,16 +5,13 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cache
+from operator import methodcaller
 from typing import Any, Generic, NamedTuple, TypeVar
-
-from psycopg.pq.abc import PGresult
 
 T = TypeVar("T")
 
 _PARAMETER = re.compile(r"%(?:\((\w+)\))?s")
 _NUMBER = re.compile(r"\$[0-9]+")
-# The column names of each query text. Reading them from each result costs more than encoding its rows.
-_column_names: dict[str, list[str]] = {}
 
 
 class Statement(NamedTuple, Generic[T]):
@@ -40,7 +37,7 @@ def names_and_rows(names: list[str], rows: list[Any]) -> tuple[list[str], list[A
 
 def json_rows(rows: Iterable[Any]) -> str:
     """Return named tuples as JSON, for `json_to_recordset`."""
-    return json.dumps([row._asdict() for row in rows], default=datetime.isoformat)
+    return json.dumps(list(map(methodcaller("_asdict"), rows)), default=datetime.isoformat)
 
 
 @cache
@@ -53,11 +50,3 @@ def numbered(query: str) -> tuple[bytes, list[Any]]:
         return _PARAMETER.sub(lambda _: f"${next(numbers)}", query).encode(), list(range(len(found)))
     names = list(dict.fromkeys(found))
     return _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", query).encode(), names
-
-
-def column_names(result: PGresult, query: str) -> list[str]:
-    """Return the names of a result's columns."""
-    names = _column_names.get(query)
-    if names is None:
-        names = _column_names[query] = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-    return names

@@ -12,6 +12,8 @@ from psycopg.errors import DuplicatePreparedStatement, InvalidSqlStatementName
 from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
+from libs.db.statement import Statement
+
 # Behind a pooler, a prepared statement may be on another server, or another client's may be on this one.
 STATEMENT_LOST = (InvalidSqlStatementName, DuplicatePreparedStatement)
 
@@ -36,7 +38,7 @@ class QueryStats:
     seconds: float = 0.0
     slow: deque[SlowQuery] = field(default_factory=lambda: deque(maxlen=100))
 
-    def add(self, seconds: float, *queries: Query) -> None:
+    def add(self, seconds: float, *queries: Query | Statement[Any]) -> None:
         """Count statements that shared a round trip of so many seconds."""
         self.executed += len(queries)
         self.seconds += seconds
@@ -46,7 +48,9 @@ class QueryStats:
             self.slow.append(SlowQuery(text, seconds * 1000, datetime.now(UTC)))
 
 
-def _text(query: Query) -> str:
+def _text(query: Query | Statement[Any]) -> str:
+    if isinstance(query, Statement):
+        return query.query
     text = query.as_string() if isinstance(query, Composable) else query
     return text.decode() if isinstance(text, bytes) else str(text)
 

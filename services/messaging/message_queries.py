@@ -1,9 +1,8 @@
-"""The statements that read messages, the columns of a message, and the lock of its ids."""
+"""The statements that read messages."""
 
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
-from zlib import crc32
 
 from psycopg import AsyncConnection
 
@@ -11,7 +10,6 @@ from libs.messages import (
     SNAPSHOT_XMIN,
     Loaded,
     encode_repeated,
-    encode_row,
     encoder,
     fetch_one,
     fetch_pages,
@@ -32,51 +30,6 @@ _EVENT = (
     "'MESSAGE_STATUS_' || status AS status, occurred_at AS event_time, error_code, error_title, pricing_category,"
     " billable, cost_micros, currency_code, conversation_origin"
 )
-
-
-MOST_LOCKS = 64
-
-
-class ConversationKey(NamedTuple):
-    """The id of a conversation and its phone number, "" if it has none."""
-
-    conversation_id: str
-    phone_number: str
-
-
-class WrittenMessage(NamedTuple):
-    """A message that a statement returned: the names and the values of its columns."""
-
-    names: list[str]
-    row: Sequence[Any]
-
-    @property
-    def conversation(self) -> ConversationKey:
-        """The conversation of the message."""
-        return ConversationKey(self.row[2].decode(), (self.row[3] or b"").decode())
-
-    @property
-    def type(self) -> str:
-        """The type of the message, as the name of the proto's enum value."""
-        return str(self.row[self.names.index("type")].decode())
-
-    def encoded(self) -> bytes:
-        """Return the message in bytes."""
-        return encode_row(Message, self.names, self.row)
-
-
-def written_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
-    """Read the result of a statement that returns MESSAGE."""
-    return [WrittenMessage(names, row) for row in rows]
-
-
-def message_lock(salon_id: str, name: str) -> str:
-    """Return the name of the lock of a whatsapp_id, user_id or phone number of a salon.
-
-    Each salon has MOST_LOCKS locks, shared by all its names: Postgres has room for some 6400 locks of all transactions,
-    and a change of a webhook body has hundreds of names.
-    """
-    return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
 
 
 async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whatsapp_id: str) -> Message | None:

@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from psycopg import AsyncConnection
 
 from libs.db import Statement, json_rows
-from services.messaging.message_queries import MESSAGE, ConversationKey, WrittenMessage, written_messages
-from services.messaging.status_queries import folded_status
+from libs.messages import encode_row
+from parlor.messaging.v1.messaging_pb2 import Message
+from services.messaging.message_queries import MESSAGE
+from services.messaging.status_fold import folded_status
+
+MOST_LOCKS = 64
 
 
 class NewMessage(NamedTuple):
@@ -36,6 +41,47 @@ class NewMessage(NamedTuple):
     language: str | None
     created_at: datetime
     item: str | None
+
+
+class ConversationKey(NamedTuple):
+    """The id of a conversation and its phone number, "" if it has none."""
+
+    conversation_id: str
+    phone_number: str
+
+
+class WrittenMessage(NamedTuple):
+    """A message that a statement returned: its conversation, the names and the values of its columns."""
+
+    conversation: ConversationKey
+    names: list[str]
+    row: Sequence[Any]
+
+    @property
+    def is_of_unknown_type(self) -> bool:
+        """Whether WhatsApp's type of the message is not among ours."""
+        return bool(self.row[self.names.index("type")] == b"MESSAGE_TYPE_UNKNOWN")
+
+    def encoded(self) -> bytes:
+        """Return the message in bytes."""
+        return encode_row(Message, self.names, self.row)
+
+
+def written_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
+    """Read the result of a statement that returns MESSAGE."""
+    return [
+        WrittenMessage(ConversationKey(row[2].decode(), (row[3] or b"").decode()), names, row)  # see MESSAGE
+        for row in rows
+    ]
+
+
+def message_lock(salon_id: str, name: str) -> str:
+    """Return the name of the lock of a whatsapp_id, user_id or phone number of a salon.
+
+    Each salon has MOST_LOCKS locks, shared by all its names: Postgres has room for some 6400 locks of all transactions,
+    and a change of a webhook body has hundreds of names.
+    """
+    return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
 
 
 def _upsert_conversations(condition: str, conflict: str) -> str:
@@ -169,13 +215,13 @@ async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> b
 def assign_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[ConversationKey]]:
     """Assign the phone number of a new message to the conversation of its user_id that has none; return those.
 
-    All messages have both. A phone number that has a conversation already stays with it. The caller holds the locks of
-    the phone numbers and the user_ids.
+    A phone number that has a conversation already stays with it. The caller holds the locks of the phone numbers and
+    the user_ids.
     Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
     """
     return Statement(
         _ASSIGN_PHONE_NUMBERS,
-        {"messages": json_rows(messages)},
+        {"messages": json_rows(message for message in messages if message.phone_number and message.user_id)},
         lambda _, rows: [ConversationKey(identifier.decode(), number.decode()) for identifier, number in rows],
     )
 

@@ -25,8 +25,8 @@ from services.messaging import (
 )
 from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
-from services.messaging.message_queries import MessageFilters, message_lock
-from services.messaging.message_write_queries import NewMessage
+from services.messaging.message_queries import MessageFilters
+from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
 from services.messaging.settings import MessagingSettings

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from libs.db import Statement
@@ -10,8 +11,7 @@ from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
 from services.messaging import message_write_queries, status_queries
-from services.messaging.message_queries import message_lock
-from services.messaging.message_write_queries import NewMessage
+from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.salons import Salons
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import insert_failures
@@ -40,6 +40,7 @@ class WebhookIngest:
         """
         reply = pb.IngestWebhookResponse()
         salons: dict[str, Salon | None] = {"": None}
+        unknown: set[str] = set()
         failed: dict[str, Exception] = {}
         async for number, change in self._changes(request.payload, request.signature):
             if number in failed:
@@ -50,13 +51,13 @@ class WebhookIngest:
                 if (salon := salons[number]) is not None:
                     await self._record(request, salon, change, reply)
                 else:
+                    unknown |= {number} - {""}
                     await self._store_without_salon(request, number, change, reply)
             except Exception as error:
                 failed[number] = error
         for error in failed.values():
             raise error
-        unknown = sorted(number for number, salon in salons.items() if number and salon is None)
-        reply.unknown_phone_number_ids.extend(unknown[:MOST_UNKNOWN_IDS])
+        reply.unknown_phone_number_ids.extend(sorted(unknown)[:MOST_UNKNOWN_IDS])
         return reply
 
     async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
@@ -75,25 +76,23 @@ class WebhookIngest:
     ) -> None:
         """Record a change of a salon in one transaction, and count what is new."""
         salon_id = salon.salon_id
-        messages = [_new_message(salon, fields=vars(message)) for message in change.messages]
-        statuses = [
-            NewStatus(**(vars(status) | {"salon_id": salon_id, "status": status.status.upper()}))
-            for status in change.statuses
-        ]
+        messages = [_new_message(salon, vars(message)) for message in change.messages]
+        statuses = [NewStatus(salon_id=salon_id, **vars(status)) for status in change.statuses]
         statements = _statements(salon_id, messages, statuses, change.failures)
         if not statements:
             return
-        names = [name for message in messages for name in (message.whatsapp_id, message.user_id, message.phone_number)]
-        names += [status.whatsapp_id for status in statuses]
-        locks = {message_lock(salon_id, name) for name in names if name}
+        names = {status.whatsapp_id for status in statuses}
+        for message in messages:
+            names.update(filter(None, (message.whatsapp_id, message.user_id, message.phone_number)))
+        locks = {message_lock(salon_id, name) for name in names}
         async with self._write(request, salon_id, locks=locks, first=list(statements.values())) as write:
             found = dict(zip(statements, write.first, strict=True))
             inserted, changed = found.get("messages", ()), found.get("changed", ())
-            conversations = [message.conversation for message in chain(inserted, changed)]
+            conversations = map(attrgetter("conversation"), chain(inserted, changed))
             write.invalidate(*self._tags.of_conversations(salon_id, *found.get("numbered", ()), *conversations))
         recorded, failed = found.get("statuses", ()), found.get("failures", set())
-        unknown_kinds = failed & {failure.digest for failure in change.failures if failure.is_unknown_kind}
-        unknown_types = sum(message.type == "MESSAGE_TYPE_UNKNOWN" for message in inserted)
+        unknown_kinds = failed.intersection(failure.digest for failure in change.failures if failure.is_unknown_kind)
+        unknown_types = sum(map(attrgetter("is_of_unknown_type"), inserted))
         reply.messages += len(inserted) - unknown_types
         reply.statuses += len(recorded)
         reply.unknown += unknown_types + len(unknown_kinds)
@@ -118,8 +117,8 @@ def _statements(
 ) -> dict[str, Statement[Any]]:
     """Return the statements that record items, in their order, by the name of their result."""
     statements: dict[str, Statement[Any]] = {}
-    if numbered := [message for message in messages if message.phone_number and message.user_id]:
-        statements["numbered"] = message_write_queries.assign_phone_numbers(numbered)
+    if any(message.phone_number and message.user_id for message in messages):
+        statements["numbered"] = message_write_queries.assign_phone_numbers(messages)
     if messages:
         statements["messages"] = message_write_queries.insert_messages(messages)
     if statuses:

@@ -6,8 +6,9 @@ they are not, since the raw item is kept.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
@@ -22,7 +23,6 @@ TYPES = frozenset(
 STATUSES = frozenset(("sent", "delivered", "read", "failed"))
 LONGEST_ERROR = 1000
 _AFTER_9998 = 253_370_764_800  # s since 1970
-M = TypeVar("M", bound=BaseModel)
 _PHONE = re.compile(r"\+?[1-9][0-9]{6,14}")
 _USER_ID = re.compile(r"[A-Z]{2}\.(ENT\.)?[A-Za-z0-9]{1,128}")
 
@@ -82,7 +82,7 @@ class Incoming(BaseModel):
 
 
 class Status(BaseModel):
-    """A status event of an outbound message."""
+    """A status event of an outbound message, with the names and values of the database's columns."""
 
     whatsapp_id: Identifier = Field(alias="id")
     status: Identifier
@@ -96,16 +96,18 @@ class Status(BaseModel):
     conversation_origin: str | None
 
 
-class Senders:
-    """The senders of a change's messages: its `contacts`, by WhatsApp's ids."""
+# A contact's wa_id, user_id and name. 100,000 objects of a class would slow down the garbage collector.
+Contact: TypeAlias = tuple[str | None, str | None, str]
 
-    def __init__(self, *, is_only_message: bool) -> None:
-        """Begin with no contact; `is_only_message`: the change has one message."""
-        self._is_only_message = is_only_message
-        self._count = 0
-        # wa_id, user_id and name. Plain tuples: 100,000 objects of a class of ours slow down the garbage collector.
-        self._last: tuple[str | None, str | None, str] = (None, None, "")
-        self._by_id: dict[str, tuple[str | None, str | None, str]] = {}
+
+@dataclass(slots=True)
+class Senders:
+    """The senders of a change's messages: its `contacts`, by WhatsApp's ids. `is_only_message`: it has one message."""
+
+    is_only_message: bool
+    _count: int = 0
+    _last: Contact = (None, None, "")
+    _by_id: dict[str, Contact] = field(default_factory=dict)
 
     def add(self, contact: Any) -> None:
         """Add an element of `contacts`."""
@@ -127,7 +129,7 @@ class Senders:
         if isinstance(phone, str) and _USER_ID.fullmatch(phone):
             phone, user_id = None, user_id or phone
         contact = self._by_id.get(user_id or "") or self._by_id.get(str(phone))
-        if contact is None and self._is_only_message and self._count == 1:
+        if contact is None and self.is_only_message and self._count == 1:
             contact = self._last
         if contact is None:
             return phone, user_id, ""
@@ -143,7 +145,7 @@ class Senders:
 
 
 def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
-    """Return a message. Raises: Unreadable."""
+    """Return a message. Raises: Unreadable; ValidationError."""
     if not isinstance(item, dict):
         raise Unreadable("is not an object")
     content = read_content(item)
@@ -151,19 +153,26 @@ def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
     if not phone and not user_id:
         raise Unreadable("from: neither a phone number nor a user id")
     sender = {"from": phone, "user_id": user_id, "customer_name": name}
-    return _validate(Incoming, {**item, **sender, **_first_error(item), **content, "item": raw})
+    return Incoming.model_validate({**item, **sender, **_first_error(item), **content, "item": raw})
 
 
 def read_status(item: Any) -> Status:
-    """Return a status. Raises: Unreadable."""
+    """Return a status event. Raises: Unreadable; ValidationError."""
     if not isinstance(item, dict):
         raise Unreadable("is not an object")
     conversation = item.get("conversation")
     origin = conversation.get("origin") if isinstance(conversation, dict) else None
+    conversation_origin = {"conversation_origin": text_field(origin, "type", 64)}
     price = read_pricing(item.get("pricing"))
-    return _validate(
-        Status, {**item, **_first_error(item), **price, "conversation_origin": text_field(origin, "type", 64)}
-    )
+    return Status.model_validate({**item, **_first_error(item), **price, **conversation_origin})
+
+
+def reason_of(error: Unreadable | ValidationError) -> str:
+    """Return the field that made an item unreadable, and why."""
+    if isinstance(error, Unreadable):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _first_error(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,12 +183,3 @@ def _first_error(item: Mapping[str, Any]) -> dict[str, Any]:
     is_code = isinstance(code, int) and 0 < code < 2**31 and not isinstance(code, bool)
     title = text_field(error, "title", LONGEST_ERROR) or text_field(error, "message", LONGEST_ERROR)
     return {"error_code": code if is_code else None, "error_title": title}
-
-
-def _validate(kind: type[M], fields: dict[str, Any]) -> M:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        raise Unreadable(f"{'.'.join(map(str, first['loc']))}: {reason}") from None

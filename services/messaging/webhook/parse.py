@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from pydantic import ValidationError
 
 from libs.server import RpcError
 from libs.server.errors import invalid_fields
-from services.messaging.webhook.items import STATUSES, Incoming, Senders, Status, read_message, read_status
+from services.messaging.webhook.items import STATUSES, Incoming, Senders, Status, read_message, read_status, reason_of
 from services.messaging.webhook.json_scanner import (
     Shape,
     Unreadable,
@@ -99,8 +100,8 @@ class Change:
         try:
             item = load(item)
             message = read_message(item, senders, json_text(item))
-        except Unreadable as error:
-            self.fail("MESSAGE", str(error), item, *senders.names(item))
+        except (Unreadable, ValidationError) as error:
+            self.fail("MESSAGE", reason_of(error), item, *senders.names(item))
             return
         self.messages.append(message)
         self.items.append(("MESSAGE", item, message.phone_number, message.user_id))
@@ -111,10 +112,11 @@ class Change:
         try:
             item = load(item)
             status = read_status(item)
-        except Unreadable as error:
-            self.fail("STATUS", str(error), item)
+        except (Unreadable, ValidationError) as error:
+            self.fail("STATUS", reason_of(error), item)
             return
         if status.status in STATUSES:
+            status.status = status.status.upper()
             self.statuses.append(status)
             self.items.append(("STATUS", item, None, None))
         else:
