@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cache
-from operator import methodcaller
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -36,8 +35,8 @@ def names_and_rows(names: list[str], rows: list[Any]) -> tuple[list[str], list[A
 
 
 def json_rows(rows: Iterable[Any]) -> str:
-    """Return named tuples as JSON, for `json_to_recordset`."""
-    return json.dumps(list(map(methodcaller("_asdict"), rows)), default=datetime.isoformat)
+    """Return named tuples as JSON for `json_to_recordset`, each with its `place` among them."""
+    return json.dumps([{"place": place, **row._asdict()} for place, row in enumerate(rows)], default=datetime.isoformat)
 
 
 @cache

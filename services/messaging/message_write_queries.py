@@ -127,13 +127,10 @@ def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMes
 _INSERT_MESSAGES = f"""
     WITH given AS (
         SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-        FROM ROWS FROM (json_to_recordset(%(messages)s::json) AS (salon_id text, salon_known boolean,
+        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, salon_known boolean,
             phone_number text, user_id text, customer_name text, direction text, whatsapp_id text, type text,
             content text, media_id text, reply_to_whatsapp_id text, error_code int, error_title text,
-            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text
-        )) WITH ORDINALITY AS given (salon_id, salon_known, phone_number, user_id, customer_name, direction,
-            whatsapp_id, type, content, media_id, reply_to_whatsapp_id, error_code, error_title, cost_micros,
-            currency_code, language, created_at, item, place)
+            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text)
         ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
     ), named AS (
         SELECT given.*, gen_random_uuid() AS message_id, coalesce(
@@ -229,9 +226,8 @@ def assign_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[Conve
 _ASSIGN_PHONE_NUMBERS = """
     WITH given AS (
         SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
-        FROM ROWS FROM (json_to_recordset(%(messages)s::json) AS (salon_id text, user_id text, phone_number text,
-            whatsapp_id text
-        )) WITH ORDINALITY AS given (salon_id, user_id, phone_number, whatsapp_id, place)
+        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, user_id text, phone_number text,
+            whatsapp_id text)
         WHERE NOT EXISTS (
             SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         )

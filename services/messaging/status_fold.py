@@ -5,7 +5,7 @@ FOLDED = "status, error_code, error_title, pricing_category, billable, cost_micr
 
 
 def folded_status(salon_id: str, whatsapp_id: str, cost_micros: str, currency_code: str) -> str:
-    """Return the SELECT that folds all events of a message into its columns FOLDED, whatever order they arrive in.
+    """Return the SELECT that folds all events of a message into its columns FOLDED, in any order of arrival.
 
     The arguments are SQL: the message, and its cost unless an event has a price. Each column is that of the event with
     the highest status that has one, and of the earliest among several (decision 0006).

@@ -59,11 +59,9 @@ _INSERT_STATUSES = f"""
         billable, cost_micros, currency_code, conversation_origin, CASE WHEN NOT EXISTS (
             SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         ) THEN now() END
-    FROM ROWS FROM (json_to_recordset(%(statuses)s::json) AS (salon_id text, whatsapp_id text, status text,
+    FROM json_to_recordset(%(statuses)s::json) AS given (place int, salon_id text, whatsapp_id text, status text,
         occurred_at timestamptz, error_code int, error_title text, pricing_category text, billable boolean,
-        cost_micros bigint, currency_code text, conversation_origin text
-    )) WITH ORDINALITY AS given (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
-        pricing_category, billable, cost_micros, currency_code, conversation_origin, place)
+        cost_micros bigint, currency_code text, conversation_origin text)
     WHERE occurred_at IS NOT NULL OR NOT EXISTS (
         SELECT FROM message_status_events AS e
         WHERE e.salon_id = given.salon_id AND e.whatsapp_id = given.whatsapp_id AND e.status = given.status
