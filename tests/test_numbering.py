@@ -76,7 +76,7 @@ async def test_a_schema_that_is_not_there_yet_is_no_reason_to_refuse(database_ur
     with capture_logs() as logged:
         await database.open()
     assert database.available
-    assert any("can't be told" in line["event"] for line in logged)
+    assert any("transaction numbers failed" in line["event"] for line in logged)
     await database.close()
 
 
@@ -91,7 +91,7 @@ def test_the_service_does_not_start_and_says_why_in_one_line(database_url: str, 
     assert ended.returncode == 2
     assert "Traceback" not in ended.stdout + ended.stderr
     [line] = ended.stderr.strip().splitlines()
-    assert line.startswith(f"{name}: the database says that transaction 12345 is the current one")
+    assert line.startswith(f"{name}: the database reports 12345 as the current transaction's id")
 
 
 async def test_a_database_that_comes_later_is_looked_at_then(own_postgres: Postgres) -> None:

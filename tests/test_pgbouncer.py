@@ -58,7 +58,7 @@ async def ask(database: Database, number: int) -> None:
     for turn in range(CALLS):
         word = f"{number} {turn % 3}"
         async with database.connection() as conn:
-            _, rows = await conn.look_up(f"SELECT '{word}' || $1::text", ["!"])
+            _, rows = await conn.fetch(f"SELECT '{word}' || $1::text", ["!"])
             assert rows == [(f"{word}!".encode(),)]
         async with database.connection() as conn:
             cursor = await conn.execute(f"SELECT '{word}' || %s::text".encode(), ["?"])
@@ -113,7 +113,7 @@ async def test_prepared_statements_have_names_of_their_own(database_url: str) ->
     async with pools(database_url) as databases:
         for database in databases:
             async with database.connection() as conn:
-                await conn.look_up("SELECT $1::text", ["a"])
+                await conn.fetch("SELECT $1::text", ["a"])
                 cursor = await conn.execute("SELECT name FROM pg_prepared_statements", prepare=False)
                 names |= {name for (name,) in await cursor.fetchall()}
     assert len(names) == 2

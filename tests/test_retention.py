@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.messaging import retention_queries
+from services.messaging import retention
 from services.messaging.retention import Retention
 from services.messaging.settings import MessagingSettings
 from tests.stack import SALON, SECRET, Fields, Stack, message_request, rows, salon, warm, webhook_body
@@ -103,7 +103,7 @@ async def test_more_than_a_batch_is_deleted_by_several_processes_at_once(
     query = (
         "INSERT INTO webhook_failures (salon_id, digest, kind, reason, item, created_at)"
         " SELECT 'salon-' || n % 3, n::text::bytea, 'OTHER', '', '', now() - interval '6 days'"
-        f" FROM generate_series(1, {3 * retention_queries.ROWS + 7}) AS n RETURNING 1"
+        f" FROM generate_series(1, {3 * retention.ROWS + 7}) AS n RETURNING 1"
     )
     rows(stack.database_url, query)
     await asyncio.gather(*(retain(stack, failures=5) for _ in range(4)))
@@ -162,6 +162,6 @@ async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> 
 
     async with stack.servers["messaging"].database.connection() as conn:
         await conn.execute("SET enable_seqscan = off")
-        await getattr(retention_queries, delete)(Explaining(), 5)
+        await getattr(retention, delete)(Explaining(), 5)
     index = {"delete_raw_items": "raw_messages_received", "delete_failures": "idx_webhook_failures_salon_created"}
     assert any(index.get(delete, "message_status_events_early") in line for line in plans), plans

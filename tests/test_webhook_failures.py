@@ -31,8 +31,8 @@ def reader(value: Any) -> Any:
 
 BAD: list[tuple[str, Any, str]] = [
     ("messages", text(0, **{"from": None}), "from: neither a phone number nor a user id"),
-    ("messages", text(0, **{"from": "0151"}), "from: no phone number"),
-    ("messages", text(0, **{"from": 49151}), "from: no phone number"),
+    ("messages", text(0, **{"from": "0151"}), "from: not a phone number"),
+    ("messages", text(0, **{"from": 49151}), "from: not a phone number"),
     ("messages", text(0, id=None), "id: Field required"),
     ("messages", text(0, id="a\0b"), "id: contains NUL"),
     ("messages", text(0, id="\udc00"), "id: contains half a surrogate pair"),
@@ -42,11 +42,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("messages", text(0, type=[]), "type: "),
     ("messages", text(0, text={"body": "a\0b"}), "content: contains NUL"),
     ("messages", text(0, text={"body": {"a": 1}}), "content: "),
-    ("messages", None, "is no object"),
+    ("messages", None, "is not an object"),
     ("statuses", status(0, id=None), "id: Field required"),
     ("statuses", status(0, timestamp="soon"), "timestamp: not from 1970 to 9998"),
     ("statuses", status(0, status=7), "status: "),
-    ("statuses", [], "is no object"),
+    ("statuses", [], "is not an object"),
 ]
 
 

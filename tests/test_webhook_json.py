@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.messaging.webhook import json_scanner
-from services.messaging.webhook.json_scanner import Part, Shape, Unreadable, elements, load, members, scan, text_of
+from services.messaging.webhook.json_scanner import Part, Shape, Unreadable, elements, json_text, load, members, scan
 
 RANDOM = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 SHAPE: Shape = {"a": [{"b": {"c": (None,)}}], "d": {"a": None}}
@@ -86,10 +86,10 @@ def test_a_body_that_is_cut_off_is_no_json(value: Any, cut: int) -> None:
         (b"[" + b"1," * 70_000 + b"1]", "is larger than 131072 bytes"),
         (b'"' + b"x" * 131_072 + b'"', "is larger than 131072 bytes"),
         (b"9" * 140_000, "is larger than 131072 bytes"),
-        (b"{1}", "is no JSON"),
-        (b"[1}", "is no JSON"),
-        (b'"\\x"', "is no JSON"),
-        (b"nul", "is no JSON"),
+        (b"{1}", "is not JSON"),
+        (b"[1}", "is not JSON"),
+        (b'"\\x"', "is not JSON"),
+        (b"nul", "is not JSON"),
     ],
 )
 def test_a_part_that_cannot_be_read_is_told_so(payload: bytes, reason: str) -> None:
@@ -104,7 +104,7 @@ def test_a_part_that_cannot_be_read_is_told_so(payload: bytes, reason: str) -> N
     assert members(part) is None
     assert elements(part) is None
     with pytest.raises(Unreadable, match=f"^{reason}$"):
-        text_of(part)
+        json_text(part)
 
 
 def test_too_many_parts_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.ops.v1.ops_pb2 import InvalidateSalonRequest
 from services.messaging import salons
-from services.messaging.messages import lock
+from services.messaging.message_write_queries import message_lock
 from services.messaging.webhook.parse import MOST_ITEMS
 from tests.load import tells_when_to_retry, until, waiting_for_a_lock
 from tests.locks import holding
@@ -24,7 +24,7 @@ CUSTOMER = "16505550001"
 def test_no_lock_is_shared_by_two_salons() -> None:
     names = [f"wamid.{number}" for number in range(10_000)]
     salon_ids = ("salon-1", "salon-2", "salon-12", "salon")
-    taken = [{lock(salon_id, name) for name in names} for salon_id in salon_ids]
+    taken = [{message_lock(salon_id, name) for name in names} for salon_id in salon_ids]
     assert [len(locks) for locks in taken] == [64] * 4
     assert len(set().union(*taken)) == 4 * 64
 

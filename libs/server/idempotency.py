@@ -27,7 +27,7 @@ from libs.db import (
     PoolExhausted,
     Statement,
     for_writes,
-    nothing,
+    no_result,
 )
 from libs.server.errors import invalid_fields
 
@@ -130,7 +130,7 @@ class IdempotentWrites:
 
         async def commit(conn: Connection) -> None:
             if kept and write.reply is not None:
-                commits.insert(0, Statement(self._insert, kept | {"reply": _bytes(write.reply)}, nothing))
+                commits.insert(0, Statement(self._insert, kept | {"reply": _bytes(write.reply)}, no_result))
             await conn.run(*commits)
 
         try:
@@ -161,10 +161,10 @@ _REPLICATED = Statement(
     "SELECT CASE WHEN current_setting('synchronous_standby_names') <> ''"
     " THEN pg_logical_emit_message(true, 'parlor', '')::text END",
     {},
-    nothing,
+    no_result,
 )
-_SAVEPOINT = Statement("SAVEPOINT unlocked", {}, nothing)
-_ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, nothing)
+_SAVEPOINT = Statement("SAVEPOINT unlocked", {}, no_result)
+_ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, no_result)
 # The locks come first: a transaction that waits for one and has an id keeps what others have written from being stored.
 _LOCKS = """
     SELECT (SELECT count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock),

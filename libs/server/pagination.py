@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.cache import digest
-from libs.messages import Loaded, elements
+from libs.messages import Loaded, encode_repeated
 from libs.server.errors import RpcError, invalid_fields
 
 F = TypeVar("F", bound="Filters")
@@ -55,12 +55,12 @@ class Page(NamedTuple):
         them. A page of large rows ends sooner, see `fitting`.
         """
         shown = fitting(rows[: self.size])
-        body = elements(shown)
+        body = encode_repeated(shown)
         if len(rows) > len(shown):
             row, number = _layout(response)
             last = row.FromString(shown[-1])
             token = self.token(getattr(last, time), getattr(last, identifier))
-            body += elements([token.encode()], number)
+            body += encode_repeated([token.encode()], number)
         return body
 
     def token(self, time: Timestamp | int, identifier: str) -> str:

@@ -92,7 +92,7 @@ class Before:
             self.waits.append(sent - asked)
             cursor = await conn.execute(statement.encode(), ask.params)
             await cursor.fetchall()
-            self.queries.add(statement, time.perf_counter() - sent)
+            self.queries.add(time.perf_counter() - sent, statement)
 
 
 class WatchedDatabase(Database):

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, nothing
+from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, no_result
 from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
@@ -24,9 +24,9 @@ LONGEST_SECONDS = 0.5 + 1 + 1 + 2.5
 
 Send = Callable[[Connection], Awaitable[Any]]
 WAYS: dict[str, Send] = {
-    "a look-up": lambda conn: conn.look_up("SELECT $1::text", ["a"]),
+    "a fetch": lambda conn: conn.fetch("SELECT $1::text", ["a"]),
     "a cursor": lambda conn: conn.execute("SELECT 1"),
-    "statements together": lambda conn: conn.run(BEGIN, Statement("SELECT %(a)s::text", {"a": "a"}, nothing)),
+    "statements together": lambda conn: conn.run(BEGIN, Statement("SELECT %(a)s::text", {"a": "a"}, no_result)),
     "a commit": lambda conn: conn.commit(),
 }
 
