@@ -1,4 +1,4 @@
-"""EraseCustomer: nothing of a customer is left, in the database or in the cache; what counts stays."""
+"""booking.EraseCustomer: no trace of a customer is left in the database or the cache; counts stay the same."""
 
 import asyncio
 from typing import Any
@@ -65,7 +65,7 @@ def traces(stack: Stack, redis_url: str) -> list[Any]:
     return found
 
 
-async def test_nothing_of_a_customer_is_left_anywhere(stack: Stack, redis_url: str) -> None:
+async def test_no_trace_of_an_erased_customer_is_left(stack: Stack, redis_url: str) -> None:
     await known(stack)
     assert traces(stack, redis_url)
     assert (await stack.booking.EraseCustomer(erase())).bookings == 2
@@ -78,7 +78,7 @@ async def test_nothing_of_a_customer_is_left_anywhere(stack: Stack, redis_url: s
     assert sorted(events) == [("", ""), ("", ""), ("zoe", "")]
 
 
-async def test_why_parlor_itself_cancelled_a_hold_stays(stack: Stack) -> None:
+async def test_the_reason_of_an_expired_hold_stays(stack: Stack) -> None:
     await salon(stack)
     await stack.booking.CreateBooking(booking_request(resource_id="anna", hold_duration={"seconds": 60}))
     rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() RETURNING 1")
@@ -101,7 +101,7 @@ async def test_counts_and_slots_stay_as_they_were(stack: Stack) -> None:
     assert (await failure(stack.booking.CreateBooking(taken))).reason == "SLOT_UNAVAILABLE"
 
 
-async def test_others_keep_what_is_theirs(stack: Stack) -> None:
+async def test_other_customers_keep_their_data(stack: Stack) -> None:
     await known(stack)
     requests = [
         booking_request(customer_phone=LONGER, notes="mine", request_id=str(uuid4())),
@@ -115,7 +115,7 @@ async def test_others_keep_what_is_theirs(stack: Stack) -> None:
         assert await stack.booking.GetBookingByCode(wanted) == booking
 
 
-async def test_whoever_is_not_there_is_erased_without_an_error(stack: Stack) -> None:
+async def test_an_unknown_customer_is_erased_without_an_error(stack: Stack) -> None:
     assert (await stack.booking.EraseCustomer(erase(salon_id="nobody"))).bookings == 0
     await known(stack)
     assert (await stack.booking.EraseCustomer(erase(phone_number="+4915100000000"))).bookings == 0
@@ -124,7 +124,7 @@ async def test_whoever_is_not_there_is_erased_without_an_error(stack: Stack) -> 
 
 
 @pytest.mark.parametrize("change", ["status", "resource_id"])
-async def test_a_change_under_way_leaves_nothing_either(stack: Stack, change: str) -> None:
+async def test_a_concurrent_change_leaves_nothing_of_the_customer(stack: Stack, change: str) -> None:
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(customer_name=NAME, resource_id="anna"))
     names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code, "reason": f"{NAME} called"}
