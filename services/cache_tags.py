@@ -55,7 +55,7 @@ class CacheTags:
 
         They are the salon's messages and conversations, and the sub-tags of each conversation_id and phone_number.
         """
-        tags = [self._messages.tag(salon_id, "salon:"), self._conversation.tag(salon_id)]
+        tags = [self._messages.tag(salon_id, "salon:"), self._conversation.tag(salon_id)] if conversations else []
         for conversation_id, phone_number in set(conversations):
             for tag in tags[:2]:
                 tags.append(of_name(tag, conversation_id))

@@ -78,7 +78,7 @@ async def test_statements_of_two_processes_never_meet(url: str) -> None:
     assert len([line for line in logged if line["log_level"] == "warning"]) == 2  # each process says so once
 
 
-async def test_with_pgbouncer_in_the_url_nothing_is_prepared_from_the_start_and_nothing_said(url: str) -> None:
+async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logged(url: str) -> None:
     with capture_logs() as logged:
         async with pools(url, pgbouncer=True) as databases:
             await ask_all(databases)
@@ -89,7 +89,7 @@ async def test_with_pgbouncer_in_the_url_nothing_is_prepared_from_the_start_and_
     assert [line for line in logged if line["log_level"] == "warning"] == []
 
 
-async def test_a_pooler_that_is_not_recognized_is_by_its_first_error_and_no_call_fails(
+async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_call_fails(
     url: str, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_history = Connection.read_history
@@ -108,7 +108,7 @@ async def test_a_pooler_that_is_not_recognized_is_by_its_first_error_and_no_call
     assert all("pgbouncer=true" in event for event in warnings)
 
 
-async def test_prepared_statements_have_names_of_their_own(database_url: str) -> None:
+async def test_prepared_statements_of_two_processes_have_different_names(database_url: str) -> None:
     names = set()
     async with pools(database_url) as databases:
         for database in databases:

@@ -1,4 +1,4 @@
-"""libs/db: what rows become."""
+"""libs/messages: rows encoded as messages."""
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp

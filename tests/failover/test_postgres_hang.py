@@ -1,4 +1,4 @@
-"""A Postgres that accepts and never answers again: nobody waits for it for longer than a statement may take."""
+"""A Postgres that accepts and never answers again: no caller waits longer than the statement timeout and 1 s."""
 
 import asyncio
 import time
@@ -76,7 +76,7 @@ async def test_a_statement_over_its_time_ends_from_this_side(url: str, between: 
             await send(conn)
 
 
-async def test_callers_who_share_a_load_are_all_told_in_time(url: str, between: Proxy, redis_url: str) -> None:
+async def test_callers_who_share_a_load_all_fail_in_time(url: str, between: Proxy, redis_url: str) -> None:
     database = {"query_timeout": QUERY_TIMEOUT_MS}
     async with running(url, redis_url, database=database) as stack:
         await salon(stack)
@@ -96,7 +96,7 @@ async def test_callers_who_share_a_load_are_all_told_in_time(url: str, between: 
                     break
 
 
-async def test_a_caller_that_gives_up_on_a_server_that_hangs_is_told_at_once(url: str, between: Proxy) -> None:
+async def test_a_caller_can_give_up_on_a_server_that_hangs(url: str, between: Proxy) -> None:
     async with opened(url) as database, database.connection() as conn:
         await conn.execute("SELECT 1")
         between.blackhole = True
