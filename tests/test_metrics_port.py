@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_each_format_and_no_other_method_is_served(started: Processes) -> None:
     with urlopen(accepted, timeout=5) as open_metrics:  # noqa: S310
         assert open_metrics.headers["Content-Type"].startswith("application/openmetrics-text")
         assert open_metrics.read().endswith(b"# EOF\n")
+
+
+def test_operations_md_lists_every_metric_with_its_type(started: Processes) -> None:
+    with urlopen(f"http://127.0.0.1:{started.metrics_ports['booking']}/metrics", timeout=5) as page:
+        served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page.read().decode(), re.MULTILINE))
+    text = (Path(__file__).parents[1] / "docs/operations.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \|", text, re.MULTILINE))
+    assert listed == served
 
 
 @pytest.mark.parametrize("started", [1, 2], indirect=True, ids=["alone", "two workers"])

@@ -27,7 +27,13 @@ from tests.test_processes import LOCKS, SHARE, STARTING, sample, scrape, start_i
 CHANNELS = 24  # each a connection: that all go to one of two workers happens once in eight million times
 WORKER_SECONDS = 3  # that the event loop of a worker may hang
 GET = booking_pb2.GetSalonRequest(salon_id=SALON)
-GOT = sample("parlor_rpc_latency_seconds_count", method="parlor.booking.v1.BookingService/GetSalon", code="OK")
+GOT = sample(
+    "grpc_server_handled_total",
+    grpc_type="unary",
+    grpc_service="parlor.booking.v1.BookingService",
+    grpc_method="GetSalon",
+    grpc_code="OK",
+)
 CONFIRMED = booking_pb2.BOOKING_STATUS_CONFIRMED
 BOOKING = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
 
@@ -83,7 +89,7 @@ async def test_workers_share_a_port_and_add_up_their_figures_also_when_one_is_ki
         shown = await asyncio.to_thread(scrape, started, "booking")
         assert shown[GOT] == 5 * CHANNELS
         assert shown[sample("parlor_cache_connected")] == shown[sample("parlor_db_available")] == 1
-        assert shown[sample("parlor_db_connections_limit")] == 40
+        assert shown[sample("parlor_db_pool_max")] == 40
         ops = [ops_pb2_grpc.OpsServiceStub(each) for each in channels]
         for each in ops:
             cache = await each.GetCacheStatistics(ops_pb2.GetCacheStatisticsRequest())

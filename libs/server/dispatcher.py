@@ -25,7 +25,7 @@ from libs.server import errors
 from libs.server.deadlines import Deadlines
 from libs.server.failure_log import FailureLog
 from libs.server.idempotency import Replayed
-from libs.server.metrics import Latencies
+from libs.server.metrics import RpcMetrics
 from libs.server.settings import ServerSettings
 from libs.server.validation import LARGEST_REQUEST_BYTES, Requests
 
@@ -81,8 +81,8 @@ class Dispatcher(grpc.GenericRpcHandler):
         self.refused = 0
         self.largest_requests: dict[str, int] = {}
         self._largest_by_name = largest_requests
-        self.latencies = Latencies()
-        registry.register(self.latencies)
+        self.metrics = RpcMetrics()
+        registry.register(self.metrics)
         self._calls: dict[str, tuple[_Call, Any]] = {}
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
@@ -156,7 +156,7 @@ class _Call:
         if key is not None and key.tag.namespace.near and not owner.draining:
             started = time.perf_counter()
             if (reply := owner.cache.near(key)) is not None and reply.body is not None:
-                owner.latencies.add(self._method, "OK", time.perf_counter() - started)
+                owner.metrics.add(self._method, "OK", time.perf_counter() - started)
                 return _reply(reply, context)
         return await self._answer(data, context, seen)
 
@@ -198,7 +198,7 @@ class _Call:
         finally:
             owner.deadlines.end(task)
             seconds = time.perf_counter() - started
-            owner.latencies.add(self._method, code, seconds)
+            owner.metrics.add(self._method, code, seconds)
             if reason:
                 self._failures.add(code, reason, seconds, context.invocation_metadata(), request, raised)
                 raised = None  # its traceback refers to this frame: a cycle, for the garbage collector to find

@@ -105,19 +105,19 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
 
 
 def _pool(told: Telling) -> ops_pb2.PoolMetrics:
-    total, idle = told.count("parlor_db_connections"), told.count("parlor_db_connections_idle")
-    limit, acquisitions = told.count("parlor_db_connections_limit"), told.count("parlor_db_acquisitions_total")
+    total, idle = told.count("parlor_db_pool_size"), told.count("parlor_db_pool_available")
+    limit, acquisitions = told.count("parlor_db_pool_max"), told.count("parlor_db_requests_total")
     return ops_pb2.PoolMetrics(
         active=total - idle,
         total=total,
         limit=limit,
         utilization=percent(total, limit),
         idle=idle,
-        average_acquisition_time=_mean_ms(told.value("parlor_db_acquisition_seconds_total"), acquisitions),
-        exhaustions=told.count("parlor_db_exhaustions_total"),
-        connection_errors=told.count("parlor_db_connection_errors_total")
+        average_acquisition_time=_mean_ms(told.value("parlor_db_requests_wait_seconds_total"), acquisitions),
+        exhaustions=told.count("parlor_db_requests_errors_total"),
+        connection_errors=told.count("parlor_db_connections_errors_total")
         + told.count("parlor_db_connections_lost_total"),
-        waiting=told.count("parlor_db_connections_awaited"),
+        waiting=told.count("parlor_db_requests_waiting"),
         available=told.value("parlor_db_available") == 1,
     )
 

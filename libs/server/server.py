@@ -22,7 +22,7 @@ from libs.server import logs
 from libs.server.dispatcher import Dispatcher
 from libs.server.errors import RpcError
 from libs.server.health import NOT_SERVING, SERVING, HealthServicer
-from libs.server.metrics import Figures
+from libs.server.metrics import ServerMetrics
 from libs.server.metrics_endpoint import serve_metrics
 from libs.server.ops import OpsService
 from libs.server.settings import ServerSettings, explain
@@ -90,7 +90,7 @@ async def serve(
     server: Any = make_transport(
         settings, [methods], LARGEST_REQUEST_BYTES, methods.largest_requests, share_port=shared
     )
-    registry.register(Figures(cache, database, server.counters))
+    registry.register(ServerMetrics(cache, database, server.counters))
     ProcessCollector(registry=registry)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])

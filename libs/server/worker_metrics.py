@@ -21,9 +21,10 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from libs.db.stats import QueryStats, SlowQuery
-from libs.server.metrics import LEAST
 from libs.server.workers import Worker
 
+# Of several workers the sum shows the least of these.
+LEAST = frozenset({"parlor_cache_connected", "parlor_db_available", "process_start_time_seconds", "process_max_fds"})
 ANSWER_SECONDS = 1.0
 MOST_SLOW_QUERIES = 100
 
