@@ -27,7 +27,7 @@ from ops.report.system import System, copy, without
 from ops.report.tables import ms
 from ops.report.ways import connected
 from ops.report.workload import zipf
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from tests.stack import Stack
 
 PARLOR = Path(sys.executable).parent / "parlor"
@@ -172,7 +172,7 @@ def the_markdown_stays_between_its_markers(run: Run) -> None:
 @pytest.fixture
 def seeded(database_url: str) -> Iterator[tuple[str, str]]:
     """A database with the seed's data set, and its copy."""
-    seed(database_url, 1)
+    load_sample_data(database_url, 1)
     name = database_url.rpartition("/")[2] + "_before"
     yield database_url, copy(database_url, name)
     with psycopg.connect(database_url, autocommit=True) as conn:
