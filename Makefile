@@ -24,8 +24,8 @@ test-cache: .venv/.dev  ## The cache's tests on another server: SERVER=cluster, 
 bench: .venv/.dev
 	$(BIN)/pytest tests/benchmarks
 
-report: .venv/.dev  ## The seed's report, measured anew: report.html, and its place in docs/performance.md.
-	$(BIN)/parlor report --markdown docs/performance.md
+report: .venv/.dev  ## Measure the predecessor's report again: report.html and docs/performance.md.
+	$(BIN)/python -m tools.report --markdown docs/performance.md
 
 check: .venv/.dev  ## Everything that needs no server.
 	$(BIN)/ruff check
