@@ -27,8 +27,8 @@ bench: .venv/.dev
 coherence: .venv/.dev  ## Random reads and writes under faults, every read checked: SECONDS=300 MODE=bounded SEED=7.
 	$(BIN)/python -m tools.coherence --seconds $(or $(SECONDS),60) --mode $(or $(MODE),wait) $(if $(SEED),--seed $(SEED))
 
-report: .venv/.dev  ## The seed's report, measured anew: report.html, and its place in docs/performance.md.
-	$(BIN)/parlor report --markdown docs/performance.md
+report: .venv/.dev  ## Measure the predecessor's report again: report.html and docs/performance.md.
+	$(BIN)/python -m tools.report --markdown docs/performance.md
 
 check: .venv/.dev  ## Everything that needs no server.
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""The `parlor` command: start, migrate, seed and verify the system."""
+"""The `parlor` command: start, migrate, fill and verify the system."""

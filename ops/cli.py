@@ -48,7 +48,8 @@ def up(
     ] = None,
     ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Use a temporary folder, removed at the end.")] = False,
     scale: Scale = 1,
-    seed: Annotated[bool, typer.Option(help="Write the seed's data set if there are no salons yet.")] = True,
+    sample_data: Annotated[bool, typer.Option(help="Load the sample data if there are no salons yet.")] = True,
+    seed: Annotated[bool | None, typer.Option(hidden=True)] = None,
     booking_port: Annotated[int, typer.Option(help="Port of booking.")] = 50051,
     messaging_port: Annotated[int, typer.Option(help="Port of messaging.")] = 50052,
     stats_port: Annotated[int, typer.Option(help="Port of stats.")] = 50053,
@@ -61,8 +62,11 @@ def up(
     """
     from ops.up import Plan, run
 
+    if seed is not None:
+        console.print("[yellow]--seed and --no-seed are now --sample-data and --no-sample-data[/yellow]")
+        sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
-    plan = Plan(data, pg_bin, ephemeral, scale if seed else None, ports, metrics_port, workers)
+    plan = Plan(data, pg_bin, ephemeral, scale if sample_data else None, ports, metrics_port, workers)
     try:
         run(plan, console)
     except StartError as error:
@@ -130,8 +134,10 @@ def protos_image(
     console.print(f"{count} files: {file}", highlight=False)
 
 
+@app.command("seed", hidden=True)
 @app.command()
-def seed(
+def load_sample_data(
+    context: typer.Context,
     database_url: DatabaseUrl,
     scale: Scale = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Delete every row of every salon first.")] = False,
@@ -139,12 +145,16 @@ def seed(
         str | None, typer.Option(envvar="REDIS_URL", help="Redis of running services: what they cached is dropped.")
     ] = None,
 ) -> None:
-    """Write the seed's data set: 20 salons, the same rows every time."""
-    from ops.seed import DataExistsError, seed
+    """Load the sample data: 20 salons, the same rows every time."""
+    from ops.sample_data import DataExistsError
+    from ops.sample_data import load_sample_data as load
+
+    if context.info_name == "seed":
+        console.print("[yellow]`parlor seed` is now `parlor load-sample-data`[/yellow]")
 
     try:
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-            written = seed(database_url, scale, replace=replace, progress=progress, redis_url=redis_url)
+            written = load(database_url, scale, replace=replace, progress=progress, redis_url=redis_url)
     except DataExistsError as error:
         console.print(f"[red]{error}; --replace deletes everything first[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
@@ -177,55 +187,3 @@ def verify_indexes(
     else:
         Console(width=max(100, console.width)).print(tables(report), highlight=False)
     raise typer.Exit(0 if report.ok else 1)
-
-
-@app.command()
-def report(
-    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, too.")] = False,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Write it also between the report markers of this file, such as docs/performance.md.",
-        ),
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless all targets are met.")] = False,
-    scale: Scale = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer calls: a look, not a measurement.")] = False,
-    cache: Annotated[bool, typer.Option(help="Without it, --check must notice.")] = True,
-) -> None:
-    """Measure the seed's report anew, on a system of its own, and write it as one HTML file.
-
-    The targets of queries: after/before at most 0.25 (bookings), 0.30 (stats) and 0.10 (salon look-ups), by the median
-    time on data at 32 callers. The report lists the others. The machine should have nothing else to do.
-    """
-    try:
-        from ops.report.page import BEGIN, has_markers, html, write_markdown
-    except ModuleNotFoundError as error:
-        console.print(f"[red]`parlor report` needs {error.name}: pip install matplotlib jinja2[/red]", highlight=False)
-        raise typer.Exit(2) from None
-    if markdown and not has_markers(markdown):
-        raise typer.BadParameter(f"{markdown} has no {BEGIN}", param_hint="--markdown")
-    from libs.server import logs
-    from ops.report.measure import measure
-    from ops.report.rows import FULL, QUICK
-
-    logs.configure("error", service="report")
-    told = Console(stderr=True)
-    try:
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=told) as progress:
-            measured = measure(scale, QUICK if quick else FULL, progress, cached=cache)
-    except StartError as error:
-        told.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from None
-    output.write_text(html(measured))
-    if markdown:
-        write_markdown(measured, markdown)
-    if as_json:
-        typer.echo(json.dumps(measured.as_dict(), indent=2))
-    for line in measured.checks:
-        told.print(f"{line.name}: {line.figure}, {line.target}: {'met' if line.ok else 'NOT met'}", highlight=False)
-    told.print(f"{measured.headline}\nwritten: {output}", highlight=False)
-    raise typer.Exit(1 if check and not measured.ok else 0)

@@ -1,4 +1,4 @@
-"""A TCP proxy that stands between a service and a server, and does to the traffic what networks do."""
+"""A TCP proxy between a service and a server. A copy of tools/proxy.py, until the coherence check is in tools, too."""
 
 from __future__ import annotations
 

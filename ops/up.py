@@ -24,7 +24,7 @@ from libs.server.settings import explain
 from ops.health import is_serving
 from ops.migrate import migrate, passwords, service_url
 from ops.process import Server, StartError, is_free, spawn
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from ops.servers import Postgres, Valkey
 
 SERVICES = {
@@ -148,7 +148,7 @@ def check_ports(plan: Plan) -> None:
 
 
 def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[Server]:
-    """Start the servers, migrate, seed and start the services, in this order; the stack stops them."""
+    """Start the servers, migrate, load the sample data and start the services, in this order. The stack stops them."""
     steps = progress.add_task("PostgreSQL and Valkey", total=4)
     database_url = services_url = os.environ.get("DATABASE_URL", "")
     redis_url = os.environ.get("REDIS_URL", "")
@@ -168,7 +168,7 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     migrate(database_url, logins | passwords(os.environ))
     progress.update(steps, advance=1, description="data")
     if plan.scale and is_empty(database_url):
-        seed(database_url, plan.scale, progress=progress, redis_url=redis_url)
+        load_sample_data(database_url, plan.scale, progress=progress, redis_url=redis_url)
     progress.update(steps, advance=1, description="services")
     services = start_services(environments(plan, services_url, redis_url), plan, data, stack)
     progress.update(steps, advance=1, description="started")

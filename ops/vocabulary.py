@@ -1,4 +1,4 @@
-"""The words that the seed data is made of: regions, names, services and what people write to a salon."""
+"""The words that the sample data is made of: regions, names, services and messages."""
 
 from dataclasses import dataclass
 

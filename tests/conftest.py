@@ -12,11 +12,11 @@ import psycopg
 import pytest
 import redis
 
-from ops.cluster import Cluster
 from ops.migrate import migrate
 from ops.recording import Statement, record
 from ops.servers import Postgres, Valkey, postgres_url
 from tests.stack import Stack, running
+from tools.cluster import Cluster
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 _numbers = itertools.count()

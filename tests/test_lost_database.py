@@ -9,12 +9,12 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.load import DAY, FIRST
 from tests.stack import SALON, Stack, booking_request, failure, message_request, rows, running, salon, warm
 from tests.test_errors import GET_SALON, assert_told
+from tools.proxy import Proxy, proxy
 
 
 @pytest.fixture

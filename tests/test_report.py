@@ -16,21 +16,20 @@ import pytest
 from rich.progress import Progress
 
 from ops.indexes import INDEXES, index_states
-from ops.report.cases import cases
-from ops.report.checks import headline, passed, targets
-from ops.report.figures import Check, Measured, Times
-from ops.report.figures import row as judge
-from ops.report.measure import measure_rows
-from ops.report.rows import Effort, Rpcs
-from ops.report.seed_figures import LINES
-from ops.report.system import System, copy, without
-from ops.report.tables import ms
-from ops.report.ways import connected
-from ops.report.workload import zipf
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from tests.stack import Stack
+from tools.report.cases import cases
+from tools.report.checks import headline, passed, targets
+from tools.report.figures import Check, Measured, Times
+from tools.report.figures import row as judge
+from tools.report.measure import measure_rows
+from tools.report.rows import Effort, Rpcs
+from tools.report.seed_figures import LINES
+from tools.report.system import System, copy, without
+from tools.report.tables import ms
+from tools.report.ways import connected
+from tools.report.workload import zipf
 
-PARLOR = Path(sys.executable).parent / "parlor"
 NEAR = ("GetSalon", "GetSalonByPhoneNumberId")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -73,7 +72,7 @@ class Run:
         document, section = folder / "report.html", folder / "performance.md"
         section.write_text("above\n<!-- report -->\nold\n<!-- /report -->\nbelow\n")
         options = ["--quick", "--check", "--json", "--output", str(document), "--markdown", str(section)]
-        done = subprocess.run([PARLOR, "report", *options], capture_output=True, text=True)  # noqa: S603 - ours
+        done = subprocess.run([sys.executable, "-m", "tools.report", *options], capture_output=True, text=True)  # noqa: S603 - ours
         self.code, self.told = done.returncode, done.stderr
         self.json = json.loads(done.stdout or "{}")
         assert self.json, done.stderr
@@ -172,7 +171,7 @@ def the_markdown_stays_between_its_markers(run: Run) -> None:
 @pytest.fixture
 def seeded(database_url: str) -> Iterator[tuple[str, str]]:
     """A database with the seed's data set, and its copy."""
-    seed(database_url, 1)
+    load_sample_data(database_url, 1)
     name = database_url.rpartition("/")[2] + "_before"
     yield database_url, copy(database_url, name)
     with psycopg.connect(database_url, autocommit=True) as conn:

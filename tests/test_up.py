@@ -97,11 +97,12 @@ def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_c
 
 
 def test_a_killed_up_leaves_no_process_behind_and_starts_again_on_its_data(tmp_path: Path) -> None:
-    with up(tmp_path, "--data=here", "--no-seed") as running:
+    with up(tmp_path, "--data=here", "--no-sample-data") as running:
         assert running.children
         running.process.kill()
         assert running.wait() == -signal.SIGKILL
-    with up(tmp_path, "--data=here", "--no-seed") as running:
+    with up(tmp_path, "--data=here", "--no-seed") as running:  # the old name
+        assert "--no-sample-data" in running.printed
         assert "Ctrl-C stops it all" in running.printed
         running.process.send_signal(signal.SIGTERM)
         assert running.wait() == 0

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ops.indexes import UNUSED, check_plans, tables, verify
 from ops.recording import Statement
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from ops.servers import Postgres, postgres_url
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
@@ -55,7 +55,7 @@ def sample_url(postgres: Postgres) -> Iterator[str]:
     with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as admin:
         admin.execute("CREATE DATABASE sample TEMPLATE parlor")
         url = postgres_url(postgres.port, "sample")
-        seed(url, 1)
+        load_sample_data(url, 1)
         yield url
         admin.execute("DROP DATABASE sample WITH (FORCE)")
 

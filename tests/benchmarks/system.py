@@ -13,7 +13,7 @@ import psycopg
 
 from ops.migrate import migrate
 from ops.process import Server, free_port, free_ports, is_free, spawn
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from ops.servers import Postgres, Valkey, postgres_url
 from ops.up import Plan, Service, environments
 from tests.benchmarks.cases import Case, Writes, add_calendar, add_salons, cases, writes
@@ -85,7 +85,7 @@ def running(folder: Path, settings: Mapping[str, Mapping[str, str]]) -> Iterator
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres"))
         migrate(postgres.dsn)
-        seed(postgres.dsn, 1)
+        load_sample_data(postgres.dsn, 1)
         add_salons(postgres.dsn)
         add_calendar(postgres.dsn)
         made = {case.method: case for case in cases(postgres.dsn)}

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from libs.db import Connection, QueryStats
 from ops.migrate import migrate
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from ops.servers import Postgres
 from parlor.stats.v1.stats_pb2 import SalonStats
 from services.stats.queries import Period, salon_stats
@@ -39,10 +39,10 @@ EXPLAINED = """
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The seed's data set at scale 1."""
+    """The sample data at scale 1."""
     with Postgres(tmp_path_factory.mktemp("stats") / "postgres") as server:
         migrate(server.dsn)
-        seed(server.dsn, 1)
+        load_sample_data(server.dsn, 1)
         yield server.dsn
 
 

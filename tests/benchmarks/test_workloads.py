@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from libs.cache import Cache, CacheSettings
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from ops.servers import Postgres, postgres_url
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
@@ -33,7 +33,7 @@ class Databases:
         """Seed the first."""
         self._port = postgres.port
         self.url = self.copy("workload", "parlor")
-        seed(self.url, 1)
+        load_sample_data(self.url, 1)
 
     def copy(self, name: str, template: str = "workload") -> str:
         """Return the URL of a fresh copy."""

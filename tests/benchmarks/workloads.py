@@ -1,4 +1,4 @@
-"""Two traces over the seed's data set, written down in docs/workloads.md, and how often a perfect cache would hit."""
+"""Two traces over the sample data, written down in docs/workloads.md, and how often a perfect cache would hit."""
 
 import bisect
 import itertools
@@ -71,7 +71,7 @@ class Workload:
 
 # docs/workloads.md says where the numbers are from.
 SEED = Workload(
-    "the seed's mix",
+    "the predecessor's mix",
     reads={
         **{"GetSalonByPhoneNumberId": 50, "GetConversation": 50},
         **{"ListMessages": 10, "GetBookingByCode": 10, "ListBookings": 10, "GetSalonStats": 2, "GetAiAnalytics": 2},

@@ -9,14 +9,14 @@ import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from ops.cluster import Cluster
 from ops.migrate import MIGRATIONS
-from ops.proxy import proxy
 from ops.servers import Postgres, Valkey
 from tests.cache.nearby import Single
 from tests.cache.outside import CacheServer, each, reaching
 from tests.cache.shop import NOTHING_IN_FORCE, RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
+from tools.cluster import Cluster
+from tools.proxy import proxy
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from time import monotonic
 
 from libs.cache import Reply
-from ops.proxy import Proxy
 from tests.cache.shop import Shop, Start
+from tools.proxy import Proxy
 
 PUSH = b">2\r\n$10\r\ninvalidate"
 LEASE_MS = 60

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import redis
 
-from ops.cluster import Cluster
 from ops.servers import Valkey
+from tools.cluster import Cluster
 
 CacheServer: TypeAlias = Valkey | Cluster
 

@@ -9,11 +9,11 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.topology import hash_slot
-from ops.cluster import Cluster
 from tests.cache.away import ready, rows
 from tests.cache.outside import each
 from tests.cache.shop import Shop, Start, until
 from tests.cache.traffic import valkey_calls
+from tools.cluster import Cluster
 
 SHELVES = [f"shelf {number}" for number in range(30)]
 

@@ -8,12 +8,12 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
-from ops.cluster import Cluster
 from ops.servers import Valkey
 from tests.cache.away import ready, rows
 from tests.cache.shop import Shop, Start, until
 from tests.conftest import valkey_binary
 from tests.sentinels import hosts, is_master
+from tools.cluster import Cluster
 
 POLL = 200  # ms
 SHELVES = [f"shelf {number}" for number in range(10)]

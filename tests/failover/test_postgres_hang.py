@@ -12,11 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, no_result
-from ops.proxy import Proxy, proxy
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.load import until
 from tests.stack import SALON, booking_request, failure, running, salon
+from tools.proxy import Proxy, proxy
 
 QUERY_TIMEOUT_MS = 500
 # Over its time, 1 s; twice the time between two looks; the rest is for a busy machine.

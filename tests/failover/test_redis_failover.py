@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from ops.cluster import Cluster
-from ops.proxy import proxy
 from tests.conftest import valkey_binary
 from tests.failover.checked_load import CheckedLoad
 from tests.load import until
 from tests.processes import processes, stubs
 from tests.sentinels import NAME, Replicated, ask, follow, hosts, is_master, named, replicated, sentinel_url
 from tests.stack import rows, running
+from tools.cluster import Cluster
+from tools.proxy import proxy
 
 BEHIND_SECONDS = 1.25  # REDIS_POLL, and the time that a poll itself takes on a busy machine
 BUSY_SECONDS = 2.0  # what a busy machine may add to a call

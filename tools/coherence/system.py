@@ -16,11 +16,11 @@ import redis
 
 from ops.migrate import migrate, service_url
 from ops.process import free_port
-from ops.proxy import Proxy, proxy
 from ops.servers import Postgres, Valkey
 from ops.up import Service
 from tools.coherence.client import Spec
 from tools.postgres_pair import Pair, Standby, wake
+from tools.proxy import Proxy, proxy
 
 POLL_MS = 1000  # REDIS_POLL: how far `bounded` may be behind
 NEAR_MS = 1000  # REDIS_NEAR_LEASE

@@ -14,13 +14,13 @@ from libs.cache import Cache, CacheSettings, Reply
 from libs.db import Connection, Database, DatabaseSettings, QueryStats
 from libs.server import Service
 from ops.migrate import service_url
-from ops.report.cases import SALONS, Ask, Case
-from ops.report.system import SLOW_MS, System, cores
 from services.booking.service import build as build_booking
 from services.messaging.service import build as build_messaging
 from services.messaging.settings import MessagingSettings
 from services.namespaces import NAMESPACES
 from services.stats.service import build as build_stats
+from tools.report.cases import SALONS, Ask, Case
+from tools.report.system import SLOW_MS, System, cores
 
 POOL_TIMEOUT_SECONDS = 10.0  # of Prisma, if nobody sets it
 

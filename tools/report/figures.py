@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ops.report.seed_figures import Line
+from tools.report.seed_figures import Line
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ops.report import tables
-from ops.report.charts import charts
-from ops.report.figures import Report
+from tools.report import tables
+from tools.report.charts import charts
+from tools.report.figures import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 BEGIN, END = "<!-- report -->", "<!-- /report -->"

@@ -1,4 +1,4 @@
-"""A cluster of embedded Valkeys, on the loopback: masters that share the hash slots, each with a replica if need be."""
+"""A cluster of embedded Valkeys on the loopback: masters that share the hash slots, each with an optional replica."""
 
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ NEVER_MS = 3_600_000
 
 
 class Cluster:
-    """Nodes that keep nothing on disk but who has which slots: started again, the cluster is whole, and empty.
+    """Nodes that keep only the assignment of slots on disk: started again, the cluster is complete and empty.
 
-    `nodes` are the masters and, if it is `replicated`, a replica of each, in the same order. A node waits for two
-    seconds before it serves, by its own rule. One that does not answer is given up after `node_timeout_ms`.
+    `nodes` are the masters and, if `replicated`, a replica of each, in the same order. Valkey waits for two seconds
+    before a node serves. A node that does not answer for `node_timeout_ms` counts as failed.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class Cluster:
         return self
 
     def launch(self) -> None:
-        """Start the nodes that don't run, without waiting for them. Raises StartError where a port is taken."""
+        """Start the nodes that don't run, without waiting for them. Raises StartError if a port is taken."""
         for node in self.nodes:
             if not node.is_running:
                 node.launch()
 
     def wait(self) -> None:
-        """Return when all nodes serve; make them a cluster first if they are none. Raises StartError after a minute."""
+        """Return when all nodes serve. Form the cluster first if necessary. Raises StartError after a minute."""
         deadline = time.monotonic() + READY_SECONDS
         for node in self.nodes:
             node.wait()
-        if self._told(self.nodes[0])["cluster_slots_assigned"] == "0":
+        if self._info(self.nodes[0])["cluster_slots_assigned"] == "0":
             self._join(deadline)
-        self._until(lambda: all(self._told(node)["cluster_state"] == "ok" for node in self.nodes), deadline)
+        self._until(lambda: all(self._info(node)["cluster_state"] == "ok" for node in self.nodes), deadline)
 
     def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         while not condition():
@@ -72,7 +72,7 @@ class Cluster:
             time.sleep(0.02)
 
     def _join(self, deadline: float) -> None:
-        """Let the nodes meet, share out the slots, and give each master its replica."""
+        """Introduce the nodes, assign the slots, and give each master its replica."""
         for node, bus in zip(self.nodes, self._buses, strict=True):
             self._ask(self.nodes[0], "MEET", "127.0.0.1", node.port, bus)
         for place, master in enumerate(self.masters):
@@ -83,7 +83,7 @@ class Cluster:
             self._until(partial(self._is_replicated, master), deadline)
 
     def _follow(self, replica: Valkey, master: str) -> bool:
-        """Make a node the replica of a master, if it knows it yet."""
+        """Make a node the replica of a master. Return False if it does not know the master yet."""
         with suppress(redis.ResponseError):
             self._ask(replica, "REPLICATE", master)
             return True
@@ -94,16 +94,16 @@ class Cluster:
             info: Any = client.info("replication")
         return any(value["state"] == "online" for name, value in info.items() if name.startswith("slave"))
 
-    def _told(self, node: Valkey) -> dict[str, str]:
-        told: dict[str, str] = self._ask(node, "INFO")
-        return told
+    def _info(self, node: Valkey) -> dict[str, str]:
+        info: dict[str, str] = self._ask(node, "INFO")
+        return info
 
     def _ask(self, node: Valkey, command: str, *args: str | int) -> Any:
         with redis.Redis.from_url(node.url) as client:
             return client.cluster(command, *args)
 
     def kill(self) -> None:
-        """End all nodes at once, as a crash would. Harmless if they don't run."""
+        """Kill all nodes, as a crash would. Harmless if they don't run."""
         for node in self.nodes:
             node.kill()
 
@@ -115,7 +115,7 @@ class Cluster:
             node.stop()
 
     def __enter__(self) -> Self:
-        """Start; whatever interrupts the start, nothing is left running."""
+        """Start. Nothing is left running if that fails."""
         try:
             return self.start()
         except BaseException:

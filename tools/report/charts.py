@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ops.report.figures import IndexGain, Pools, Report, Row
+from tools.report.figures import IndexGain, Pools, Report, Row
 
 BEFORE, AFTER, TARGET = "#b8bfc9", "#0f766e", "#b45309"
 STYLE: Any = {

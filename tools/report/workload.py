@@ -11,12 +11,12 @@ from uuid import uuid4
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.cache import MAX_AGE
-from ops.report.cases import FIRST, SALONS, Ask, Case
-from ops.report.figures import Workload
-from ops.report.rows import CACHED, CALLERS, timed
-from ops.report.ways import After, Before
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
+from tools.report.cases import FIRST, SALONS, Ask, Case
+from tools.report.figures import Workload
+from tools.report.rows import CACHED, CALLERS, timed
+from tools.report.ways import After, Before
 
 WRITES = 0.05
 DISTINCT = 16  # asks of each case: what a salon's people look at again and again

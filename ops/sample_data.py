@@ -1,4 +1,4 @@
-"""`parlor seed`: write the seed's data set by COPY."""
+"""`parlor load-sample-data`: write the sample data by COPY."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from ops.data_set import COLUMNS, ROWS, Row, data_set
 
 MAX_SCALE = 100  # the plan of the messages is held in memory, about 150 MB at scale 20
 
-# Everything that a service writes about a salon's rows goes with them.
+# All tables that refer to salons: TRUNCATE empties them together.
 _TABLES = (
     *COLUMNS,
     *("raw_messages", "message_status_events", "webhook_failures"),
@@ -24,10 +24,10 @@ _TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
 
 
 class DataExistsError(Exception):
-    """The database has rows already, and nobody said that they may be replaced."""
+    """The database already has rows, and `replace` was not set."""
 
 
-def seed(
+def load_sample_data(
     database_url: str,
     scale: int = 1,
     *,
@@ -35,21 +35,21 @@ def seed(
     progress: Progress | None = None,
     redis_url: str | None = None,
 ) -> dict[str, int]:
-    """Write the data set in one transaction, vacuum and analyze it, and return the rows written by table.
+    """Write the sample data in one transaction, vacuum and analyze, and return the rows written by table.
 
-    What services have cached in Redis at `redis_url` is dropped in the end: COPY registers nothing with it.
+    Drops the cache in Redis at `redis_url` at the end, because COPY invalidates nothing.
     Units:  scale multiplies the rows of every table but salons, 1..MAX_SCALE.
     Raises: DataExistsError if a table has rows, unless `replace`, which empties all of them in the same transaction.
     """
     if not 1 <= scale <= MAX_SCALE:
         raise ValueError(f"scale must be from 1 to {MAX_SCALE}, not {scale}")
     progress = progress or Progress(disable=True)
-    task = progress.add_task("seed data", total=ROWS["salons"] + scale * (sum(ROWS.values()) - ROWS["salons"]))
+    task = progress.add_task("sample data", total=ROWS["salons"] + scale * (sum(ROWS.values()) - ROWS["salons"]))
     advance = partial(progress.advance, task)
     url, _ = split_pool_parameters(database_url)
     with psycopg.connect(url) as conn:
         _claim_tables(conn, replace)
-        # Resources and events follow from the bookings: how many there are is not known before.
+        # The number of resources and events depends on the bookings, so the progress bar leaves them out.
         written = {
             table: _copy(conn, table, rows, advance if table in ROWS else _ignore) for table, rows in data_set(scale)
         }
@@ -65,12 +65,12 @@ def _ignore(_: float) -> None:
 
 
 def _claim_tables(conn: psycopg.Connection, replace: bool) -> None:
-    # Another seed at the same time waits here, and then finds rows.
+    # A second run waits here until the first has committed, and then finds rows.
     conn.execute(sql.SQL("LOCK TABLE {}").format(_TABLE_LIST))
     for table in () if replace else _TABLES:
         if conn.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(table))).fetchone():
             raise DataExistsError(f"table {table} already has rows")
-    conn.execute(sql.SQL("TRUNCATE {}").format(_TABLE_LIST))  # of empty tables, too: COPY may FREEZE only then
+    conn.execute(sql.SQL("TRUNCATE {}").format(_TABLE_LIST))  # even if empty: COPY FREEZE requires it
 
 
 def _copy(conn: psycopg.Connection, table: str, rows: Iterable[Row], advance: Callable[[float], None]) -> int:

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from ops.indexes import INDEXES, TABLES
 from ops.migrate import migrate, service_url
 from ops.process import free_port, free_ports
-from ops.seed import seed
+from ops.sample_data import load_sample_data
 from ops.servers import Postgres, Valkey
 from ops.up import SERVICES, Plan, environments, start_services
 
@@ -45,7 +45,7 @@ def system(scale: int, progress: Progress) -> Iterator[System]:
         valkey = stack.enter_context(Valkey(data=folder / "valkey"))
         progress.advance(started)
         migrate(postgres.dsn, {})
-        seed(postgres.dsn, scale, progress=progress)
+        load_sample_data(postgres.dsn, scale, progress=progress)
         copy_url = copy(postgres.dsn)
         progress.advance(started)
         ports = {name: free_port() for name in SERVICES}

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ops.report.figures import PoolFigures, Report, Row, Times
-from ops.report.seed_figures import SEED
+from tools.report.figures import PoolFigures, Report, Row, Times
+from tools.report.seed_figures import SEED
 
 NOTHING = "-"
 

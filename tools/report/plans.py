@@ -8,10 +8,10 @@ import psycopg
 
 from libs.db import split_pool_parameters
 from ops.indexes import IndexState, index_states
-from ops.report.figures import IndexGain, Plan
-from ops.report.index_statements import INDEX_STATEMENTS
-from ops.report.seed_figures import EXPECTED_GAINS
-from ops.report.system import System, without
+from tools.report.figures import IndexGain, Plan
+from tools.report.index_statements import INDEX_STATEMENTS
+from tools.report.seed_figures import EXPECTED_GAINS
+from tools.report.system import System, without
 
 LITTLE_GAIN = 10.0  # %: less may be noise
 

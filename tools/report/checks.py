@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ops.report.figures import Check, IndexGain, Plan, Pools, Row, Workload
-from ops.report.seed_figures import BOOKINGS, SALONS, SEED, STATS
+from tools.report.figures import Check, IndexGain, Plan, Pools, Row, Workload
+from tools.report.seed_figures import BOOKINGS, SALONS, SEED, STATS
 
 BUFFERS = SEED.buffer_hit_rate_target
 

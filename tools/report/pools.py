@@ -7,11 +7,11 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from libs.db import DatabaseUnavailable, PoolExhausted
-from ops.report.figures import PoolFigures, Pools, times
-from ops.report.rows import Rpcs, timed
-from ops.report.ways import After, Before, Counts
-from ops.report.workload import Read
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
+from tools.report.figures import PoolFigures, Pools, times
+from tools.report.rows import Rpcs, timed
+from tools.report.ways import After, Before, Counts
+from tools.report.workload import Read
 
 CALLERS = 128  # the seed's "120+"
 FAILURES = (PoolTimeout, PoolExhausted, DatabaseUnavailable, psycopg.Error, grpc.aio.AioRpcError)

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import grpc
 
 from libs.cache import MAX_AGE
-from ops.report.cases import Ask, Case
-from ops.report.figures import Measured, times
-from ops.report.seed_figures import LINES
-from ops.report.system import System, without
-from ops.report.ways import After, Before
+from tools.report.cases import Ask, Case
+from tools.report.figures import Measured, times
+from tools.report.seed_figures import LINES
+from tools.report.system import System, without
+from tools.report.ways import After, Before
 
 T = TypeVar("T")
 CALLERS = (1, 32)

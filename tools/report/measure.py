@@ -11,17 +11,17 @@ import redis
 import uvloop
 from rich.progress import Progress
 
-from ops.report.cases import Case, cases
-from ops.report.checks import headline, others, passed, targets
-from ops.report.figures import Report, Row, Run, Slow, row
-from ops.report.index_statements import INDEX_STATEMENTS
-from ops.report.plans import explained, gains
-from ops.report.pools import measure_pools
-from ops.report.rows import Effort, Rpcs, measure_case
-from ops.report.seed_figures import LINES
-from ops.report.system import SLOW_MS, System, cores, system
-from ops.report.ways import After, Before, connected
-from ops.report.workload import Read, measure_workload, steps
+from tools.report.cases import Case, cases
+from tools.report.checks import headline, others, passed, targets
+from tools.report.figures import Report, Row, Run, Slow, row
+from tools.report.index_statements import INDEX_STATEMENTS
+from tools.report.plans import explained, gains
+from tools.report.pools import measure_pools
+from tools.report.rows import Effort, Rpcs, measure_case
+from tools.report.seed_figures import LINES
+from tools.report.system import SLOW_MS, System, cores, system
+from tools.report.ways import After, Before, connected
+from tools.report.workload import Read, measure_workload, steps
 
 SLOWEST = 5  # statements listed of each way
 
