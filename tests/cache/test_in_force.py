@@ -62,7 +62,10 @@ async def test_a_master_demoted_and_promoted_again_holds_nothing(start: Start, m
     assert (await shop.read())[:2] == (b"old", "miss")
 
 
-@pytest.mark.parametrize(("without", "poll"), [(WithoutRedis.BOUNDED, POLL), (WithoutRedis.WAIT, 30_000)])
+@pytest.mark.parametrize(
+    ("without", "poll"),
+    [(WithoutRedis.BOUNDED, POLL), (WithoutRedis.WAIT, 30_000), (WithoutRedis.REFUSE, 30_000)],
+)
 async def test_a_master_demoted_to_its_promoted_replica_does_not_show_what_that_had_not_seen(
     pool: AsyncConnectionPool, without: WithoutRedis, poll: int
 ) -> None:
