@@ -1,10 +1,14 @@
-"""A TCP proxy that stands between a service and a server, and does to the traffic what networks do."""
+"""A TCP proxy that stands between a service and a server, and does to the traffic what networks do.
+
+`python -m ops.proxy PORT:SERVER_PORT ...` runs proxies that only pass bytes on, for faults of the process itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 
 class Proxy:
@@ -99,8 +103,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(port: int) -> AsyncIterator[Proxy]:
-    """Run a proxy to a port of this machine, on a port of its own."""
+async def proxy(port: int, listen: int = 0) -> AsyncIterator[Proxy]:
+    """Run a proxy to a port of this machine; it listens on the port `listen`, on a free one for 0."""
     between = Proxy()
     connections: set[asyncio.Task[None]] = set()
 
@@ -109,7 +113,7 @@ async def proxy(port: int) -> AsyncIterator[Proxy]:
         connections.add(task)
         task.add_done_callback(connections.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", listen)
     between.port = server.sockets[0].getsockname()[1]
     try:
         yield between
@@ -118,3 +122,16 @@ async def proxy(port: int) -> AsyncIterator[Proxy]:
         between.reset()
         await asyncio.gather(*connections, return_exceptions=True)
         await server.wait_closed()
+
+
+async def main(*pairs: str) -> None:
+    """Run a proxy for each PORT:SERVER_PORT, until the process is ended."""
+    async with AsyncExitStack() as stack:
+        for pair in pairs:
+            listen, port = map(int, pair.split(":"))
+            await stack.enter_async_context(proxy(port, listen))
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
