@@ -22,14 +22,14 @@ def coherence(*options: str, **environment: str) -> tuple[int, Any]:
 
 def test_coherence_finds_nothing_stale_and_nothing_lost() -> None:
     code, found = coherence("--mode", "refuse")
-    assert (code, found["ok"], found["stale_replies"], found["lost_writes"]) == (0, True, 0, [])
-    assert all(counts["reads"] for counts in found["by_rpc"].values())
-    assert any(counts["hit"] for counts in found["by_rpc"].values())
-    assert found["writes_acknowledged"]
+    assert (code, found["ok"], found["totals"]["stale"], found["lost"]) == (0, True, 0, [])
+    assert all(counts["reads"] for counts in found["rpcs"].values())
+    assert any(counts["hit"] for counts in found["rpcs"].values())
+    assert found["totals"]["acknowledged"]
 
 
 def test_coherence_finds_stale_reads_when_writes_do_not_register() -> None:
     code, found = coherence("--mode", "refuse", PYTHONPATH=str(WITHOUT_REGISTRATION))
-    assert (code, found["ok"], found["lost_writes"]) == (1, False, [])
-    assert found["stale_replies"]
+    assert (code, found["ok"], found["lost"]) == (1, False, [])
+    assert found["totals"]["stale"]
     assert all(finding["shown"] < finding["known"] for finding in found["findings"])

@@ -52,8 +52,9 @@ class PoolExhausted(Exception):
 class Database:
     """The pool of one process.
 
-    `lost` counts the connections that an outage or a promotion ended. `history` is that of its connections, None until
-    there was a primary. `canary` may be set before `open`: the name of the table for `check_numbering`.
+    `lost` counts the connections that an outage or a promotion ended. `history` is the line of history of its
+    connections, None until there was a primary. Two attributes may be set before `open`: `canary` is the name of the
+    table for `check_numbering`; `on_move` is called when the history has changed, before the first statement there.
     """
 
     def __init__(self, settings: DatabaseSettings, application_name: str) -> None:
@@ -67,6 +68,7 @@ class Database:
         self.acquisition_seconds = 0.0
         self.history: History | None = None
         self.canary: str | None = None
+        self.on_move: Callable[[], None] = lambda: None
         self._on_change: OnChange = _ignore
         url = psycopg.conninfo.conninfo_to_dict(settings.url.get_secret_value())
         parameters: dict[str, Any] = {**CONNECTION_DEFAULTS, **url, "application_name": application_name}
@@ -273,6 +275,7 @@ class Database:
         self.lost += len(self._connections)
         if before and before != now:
             log.warning("database moved", before=before._asdict(), now=now and now._asdict())
+            self.on_move()
             for conn in self._connections:
                 conn.hang_up()
             if self.available:

@@ -110,6 +110,7 @@ async def serve(
         if service.close:
             stack.push_async_callback(service.close)
         stack.push_async_callback(database.close)
+        database.on_move = cache.database_moved
         await database.open(lambda available: healths.set(name, SERVING if available else NOT_SERVING))
         stack.push_async_callback(cache.close)
         await cache.open()

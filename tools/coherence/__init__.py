@@ -1,4 +1,5 @@
-"""Checks a running system: random reads and writes while faults are injected, every read compared with every write.
+"""`make coherence`: load on a whole system while faults happen, with each read checked (decision 0018).
 
-`make coherence SECONDS=300 MODE=bounded`. docs/decisions/0018 says how it works.
+`system` is what is tested, `writer` and `reader` are the load, `state` is the memory that their processes share,
+`faults` is what happens meanwhile, and `run` puts them together.
 """

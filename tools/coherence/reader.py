@@ -1,121 +1,175 @@
-"""A process of readers: `python -m tools.coherence.reader PROCESS SPEC`. It prints what it finds, as lines of JSON."""
+"""The readers of one process, and the reads that they check."""
 
 import asyncio
-import json
-import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from tools.coherence.client import AWAY, TIMEOUT_SECONDS, Spec, Stubs, start
-from tools.coherence.ledger import SALONS, WRITERS, Ledger, describe
-from tools.coherence.reads import Read, Reads
+from parlor.stats.v1 import stats_pb2
+from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, day, phone, request
+from tools.coherence.state import CUSTOMERS, INDEX, ITEMS, PERIODS, SALONS, SERVICES, WRITERS
 
 AT_ONCE = 3  # reads of this process under way at each service
 PAUSE_SECONDS = 0.005
-AWAY_SECONDS = 0.05
-MOST_FINDINGS = 20  # printed; all are counted
+BATCH = 100
+LONGEST_PAGE = 200
+LAST_DAY = 3000
 NS = 1_000_000  # of a ms
 
 
-class Reader:
-    """Makes reads, and checks each."""
+class Read(NamedTuple):
+    """The fields of a request, the items that it asks for, and which version of each a reply shows."""
 
-    def __init__(self, spec: Spec, process: int, services: Stubs) -> None:
-        """Read nothing yet."""
-        self.services = services
-        self.spec = spec
-        self.ledger = Ledger(spec.file, process)
-        self.random = random.Random(f"{spec.seed} {process}")  # noqa: S311
-        self.found = 0
+    fields: dict[str, Any]
+    items: Sequence[int]
+    shown: Callable[[Any], Sequence[int]]
+
+
+class Reader(Client):
+    """Readers of all salons, more often of their first customers and bookings than of their last."""
 
     async def run(self) -> None:
-        """Read until all shall end, once there is something to read."""
-        reads = Reads(self.ledger, self.random, self.spec.began)
-        of_booking = [reads.salon, reads.salon_by_phone_number_id, reads.batch]
-        of_booking += [reads.booking] * 3 + [reads.bookings] * 2 + [reads.events] * 2
-        while self.ledger.total("ready") < WRITERS:  # noqa: ASYNC110 - of other processes
-            await asyncio.sleep(AWAY_SECONDS)
-        self.ledger.count_total("ready")
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(AT_ONCE):
-                for stub in self.services.booking:
-                    tasks.create_task(self.repeat(stub, of_booking))
-                tasks.create_task(self.repeat(self.services.messaging, [reads.conversation, reads.messages]))
-                tasks.create_task(self.repeat(self.services.stats, [reads.salon_stats, reads.booking_stats]))
+        """Read until the end, once there is something to read."""
+        while self.state.total("ready") < WRITERS:  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(RETRY_SECONDS)
+        self.state.count("ready")
+        reads = [(name, stub) for name, stubs in self.stubs.items() for stub in stubs]
+        await asyncio.gather(*(self.read_on(name, stub) for name, stub in reads * AT_ONCE))
 
-    async def repeat(self, stub: Any, kinds: Sequence[Callable[[int], Read]]) -> None:
+    async def read_on(self, service: str, stub: Any) -> None:
         """Make one read after another at a service."""
-        while not self.ledger.ending:
-            read = self.random.choice(kinds)(self.random.randrange(SALONS))
-            answered = await self.read(getattr(stub, read.rpc), read)
-            await asyncio.sleep(PAUSE_SECONDS if answered else AWAY_SECONDS)
+        while self.running:
+            rpc = self.random.choice(SERVICES[service])
+            salon = self.random.randrange(SALONS)
+            read: Read = getattr(self, rpc)(salon)
+            new = request(service, rpc, **read.fields)
+            if rpc != "GetSalonByPhoneNumberId":
+                new.salon_id = f"salon-{salon}"
+            answered = await self.make(rpc, getattr(stub, rpc), new, read)
+            await asyncio.sleep(PAUSE_SECONDS if answered else RETRY_SECONDS)
 
-    async def read(self, rpc: Any, read: Read) -> bool:
+    async def make(self, rpc: str, call: Any, new: Any, read: Read) -> bool:
         """Make a read and check it; return whether it was answered."""
-        behind = self.spec.behind_ms * NS
-        known = [self.ledger.known(fact) for fact in read.facts]
-        least = known if self.spec.mode == "refuse" else [self.ledger.acknowledged(fact) for fact in read.facts]
-        began = time.monotonic_ns()
-        call, source = rpc(read.request, timeout=TIMEOUT_SECONDS), ""
-        self.ledger.count(read.rpc, "rpcs")
+        state = self.state
+        known = [state.known(item) for item in read.items]
+        least = known if self.spec.is_shown_final else [state.acknowledged(item) for item in read.items]
+        began, source = time.monotonic_ns(), ""
+        state.count((rpc, "rpcs"))
         try:
-            shown = read.shown(await call)
-            source = str(dict(await call.trailing_metadata())["x-cache"])
-            self.ledger.count(read.rpc, source)
+            reply = call(new, timeout=TIMEOUT_SECONDS)
+            shown = read.shown(await reply)
+            source = str(dict(await reply.trailing_metadata())["x-cache"])
+            state.count((rpc, source))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
-                self.failed(read, error)
+                state.count((rpc, "failed"))
+                self.failed(rpc, error)
                 return False
-            shown = [0] * len(read.facts)  # what it says of all that it was asked for
-        self.ledger.count(read.rpc, "reads", len(shown) if read.rpc == "BatchGetBookings" else 1)
-        self.check(read, least, shown, source, began, behind + (self.spec.near_ms * NS if source == "near" else 0))
-        if any(one <= value < other for one, value, other in zip(least, shown, known, strict=True)):
-            self.ledger.count(read.rpc, "split")
+            shown = [0] * len(read.items)  # a wrong negative answer is stale, too
+        state.count((rpc, "reads"), len(shown) if rpc == "BatchGetBookings" else 1)
+        self.check(rpc, read.items, least, shown, source, began)
+        if any(low <= version < high for low, version, high in zip(least, shown, known, strict=True)):
+            state.count((rpc, "split"))
         return True
 
     def check(
-        self, read: Read, least: Sequence[int], shown: Sequence[int], source: str, began: int, bound: int
+        self, rpc: str, items: Sequence[int], least: Sequence[int], shown: Sequence[int], source: str, began: int
     ) -> None:
-        """Compare what a reply shows with what it must; `bound` ns is how long it may be behind."""
+        """Compare the versions that a reply shows with the least that it must."""
+        bound_ms = self.spec.behind_ms + (self.spec.near_ms if source == "near" else 0)
         stale = False
-        for fact, wanted, value in zip(read.facts, least, shown, strict=True):
-            self.ledger.see(fact, value)
-            if value >= wanted:
+        for item, wanted, version in zip(items, least, shown, strict=True):
+            self.state.see(item, version)
+            if version >= wanted:
                 continue
-            age = self.ledger.behind_ns(fact, value, began)
-            self.ledger.note_oldest(read.rpc, age)
-            if age > bound or not bound:
+            age_ns = self.state.age_ns(item, version, began)
+            self.state.note_age(age_ns)
+            if age_ns > bound_ms * NS or not bound_ms:
                 stale = True
-                acknowledged = self.ledger.acknowledged(fact)
-                self.tell(
-                    read.rpc,
-                    fact=describe(fact),
-                    shown=value,
-                    known=wanted,
-                    acknowledged=acknowledged,
-                    age_ms=age / NS,
-                    source=source,
-                    began_ns=began,
-                )
+                versions = {"shown": version, "known": wanted, "acknowledged": self.state.acknowledged(item)}
+                self.found(rpc, item=ITEMS[item], **versions, age_ms=age_ns / NS, source=source, at=time.time())
         if stale:
-            self.ledger.count(read.rpc, "stale")
+            self.state.count((rpc, "stale"))
 
-    def failed(self, read: Read, error: grpc.aio.AioRpcError) -> None:
-        """Count a failure, which is no finding while something is away."""
-        self.ledger.count(read.rpc, "failed")
-        if error.code() not in AWAY:
-            self.ledger.count_total("unexpected")
-            self.tell(read.rpc, code=error.code().name, details=error.details())
+    def GetSalon(self, salon: int) -> Read:
+        """Read a salon's name."""
+        return Read({}, [INDEX["name", salon]], lambda reply: [int(reply.name)])
 
-    def tell(self, rpc: str, **found: Any) -> None:
-        """Print a finding."""
-        self.found += 1
-        if self.found <= MOST_FINDINGS:
-            print(json.dumps({"rpc": rpc, **found}), flush=True)
+    def GetSalonByPhoneNumberId(self, salon: int) -> Read:
+        """Read a salon's name by its other key."""
+        return Read({"phone_number_id": f"10{salon}"}, [INDEX["name", salon]], lambda reply: [int(reply.name)])
+
+    def GetBookingByCode(self, salon: int) -> Read:
+        """Read a booking's revision."""
+        item = self._booking(salon)
+        return Read({"booking_code": self.state.code(item)}, [item], lambda reply: [reply.revision])
+
+    def BatchGetBookings(self, salon: int) -> Read:
+        """Read the revisions of up to 100 bookings."""
+        items = self.state.bookings(salon, range(CUSTOMERS))[:BATCH]
+        codes = [self.state.code(item) for item in items]
+        return Read({"booking_codes": codes}, items, lambda reply: [each.revision for each in reply.bookings])
+
+    def ListBookings(self, salon: int) -> Read:
+        """List the bookings of a customer, in which none may be missing."""
+        customer = self._low(CUSTOMERS)
+        items = self.state.bookings(salon, [customer])
+        codes = [self.state.code(item) for item in items]
+
+        def shown(reply: Any) -> list[int]:
+            revisions = {booking.booking_code: booking.revision for booking in reply.bookings}
+            return [revisions.get(code, 0) for code in codes]
+
+        return Read({"customer_phone": phone(customer), "page_size": LONGEST_PAGE}, items, shown)
+
+    def ListBookingEvents(self, salon: int) -> Read:
+        """List the history of a booking, which has an event for each revision."""
+        item = self._booking(salon)
+
+        def shown(reply: Any) -> list[int]:
+            return [self.state.known(item) if reply.next_page_token else len(reply.booking_events)]
+
+        return Read({"booking_code": self.state.code(item), "page_size": LONGEST_PAGE}, [item], shown)
+
+    def GetSalonStats(self, salon: int) -> Read:
+        """Count the bookings that were moved at least so many times."""
+        times = self._low(PERIODS)
+        fields = {"start_time": day(times), "end_time": day(LAST_DAY)}
+        return Read(fields, [INDEX["bookings moved", salon, times]], lambda reply: [reply.bookings])
+
+    def ListBookingStats(self, salon: int) -> Read:
+        """Count the changes of all bookings' status."""
+        began = self.spec.began
+        period = {"start_time": Timestamp(seconds=began - DAY), "end_time": Timestamp(seconds=began + 10 * DAY)}
+
+        def shown(reply: Any) -> list[int]:
+            return [sum(bucket.confirmed + 2 * bucket.completed for bucket in reply.booking_stats)]
+
+        return Read({**period, "bucket": stats_pb2.TIME_BUCKET_MONTH}, [INDEX["status changes", salon]], shown)
+
+    def GetConversation(self, salon: int) -> Read:
+        """Read a conversation with its newest message."""
+        customer = self._low(CUSTOMERS)
+        fields = {"phone_number": phone(customer), "message_limit": 1}
+        return Read(fields, [INDEX["message", salon, customer]], _newest)
+
+    def ListMessages(self, salon: int) -> Read:
+        """Read the newest message of a customer."""
+        customer = self._low(CUSTOMERS)
+        fields = {"phone_number": phone(customer), "page_size": 1}
+        return Read(fields, [INDEX["message", salon, customer]], _newest)
+
+    def _low(self, end: int) -> int:
+        return int(end * self.random.random() ** 2)
+
+    def _booking(self, salon: int) -> int:
+        """Return a booking that has a code."""
+        items = self.state.bookings(salon, [self._low(CUSTOMERS)])
+        return items[int(len(items) * self.random.random() ** 6)]
 
 
-if __name__ == "__main__":
-    start(Reader)
+def _newest(reply: Any) -> list[int]:
+    return [int(message.content) for message in reply.messages] or [0]

@@ -1,62 +1,32 @@
-"""A run: start the system, its writers and readers, let faults happen, and say what was found."""
+"""A run: start the system and its load, let faults happen, and report what was found."""
 
-import json
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn
 
-from ops.process import StartError, spawn
+from ops.process import StartError
 from ops.up import Plan, data_folder
-from tools.coherence import ledger as facts
-from tools.coherence.client import TIMEOUT_SECONDS, Spec, phone, salon_id
-from tools.coherence.faults import Faults
-from tools.coherence.ledger import COUNTS, CUSTOMERS, PROCESSES, RPCS, SALONS, WRITERS, Ledger
+from tools.coherence.client import TIMEOUT_SECONDS, phone, run_client
+from tools.coherence.faults import POSTGRES, Faults
+from tools.coherence.reader import Reader
 from tools.coherence.report import Report
+from tools.coherence.state import ITEMS, PROCESSES, READERS, WRITERS, State
 from tools.coherence.system import System, running
+from tools.coherence.writer import Writer
 
 READY_SECONDS = 60
 END_SECONDS = 4 * TIMEOUT_SECONDS
 TICK_SECONDS = 0.2
 
-
-class Client(NamedTuple):
-    """A process of writers or readers."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def last_words(self) -> str:
-        """Return the end of what it printed."""
-        return self.log.read_text()[-5000:]
-
-
-class Live(ProgressColumn):
-    """The counts so far."""
-
-    def __init__(self, ledger: Ledger, report: Report) -> None:
-        """Take what counts."""
-        super().__init__(Column(no_wrap=True))
-        self._board = ledger
-        self._report = report
-
-    def render(self, task: Task) -> Text:
-        """Return the counts as they are now."""
-        total = self._board.total
-        return Text(
-            f"{total('reads'):,} reads, {total('acknowledged'):,} writes, {len(self._report.faults)} faults,"
-            f" {total('stale'):,} stale"
-        )
+Clients = list["Future[list[dict[str, Any]]]"]
 
 
 def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool = True, only: str = "") -> Report:
@@ -67,123 +37,87 @@ def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool 
         folder = stack.enter_context(data_folder(plan))
         console.print(f"starting: mode {mode}, seed {seed}", highlight=False)
         system = stack.enter_context(running(folder, mode))
-        ledger = Ledger(folder / "ledger")
-        chaos = Faults(system, seed, strict=mode != "bounded", only=only) if faults else None
-        spec = system.spec(folder / "ledger", mode, seed, int(time.time()))
-        with clients(spec, folder) as started:
-            until_ready(ledger, started)
-            columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), Live(ledger, report))
-            with Progress(*columns, console=console) as progress:
-                watch(report, ledger, system, chaos, progress, started)
-            ledger.end()
-            for client in started:
-                until_ended(client)
-        report.lost += lost(system.postgres.dsn, ledger)
-        report.rpcs = {rpc: {what: ledger.counted(rpc, what) for what in COUNTS} for rpc in RPCS}
-        report.acknowledged, report.retried = ledger.total("acknowledged"), ledger.total("retried")
-        report.unexpected = ledger.total("unexpected")
-        report.findings = list(findings(folder))
+        state = State(folder / "state")
+        spec = system.spec(folder / "state", mode, seed, int(time.time()))
+        pool = stack.enter_context(ProcessPoolExecutor(PROCESSES, get_context("spawn")))
+        stack.callback(state.end)
+        kinds: list[Any] = [Writer] * WRITERS + [Reader] * READERS
+        clients: Clients = [pool.submit(run_client, kind, spec, number) for number, kind in enumerate(kinds)]
+        until_ready(state, clients)
+        columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s, {task.description}"))
+        with Progress(*columns, console=console) as progress:
+            watch(report, state, system, clients, Faults(system, seed, mode, only) if faults else None, progress)
+        state.end()
+        for client in clients:
+            report.findings += client.result(END_SECONDS)
+        report.lost += lost(system.postgres.primary.dsn, state)
+        report.finish(state)
     return report
 
 
-@contextmanager
-def clients(spec: Spec, folder: Path) -> Iterator[list[Client]]:
-    """Run writers and readers for the block; in the end they are killed if they have not ended."""
-    started = []
-    for number in range(PROCESSES):
-        kind = "writer" if number < WRITERS else "reader"
-        log = folder / f"log/clients-{number}.log"
-        command = [sys.executable, "-X", "faulthandler", "-m", f"tools.coherence.{kind}", str(number), str(spec)]
-        started.append(Client(spawn(command, log, signal.SIGTERM), log))
-    try:
-        yield started
-    finally:
-        for client in started:
-            client.process.kill()
-            client.process.wait()
-
-
-def until_ready(ledger: Ledger, clients: list[Client]) -> None:
-    """Wait until the writers have made what is read, and the readers have begun. Raises: StartError."""
+def until_ready(state: State, clients: Clients) -> None:
+    """Wait until the first writes are done and the readers have begun. Raises: StartError."""
     deadline = time.monotonic() + READY_SECONDS
-    while ledger.total("ready") < len(clients):
+    while state.total("ready") < PROCESSES:
         check(clients)
         if time.monotonic() > deadline:
             raise StartError("the first writes and reads took more than a minute")
         time.sleep(TICK_SECONDS)
 
 
-def check(clients: list[Client]) -> None:
-    """Raise StartError if a process has ended."""
+def check(clients: Clients) -> None:
+    """Raise StartError if a client process has ended."""
     for client in clients:
-        if client.process.poll() is not None:
-            raise StartError(f"a client ended by itself: {client.last_words()}")
-
-
-def until_ended(client: Client) -> None:
-    """Wait until a process has ended. Raises: StartError, with where it stood, if it does not."""
-    try:
-        client.process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        client.process.send_signal(signal.SIGABRT)
-        client.process.wait()
-        raise StartError(f"a client did not end: {client.last_words()}") from None
+        if client.done():
+            raise StartError(f"a client process ended: {client.exception()!r}")
 
 
 def watch(
-    report: Report,
-    ledger: Ledger,
-    system: System,
-    faults: Faults | None,
-    progress: Progress,
-    clients: list[Client],
+    report: Report, state: State, system: System, clients: Clients, faults: Faults | None, progress: Progress
 ) -> None:
-    """Let faults happen until the time is over. After each crash of PostgreSQL look for lost writes."""
+    """Let faults happen until the time is over; after each of Postgres look for lost writes."""
     task = progress.add_task("", total=report.seconds)
     began = time.monotonic()
     next_fault = faults.calm() if faults else report.seconds
     while (passed := time.monotonic() - began) < report.seconds:
-        progress.update(task, completed=passed)
+        counts = f"{state.total('reads'):,} reads, {state.total('acknowledged'):,} writes, {len(report.faults)} faults"
+        text = f"{counts}, {state.total('stale'):,} stale, {len(report.lost)} lost"
+        progress.update(task, completed=passed, description=text)
         check(clients)
         if faults and passed >= next_fault:
-            what = faults.inject()
-            report.faults.append((passed, what))
+            what = faults.happen()
+            report.faults.append((round(passed, 1), what))
             progress.console.print(f"{passed:6.1f} s  {what}", highlight=False)
-            if what.startswith("PostgreSQL"):
-                report.lost += lost(system.postgres.dsn, ledger)
+            if what.startswith(POSTGRES):
+                report.lost += lost(system.postgres.primary.dsn, state)
             next_fault = time.monotonic() - began + faults.calm()
         time.sleep(TICK_SECONDS)
     progress.update(task, completed=report.seconds)
-    report.seconds = passed
+    report.seconds = round(passed, 1)
 
 
-def lost(dsn: str, ledger: Ledger) -> list[str]:
+def lost(dsn: str, state: State) -> list[str]:
     """Return the acknowledged writes that the database does not have."""
-    acknowledged = [ledger.acknowledged(fact) for fact in range(facts.FACTS)]
+    acknowledged = [state.acknowledged(item) for item in range(len(ITEMS))]
+    names: dict[str, Callable[..., tuple[str, ...]]] = {
+        "name": lambda item, salon: (f"salon-{salon}",),
+        "message": lambda item, salon, customer: (f"salon-{salon}", phone(customer)),
+        "booking": lambda item, salon, *_: (f"salon-{salon}", state.code(item)),
+    }
+    expected = {
+        item: names[str(kind)](item, *place)
+        for item, (kind, *place) in enumerate(ITEMS)
+        if kind in names and acknowledged[item] and not (kind == "booking" and not state.code(item))
+    }
     with psycopg.connect(dsn) as conn:
         salons = conn.execute("SELECT salon_id, name::int FROM salons").fetchall()
         bookings = conn.execute("SELECT salon_id, booking_code, revision FROM bookings").fetchall()
         messages = conn.execute(
             "SELECT salon_id, phone_number, max(content::int) FROM messages GROUP BY salon_id, phone_number"
         ).fetchall()
-    values = {row[:-1]: row[-1] for row in (*salons, *bookings, *messages)}
-    there: dict[int, int] = {}
-    for salon, of_salon in enumerate(map(salon_id, range(SALONS))):
-        there[facts.name(salon)] = values.get((of_salon,), 0)
-        for customer in range(CUSTOMERS):
-            there[facts.messages(salon, customer)] = values.get((of_salon, phone(customer)), 0)
-        for fact in ledger.coded(facts.bookings(salon, *range(CUSTOMERS))):
-            there[fact] = values.get((of_salon, ledger.code(fact)), 0)
+    versions = {row[:-1]: row[-1] for row in (*salons, *bookings, *messages)}
     return [
-        f"{facts.describe(fact)}: {acknowledged[fact]} was acknowledged, {value} is there"
-        for fact, value in there.items()
-        if value < acknowledged[fact]
+        f"{ITEMS[item]}: {acknowledged[item]} was acknowledged, {versions.get(name, 0)} is in the database"
+        for item, name in expected.items()
+        if versions.get(name, 0) < acknowledged[item]
     ]
-
-
-def findings(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what the processes printed."""
-    for log in sorted(folder.glob("log/clients-*.log")):
-        for line in log.read_text().splitlines():
-            if line.startswith("{"):
-                yield json.loads(line)

@@ -1,15 +1,15 @@
-"""A process of writers: `python -m tools.coherence.writer PROCESS SPEC`. It prints what it finds, as lines of JSON.
+"""The writers of one process.
 
-Each salon belongs to one of these processes, and none writes to the same thing twice at once: so it knows what every
-fact is. A write whose outcome is unknown is repeated, anywhere, with its request_id, until it is acknowledged.
+Each object is written by one task only, one write after the other, so the writers know the version of each. A write
+whose outcome is unknown is repeated with its request_id, at any process, until it is acknowledged.
 """
 
 import asyncio
-import json
-import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -17,190 +17,123 @@ import grpc
 
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
-from tools.coherence import ledger as facts
-from tools.coherence.client import AWAY, TIMEOUT_SECONDS, Spec, Stubs, day, phone, phone_number_id, salon_id, start
-from tools.coherence.ledger import CUSTOMERS, PERIODS, SALONS, SLOTS, WRITERS, Ledger
+from tools.coherence.client import RETRY_SECONDS, TIMEOUT_SECONDS, Client, day, phone, request
+from tools.coherence.state import CUSTOMERS, INDEX, PERIODS, SALONS, SLOTS, WRITERS
 
-FIRST_SLOTS = 25  # bookings that a customer has when the readers begin
-AT_ONCE = 6  # writes of this process under way
+FIRST_BOOKINGS = 25  # of each customer, before the readers begin
+PAUSE_SECONDS = 0.6  # after each write, on average
+LONGEST_PAUSE_SECONDS = 5.0
 MOST_IN_A_ROW = 5
-PAUSE_SECONDS = 0.6  # after each write, in the mean
-AWAY_SECONDS = 0.1
-TICK_SECONDS = 0.05
+STATUSES = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_COMPLETED
 
 
-class Writer:
-    """Writes, and notes what was acknowledged."""
+@dataclass
+class Booking:
+    """A booking: its item, how often it was moved, and how many of STATUSES it has had."""
 
-    def __init__(self, spec: Spec, process: int, services: Stubs) -> None:
-        """Write nothing yet."""
-        self.ledger = Ledger(spec.file, process)
-        self.random = random.Random(f"{spec.seed} {process}")  # noqa: S311
-        self.services = services
-        self.salons = range(process, SALONS, WRITERS)
-        self.values: dict[int, int] = {}  # of facts, as acknowledged
-        self.moves: dict[int, int] = {}  # of bookings: how often each was rescheduled
-        self.steps: dict[int, int] = {}  # of bookings: 0 PENDING, 1 CONFIRMED, 2 COMPLETED
-        self.busy: set[int] = set()
+    item: int
+    moves: int = 0
+    statuses: int = 0
+
+
+class Writer(Client):
+    """The writers of every WRITERS-th salon: two tasks for each salon, one for every other customer."""
 
     async def run(self) -> None:
-        """Make what the readers begin with, then write until all shall end."""
-        for salon in self.salons:
+        """Write what the readers begin with, then write until the end."""
+        self.bookings: dict[tuple[int, int], list[Booking]] = defaultdict(list)
+        salons = range(self.process, SALONS, WRITERS)
+        owned = [(salon, range(first, CUSTOMERS, 2)) for salon, first in product(salons, range(2))]
+        for salon in salons:
             await self.rename(salon)
-            for slot in range(FIRST_SLOTS):
-                await asyncio.gather(*(self.create(salon, customer, slot) for customer in range(CUSTOMERS)))
-        self.ledger.count_total("ready")
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(AT_ONCE):
-                tasks.create_task(self.repeat())
+        await asyncio.gather(*(self.prepare(*each) for each in owned))
+        self.state.count("ready")
+        await asyncio.gather(*(self.write_on(*each) for each in owned))
 
-    async def repeat(self) -> None:
-        """Write several times in a row to a salon, rest, and so on."""
-        kinds = [self.rename, self.create_next, self.reschedule, self.reschedule, self.step, self.send, self.send]
-        while not self.ledger.ending:
-            salon, writes = self.random.choice(self.salons), self.random.randint(1, MOST_IN_A_ROW)
+    async def prepare(self, salon: int, customers: Sequence[int]) -> None:
+        """Create the first bookings of customers."""
+        for customer in list(customers) * FIRST_BOOKINGS:
+            await self.create(salon, customer)
+
+    async def write_on(self, salon: int, customers: Sequence[int]) -> None:
+        """Write several times in a row, pause, and so on."""
+        kinds = [self.create, self.move, self.move, self.change_status, self.send, self.send]
+        while self.running:
+            writes = self.random.randint(1, MOST_IN_A_ROW)
             for _ in range(writes):
-                await self.random.choice(kinds)(salon)
-            rested = time.monotonic() + self.random.expovariate(1 / (PAUSE_SECONDS * writes))
-            while time.monotonic() < rested and not self.ledger.ending:  # noqa: ASYNC110 - of other processes
-                await asyncio.sleep(TICK_SECONDS)
-
-    # Writes
+                await self.random.choice(kinds)(salon, self.random.choice(customers))
+                if 0 in customers and self.random.random() < 0.3:
+                    await self.rename(salon)
+            pause = self.random.expovariate(1 / (PAUSE_SECONDS * writes))
+            await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
 
     async def rename(self, salon: int) -> None:
-        """Replace a salon; its name is the next number."""
-        async with self.alone(facts.name(salon)) as fact:
-            if fact is None:
-                return
-            new = booking_pb2.Salon(
-                salon_id=salon_id(salon),
-                phone_number_id=phone_number_id(salon),
-                name=str(self.values.get(fact, 0) + 1),
-                time_zone="Europe/Berlin",
-            )
-            if await self.write(self.services.booking, booking_pb2.UpsertSalonRequest(salon=new)):
-                self.grown(fact)
+        """Replace a salon; its name is its version."""
+        item, name = INDEX["name", salon], f"salon-{salon}"
+        version = str(self.state.acknowledged(item) + 1)
+        new = {"salon_id": name, "phone_number_id": f"10{salon}", "name": version, "time_zone": "Europe/Berlin"}
+        await self.write("booking", request("booking", "UpsertSalon", salon=new), item)
 
-    async def create_next(self, salon: int) -> None:
-        """Make another booking of a customer."""
-        customer = self.random.randrange(CUSTOMERS)
-        taken = self.values.keys() | self.busy
-        slot = next((s for s in range(SLOTS) if facts.booking(salon, customer, s) not in taken), None)
-        if slot is not None:
-            await self.create(salon, customer, slot)
+    async def create(self, salon: int, customer: int) -> None:
+        """Create a booking, unless the customer has SLOTS."""
+        bookings = self.bookings[salon, customer]
+        if len(bookings) == SLOTS:
+            return
+        item = INDEX["booking", salon, customer, len(bookings)]
+        new = request("booking", "CreateBooking", salon_id=f"salon-{salon}", customer_phone=phone(customer))
+        new.start_time.CopyFrom(day(0, item % 600))
+        new.end_time.CopyFrom(day(0, item % 600 + 1))
+        if made := await self.write("booking", new, item, INDEX["bookings moved", salon, 0]):
+            bookings.append(Booking(item))
+            self.state.set_code(item, made.booking_code)
 
-    async def create(self, salon: int, customer: int, slot: int) -> None:
-        """Make a booking."""
-        async with self.alone(facts.booking(salon, customer, slot)) as fact:
-            if fact is None:
-                return
-            start = self.minute(fact)
-            request = booking_pb2.CreateBookingRequest(
-                salon_id=salon_id(salon),
-                customer_phone=phone(customer),
-                start_time=day(0, start),
-                end_time=day(0, start + 1),
-            )
-            if made := await self.write(self.services.booking, request):
-                self.grown(fact, facts.moved(salon, 0))
-                self.moves[fact] = self.steps[fact] = 0
-                self.ledger.name_booking(fact, made.booking_code)
-
-    async def reschedule(self, salon: int) -> None:
+    async def move(self, salon: int, customer: int) -> None:
         """Move a booking to the next day."""
-        movable = [fact for fact in self.of(salon) if self.steps[fact] < 2]
-        async with self.alone(self.random.choice(movable)) as fact:
-            if fact is None:
-                return
-            moves = self.moves[fact] + 1
-            request = booking_pb2.RescheduleBookingRequest(
-                salon_id=salon_id(salon),
-                booking_code=self.ledger.code(fact),
-                start_time=day(min(moves, PERIODS), self.minute(fact) + moves % 600),
-            )
-            if await self.write(self.services.booking, request):
-                self.moves[fact] = moves
-                self.grown(fact, *([facts.moved(salon, moves)] if moves < PERIODS else []))
+        booking = self.random.choice([each for each in self.bookings[salon, customer] if each.statuses < 2])
+        moves = booking.moves + 1
+        items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves < PERIODS else [])]
+        new = request("booking", "RescheduleBooking", salon_id=f"salon-{salon}")
+        new.booking_code = self.state.code(booking.item)
+        new.start_time.CopyFrom(day(min(moves, PERIODS), booking.item % 600 + moves % 600))
+        if await self.write("booking", new, *items):
+            booking.moves = moves
 
-    async def step(self, salon: int) -> None:
-        """Confirm or complete a booking; every other one stays as it was made, so that there is always one to move."""
-        movable = [fact for fact in self.of(salon) if self.steps[fact] < 2 and fact % 2]
-        if not movable:
+    async def change_status(self, salon: int, customer: int) -> None:
+        """Confirm or complete a booking; half of them never change, so that there is always one to move."""
+        bookings = [each for each in self.bookings[salon, customer] if each.statuses < 2 and each.item % 2]
+        if not bookings:
             return
-        async with self.alone(self.random.choice(movable)) as fact:
-            if fact is None:
-                return
-            statuses = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_COMPLETED
-            request = booking_pb2.UpdateBookingStatusRequest(
-                salon_id=salon_id(salon), booking_code=self.ledger.code(fact), status=statuses[self.steps[fact]]
-            )
-            if await self.write(self.services.booking, request):
-                self.steps[fact] += 1
-                self.grown(fact, facts.progress(salon))
+        booking = self.random.choice(bookings)
+        new = request("booking", "UpdateBookingStatus", salon_id=f"salon-{salon}", status=STATUSES[booking.statuses])
+        new.booking_code = self.state.code(booking.item)
+        if await self.write("booking", new, booking.item, INDEX["status changes", salon]):
+            booking.statuses += 1
 
-    async def send(self, salon: int) -> None:
-        """Record a message of a customer; its content is the next number."""
-        customer = self.random.randrange(CUSTOMERS)
-        async with self.alone(facts.messages(salon, customer)) as fact:
-            if fact is None:
-                return
-            number = self.values.get(fact, 0) + 1
-            request = messaging_pb2.RecordMessageRequest(
-                salon_id=salon_id(salon),
-                phone_number=phone(customer),
-                direction=messaging_pb2.MESSAGE_DIRECTION_INBOUND,
-                whatsapp_id=f"wamid.{customer}.{number}",
-                content=str(number),
-                send_time=day(-1000, number),
-            )
-            if await self.write([self.services.messaging], request):
-                self.grown(fact)
+    async def send(self, salon: int, customer: int) -> None:
+        """Record a message of a customer; its content is the version."""
+        item = INDEX["message", salon, customer]
+        version = self.state.acknowledged(item) + 1
+        new = request("messaging", "RecordMessage", salon_id=f"salon-{salon}", phone_number=phone(customer))
+        new.direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
+        new.whatsapp_id, new.content = f"wamid.{customer}.{version}", str(version)
+        new.send_time.CopyFrom(day(-1000, version))
+        await self.write("messaging", new, item)
 
-    # What they stand on
-
-    def of(self, salon: int) -> list[int]:
-        """Return the bookings of a salon."""
-        return [fact for fact in facts.bookings(salon, *range(CUSTOMERS)) if fact in self.moves]
-
-    def minute(self, booking: int) -> int:
-        """Return in which minute of a day a booking begins: it matters to nobody."""
-        return booking % 600
-
-    @asynccontextmanager
-    async def alone(self, fact: int) -> AsyncIterator[int | None]:
-        """Give a fact for the block, None if somebody has it."""
-        if fact in self.busy:
-            yield None
-            return
-        self.busy.add(fact)
-        try:
-            yield fact
-        finally:
-            self.busy.remove(fact)
-
-    async def write(self, services: Sequence[Any], request: Any) -> Any:
-        """Return the reply of a write; None if all ended before it was acknowledged."""
-        request.request_id = str(UUID(int=self.random.getrandbits(128), version=4))
-        rpc = type(request).__name__.removesuffix("Request")
-        while not self.ledger.ending:
+    async def write(self, service: str, new: Any, *items: int) -> Any:
+        """Write until it is acknowledged, which raises the versions of items; return the reply, None after the end."""
+        new.request_id = str(UUID(int=self.random.getrandbits(128), version=4))
+        rpc = type(new).__name__.removesuffix("Request")
+        while self.running:
             try:
-                return await getattr(self.random.choice(services), rpc)(request, timeout=TIMEOUT_SECONDS)
+                reply = await getattr(self.random.choice(self.stubs[service]), rpc)(new, timeout=TIMEOUT_SECONDS)
             except grpc.aio.AioRpcError as error:
-                self.ledger.count_total("retried")
-                if error.code() not in AWAY:
-                    self.ledger.count_total("unexpected")
-                    print(json.dumps({"rpc": rpc, "code": error.code().name, "details": error.details()}), flush=True)
-            await asyncio.sleep(AWAY_SECONDS)
+                self.state.count("retried")
+                self.failed(rpc, error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            now = time.monotonic_ns()
+            for item in items:
+                self.state.acknowledge(item, now)
+            self.state.count("acknowledged")
+            return reply
         return None
-
-    def grown(self, *more: int) -> None:
-        """Note that a write was acknowledged by which these facts grew by one."""
-        now = time.monotonic_ns()
-        for fact in more:
-            self.values[fact] = self.values.get(fact, 0) + 1
-            self.ledger.acknowledge(fact, self.values[fact], now)
-        self.ledger.count_total("acknowledged")
-
-
-if __name__ == "__main__":
-    start(Writer)
