@@ -79,12 +79,12 @@ async def serve(
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
-    exchange = WorkerMetrics(registry, database.queries, worker)
+    metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
     methods: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
     cache.warmer.busy = lambda: len(methods.deadlines) > 0
     service.add(service.servicer, methods)
-    ops = OpsService(cache, database, exchange, service.salon_tags)
+    ops = OpsService(cache, database, metrics, service.salon_tags)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
     shared = not worker.is_alone  # else a port in use is an error
     server: Any = make_transport(
@@ -116,9 +116,9 @@ async def serve(
         await healths.set(OPS, SERVING)
         for work in service.background:
             stack.callback(asyncio.create_task(work()).cancel)
-        await stack.enter_async_context(exchange.open())
+        await stack.enter_async_context(metrics.open())
         if settings.metrics_port is not None:
-            await stack.enter_async_context(_metrics(settings, exchange.registry, shared))
+            await stack.enter_async_context(_metrics(settings, metrics, shared))
         await server.start()
         stack.push_async_callback(drain)
         yield Server(port, cache, database, drain)
@@ -134,8 +134,9 @@ def _listen(server: Transport, settings: ServerSettings) -> int:
 
 
 @asynccontextmanager
-async def _metrics(settings: ServerSettings, registry: CollectorRegistry, shared: bool) -> AsyncIterator[None]:
-    host, port = settings.host, settings.metrics_port or 0
+async def _metrics(settings: ServerSettings, metrics: WorkerMetrics, shared: bool) -> AsyncIterator[None]:
+    host, port, registry = settings.host, settings.metrics_port or 0, CollectorRegistry()
+    registry.register(metrics)
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(serve_metrics(host, port, registry, share_port=shared))
