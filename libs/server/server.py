@@ -82,7 +82,7 @@ async def serve(
     metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
     methods: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
-    cache.warmer.busy = lambda: len(methods.deadlines) > 0
+    cache.warmer.busy = lambda: bool(methods.running)
     service.add(service.servicer, methods)
     ops = OpsService(cache, database, metrics, service.salon_tags)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
