@@ -1,4 +1,4 @@
-"""The OpsService that every service serves beside its own."""
+"""The OpsService, which every server serves besides its own service."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -13,12 +13,12 @@ from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 
 
 def percent(part: float, whole: float) -> float:
-    """Return 100 * part / whole with two decimals; 0 of nothing is 0."""
+    """Return 100 * part / whole with two decimals; 0 if `whole` is 0."""
     return round(100 * part / whole, 2) if whole else 0.0
 
 
 class OpsService(ops_pb2_grpc.OpsServiceServicer):
-    """Figures of one service's cache and database, and invalidation by hand."""
+    """Metrics of one service's cache and database, and invalidation by hand."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
         self._salon_tags = salon_tags
 
     async def GetCacheStatistics(self, request: Any, context: Any) -> ops_pb2.CacheStatistics:
-        """Return the figures of the cache."""
+        """Return the metrics of the cache."""
         cache, (values, _) = self._cache, await self._metrics.values()
         near, shared, misses, bypasses = (
             values[f"parlor_cache_reads_total {source}"] for source in ("near", "hit", "miss", "bypass")
@@ -62,7 +62,7 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
         )
 
     async def GetDatabaseMetrics(self, request: Any, context: Any) -> ops_pb2.DatabaseMetrics:
-        """Return the figures of the database."""
+        """Return the metrics of the database."""
         (values, slow_queries), settings = await self._metrics.values(), self._database.settings
         executed, slow = values["parlor_db_queries_total"], values["parlor_db_slow_queries_total"]
         return ops_pb2.DatabaseMetrics(
@@ -100,7 +100,7 @@ class OpsService(ops_pb2_grpc.OpsServiceServicer):
         return ops_pb2.InvalidateNamespaceResponse(invalidated=await self._cache.invalidate_namespace(namespace))
 
     async def InvalidatePattern(self, request: Any, context: Any) -> ops_pb2.InvalidatePatternResponse:
-        """Invalidate what could match a pattern."""
+        """Invalidate every tag whose entries may match a pattern."""
         return ops_pb2.InvalidatePatternResponse(invalidated=await self._cache.invalidate_pattern(request.pattern))
 
 
