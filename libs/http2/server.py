@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import grpc
 import ngh2
 
-from libs.http2.connection import BEGUN_AT_ONCE, LIGHT_BYTES, STREAM_WINDOW, Connection
+from libs.http2.connection import LIGHT_BYTES, STREAM_WINDOW, Connection
 from libs.http2.deadlines import Deadlines
 from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
+from libs.http2.output import BEGUN_AT_ONCE, Output
 from libs.http2.tls import Tls
 
 LOOK_SECONDS = 1.0
@@ -182,7 +183,7 @@ class Server:
             self._closed.set()
         return True
 
-    def make_room(self, asking: Connection, size: int) -> bool:
+    def make_room(self, asking: Output, size: int) -> bool:
         """Return whether a reply has room that is not light, or comes when little is left.
 
         It may take the room of connections whose clients take nothing: they are closed.
@@ -217,7 +218,7 @@ class Server:
         """Return whether connections wait for their turn."""
         return bool(self._unread)
 
-    def take_later(self, connection: Connection) -> None:
+    def receive_later(self, connection: Connection) -> None:
         """Give a connection its turn after those that wait already."""
         if not self._unread:
             asyncio.get_running_loop().call_soon(self._take_turns)
@@ -229,7 +230,7 @@ class Server:
         self.most_streams = self.counters.streams + BEGUN_AT_ONCE
         while self._unread and time.perf_counter() < end:
             connection = self._unread.popleft()
-            if connection.take_slices():
+            if connection.receive_slices():
                 self._unread.append(connection)
         if self._unread:
             asyncio.get_running_loop().call_soon(self._take_turns)
@@ -240,7 +241,7 @@ class Server:
             await asyncio.sleep(LOOK_SECONDS)
             now = asyncio.get_running_loop().time()
             for number, connection in enumerate(list(self._connections), 1):
-                connection.look(now)
+                connection.check(now)
                 if not number % LOOKED_AT_ONCE:
                     await asyncio.sleep(0)
             try:
