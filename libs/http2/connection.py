@@ -308,7 +308,7 @@ class Connection(Output):
     # The end
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return who the client is, by its certificate; nothing without one."""
+        """Return the properties of the client's certificate; none without one."""
         if self._auth_context is None:
             self._auth_context = auth_context(self._transport.get_extra_info("ssl_object"))
         return self._auth_context

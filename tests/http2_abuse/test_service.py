@@ -1,4 +1,4 @@
-"""What the booking service does with too much, and what its metrics tell of it."""
+"""The booking service under too much load, and its metrics of that."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -87,7 +87,7 @@ class Booking:
         return found
 
     async def counts(self, **least: int) -> None:
-        """Wait until the metrics of the transport have counted so much."""
+        """Wait until the metrics have at least these values."""
 
         async def are() -> bool:
             found = await self.metrics()
@@ -108,7 +108,7 @@ async def booking(database_url: str, redis_url: str, transport: str = "http2", *
 
 
 async def call_at_once(port: int, count: int) -> Counter[str]:
-    """Return how calls at once on one channel end; those that fail must say when to come back."""
+    """Return how simultaneous calls on one channel end; refused ones must carry a pushback."""
     ends: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_retries", 0)]) as channel:
         stub = booking_pb2_grpc.BookingServiceStub(channel)
@@ -144,7 +144,7 @@ async def test_calls_at_once_on_one_channel_wait_and_are_answered(
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
 @pytest.mark.parametrize("count", [1500, 4000, 6000])
-async def test_calls_beyond_the_limit_are_told_to_come_back_and_counted(
+async def test_calls_over_the_limit_are_refused_with_pushback_and_counted(
     database_url: str, redis_url: str, transport: str, count: int
 ) -> None:
     limits = {"max_concurrent_rpcs": 20, "max_concurrent_streams": 10_000}
