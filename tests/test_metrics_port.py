@@ -1,4 +1,4 @@
-"""The metrics port under attack: scrapes are answered, no thread is started, and the log stays JSON."""
+"""The metrics port under attack: scrapes are answered, no thread starts, and the log stays JSON."""
 
 import asyncio
 import json
@@ -96,7 +96,7 @@ def test_operations_md_lists_every_metric_with_its_type(started: Processes) -> N
 
 
 @pytest.mark.parametrize("started", [1, 2], indirect=True, ids=["alone", "two workers"])
-async def test_metrics_tell_of_the_processes(started: Processes) -> None:
+async def test_metrics_cover_all_processes(started: Processes) -> None:
     service = psutil.Process(started.services["booking"].pid)
     processes = service.children() or [service]
     await until(lambda: sample("process_open_fds") in scrape(started, "booking"))
