@@ -22,7 +22,7 @@ from tests.stack import rows, running
 from tools.cluster import Cluster
 from tools.proxy import proxy
 
-BEHIND_SECONDS = 1.25  # REDIS_POLL, and the time that a poll itself takes on a busy machine
+BEHIND_SECONDS = 2.0  # REDIS_POLL, and as long again: on a busy machine the poll itself may wait for a processor
 BUSY_SECONDS = 2.0  # what a busy machine may add to a call
 DEADLINE_SECONDS = 2.5  # with `wait` a write without Redis takes up to a poll
 BACK_SECONDS = 10.0  # Sentinels take 2 s
