@@ -4,7 +4,8 @@ isort:skip_file
 The booking service: salons, their resources and opening hours, and bookings.
 
 Phone numbers: requests take E.164 with `+`, with or without separators; if the salon has a region_code, also the
-region's national notation. Anything else is INVALID_FIELD. Replies have E.164.
+region's national notation, unless its digits are an international number without `+`, too. Anything else is
+INVALID_FIELD. Replies have E.164.
 
 Errors carry google.rpc.ErrorInfo with the domain "parlor" and a reason. Each RPC lists its own; besides these, any
 RPC may return INVALID_FIELD or MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED or OVERLOADED
@@ -19,12 +20,14 @@ A request may have up to 256 KiB, uncompressed; a larger one is REQUEST_TOO_LARG
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.type import date_pb2 as _date_pb2
 from google.type import dayofweek_pb2 as _dayofweek_pb2
+from google.type import interval_pb2 as _interval_pb2
 from google.type import timeofday_pb2 as _timeofday_pb2
 import builtins as _builtins
 import sys
@@ -51,6 +54,8 @@ class _BookingEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Book
     """The status changed."""
     BOOKING_EVENT_TYPE_RESCHEDULED: _BookingEventType.ValueType  # 3
     """The time or the resource changed."""
+    BOOKING_EVENT_TYPE_UPDATED: _BookingEventType.ValueType  # 4
+    """Other fields changed."""
 
 class BookingEventType(_BookingEventType, metaclass=_BookingEventTypeEnumTypeWrapper):
     """Type of an event in a booking's history."""
@@ -63,7 +68,97 @@ BOOKING_EVENT_TYPE_STATUS_CHANGED: BookingEventType.ValueType  # 2
 """The status changed."""
 BOOKING_EVENT_TYPE_RESCHEDULED: BookingEventType.ValueType  # 3
 """The time or the resource changed."""
+BOOKING_EVENT_TYPE_UPDATED: BookingEventType.ValueType  # 4
+"""Other fields changed."""
 Global___BookingEventType: _TypeAlias = BookingEventType  # noqa: Y015
+
+class _BookingChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BookingChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BookingChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOKING_CHANGE_TYPE_UNSPECIFIED: _BookingChangeType.ValueType  # 0
+    """Unspecified."""
+    BOOKING_CHANGE_TYPE_CREATED: _BookingChangeType.ValueType  # 1
+    """A booking was created."""
+    BOOKING_CHANGE_TYPE_STATUS_CHANGED: _BookingChangeType.ValueType  # 2
+    """The status of a booking changed."""
+    BOOKING_CHANGE_TYPE_RESCHEDULED: _BookingChangeType.ValueType  # 3
+    """The time or the resource of a booking changed."""
+    BOOKING_CHANGE_TYPE_UPDATED: _BookingChangeType.ValueType  # 4
+    """Other fields of a booking changed."""
+    BOOKING_CHANGE_TYPE_SERVICE: _BookingChangeType.ValueType  # 5
+    """A service was created, replaced or deleted."""
+    BOOKING_CHANGE_TYPE_RESOURCE: _BookingChangeType.ValueType  # 6
+    """A resource was created, replaced or deleted."""
+    BOOKING_CHANGE_TYPE_SALON: _BookingChangeType.ValueType  # 7
+    """A salon was created or replaced."""
+    BOOKING_CHANGE_TYPE_TIME_OFF: _BookingChangeType.ValueType  # 8
+    """A time off was created or deleted."""
+
+class BookingChangeType(_BookingChangeType, metaclass=_BookingChangeTypeEnumTypeWrapper):
+    """Type of a change: the values of BookingEventType, with the same numbers, and those of other things."""
+
+BOOKING_CHANGE_TYPE_UNSPECIFIED: BookingChangeType.ValueType  # 0
+"""Unspecified."""
+BOOKING_CHANGE_TYPE_CREATED: BookingChangeType.ValueType  # 1
+"""A booking was created."""
+BOOKING_CHANGE_TYPE_STATUS_CHANGED: BookingChangeType.ValueType  # 2
+"""The status of a booking changed."""
+BOOKING_CHANGE_TYPE_RESCHEDULED: BookingChangeType.ValueType  # 3
+"""The time or the resource of a booking changed."""
+BOOKING_CHANGE_TYPE_UPDATED: BookingChangeType.ValueType  # 4
+"""Other fields of a booking changed."""
+BOOKING_CHANGE_TYPE_SERVICE: BookingChangeType.ValueType  # 5
+"""A service was created, replaced or deleted."""
+BOOKING_CHANGE_TYPE_RESOURCE: BookingChangeType.ValueType  # 6
+"""A resource was created, replaced or deleted."""
+BOOKING_CHANGE_TYPE_SALON: BookingChangeType.ValueType  # 7
+"""A salon was created or replaced."""
+BOOKING_CHANGE_TYPE_TIME_OFF: BookingChangeType.ValueType  # 8
+"""A time off was created or deleted."""
+Global___BookingChangeType: _TypeAlias = BookingChangeType  # noqa: Y015
+
+class _UnavailableReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnavailableReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnavailableReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNAVAILABLE_REASON_UNSPECIFIED: _UnavailableReason.ValueType  # 0
+    """Unspecified."""
+    UNAVAILABLE_REASON_CLOSED: _UnavailableReason.ValueType  # 1
+    """The salon is closed."""
+    UNAVAILABLE_REASON_RESOURCE_OFF: _UnavailableReason.ValueType  # 2
+    """No resource works then: their hours, or time off."""
+    UNAVAILABLE_REASON_FULLY_BOOKED: _UnavailableReason.ValueType  # 3
+    """Bookings take all slots."""
+    UNAVAILABLE_REASON_TOO_SOON: _UnavailableReason.ValueType  # 4
+    """The slots lie in the past or within the minimum notice."""
+    UNAVAILABLE_REASON_TOO_LATE: _UnavailableReason.ValueType  # 5
+    """The slots lie beyond the horizon or the maximum advance."""
+    UNAVAILABLE_REASON_NO_RESOURCE: _UnavailableReason.ValueType  # 6
+    """There is no active resource that may be booked."""
+
+class UnavailableReason(_UnavailableReason, metaclass=_UnavailableReasonEnumTypeWrapper):
+    """Why there is no free slot."""
+
+UNAVAILABLE_REASON_UNSPECIFIED: UnavailableReason.ValueType  # 0
+"""Unspecified."""
+UNAVAILABLE_REASON_CLOSED: UnavailableReason.ValueType  # 1
+"""The salon is closed."""
+UNAVAILABLE_REASON_RESOURCE_OFF: UnavailableReason.ValueType  # 2
+"""No resource works then: their hours, or time off."""
+UNAVAILABLE_REASON_FULLY_BOOKED: UnavailableReason.ValueType  # 3
+"""Bookings take all slots."""
+UNAVAILABLE_REASON_TOO_SOON: UnavailableReason.ValueType  # 4
+"""The slots lie in the past or within the minimum notice."""
+UNAVAILABLE_REASON_TOO_LATE: UnavailableReason.ValueType  # 5
+"""The slots lie beyond the horizon or the maximum advance."""
+UNAVAILABLE_REASON_NO_RESOURCE: UnavailableReason.ValueType  # 6
+"""There is no active resource that may be booked."""
+Global___UnavailableReason: _TypeAlias = UnavailableReason  # noqa: Y015
 
 class _BookingStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -80,9 +175,11 @@ class _BookingStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Booking
     BOOKING_STATUS_CANCELLED: _BookingStatus.ValueType  # 3
     """Cancelled. Final."""
     BOOKING_STATUS_COMPLETED: _BookingStatus.ValueType  # 4
-    """The customer came. Final."""
+    """The customer came. Can be corrected to NO_SHOW or CONFIRMED."""
     BOOKING_STATUS_NO_SHOW: _BookingStatus.ValueType  # 5
-    """The customer did not come. Final."""
+    """The customer did not come. Can be corrected to COMPLETED or CONFIRMED."""
+    BOOKING_STATUS_EXPIRED: _BookingStatus.ValueType  # 6
+    """A hold that was not confirmed in time. Final."""
 
 class BookingStatus(_BookingStatus, metaclass=_BookingStatusEnumTypeWrapper):
     """Status of a booking."""
@@ -96,9 +193,11 @@ BOOKING_STATUS_CONFIRMED: BookingStatus.ValueType  # 2
 BOOKING_STATUS_CANCELLED: BookingStatus.ValueType  # 3
 """Cancelled. Final."""
 BOOKING_STATUS_COMPLETED: BookingStatus.ValueType  # 4
-"""The customer came. Final."""
+"""The customer came. Can be corrected to NO_SHOW or CONFIRMED."""
 BOOKING_STATUS_NO_SHOW: BookingStatus.ValueType  # 5
-"""The customer did not come. Final."""
+"""The customer did not come. Can be corrected to COMPLETED or CONFIRMED."""
+BOOKING_STATUS_EXPIRED: BookingStatus.ValueType  # 6
+"""A hold that was not confirmed in time. Final."""
 Global___BookingStatus: _TypeAlias = BookingStatus  # noqa: Y015
 
 @_typing.final
@@ -118,6 +217,7 @@ class Salon(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SPECIAL_HOURS_FIELD_NUMBER: _builtins.int
     LANGUAGE_CODE_FIELD_NUMBER: _builtins.int
+    BOOKING_RULES_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon, chosen by the caller: 1 to 64 letters, digits, `-` or `_`."""
     phone_number_id: _builtins.str
@@ -152,6 +252,10 @@ class Salon(_message.Message):
     def special_hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpecialHours]:
         """Dates whose hours differ from those of their weekday, such as holidays; at most 400 entries. Default: none."""
 
+    @_builtins.property
+    def booking_rules(self) -> Global___BookingRules:
+        """What bookings must keep besides the hours. Default: no rules."""
+
     def __init__(
         self,
         *,
@@ -166,14 +270,67 @@ class Salon(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         special_hours: _abc.Iterable[Global___SpecialHours] | None = ...,
         language_code: _builtins.str = ...,
+        booking_rules: Global___BookingRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booking_rules", b"booking_rules", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "language_code", b"language_code", "name", b"name", "opening_hours", b"opening_hours", "phone_number_id", b"phone_number_id", "region_code", b"region_code", "salon_id", b"salon_id", "special_hours", b"special_hours", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_rules", b"booking_rules", "create_time", b"create_time", "etag", b"etag", "language_code", b"language_code", "name", b"name", "opening_hours", b"opening_hours", "phone_number_id", b"phone_number_id", "region_code", b"region_code", "salon_id", b"salon_id", "special_hours", b"special_hours", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Salon: _TypeAlias = Salon  # noqa: Y015
+
+@_typing.final
+class BookingRules(_message.Message):
+    """Rules for the bookings of a salon. A field that is not set is no rule. Durations are whole seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_NOTICE_FIELD_NUMBER: _builtins.int
+    MAX_ADVANCE_FIELD_NUMBER: _builtins.int
+    MIN_CANCEL_NOTICE_FIELD_NUMBER: _builtins.int
+    BUFFER_BEFORE_FIELD_NUMBER: _builtins.int
+    BUFFER_AFTER_FIELD_NUMBER: _builtins.int
+    ONE_BOOKING_AT_A_TIME_PER_CUSTOMER_FIELD_NUMBER: _builtins.int
+    one_booking_at_a_time_per_customer: _builtins.bool
+    """A customer with a PENDING or CONFIRMED booking that has not ended can't book another one."""
+    @_builtins.property
+    def min_notice(self) -> _duration_pb2.Duration:
+        """Bookings start at least this long from now: up to 366 days."""
+
+    @_builtins.property
+    def max_advance(self) -> _duration_pb2.Duration:
+        """Bookings start at most this long from now: up to 10 years."""
+
+    @_builtins.property
+    def min_cancel_notice(self) -> _duration_pb2.Duration:
+        """Bookings can be cancelled until this long before their start: up to 366 days. Holds can always be cancelled."""
+
+    @_builtins.property
+    def buffer_before(self) -> _duration_pb2.Duration:
+        """How long a resource stays free before each new booking: up to 24 h."""
+
+    @_builtins.property
+    def buffer_after(self) -> _duration_pb2.Duration:
+        """How long a resource stays free after each new booking: up to 24 h."""
+
+    def __init__(
+        self,
+        *,
+        min_notice: _duration_pb2.Duration | None = ...,
+        max_advance: _duration_pb2.Duration | None = ...,
+        min_cancel_notice: _duration_pb2.Duration | None = ...,
+        buffer_before: _duration_pb2.Duration | None = ...,
+        buffer_after: _duration_pb2.Duration | None = ...,
+        one_booking_at_a_time_per_customer: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "max_advance", b"max_advance", "min_cancel_notice", b"min_cancel_notice", "min_notice", b"min_notice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "max_advance", b"max_advance", "min_cancel_notice", b"min_cancel_notice", "min_notice", b"min_notice", "one_booking_at_a_time_per_customer", b"one_booking_at_a_time_per_customer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BookingRules: _TypeAlias = BookingRules  # noqa: Y015
 
 @_typing.final
 class OpeningHours(_message.Message):
@@ -267,9 +424,9 @@ class Resource(_message.Message):
     salon_id: _builtins.str
     """ID of the salon."""
     name: _builtins.str
-    """Display name. A resource that CreateBooking created has its resource_id here."""
+    """Display name."""
     active: _builtins.bool
-    """Whether SearchAvailability offers the resource."""
+    """Whether the resource can be booked."""
     etag: _builtins.str
     """Revision of the resource, for UpsertResource."""
     @_builtins.property
@@ -312,6 +469,140 @@ class Resource(_message.Message):
 Global___Resource: _TypeAlias = Resource  # noqa: Y015
 
 @_typing.final
+class Service(_message.Message):
+    """What a salon does for a customer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    BUFFER_BEFORE_FIELD_NUMBER: _builtins.int
+    BUFFER_AFTER_FIELD_NUMBER: _builtins.int
+    PRICE_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    RESOURCE_IDS_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    service_id: _builtins.str
+    """ID of the service, chosen by the caller: 1 to 64 letters, digits, `-` or `_`. Unique in the salon."""
+    salon_id: _builtins.str
+    """ID of the salon."""
+    name: _builtins.str
+    """Display name."""
+    price_micros: _builtins.int
+    """Price in millionths of currency_code."""
+    currency_code: _builtins.str
+    """ISO 4217 code of the price's currency; empty if the service has no price."""
+    active: _builtins.bool
+    """Whether it can be booked."""
+    etag: _builtins.str
+    """Revision of the service, for UpsertService and DeleteService."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it takes."""
+
+    @_builtins.property
+    def buffer_before(self) -> _duration_pb2.Duration:
+        """How long the resource stays free before it. Not set: as in the salon's booking_rules."""
+
+    @_builtins.property
+    def buffer_after(self) -> _duration_pb2.Duration:
+        """How long the resource stays free after it. Not set: as in the salon's booking_rules."""
+
+    @_builtins.property
+    def resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDs of the resources that can do it; empty: all."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the service was created."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When the service was last replaced."""
+
+    def __init__(
+        self,
+        *,
+        service_id: _builtins.str = ...,
+        salon_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        buffer_before: _duration_pb2.Duration | None = ...,
+        buffer_after: _duration_pb2.Duration | None = ...,
+        price_micros: _builtins.int = ...,
+        currency_code: _builtins.str = ...,
+        resource_ids: _abc.Iterable[_builtins.str] | None = ...,
+        active: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "create_time", b"create_time", "duration", b"duration", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "create_time", b"create_time", "currency_code", b"currency_code", "duration", b"duration", "etag", b"etag", "name", b"name", "price_micros", b"price_micros", "resource_ids", b"resource_ids", "salon_id", b"salon_id", "service_id", b"service_id", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Service: _TypeAlias = Service  # noqa: Y015
+
+@_typing.final
+class TimeOff(_message.Message):
+    """A time in which a resource, or the whole salon, can't be booked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_OFF_ID_FIELD_NUMBER: _builtins.int
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    time_off_id: _builtins.str
+    """ID, a UUID generated by the server."""
+    salon_id: _builtins.str
+    """ID of the salon."""
+    resource_id: _builtins.str
+    """ID of the resource; empty: the whole salon."""
+    reason: _builtins.str
+    """Why; may be empty."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the time."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the time, exclusive."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    def __init__(
+        self,
+        *,
+        time_off_id: _builtins.str = ...,
+        salon_id: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "reason", b"reason", "resource_id", b"resource_id", "salon_id", b"salon_id", "start_time", b"start_time", "time_off_id", b"time_off_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeOff: _TypeAlias = TimeOff  # noqa: Y015
+
+@_typing.final
 class Booking(_message.Message):
     """A time booked for a customer."""
 
@@ -333,6 +624,12 @@ class Booking(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     HOLD_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CUSTOMER_USER_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    PRICE_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    BUFFER_BEFORE_FIELD_NUMBER: _builtins.int
+    BUFFER_AFTER_FIELD_NUMBER: _builtins.int
     booking_id: _builtins.str
     """ID, a UUID generated by the server."""
     booking_code: _builtins.str
@@ -342,21 +639,33 @@ class Booking(_message.Message):
     salon_id: _builtins.str
     """ID of the salon."""
     customer_phone: _builtins.str
-    """Phone number of the customer, E.164 with `+`; empty if the customer was erased."""
+    """Phone number of the customer, E.164 with `+`; empty if it is unknown or the customer was erased."""
     customer_name: _builtins.str
-    """Name of the customer; may be empty."""
+    """Name of the customer, up to 200 characters; may be empty."""
     resource_id: _builtins.str
     """ID of the booked resource; empty if the booking has none."""
     service_name: _builtins.str
-    """What is to be done, such as a haircut; may be empty."""
+    """What is to be done, such as a haircut, up to 200 characters; with a service, its name at the time of booking. May be
+    empty.
+    """
     status: Global___BookingStatus.ValueType
     """Status of the booking."""
     notes: _builtins.str
-    """Free text; may be empty."""
+    """Free text, up to 2000 characters; may be empty."""
     revision: _builtins.int
     """1 for a new booking, incremented by each change."""
     etag: _builtins.str
-    """Revision of the booking, for UpdateBookingStatus and RescheduleBooking."""
+    """Revision of the booking, for UpdateBooking, UpdateBookingStatus and RescheduleBooking."""
+    customer_user_id: _builtins.str
+    """WhatsApp's business-scoped ID of the customer, up to 256 characters; empty if it is unknown or the customer was
+    erased.
+    """
+    service_id: _builtins.str
+    """ID of the booked service; empty if the booking has none."""
+    price_micros: _builtins.int
+    """The service's price at the time of booking, in millionths of currency_code."""
+    currency_code: _builtins.str
+    """ISO 4217 code of the price's currency; empty if there is no price."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the booked time."""
@@ -379,6 +688,14 @@ class Booking(_message.Message):
         is not a hold, or was confirmed.
         """
 
+    @_builtins.property
+    def buffer_before(self) -> _duration_pb2.Duration:
+        """How long the resource stays free before the booking."""
+
+    @_builtins.property
+    def buffer_after(self) -> _duration_pb2.Duration:
+        """How long the resource stays free after the booking."""
+
     def __init__(
         self,
         *,
@@ -398,10 +715,16 @@ class Booking(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         hold_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        customer_user_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        price_micros: _builtins.int = ...,
+        currency_code: _builtins.str = ...,
+        buffer_before: _duration_pb2.Duration | None = ...,
+        buffer_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "hold_expire_time", b"hold_expire_time", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "create_time", b"create_time", "end_time", b"end_time", "hold_expire_time", b"hold_expire_time", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_code", b"booking_code", "booking_id", b"booking_id", "create_time", b"create_time", "customer_name", b"customer_name", "customer_phone", b"customer_phone", "end_time", b"end_time", "etag", b"etag", "hold_expire_time", b"hold_expire_time", "notes", b"notes", "resource_id", b"resource_id", "revision", b"revision", "salon_id", b"salon_id", "service_name", b"service_name", "start_time", b"start_time", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_code", b"booking_code", "booking_id", b"booking_id", "buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "create_time", b"create_time", "currency_code", b"currency_code", "customer_name", b"customer_name", "customer_phone", b"customer_phone", "customer_user_id", b"customer_user_id", "end_time", b"end_time", "etag", b"etag", "hold_expire_time", b"hold_expire_time", "notes", b"notes", "price_micros", b"price_micros", "resource_id", b"resource_id", "revision", b"revision", "salon_id", b"salon_id", "service_id", b"service_id", "service_name", b"service_name", "start_time", b"start_time", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,7 +761,7 @@ class BookingEvent(_message.Message):
     none, or if it contained the number of an erased customer.
     """
     reason: _builtins.str
-    """Why: the reason of the request, or HOLD_EXPIRED for an expired hold that a new booking replaced. May be empty."""
+    """Why: the reason of the request, or HOLD_EXPIRED for a hold that expired. May be empty."""
     from_status: Global___BookingStatus.ValueType
     """Status before the event; not set for CREATED."""
     to_status: Global___BookingStatus.ValueType
@@ -494,6 +817,58 @@ class BookingEvent(_message.Message):
 Global___BookingEvent: _TypeAlias = BookingEvent  # noqa: Y015
 
 @_typing.final
+class BookingChange(_message.Message):
+    """A change of something that the booking service owns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    BOOKING_CODE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    TIME_OFF_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    booking_code: _builtins.str
+    """Code of the booking that changed; empty for a change of something else."""
+    revision: _builtins.int
+    """Revision of the booking after the change; 0 for a change of something else."""
+    type: Global___BookingChangeType.ValueType
+    """Type of the change."""
+    resource_id: _builtins.str
+    """ID of the resource that changed, or of the resource of a time off. Empty for a change of something else."""
+    service_id: _builtins.str
+    """ID of the service that changed. Empty for a change of something else."""
+    time_off_id: _builtins.str
+    """ID of the time off that changed. Empty for a change of something else."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it changed."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        booking_code: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        type: Global___BookingChangeType.ValueType = ...,
+        resource_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        time_off_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_code", b"booking_code", "create_time", b"create_time", "resource_id", b"resource_id", "revision", b"revision", "salon_id", b"salon_id", "service_id", b"service_id", "time_off_id", b"time_off_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BookingChange: _TypeAlias = BookingChange  # noqa: Y015
+
+@_typing.final
 class Slot(_message.Message):
     """A free time of a resource."""
 
@@ -528,6 +903,34 @@ class Slot(_message.Message):
 Global___Slot: _TypeAlias = Slot  # noqa: Y015
 
 @_typing.final
+class UnavailableDay(_message.Message):
+    """Why there is no free slot on a day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: Global___UnavailableReason.ValueType
+    """The reason."""
+    @_builtins.property
+    def date(self) -> _date_pb2.Date:
+        """The day, in the salon's calendar."""
+
+    def __init__(
+        self,
+        *,
+        date: _date_pb2.Date | None = ...,
+        reason: Global___UnavailableReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["date", b"date"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnavailableDay: _TypeAlias = UnavailableDay  # noqa: Y015
+
+@_typing.final
 class UpsertSalonRequest(_message.Message):
     """Request of UpsertSalon."""
 
@@ -536,8 +939,8 @@ class UpsertSalonRequest(_message.Message):
     SALON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     @_builtins.property
     def salon(self) -> Global___Salon:
@@ -721,29 +1124,43 @@ class CreateBookingRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     HOLD_DURATION_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    CUSTOMER_USER_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    ANY_OF_RESOURCE_IDS_FIELD_NUMBER: _builtins.int
+    IGNORE_RULES_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     customer_phone: _builtins.str
-    """Phone number of the customer."""
+    """Phone number of the customer. Optional if customer_user_id or customer_name is given."""
     customer_name: _builtins.str
-    """Name of the customer, up to 200 characters. Optional."""
+    """Name of the customer, up to 200 characters. Optional if customer_phone or customer_user_id is given."""
     resource_id: _builtins.str
-    """ID of the resource to book: up to 64 letters, digits, `-` or `_`. Optional: a booking without a resource blocks
-    nothing.
+    """ID of the resource to book. Default: one of any_of_resource_ids, else one of the service's, else none: then the
+    booking blocks nothing.
     """
     service_name: _builtins.str
-    """What is to be done, up to 200 characters. Optional."""
+    """What is to be done, up to 200 characters. Default: the service's name."""
     status: Global___BookingStatus.ValueType
     """PENDING or CONFIRMED. Default: PENDING."""
     notes: _builtins.str
     """Free text, up to 2000 characters. Optional."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     actor: _builtins.str
     """Who makes the change: a user's id or `bot`, up to 64 characters of a-z, 0-9, `_`, `.` and `-`. Don't use a person's
     name or phone number: the booking's history keeps it. Optional.
+    """
+    customer_user_id: _builtins.str
+    """WhatsApp's business-scoped ID of the customer, up to 256 characters. Optional."""
+    service_id: _builtins.str
+    """ID of the service to book: the end, the buffers, the resources that can do it, name and price follow from it.
+    Optional.
+    """
+    ignore_rules: _builtins.bool
+    """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
+    overlap. The booking then has no buffers of its own. Default: false.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -751,12 +1168,20 @@ class CreateBookingRequest(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """End of the time, exclusive: after start_time, before the year 9999."""
+        """End of the time, exclusive: after start_time, before the year 9999. Default with a service: start_time and the
+        service's duration.
+        """
 
     @_builtins.property
     def hold_duration(self) -> _duration_pb2.Duration:
         """Makes a PENDING booking a hold, which expires after this time unless it is confirmed: 1 s to 7 days, whole seconds.
         Default: the booking blocks the resource until its status changes.
+        """
+
+    @_builtins.property
+    def any_of_resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDs of up to 50 resources, of which one that is free is booked: the one with the least booked time on that day in
+        the salon's time zone, then by id. Optional.
         """
 
     def __init__(
@@ -774,10 +1199,14 @@ class CreateBookingRequest(_message.Message):
         request_id: _builtins.str = ...,
         hold_duration: _duration_pb2.Duration | None = ...,
         actor: _builtins.str = ...,
+        customer_user_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        any_of_resource_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ignore_rules: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "hold_duration", b"hold_duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_name", b"customer_name", "customer_phone", b"customer_phone", "end_time", b"end_time", "hold_duration", b"hold_duration", "notes", b"notes", "request_id", b"request_id", "resource_id", b"resource_id", "salon_id", b"salon_id", "service_name", b"service_name", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "any_of_resource_ids", b"any_of_resource_ids", "customer_name", b"customer_name", "customer_phone", b"customer_phone", "customer_user_id", b"customer_user_id", "end_time", b"end_time", "hold_duration", b"hold_duration", "ignore_rules", b"ignore_rules", "notes", b"notes", "request_id", b"request_id", "resource_id", b"resource_id", "salon_id", b"salon_id", "service_id", b"service_id", "service_name", b"service_name", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -822,6 +1251,12 @@ class ListBookingsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CUSTOMER_USER_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_IDS_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    OVERLAPPING_FIELD_NUMBER: _builtins.int
+    UPDATED_SINCE_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     status: Global___BookingStatus.ValueType
@@ -832,6 +1267,10 @@ class ListBookingsRequest(_message.Message):
     """Bookings per page: 0 means 50, more than 200 means 200."""
     page_token: _builtins.str
     """next_page_token of the previous page, made with the same filters; empty for the first page."""
+    customer_user_id: _builtins.str
+    """Only bookings of the customer with this business-scoped ID. Default: all customers."""
+    order_by: _builtins.str
+    """`start_time`, or `update_time`: bookings that were changed last come last. Default: start_time."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only bookings that start at or after this time. Default: no limit."""
@@ -839,6 +1278,22 @@ class ListBookingsRequest(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Only bookings that start before this time. Default: no limit."""
+
+    @_builtins.property
+    def resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only bookings of these resources, up to 50. Default: any resource, or none."""
+
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___BookingStatus.ValueType]:
+        """Only bookings with one of these statuses, and with `status` if it is given, too. Default: any status."""
+
+    @_builtins.property
+    def overlapping(self) -> _interval_pb2.Interval:
+        """Only bookings whose time overlaps this one. Default: no limit."""
+
+    @_builtins.property
+    def updated_since(self) -> _timestamp_pb2.Timestamp:
+        """Only bookings that were created or changed at or after this time. Default: no limit."""
 
     def __init__(
         self,
@@ -850,10 +1305,16 @@ class ListBookingsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        customer_user_id: _builtins.str = ...,
+        resource_ids: _abc.Iterable[_builtins.str] | None = ...,
+        statuses: _abc.Iterable[Global___BookingStatus.ValueType] | None = ...,
+        overlapping: _interval_pb2.Interval | None = ...,
+        updated_since: _timestamp_pb2.Timestamp | None = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "overlapping", b"overlapping", "start_time", b"start_time", "updated_since", b"updated_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_phone", b"customer_phone", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_phone", b"customer_phone", "customer_user_id", b"customer_user_id", "end_time", b"end_time", "order_by", b"order_by", "overlapping", b"overlapping", "page_size", b"page_size", "page_token", b"page_token", "resource_ids", b"resource_ids", "salon_id", b"salon_id", "start_time", b"start_time", "status", b"status", "statuses", b"statuses", "updated_since", b"updated_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -871,7 +1332,7 @@ class ListBookingsResponse(_message.Message):
     """Token of the next page; empty on the last page."""
     @_builtins.property
     def bookings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Booking]:
-        """The bookings, ordered by start_time, then by booking_id."""
+        """The bookings, ordered by start_time or update_time, then by booking_id."""
 
     def __init__(
         self,
@@ -900,6 +1361,7 @@ class UpdateBookingStatusRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IGNORE_RULES_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     booking_code: _builtins.str
@@ -909,8 +1371,8 @@ class UpdateBookingStatusRequest(_message.Message):
     etag: _builtins.str
     """The expected revision, else ETAG_MISMATCH; empty accepts any."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     actor: _builtins.str
     """Who makes the change: a user's id or `bot`, up to 64 characters of a-z, 0-9, `_`, `.` and `-`. Don't use a person's
@@ -918,6 +1380,8 @@ class UpdateBookingStatusRequest(_message.Message):
     """
     reason: _builtins.str
     """Why, up to 500 characters; kept in the booking's history. Optional."""
+    ignore_rules: _builtins.bool
+    """Skips the salon's min_cancel_notice. Default: false."""
     def __init__(
         self,
         *,
@@ -928,10 +1392,11 @@ class UpdateBookingStatusRequest(_message.Message):
         request_id: _builtins.str = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
+        ignore_rules: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "booking_code", b"booking_code", "etag", b"etag", "reason", b"reason", "request_id", b"request_id", "salon_id", b"salon_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "booking_code", b"booking_code", "etag", b"etag", "ignore_rules", b"ignore_rules", "reason", b"reason", "request_id", b"request_id", "salon_id", b"salon_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -991,7 +1456,7 @@ Global___BatchGetBookingsResponse: _TypeAlias = BatchGetBookingsResponse  # noqa
 
 @_typing.final
 class RescheduleBookingRequest(_message.Message):
-    """Request of RescheduleBooking. It gives a new time, a new resource, or both."""
+    """Request of RescheduleBooking. It gives a new start, end or resource, or several of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1004,6 +1469,7 @@ class RescheduleBookingRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IGNORE_RULES_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     booking_code: _builtins.str
@@ -1013,8 +1479,8 @@ class RescheduleBookingRequest(_message.Message):
     etag: _builtins.str
     """The expected revision, else ETAG_MISMATCH; empty accepts any."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     actor: _builtins.str
     """Who makes the change: a user's id or `bot`, up to 64 characters of a-z, 0-9, `_`, `.` and `-`. Don't use a person's
@@ -1022,13 +1488,17 @@ class RescheduleBookingRequest(_message.Message):
     """
     reason: _builtins.str
     """Why, up to 500 characters; kept in the booking's history. Optional."""
+    ignore_rules: _builtins.bool
+    """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
+    overlap. The booking then has no buffers of its own. Default: false.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """New start, from 1970 on, truncated to microseconds. Default: unchanged."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """New end, exclusive: after start_time, before the year 9999. Default: the booking keeps its length."""
+        """New end, exclusive: after the start, before the year 9999. Default: the booking keeps its length."""
 
     def __init__(
         self,
@@ -1042,10 +1512,11 @@ class RescheduleBookingRequest(_message.Message):
         request_id: _builtins.str = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
+        ignore_rules: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "booking_code", b"booking_code", "end_time", b"end_time", "etag", b"etag", "reason", b"reason", "request_id", b"request_id", "resource_id", b"resource_id", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "booking_code", b"booking_code", "end_time", b"end_time", "etag", b"etag", "ignore_rules", b"ignore_rules", "reason", b"reason", "request_id", b"request_id", "resource_id", b"resource_id", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1134,12 +1605,12 @@ class UpsertResourceRequest(_message.Message):
     name: _builtins.str
     """Display name, 1 to 200 characters."""
     active: _builtins.bool
-    """Whether SearchAvailability offers the resource. Default: true."""
+    """Whether the resource can be booked. Default: true."""
     etag: _builtins.str
     """The revision to replace, else ETAG_MISMATCH; empty replaces any."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     @_builtins.property
     def working_hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpeningHours]:
@@ -1253,16 +1724,22 @@ class SearchAvailabilityRequest(_message.Message):
     HORIZON_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    EXCLUDING_BOOKING_CODE_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     page_size: _builtins.int
     """Slots per page: 0 and more than 10,000 mean 10,000."""
     page_token: _builtins.str
     """next_page_token of the previous page, made with the same filters; empty for the first page."""
+    service_id: _builtins.str
+    """ID of the service to book. Optional."""
+    excluding_booking_code: _builtins.str
+    """Code of a booking that is to be moved: its own time counts as free. Optional."""
     @_builtins.property
     def resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """IDs of the resources, up to 200. An unknown resource is free whenever the salon is open, since CreateBooking would
-        create it. An inactive one is never free. Default: all active resources of the salon.
+        """IDs of the resources, up to 200. An inactive one is never free. Default: the service's, else all active resources
+        of the salon.
         """
 
     @_builtins.property
@@ -1275,7 +1752,7 @@ class SearchAvailabilityRequest(_message.Message):
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """Length of a slot: 1 min to 24 h, whole seconds."""
+        """Length of a slot: 1 min to 24 h, whole seconds. Default: the service's duration."""
 
     @_builtins.property
     def step(self) -> _duration_pb2.Duration:
@@ -1284,22 +1761,26 @@ class SearchAvailabilityRequest(_message.Message):
     @_builtins.property
     def buffer_before(self) -> _duration_pb2.Duration:
         """How long the resource must be free before a slot: up to 24 h, whole seconds. It may lie outside the resource's
-        hours. Default: 0.
+        hours. Default, and at least: that of the service, else of the salon's booking_rules.
         """
 
     @_builtins.property
     def buffer_after(self) -> _duration_pb2.Duration:
         """How long the resource must be free after a slot: up to 24 h, whole seconds. It may lie outside the resource's
-        hours. Default: 0.
+        hours. Default, and at least: that of the service, else of the salon's booking_rules.
         """
 
     @_builtins.property
     def minimum_notice(self) -> _duration_pb2.Duration:
-        """Slots start at least this long from now: up to 366 days, whole seconds. Default: 0."""
+        """Slots start at least this long from now: up to 366 days, whole seconds. Default, and at least: the salon's
+        min_notice.
+        """
 
     @_builtins.property
     def horizon(self) -> _duration_pb2.Duration:
-        """Slots start at most this long from now: up to 10 years, whole seconds. Default: no limit."""
+        """Slots start at most this long from now: up to 10 years, whole seconds. Default, and at most: the salon's
+        max_advance.
+        """
 
     def __init__(
         self,
@@ -1316,10 +1797,12 @@ class SearchAvailabilityRequest(_message.Message):
         horizon: _duration_pb2.Duration | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        excluding_booking_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "duration", b"duration", "end_time", b"end_time", "horizon", b"horizon", "minimum_notice", b"minimum_notice", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "duration", b"duration", "end_time", b"end_time", "horizon", b"horizon", "minimum_notice", b"minimum_notice", "page_size", b"page_size", "page_token", b"page_token", "resource_ids", b"resource_ids", "salon_id", b"salon_id", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "duration", b"duration", "end_time", b"end_time", "excluding_booking_code", b"excluding_booking_code", "horizon", b"horizon", "minimum_notice", b"minimum_notice", "page_size", b"page_size", "page_token", b"page_token", "resource_ids", b"resource_ids", "salon_id", b"salon_id", "service_id", b"service_id", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1333,21 +1816,27 @@ class SearchAvailabilityResponse(_message.Message):
 
     SLOTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty on the last page."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Slot]:
         """The slots, ordered by start_time, then by resource_id."""
 
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnavailableDay]:
+        """Why there are no slots, if the first page has none: the reasons of each day, ordered by date."""
+
     def __init__(
         self,
         *,
         slots: _abc.Iterable[Global___Slot] | None = ...,
         next_page_token: _builtins.str = ...,
+        reasons: _abc.Iterable[Global___UnavailableDay] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reasons", b"reasons", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1362,24 +1851,28 @@ class EraseCustomerRequest(_message.Message):
     SALON_ID_FIELD_NUMBER: _builtins.int
     PHONE_NUMBER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     phone_number: _builtins.str
-    """Phone number of the customer."""
+    """Phone number of the customer. Optional if user_id is given; bookings under either are erased."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
+    user_id: _builtins.str
+    """WhatsApp's business-scoped ID of the customer. Optional if phone_number is given."""
     def __init__(
         self,
         *,
         salon_id: _builtins.str = ...,
         phone_number: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1406,3 +1899,605 @@ class EraseCustomerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EraseCustomerResponse: _TypeAlias = EraseCustomerResponse  # noqa: Y015
+
+@_typing.final
+class UpdateBookingRequest(_message.Message):
+    """Request of UpdateBooking."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOKING_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    HOLD_DURATION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IGNORE_RULES_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """The expected revision, else ETAG_MISMATCH; empty accepts any."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    actor: _builtins.str
+    """Who makes the change: a user's id or `bot`, up to 64 characters of a-z, 0-9, `_`, `.` and `-`. Don't use a person's
+    name or phone number: the booking's history keeps it. Optional.
+    """
+    reason: _builtins.str
+    """Why, up to 500 characters; kept in the booking's history. Optional."""
+    ignore_rules: _builtins.bool
+    """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
+    overlap. The booking then has no buffers of its own. Default: false.
+    """
+    @_builtins.property
+    def booking(self) -> Global___Booking:
+        """The booking: salon_id and booking_code name it, the other fields are new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which fields to change. Default: those that are set. `*` is all that can be changed."""
+
+    @_builtins.property
+    def hold_duration(self) -> _duration_pb2.Duration:
+        """Extends a hold that has not expired: it expires after this time from now. 1 s to 7 days, whole seconds. Optional."""
+
+    def __init__(
+        self,
+        *,
+        booking: Global___Booking | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        hold_duration: _duration_pb2.Duration | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        ignore_rules: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booking", b"booking", "hold_duration", b"hold_duration", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "booking", b"booking", "etag", b"etag", "hold_duration", b"hold_duration", "ignore_rules", b"ignore_rules", "reason", b"reason", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBookingRequest: _TypeAlias = UpdateBookingRequest  # noqa: Y015
+
+@_typing.final
+class DeleteResourceRequest(_message.Message):
+    """Request of DeleteResource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    resource_id: _builtins.str
+    """ID of the resource."""
+    etag: _builtins.str
+    """The expected revision, else ETAG_MISMATCH; empty accepts any."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "resource_id", b"resource_id", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResourceRequest: _TypeAlias = DeleteResourceRequest  # noqa: Y015
+
+@_typing.final
+class UpsertServiceRequest(_message.Message):
+    """Request of UpsertService. It replaces all fields of an existing service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    BUFFER_BEFORE_FIELD_NUMBER: _builtins.int
+    BUFFER_AFTER_FIELD_NUMBER: _builtins.int
+    PRICE_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    RESOURCE_IDS_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    service_id: _builtins.str
+    """ID of the service, chosen by the caller: 1 to 64 letters, digits, `-` or `_`."""
+    name: _builtins.str
+    """Display name, 1 to 200 characters."""
+    price_micros: _builtins.int
+    """Price in millionths of currency_code. Default: 0."""
+    currency_code: _builtins.str
+    """ISO 4217 code of the price's currency. Optional without a price."""
+    active: _builtins.bool
+    """Whether it can be booked. Default: true."""
+    etag: _builtins.str
+    """The revision to replace, else ETAG_MISMATCH; empty replaces any."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it takes: 1 min to 24 h, whole seconds."""
+
+    @_builtins.property
+    def buffer_before(self) -> _duration_pb2.Duration:
+        """How long the resource stays free before it: up to 24 h, whole seconds. Default: as in the salon's booking_rules."""
+
+    @_builtins.property
+    def buffer_after(self) -> _duration_pb2.Duration:
+        """How long the resource stays free after it: up to 24 h, whole seconds. Default: as in the salon's booking_rules."""
+
+    @_builtins.property
+    def resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDs of up to 50 resources that can do it. Default: all."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        buffer_before: _duration_pb2.Duration | None = ...,
+        buffer_after: _duration_pb2.Duration | None = ...,
+        price_micros: _builtins.int = ...,
+        currency_code: _builtins.str = ...,
+        resource_ids: _abc.Iterable[_builtins.str] | None = ...,
+        active: _builtins.bool | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "active", b"active", "buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "active", b"active", "buffer_after", b"buffer_after", "buffer_before", b"buffer_before", "currency_code", b"currency_code", "duration", b"duration", "etag", b"etag", "name", b"name", "price_micros", b"price_micros", "request_id", b"request_id", "resource_ids", b"resource_ids", "salon_id", b"salon_id", "service_id", b"service_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__active: _TypeAlias = _typing.Literal["active"]  # noqa: Y015
+    _WhichOneofArgType__active: _TypeAlias = _typing.Literal["_active", b"_active"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active) -> _WhichOneofReturnType__active | None: ...
+
+Global___UpsertServiceRequest: _TypeAlias = UpsertServiceRequest  # noqa: Y015
+
+@_typing.final
+class GetServiceRequest(_message.Message):
+    """Request of GetService."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    service_id: _builtins.str
+    """ID of the service."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["salon_id", b"salon_id", "service_id", b"service_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServiceRequest: _TypeAlias = GetServiceRequest  # noqa: Y015
+
+@_typing.final
+class ListServicesRequest(_message.Message):
+    """Request of ListServices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    ACTIVE_ONLY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    active_only: _builtins.bool
+    """Only active services. Default: all."""
+    page_size: _builtins.int
+    """Services per page: 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """next_page_token of the previous page, made with the same filters; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        active_only: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_only", b"active_only", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServicesRequest: _TypeAlias = ListServicesRequest  # noqa: Y015
+
+@_typing.final
+class ListServicesResponse(_message.Message):
+    """A page of services."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last page."""
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___Service]:
+        """The services, ordered by service_id."""
+
+    def __init__(
+        self,
+        *,
+        services: _abc.Iterable[Global___Service] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "services", b"services"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServicesResponse: _TypeAlias = ListServicesResponse  # noqa: Y015
+
+@_typing.final
+class DeleteServiceRequest(_message.Message):
+    """Request of DeleteService."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    service_id: _builtins.str
+    """ID of the service."""
+    etag: _builtins.str
+    """The expected revision, else ETAG_MISMATCH; empty accepts any."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        service_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "salon_id", b"salon_id", "service_id", b"service_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteServiceRequest: _TypeAlias = DeleteServiceRequest  # noqa: Y015
+
+@_typing.final
+class CreateTimeOffRequest(_message.Message):
+    """Request of CreateTimeOff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    resource_id: _builtins.str
+    """ID of the resource. Default: the whole salon."""
+    reason: _builtins.str
+    """Why, up to 500 characters. Optional."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the time, from 1970 on, truncated to microseconds."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the time, exclusive: after start_time, before the year 9999."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "reason", b"reason", "request_id", b"request_id", "resource_id", b"resource_id", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTimeOffRequest: _TypeAlias = CreateTimeOffRequest  # noqa: Y015
+
+@_typing.final
+class CreateTimeOffResponse(_message.Message):
+    """Response of CreateTimeOff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_OFF_FIELD_NUMBER: _builtins.int
+    BOOKINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time_off(self) -> Global___TimeOff:
+        """The time off."""
+
+    @_builtins.property
+    def bookings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Booking]:
+        """The first 200 PENDING and CONFIRMED bookings whose time it overlaps, ordered by start_time."""
+
+    def __init__(
+        self,
+        *,
+        time_off: Global___TimeOff | None = ...,
+        bookings: _abc.Iterable[Global___Booking] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_off", b"time_off"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookings", b"bookings", "time_off", b"time_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTimeOffResponse: _TypeAlias = CreateTimeOffResponse  # noqa: Y015
+
+@_typing.final
+class ListTimeOffRequest(_message.Message):
+    """Request of ListTimeOff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    resource_id: _builtins.str
+    """Only that of this resource, without that of the whole salon. Default: all."""
+    page_size: _builtins.int
+    """Rows per page: 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """next_page_token of the previous page, made with the same filters; empty for the first page."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what ends after this time. Default: no limit."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what starts before this time. Default: no limit."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTimeOffRequest: _TypeAlias = ListTimeOffRequest  # noqa: Y015
+
+@_typing.final
+class ListTimeOffResponse(_message.Message):
+    """A page of time off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_OFF_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last page."""
+    @_builtins.property
+    def time_off(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeOff]:
+        """The time off, ordered by start_time, then by time_off_id."""
+
+    def __init__(
+        self,
+        *,
+        time_off: _abc.Iterable[Global___TimeOff] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "time_off", b"time_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTimeOffResponse: _TypeAlias = ListTimeOffResponse  # noqa: Y015
+
+@_typing.final
+class DeleteTimeOffRequest(_message.Message):
+    """Request of DeleteTimeOff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    TIME_OFF_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    time_off_id: _builtins.str
+    """ID of the time off."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        time_off_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "salon_id", b"salon_id", "time_off_id", b"time_off_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTimeOffRequest: _TypeAlias = DeleteTimeOffRequest  # noqa: Y015
+
+@_typing.final
+class ListBookingChangesRequest(_message.Message):
+    """Request of ListBookingChanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_START_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """Only changes of this salon. Default: of all salons."""
+    page_size: _builtins.int
+    """Changes per page: 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """next_page_token of an earlier reply, made with the same salon_id. Empty: from now on, or from_start."""
+    from_start: _builtins.bool
+    """Begin with the oldest change that is kept; only without a page_token."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        from_start: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_start", b"from_start", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBookingChangesRequest: _TypeAlias = ListBookingChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListBookingChangesResponse(_message.Message):
+    """A page of changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOKING_CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of what follows; never empty."""
+    @_builtins.property
+    def booking_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___BookingChange]:
+        """The changes, in their order; empty if there are no more yet."""
+
+    def __init__(
+        self,
+        *,
+        booking_changes: _abc.Iterable[Global___BookingChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_changes", b"booking_changes", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBookingChangesResponse: _TypeAlias = ListBookingChangesResponse  # noqa: Y015
+
+@_typing.final
+class WatchBookingsRequest(_message.Message):
+    """Request of WatchBookings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """Only changes of this salon. Default: of all salons."""
+    page_token: _builtins.str
+    """page_token of the last reply, or next_page_token of ListBookingChanges, made with the same salon_id. Empty: from
+    now on.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBookingsRequest: _TypeAlias = WatchBookingsRequest  # noqa: Y015
+
+@_typing.final
+class WatchBookingsResponse(_message.Message):
+    """A change, or a sign of life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOKING_CHANGE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """Token of what follows."""
+    @_builtins.property
+    def booking_change(self) -> Global___BookingChange:
+        """The change; not set in a sign of life."""
+
+    def __init__(
+        self,
+        *,
+        booking_change: Global___BookingChange | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booking_change", b"booking_change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booking_change", b"booking_change", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBookingsResponse: _TypeAlias = WatchBookingsResponse  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from parlor.booking.v1 import booking_pb2 as parlor_dot_booking_dot_v1_dot_booking__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +27,8 @@ if _version_not_supported:
 
 
 class BookingServiceStub:
-    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events.
+    """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
+    booking_changes.
     """
 
     def __init__(self, channel):
@@ -70,6 +72,46 @@ class BookingServiceStub:
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesResponse.FromString,
                 _registered_method=True)
+        self.DeleteResource = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/DeleteResource',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteResourceRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UpsertService = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/UpsertService',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpsertServiceRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Service.FromString,
+                _registered_method=True)
+        self.GetService = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/GetService',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.GetServiceRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Service.FromString,
+                _registered_method=True)
+        self.ListServices = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/ListServices',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListServicesRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListServicesResponse.FromString,
+                _registered_method=True)
+        self.DeleteService = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/DeleteService',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteServiceRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.CreateTimeOff = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/CreateTimeOff',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateTimeOffRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateTimeOffResponse.FromString,
+                _registered_method=True)
+        self.ListTimeOff = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/ListTimeOff',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListTimeOffRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListTimeOffResponse.FromString,
+                _registered_method=True)
+        self.DeleteTimeOff = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/DeleteTimeOff',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteTimeOffRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.CreateBooking = channel.unary_unary(
                 '/parlor.booking.v1.BookingService/CreateBooking',
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateBookingRequest.SerializeToString,
@@ -100,6 +142,11 @@ class BookingServiceStub:
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.RescheduleBookingRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
                 _registered_method=True)
+        self.UpdateBooking = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/UpdateBooking',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpdateBookingRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
+                _registered_method=True)
         self.ListBookingEvents = channel.unary_unary(
                 '/parlor.booking.v1.BookingService/ListBookingEvents',
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsRequest.SerializeToString,
@@ -115,10 +162,21 @@ class BookingServiceStub:
                 request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerRequest.SerializeToString,
                 response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerResponse.FromString,
                 _registered_method=True)
+        self.ListBookingChanges = channel.unary_unary(
+                '/parlor.booking.v1.BookingService/ListBookingChanges',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingChangesRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingChangesResponse.FromString,
+                _registered_method=True)
+        self.WatchBookings = channel.unary_stream(
+                '/parlor.booking.v1.BookingService/WatchBookings',
+                request_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.WatchBookingsRequest.SerializeToString,
+                response_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.WatchBookingsResponse.FromString,
+                _registered_method=True)
 
 
 class BookingServiceServicer:
-    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events.
+    """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
+    booking_changes.
     """
 
     def UpsertSalon(self, request, context):
@@ -178,12 +236,83 @@ class BookingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteResource(self, request, context):
+        """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
+        Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
+        have not ended; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpsertService(self, request, context):
+        """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
+        buffers that the service had when they were made.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetService(self, request, context):
+        """Returns a service by its id. Cached for 1800 s.
+        Errors: NOT_FOUND SERVICE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListServices(self, request, context):
+        """Lists a salon's services, ordered by service_id. Cached for 1800 s.
+        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteService(self, request, context):
+        """Deletes a service. Its bookings stay as they are.
+        Errors: NOT_FOUND SERVICE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTimeOff(self, request, context):
+        """Blocks a time of a resource or of the whole salon. Bookings in that time stay; the reply has the first 200 of them,
+        to be moved.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTimeOff(self, request, context):
+        """Lists a salon's time off, ordered by start_time. Cached for 300 s.
+        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTimeOff(self, request, context):
+        """Deletes a time off.
+        Errors: NOT_FOUND TIME_OFF_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateBooking(self, request, context):
-        """Books a time, for a resource if one is given. Two PENDING or CONFIRMED bookings of one resource never overlap: the
-        second one is SLOT_UNAVAILABLE. An expired hold blocks nothing; if it overlaps, it is cancelled with the reason
-        HOLD_EXPIRED. Opening hours, notice and buffers are not checked: they only limit what SearchAvailability offers. An
-        unknown resource_id creates an active resource.
-        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE.
+        """Books a time: of the resource that is given, of whichever of any_of_resource_ids is free, or with a service of
+        whichever of its resources is free; without any of these it blocks nothing. Two PENDING or CONFIRMED bookings of
+        one resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks
+        nothing. The booking must keep the opening hours of the salon and the resource, time off and the salon's
+        booking_rules.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
+        one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
+        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,7 +335,7 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBookings(self, request, context):
-        """Lists a salon's bookings, ordered by start_time, then by booking_id. Cached for 300 s.
+        """Lists a salon's bookings, ordered by start_time or by update_time, then by booking_id. Cached for 300 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -214,19 +343,37 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateBookingStatus(self, request, context):
-        """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to COMPLETED, CANCELLED or NO_SHOW.
-        Other statuses are final.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`, or
-        HOLD_EXPIRED for confirming an expired hold; ABORTED ETAG_MISMATCH.
+        """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to CANCELLED or, from its
+        start_time on, to COMPLETED or NO_SHOW. These two can be corrected: to each other, or back to CONFIRMED. CANCELLED
+        and EXPIRED are final.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`,
+        HOLD_EXPIRED for confirming an expired hold, TOO_LATE_TO_CANCEL unless ignore_rules is set, or SLOT_UNAVAILABLE for
+        going back to CONFIRMED; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RescheduleBooking(self, request, context):
-        """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION if its status is
-        final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH.
+        """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status. The
+        new time must keep the same rules as that of a new booking.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
+        INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
+        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBooking(self, request, context):
+        """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
+        service_name, notes; if the booking is PENDING or CONFIRMED also service_id and end_time. A new service brings its
+        name, price, duration and buffers. hold_duration extends a hold that has not expired.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
+        NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
+        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,11 +388,12 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchAvailability(self, request, context):
-        """Returns the free slots of a salon's resources in a period. A slot is offered if it starts on the step grid, lies
-        within the resource's hours, the notice and the horizon, and keeps its buffers from every booking that blocks the
-        resource. The grid begins where the resource's hours begin and continues in elapsed time, across changes of the
-        clock; for a resource that is always available it begins on 1969-12-31. Not cached.
-        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """Returns the free slots of a salon's resources in a period: those that CreateBooking would accept. A slot is offered
+        if it starts on the step grid, lies within the resource's hours and outside of its time off, keeps the salon's
+        booking_rules, the notice and the horizon, and keeps its buffers from every booking that blocks the resource and
+        from that booking's buffers. The grid begins where the resource's hours begin and continues in elapsed time, across
+        changes of the clock; for a resource that is always available it begins on 1969-12-31. Not cached.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,6 +404,26 @@ class BookingServiceServicer:
         history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBookingChanges(self, request, context):
+        """Returns the changes of bookings, resources, services, time off and salons, each once, in an order that loses none.
+        A page holds what has been committed and cannot be preceded by a change that commits later. Changes are kept for 7
+        days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBookings(self, request, context):
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,6 +467,46 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListResourcesResponse.SerializeToString,
             ),
+            'DeleteResource': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteResource,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteResourceRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UpsertService': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpsertService,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpsertServiceRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Service.SerializeToString,
+            ),
+            'GetService': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetService,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.GetServiceRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Service.SerializeToString,
+            ),
+            'ListServices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServices,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListServicesRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListServicesResponse.SerializeToString,
+            ),
+            'DeleteService': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteService,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteServiceRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'CreateTimeOff': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTimeOff,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateTimeOffRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateTimeOffResponse.SerializeToString,
+            ),
+            'ListTimeOff': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTimeOff,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListTimeOffRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListTimeOffResponse.SerializeToString,
+            ),
+            'DeleteTimeOff': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTimeOff,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteTimeOffRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
             'CreateBooking': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBooking,
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.CreateBookingRequest.FromString,
@@ -329,6 +537,11 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.RescheduleBookingRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.SerializeToString,
             ),
+            'UpdateBooking': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBooking,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.UpdateBookingRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.SerializeToString,
+            ),
             'ListBookingEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBookingEvents,
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingEventsRequest.FromString,
@@ -344,6 +557,16 @@ def add_BookingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerRequest.FromString,
                     response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerResponse.SerializeToString,
             ),
+            'ListBookingChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBookingChanges,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingChangesRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingChangesResponse.SerializeToString,
+            ),
+            'WatchBookings': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBookings,
+                    request_deserializer=parlor_dot_booking_dot_v1_dot_booking__pb2.WatchBookingsRequest.FromString,
+                    response_serializer=parlor_dot_booking_dot_v1_dot_booking__pb2.WatchBookingsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'parlor.booking.v1.BookingService', rpc_method_handlers)
@@ -353,7 +576,8 @@ def add_BookingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BookingService:
-    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events.
+    """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
+    booking_changes.
     """
 
     @staticmethod
@@ -546,6 +770,222 @@ class BookingService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteResource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/DeleteResource',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteResourceRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpsertService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/UpsertService',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.UpsertServiceRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/GetService',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.GetServiceRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/ListServices',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListServicesRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListServicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/DeleteService',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteServiceRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTimeOff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/CreateTimeOff',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.CreateTimeOffRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.CreateTimeOffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTimeOff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/ListTimeOff',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListTimeOffRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListTimeOffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTimeOff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/DeleteTimeOff',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.DeleteTimeOffRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateBooking(request,
             target,
             options=(),
@@ -708,6 +1148,33 @@ class BookingService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateBooking(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/UpdateBooking',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.UpdateBookingRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.Booking.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListBookingEvents(request,
             target,
             options=(),
@@ -778,6 +1245,60 @@ class BookingService:
             '/parlor.booking.v1.BookingService/EraseCustomer',
             parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerRequest.SerializeToString,
             parlor_dot_booking_dot_v1_dot_booking__pb2.EraseCustomerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBookingChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/ListBookingChanges',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingChangesRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.ListBookingChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBookings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parlor.booking.v1.BookingService/WatchBookings',
+            parlor_dot_booking_dot_v1_dot_booking__pb2.WatchBookingsRequest.SerializeToString,
+            parlor_dot_booking_dot_v1_dot_booking__pb2.WatchBookingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

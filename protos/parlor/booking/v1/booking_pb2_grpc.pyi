@@ -4,7 +4,8 @@ isort:skip_file
 The booking service: salons, their resources and opening hours, and bookings.
 
 Phone numbers: requests take E.164 with `+`, with or without separators; if the salon has a region_code, also the
-region's national notation. Anything else is INVALID_FIELD. Replies have E.164.
+region's national notation, unless its digits are an international number without `+`, too. Anything else is
+INVALID_FIELD. Replies have E.164.
 
 Errors carry google.rpc.ErrorInfo with the domain "parlor" and a reason. Each RPC lists its own; besides these, any
 RPC may return INVALID_FIELD or MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED or OVERLOADED
@@ -17,6 +18,7 @@ A request may have up to 256 KiB, uncompressed; a larger one is REQUEST_TOO_LARG
 """
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from parlor.booking.v1 import booking_pb2 as _booking_pb2
 import abc as _abc_1
@@ -40,7 +42,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BookingServiceStub:
-    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events."""
+    """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
+    booking_changes.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -74,12 +78,51 @@ class BookingServiceStub:
     """Lists a salon's resources, ordered by resource_id. Cached for 300 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
+    DeleteResource: _grpc.UnaryUnaryMultiCallable[_booking_pb2.DeleteResourceRequest, _empty_pb2.Empty]
+    """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
+    Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
+    have not ended; ABORTED ETAG_MISMATCH.
+    """
+    UpsertService: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpsertServiceRequest, _booking_pb2.Service]
+    """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
+    buffers that the service had when they were made.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+    """
+    GetService: _grpc.UnaryUnaryMultiCallable[_booking_pb2.GetServiceRequest, _booking_pb2.Service]
+    """Returns a service by its id. Cached for 1800 s.
+    Errors: NOT_FOUND SERVICE_NOT_FOUND.
+    """
+    ListServices: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListServicesRequest, _booking_pb2.ListServicesResponse]
+    """Lists a salon's services, ordered by service_id. Cached for 1800 s.
+    Errors: NOT_FOUND SALON_NOT_FOUND.
+    """
+    DeleteService: _grpc.UnaryUnaryMultiCallable[_booking_pb2.DeleteServiceRequest, _empty_pb2.Empty]
+    """Deletes a service. Its bookings stay as they are.
+    Errors: NOT_FOUND SERVICE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+    """
+    CreateTimeOff: _grpc.UnaryUnaryMultiCallable[_booking_pb2.CreateTimeOffRequest, _booking_pb2.CreateTimeOffResponse]
+    """Blocks a time of a resource or of the whole salon. Bookings in that time stay; the reply has the first 200 of them,
+    to be moved.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND.
+    """
+    ListTimeOff: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListTimeOffRequest, _booking_pb2.ListTimeOffResponse]
+    """Lists a salon's time off, ordered by start_time. Cached for 300 s.
+    Errors: NOT_FOUND SALON_NOT_FOUND.
+    """
+    DeleteTimeOff: _grpc.UnaryUnaryMultiCallable[_booking_pb2.DeleteTimeOffRequest, _empty_pb2.Empty]
+    """Deletes a time off.
+    Errors: NOT_FOUND TIME_OFF_NOT_FOUND.
+    """
     CreateBooking: _grpc.UnaryUnaryMultiCallable[_booking_pb2.CreateBookingRequest, _booking_pb2.Booking]
-    """Books a time, for a resource if one is given. Two PENDING or CONFIRMED bookings of one resource never overlap: the
-    second one is SLOT_UNAVAILABLE. An expired hold blocks nothing; if it overlaps, it is cancelled with the reason
-    HOLD_EXPIRED. Opening hours, notice and buffers are not checked: they only limit what SearchAvailability offers. An
-    unknown resource_id creates an active resource.
-    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE.
+    """Books a time: of the resource that is given, of whichever of any_of_resource_ids is free, or with a service of
+    whichever of its resources is free; without any of these it blocks nothing. Two PENDING or CONFIRMED bookings of
+    one resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks
+    nothing. The booking must keep the opening hours of the salon and the resource, time off and the salon's
+    booking_rules.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
+    one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
+    FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
     """
     GetBookingByCode: _grpc.UnaryUnaryMultiCallable[_booking_pb2.GetBookingByCodeRequest, _booking_pb2.Booking]
     """Returns a booking by its code. Cached for 300 s.
@@ -90,30 +133,45 @@ class BookingServiceStub:
     Errors: NOT_FOUND BOOKING_NOT_FOUND for the first that does not exist.
     """
     ListBookings: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListBookingsRequest, _booking_pb2.ListBookingsResponse]
-    """Lists a salon's bookings, ordered by start_time, then by booking_id. Cached for 300 s.
+    """Lists a salon's bookings, ordered by start_time or by update_time, then by booking_id. Cached for 300 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
     UpdateBookingStatus: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpdateBookingStatusRequest, _booking_pb2.Booking]
-    """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to COMPLETED, CANCELLED or NO_SHOW.
-    Other statuses are final.
-    Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`, or
-    HOLD_EXPIRED for confirming an expired hold; ABORTED ETAG_MISMATCH.
+    """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to CANCELLED or, from its
+    start_time on, to COMPLETED or NO_SHOW. These two can be corrected: to each other, or back to CONFIRMED. CANCELLED
+    and EXPIRED are final.
+    Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`,
+    HOLD_EXPIRED for confirming an expired hold, TOO_LATE_TO_CANCEL unless ignore_rules is set, or SLOT_UNAVAILABLE for
+    going back to CONFIRMED; ABORTED ETAG_MISMATCH.
     """
     RescheduleBooking: _grpc.UnaryUnaryMultiCallable[_booking_pb2.RescheduleBookingRequest, _booking_pb2.Booking]
-    """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status.
-    Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION if its status is
-    final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH.
+    """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status. The
+    new time must keep the same rules as that of a new booking.
+    Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
+    INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
+    FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    """
+    UpdateBooking: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpdateBookingRequest, _booking_pb2.Booking]
+    """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
+    service_name, notes; if the booking is PENDING or CONFIRMED also service_id and end_time. A new service brings its
+    name, price, duration and buffers. hold_duration extends a hold that has not expired.
+    Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
+    NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
+    FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
     """
     ListBookingEvents: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListBookingEventsRequest, _booking_pb2.ListBookingEventsResponse]
     """Lists the history of a booking, oldest event first. Cached for 300 s.
     Errors: NOT_FOUND BOOKING_NOT_FOUND.
     """
     SearchAvailability: _grpc.UnaryUnaryMultiCallable[_booking_pb2.SearchAvailabilityRequest, _booking_pb2.SearchAvailabilityResponse]
-    """Returns the free slots of a salon's resources in a period. A slot is offered if it starts on the step grid, lies
-    within the resource's hours, the notice and the horizon, and keeps its buffers from every booking that blocks the
-    resource. The grid begins where the resource's hours begin and continues in elapsed time, across changes of the
-    clock; for a resource that is always available it begins on 1969-12-31. Not cached.
-    Errors: NOT_FOUND SALON_NOT_FOUND.
+    """Returns the free slots of a salon's resources in a period: those that CreateBooking would accept. A slot is offered
+    if it starts on the step grid, lies within the resource's hours and outside of its time off, keeps the salon's
+    booking_rules, the notice and the horizon, and keeps its buffers from every booking that blocks the resource and
+    from that booking's buffers. The grid begins where the resource's hours begin and continues in elapsed time, across
+    changes of the clock; for a resource that is always available it begins on 1969-12-31. Not cached.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]
     """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
@@ -121,10 +179,24 @@ class BookingServiceStub:
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
     """
+    ListBookingChanges: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListBookingChangesRequest, _booking_pb2.ListBookingChangesResponse]
+    """Returns the changes of bookings, resources, services, time off and salons, each once, in an order that loses none.
+    A page holds what has been committed and cannot be preceded by a change that commits later. Changes are kept for 7
+    days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchBookings: _grpc.UnaryStreamMultiCallable[_booking_pb2.WatchBookingsRequest, _booking_pb2.WatchBookingsResponse]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 @_typing.type_check_only
 class BookingServiceAsyncStub(BookingServiceStub):
-    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events."""
+    """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
+    booking_changes.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UpsertSalon: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpsertSalonRequest, _booking_pb2.Salon]  # type: ignore[assignment]
@@ -155,12 +227,51 @@ class BookingServiceAsyncStub(BookingServiceStub):
     """Lists a salon's resources, ordered by resource_id. Cached for 300 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
+    DeleteResource: _aio.UnaryUnaryMultiCallable[_booking_pb2.DeleteResourceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
+    Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
+    have not ended; ABORTED ETAG_MISMATCH.
+    """
+    UpsertService: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpsertServiceRequest, _booking_pb2.Service]  # type: ignore[assignment]
+    """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
+    buffers that the service had when they were made.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+    """
+    GetService: _aio.UnaryUnaryMultiCallable[_booking_pb2.GetServiceRequest, _booking_pb2.Service]  # type: ignore[assignment]
+    """Returns a service by its id. Cached for 1800 s.
+    Errors: NOT_FOUND SERVICE_NOT_FOUND.
+    """
+    ListServices: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListServicesRequest, _booking_pb2.ListServicesResponse]  # type: ignore[assignment]
+    """Lists a salon's services, ordered by service_id. Cached for 1800 s.
+    Errors: NOT_FOUND SALON_NOT_FOUND.
+    """
+    DeleteService: _aio.UnaryUnaryMultiCallable[_booking_pb2.DeleteServiceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a service. Its bookings stay as they are.
+    Errors: NOT_FOUND SERVICE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+    """
+    CreateTimeOff: _aio.UnaryUnaryMultiCallable[_booking_pb2.CreateTimeOffRequest, _booking_pb2.CreateTimeOffResponse]  # type: ignore[assignment]
+    """Blocks a time of a resource or of the whole salon. Bookings in that time stay; the reply has the first 200 of them,
+    to be moved.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND.
+    """
+    ListTimeOff: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListTimeOffRequest, _booking_pb2.ListTimeOffResponse]  # type: ignore[assignment]
+    """Lists a salon's time off, ordered by start_time. Cached for 300 s.
+    Errors: NOT_FOUND SALON_NOT_FOUND.
+    """
+    DeleteTimeOff: _aio.UnaryUnaryMultiCallable[_booking_pb2.DeleteTimeOffRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes a time off.
+    Errors: NOT_FOUND TIME_OFF_NOT_FOUND.
+    """
     CreateBooking: _aio.UnaryUnaryMultiCallable[_booking_pb2.CreateBookingRequest, _booking_pb2.Booking]  # type: ignore[assignment]
-    """Books a time, for a resource if one is given. Two PENDING or CONFIRMED bookings of one resource never overlap: the
-    second one is SLOT_UNAVAILABLE. An expired hold blocks nothing; if it overlaps, it is cancelled with the reason
-    HOLD_EXPIRED. Opening hours, notice and buffers are not checked: they only limit what SearchAvailability offers. An
-    unknown resource_id creates an active resource.
-    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE.
+    """Books a time: of the resource that is given, of whichever of any_of_resource_ids is free, or with a service of
+    whichever of its resources is free; without any of these it blocks nothing. Two PENDING or CONFIRMED bookings of
+    one resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks
+    nothing. The booking must keep the opening hours of the salon and the resource, time off and the salon's
+    booking_rules.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
+    one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
+    FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
     """
     GetBookingByCode: _aio.UnaryUnaryMultiCallable[_booking_pb2.GetBookingByCodeRequest, _booking_pb2.Booking]  # type: ignore[assignment]
     """Returns a booking by its code. Cached for 300 s.
@@ -171,30 +282,45 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND BOOKING_NOT_FOUND for the first that does not exist.
     """
     ListBookings: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListBookingsRequest, _booking_pb2.ListBookingsResponse]  # type: ignore[assignment]
-    """Lists a salon's bookings, ordered by start_time, then by booking_id. Cached for 300 s.
+    """Lists a salon's bookings, ordered by start_time or by update_time, then by booking_id. Cached for 300 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
     UpdateBookingStatus: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpdateBookingStatusRequest, _booking_pb2.Booking]  # type: ignore[assignment]
-    """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to COMPLETED, CANCELLED or NO_SHOW.
-    Other statuses are final.
-    Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`, or
-    HOLD_EXPIRED for confirming an expired hold; ABORTED ETAG_MISMATCH.
+    """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to CANCELLED or, from its
+    start_time on, to COMPLETED or NO_SHOW. These two can be corrected: to each other, or back to CONFIRMED. CANCELLED
+    and EXPIRED are final.
+    Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`,
+    HOLD_EXPIRED for confirming an expired hold, TOO_LATE_TO_CANCEL unless ignore_rules is set, or SLOT_UNAVAILABLE for
+    going back to CONFIRMED; ABORTED ETAG_MISMATCH.
     """
     RescheduleBooking: _aio.UnaryUnaryMultiCallable[_booking_pb2.RescheduleBookingRequest, _booking_pb2.Booking]  # type: ignore[assignment]
-    """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status.
-    Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION if its status is
-    final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH.
+    """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status. The
+    new time must keep the same rules as that of a new booking.
+    Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
+    INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
+    FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    """
+    UpdateBooking: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpdateBookingRequest, _booking_pb2.Booking]  # type: ignore[assignment]
+    """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
+    service_name, notes; if the booking is PENDING or CONFIRMED also service_id and end_time. A new service brings its
+    name, price, duration and buffers. hold_duration extends a hold that has not expired.
+    Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
+    NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
+    FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
     """
     ListBookingEvents: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListBookingEventsRequest, _booking_pb2.ListBookingEventsResponse]  # type: ignore[assignment]
     """Lists the history of a booking, oldest event first. Cached for 300 s.
     Errors: NOT_FOUND BOOKING_NOT_FOUND.
     """
     SearchAvailability: _aio.UnaryUnaryMultiCallable[_booking_pb2.SearchAvailabilityRequest, _booking_pb2.SearchAvailabilityResponse]  # type: ignore[assignment]
-    """Returns the free slots of a salon's resources in a period. A slot is offered if it starts on the step grid, lies
-    within the resource's hours, the notice and the horizon, and keeps its buffers from every booking that blocks the
-    resource. The grid begins where the resource's hours begin and continues in elapsed time, across changes of the
-    clock; for a resource that is always available it begins on 1969-12-31. Not cached.
-    Errors: NOT_FOUND SALON_NOT_FOUND.
+    """Returns the free slots of a salon's resources in a period: those that CreateBooking would accept. A slot is offered
+    if it starts on the step grid, lies within the resource's hours and outside of its time off, keeps the salon's
+    booking_rules, the notice and the horizon, and keeps its buffers from every booking that blocks the resource and
+    from that booking's buffers. The grid begins where the resource's hours begin and continues in elapsed time, across
+    changes of the clock; for a resource that is always available it begins on 1969-12-31. Not cached.
+    Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
@@ -202,9 +328,23 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
     """
+    ListBookingChanges: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListBookingChangesRequest, _booking_pb2.ListBookingChangesResponse]  # type: ignore[assignment]
+    """Returns the changes of bookings, resources, services, time off and salons, each once, in an order that loses none.
+    A page holds what has been committed and cannot be preceded by a change that commits later. Changes are kept for 7
+    days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchBookings: _aio.UnaryStreamMultiCallable[_booking_pb2.WatchBookingsRequest, _booking_pb2.WatchBookingsResponse]  # type: ignore[assignment]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Salons and their bookings. Owns the tables salons, resources, bookings and booking_events."""
+    """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
+    booking_changes.
+    """
 
     @_abc_1.abstractmethod
     def UpsertSalon(
@@ -277,16 +417,103 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DeleteResource(
+        self,
+        request: _booking_pb2.DeleteResourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
+        Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
+        have not ended; ABORTED ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def UpsertService(
+        self,
+        request: _booking_pb2.UpsertServiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.Service, _abc.Awaitable[_booking_pb2.Service]]:
+        """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
+        buffers that the service had when they were made.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def GetService(
+        self,
+        request: _booking_pb2.GetServiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.Service, _abc.Awaitable[_booking_pb2.Service]]:
+        """Returns a service by its id. Cached for 1800 s.
+        Errors: NOT_FOUND SERVICE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListServices(
+        self,
+        request: _booking_pb2.ListServicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.ListServicesResponse, _abc.Awaitable[_booking_pb2.ListServicesResponse]]:
+        """Lists a salon's services, ordered by service_id. Cached for 1800 s.
+        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteService(
+        self,
+        request: _booking_pb2.DeleteServiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a service. Its bookings stay as they are.
+        Errors: NOT_FOUND SERVICE_NOT_FOUND; ABORTED ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateTimeOff(
+        self,
+        request: _booking_pb2.CreateTimeOffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.CreateTimeOffResponse, _abc.Awaitable[_booking_pb2.CreateTimeOffResponse]]:
+        """Blocks a time of a resource or of the whole salon. Bookings in that time stay; the reply has the first 200 of them,
+        to be moved.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTimeOff(
+        self,
+        request: _booking_pb2.ListTimeOffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.ListTimeOffResponse, _abc.Awaitable[_booking_pb2.ListTimeOffResponse]]:
+        """Lists a salon's time off, ordered by start_time. Cached for 300 s.
+        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteTimeOff(
+        self,
+        request: _booking_pb2.DeleteTimeOffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Deletes a time off.
+        Errors: NOT_FOUND TIME_OFF_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def CreateBooking(
         self,
         request: _booking_pb2.CreateBookingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.Booking, _abc.Awaitable[_booking_pb2.Booking]]:
-        """Books a time, for a resource if one is given. Two PENDING or CONFIRMED bookings of one resource never overlap: the
-        second one is SLOT_UNAVAILABLE. An expired hold blocks nothing; if it overlaps, it is cancelled with the reason
-        HOLD_EXPIRED. Opening hours, notice and buffers are not checked: they only limit what SearchAvailability offers. An
-        unknown resource_id creates an active resource.
-        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE.
+        """Books a time: of the resource that is given, of whichever of any_of_resource_ids is free, or with a service of
+        whichever of its resources is free; without any of these it blocks nothing. Two PENDING or CONFIRMED bookings of
+        one resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks
+        nothing. The booking must keep the opening hours of the salon and the resource, time off and the salon's
+        booking_rules.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
+        one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
+        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
         """
 
     @_abc_1.abstractmethod
@@ -315,7 +542,7 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.ListBookingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.ListBookingsResponse, _abc.Awaitable[_booking_pb2.ListBookingsResponse]]:
-        """Lists a salon's bookings, ordered by start_time, then by booking_id. Cached for 300 s.
+        """Lists a salon's bookings, ordered by start_time or by update_time, then by booking_id. Cached for 300 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
 
@@ -325,10 +552,12 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.UpdateBookingStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.Booking, _abc.Awaitable[_booking_pb2.Booking]]:
-        """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to COMPLETED, CANCELLED or NO_SHOW.
-        Other statuses are final.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`, or
-        HOLD_EXPIRED for confirming an expired hold; ABORTED ETAG_MISMATCH.
+        """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to CANCELLED or, from its
+        start_time on, to COMPLETED or NO_SHOW. These two can be corrected: to each other, or back to CONFIRMED. CANCELLED
+        and EXPIRED are final.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`,
+        HOLD_EXPIRED for confirming an expired hold, TOO_LATE_TO_CANCEL unless ignore_rules is set, or SLOT_UNAVAILABLE for
+        going back to CONFIRMED; ABORTED ETAG_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -337,9 +566,27 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.RescheduleBookingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.Booking, _abc.Awaitable[_booking_pb2.Booking]]:
-        """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, INVALID_TRANSITION if its status is
-        final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH.
+        """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status. The
+        new time must keep the same rules as that of a new booking.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
+        INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
+        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateBooking(
+        self,
+        request: _booking_pb2.UpdateBookingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.Booking, _abc.Awaitable[_booking_pb2.Booking]]:
+        """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
+        service_name, notes; if the booking is PENDING or CONFIRMED also service_id and end_time. A new service brings its
+        name, price, duration and buffers. hold_duration extends a hold that has not expired.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
+        NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
+        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
         """
 
     @_abc_1.abstractmethod
@@ -358,11 +605,12 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.SearchAvailabilityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.SearchAvailabilityResponse, _abc.Awaitable[_booking_pb2.SearchAvailabilityResponse]]:
-        """Returns the free slots of a salon's resources in a period. A slot is offered if it starts on the step grid, lies
-        within the resource's hours, the notice and the horizon, and keeps its buffers from every booking that blocks the
-        resource. The grid begins where the resource's hours begin and continues in elapsed time, across changes of the
-        clock; for a resource that is always available it begins on 1969-12-31. Not cached.
-        Errors: NOT_FOUND SALON_NOT_FOUND.
+        """Returns the free slots of a salon's resources in a period: those that CreateBooking would accept. A slot is offered
+        if it starts on the step grid, lies within the resource's hours and outside of its time off, keeps the salon's
+        booking_rules, the notice and the horizon, and keeps its buffers from every booking that blocks the resource and
+        from that booking's buffers. The grid begins where the resource's hours begin and continues in elapsed time, across
+        changes of the clock; for a resource that is always available it begins on 1969-12-31. Not cached.
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -375,6 +623,30 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBookingChanges(
+        self,
+        request: _booking_pb2.ListBookingChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_booking_pb2.ListBookingChangesResponse, _abc.Awaitable[_booking_pb2.ListBookingChangesResponse]]:
+        """Returns the changes of bookings, resources, services, time off and salons, each once, in an order that loses none.
+        A page holds what has been committed and cannot be preceded by a change that commits later. Changes are kept for 7
+        days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchBookings(
+        self,
+        request: _booking_pb2.WatchBookingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_booking_pb2.WatchBookingsResponse], _abc.AsyncIterator[_booking_pb2.WatchBookingsResponse]]:
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
         """
 
 def add_BookingServiceServicer_to_server(servicer: BookingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

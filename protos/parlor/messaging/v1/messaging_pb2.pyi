@@ -688,8 +688,8 @@ class RecordMessageRequest(_message.Message):
     currency_code: _builtins.str
     """ISO 4217 code of the cost. Required if there is a cost."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     user_id: _builtins.str
     """WhatsApp's business-scoped ID of the customer. Optional if phone_number is given."""
@@ -751,8 +751,8 @@ class RecordMessageStatusRequest(_message.Message):
     status: Global___MessageStatus.ValueType
     """SENT, DELIVERED, READ or FAILED."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     error_code: _builtins.int
     """WhatsApp's error code, for FAILED. Default: 0."""
@@ -1010,8 +1010,8 @@ class UpdateConversationStatusRequest(_message.Message):
     etag: _builtins.str
     """The expected revision, else ETAG_MISMATCH; empty accepts any."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     user_id: _builtins.str
     """WhatsApp's business-scoped ID of the customer."""
@@ -1143,8 +1143,8 @@ class RecordAiMessageRequest(_message.Message):
     latency_ms: _builtins.int
     """Latency of the model, in ms. Default: 0."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     booking_code: _builtins.str
     """Code of the booking that the message led to; upper or lower case. Optional."""
@@ -1260,8 +1260,8 @@ class AssignConversationRequest(_message.Message):
     etag: _builtins.str
     """The expected revision, else ETAG_MISMATCH; empty accepts any."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     def __init__(
         self,
@@ -1307,8 +1307,8 @@ class TagConversationRequest(_message.Message):
     etag: _builtins.str
     """The expected revision, else ETAG_MISMATCH; empty accepts any."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     @_builtins.property
     def add_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1358,8 +1358,8 @@ class MarkConversationReadRequest(_message.Message):
     user_id: _builtins.str
     """WhatsApp's business-scoped ID of the customer."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     def __init__(
         self,
@@ -1545,8 +1545,8 @@ class EraseCustomerRequest(_message.Message):
     user_id: _builtins.str
     """WhatsApp's business-scoped ID of the customer. Optional if phone_number is given."""
     request_id: _builtins.str
-    """A UUID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
-    and writes nothing. Optional.
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
     def __init__(
         self,

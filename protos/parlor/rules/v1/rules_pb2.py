@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bparlor/rules/v1/rules.proto\x12\x0fparlor.rules.v1\x1a\x1b\x62uf/validate/validate.proto:\x9d\x01\n\nidentifier\x12\x19.buf.validate.StringRules\x18\xa1\x8d\x06 \x01(\x08\x42l\xc2Hi\ng\n\x11string.identifier\x12+must be 1 to 64 letters, digits, \'-\' or \'_\'\x1a%this.matches(\'^[A-Za-z0-9_-]{1,64}$\'):\x95\x01\n\x0c\x62ooking_code\x12\x19.buf.validate.StringRules\x18\xa2\x8d\x06 \x01(\x08\x42\x62\xc2H_\n]\n\x13string.booking_code\x12!must be 1 to 16 letters or digits\x1a#this.matches(\'^[A-Za-z0-9]{1,16}$\'):\xa3\x01\n\x05\x61\x63tor\x12\x19.buf.validate.StringRules\x18\xa3\x8d\x06 \x01(\x08\x42w\xc2Ht\nr\n\x0cstring.actor\x12=must be at most 64 lowercase letters, digits, \'_\', \'.\' or \'-\'\x1a#this.matches(\'^[a-z0-9_.-]{0,64}$\'):\x92\x01\n\rcurrency_code\x12\x19.buf.validate.StringRules\x18\xa4\x8d\x06 \x01(\x08\x42^\xc2H[\nY\n\x14string.currency_code\x12%must be an ISO 4217 code, such as EUR\x1a\x1athis.matches(\'^[A-Z]{3}$\')')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bparlor/rules/v1/rules.proto\x12\x0fparlor.rules.v1\x1a\x1b\x62uf/validate/validate.proto:\x9d\x01\n\nidentifier\x12\x19.buf.validate.StringRules\x18\xa1\x8d\x06 \x01(\x08\x42l\xc2Hi\ng\n\x11string.identifier\x12+must be 1 to 64 letters, digits, \'-\' or \'_\'\x1a%this.matches(\'^[A-Za-z0-9_-]{1,64}$\'):\x95\x01\n\x0c\x62ooking_code\x12\x19.buf.validate.StringRules\x18\xa2\x8d\x06 \x01(\x08\x42\x62\xc2H_\n]\n\x13string.booking_code\x12!must be 1 to 16 letters or digits\x1a#this.matches(\'^[A-Za-z0-9]{1,16}$\'):\xa3\x01\n\x05\x61\x63tor\x12\x19.buf.validate.StringRules\x18\xa3\x8d\x06 \x01(\x08\x42w\xc2Ht\nr\n\x0cstring.actor\x12=must be at most 64 lowercase letters, digits, \'_\', \'.\' or \'-\'\x1a#this.matches(\'^[a-z0-9_.-]{0,64}$\'):\x92\x01\n\rcurrency_code\x12\x19.buf.validate.StringRules\x18\xa4\x8d\x06 \x01(\x08\x42^\xc2H[\nY\n\x14string.currency_code\x12%must be an ISO 4217 code, such as EUR\x1a\x1athis.matches(\'^[A-Z]{3}$\'):\x96\x01\n\nrequest_id\x12\x19.buf.validate.StringRules\x18\xa5\x8d\x06 \x01(\x08\x42\x65\xc2Hb\n`\n\x11string.request_id\x12+must be 1 to 128 printable ASCII characters\x1a\x1ethis.matches(\'^[ -~]{1,128}$\')')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,4 +40,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['actor']._serialized_options = b'\302Ht\nr\n\014string.actor\022=must be at most 64 lowercase letters, digits, \'_\', \'.\' or \'-\'\032#this.matches(\'^[a-z0-9_.-]{0,64}$\')'
   _globals['currency_code']._loaded_options = None
   _globals['currency_code']._serialized_options = b'\302H[\nY\n\024string.currency_code\022%must be an ISO 4217 code, such as EUR\032\032this.matches(\'^[A-Z]{3}$\')'
+  _globals['request_id']._loaded_options = None
+  _globals['request_id']._serialized_options = b'\302Hb\n`\n\021string.request_id\022+must be 1 to 128 printable ASCII characters\032\036this.matches(\'^[ -~]{1,128}$\')'
 # @@protoc_insertion_point(module_scope)

@@ -17,6 +17,7 @@ IDENTIFIER_FIELD_NUMBER: _builtins.int
 BOOKING_CODE_FIELD_NUMBER: _builtins.int
 ACTOR_FIELD_NUMBER: _builtins.int
 CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+REQUEST_ID_FIELD_NUMBER: _builtins.int
 identifier: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The ID of something that callers name themselves, such as a salon."""
 booking_code: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
@@ -25,3 +26,5 @@ actor: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _bui
 """The user or program that makes a change."""
 currency_code: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
 """The code of a currency."""
+request_id: _extension_dict._ExtensionFieldDescriptor[_validate_pb2.StringRules, _builtins.bool]
+"""The ID of a request, which makes it safe to repeat."""
