@@ -164,7 +164,8 @@ def test_a_resource_cannot_be_booked_twice_at_a_time_whoever_writes(database_url
         database_url,
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'bookings_no_overlap' AND contype = 'x'",
     )
-    assert "salon_id WITH =, resource_id WITH =, tstzrange(start_ts, end_ts) WITH &&" in definition
+    blocked = "blocked_range(start_ts, end_ts, buffer_before, buffer_after)"
+    assert f"salon_id WITH =, resource_id WITH =, {blocked} WITH &&" in definition
     book = (
         "INSERT INTO bookings (salon_id, booking_code, customer_phone, resource_id, start_ts, end_ts, status)"
         " VALUES ('s', %s, '+1', %s, %s, %s, %s)"

@@ -54,7 +54,7 @@ _EXPIRED_CODES = "ARRAY(SELECT booking_code FROM expired), "
 
 
 def _write_history(changes: str, first_column: str = "") -> str:
-    """Return the end of a statement, which writes the history of `changes` and returns the booking.
+    """Return the end of a statement, which writes the history and the feed of `changes` and returns the booking.
 
     `before` reads the statement's snapshot: bookings as they were; a new booking has no row there.
     """
@@ -65,6 +65,9 @@ def _write_history(changes: str, first_column: str = "") -> str:
             before.start_ts, before.end_ts, after.start_ts, after.end_ts, before.resource_id, after.resource_id,
             after.updated_at
         FROM ({changes}) AS after LEFT JOIN bookings AS before USING (salon_id, booking_id)
+    ), changes AS (
+        INSERT INTO booking_changes (salon_id, type, booking_code, revision)
+        SELECT salon_id, type, booking_code, revision FROM ({changes}) AS after
     )
     SELECT {first_column}{BOOKING} FROM booking"""
 
