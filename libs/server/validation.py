@@ -73,13 +73,16 @@ def period(request: Any) -> tuple[datetime, datetime]:
     return start, end
 
 
-def whole_seconds(request: Any, field: str) -> int | None:
-    """Return a Duration field in s, None if it is not set. Raises: INVALID_FIELD for fractions of a second."""
+def whole_seconds(request: Any, field: str, path: str = "") -> int | None:
+    """Return a Duration field in s, None if it is not set; `path` is that of its message, with a dot at the end.
+
+    Raises: INVALID_FIELD for fractions of a second.
+    """
     if not request.HasField(field):
         return None
     duration = getattr(request, field)
     if duration.nanos:
-        raise errors.invalid_fields([(field, "must be whole seconds")])
+        raise errors.invalid_fields([(path + field, "must be whole seconds")])
     return int(duration.seconds)
 
 

@@ -8,46 +8,53 @@ waited for a lock would date its change before the one that it waited for.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
 from libs.db import Statement
 from libs.messages import encode_row, fetch_returned, fetch_rows
+from libs.server import moment
 from parlor.booking.v1.booking_pb2 import (
     Booking,
     BookingStatus,
     CreateBookingRequest,
     EraseCustomerResponse,
     RescheduleBookingRequest,
+    UpdateBookingRequest,
     UpdateBookingStatusRequest,
 )
 from services.booking.booking_queries import BOOKING
+from services.booking.rules import Rules, rules_of
+from services.booking.slot_queries import buffer_of
 from services.phones import parts
 
 _ROW = (
     "salon_id, booking_id, booking_code, customer_phone, customer_name, resource_id, service_name, start_ts, end_ts,"
-    " status, notes, revision, created_at, updated_at, hold_expires_at"
+    " status, notes, revision, created_at, updated_at, hold_expires_at, customer_user_id, service_id, price_micros,"
+    " currency_code, buffer_before, buffer_after"
 )
-# The start of a statement that blocks a resource's time: it creates the resource if it is new, and cancels the expired
-# holds that overlap. Only a PENDING booking has a hold, but both statuses are named, since the partial index of the
-# constraint covers both; for one status Postgres would read all of the salon's by idx_bookings_salon_status_start.
-# The next CTE, `booking`, must use _HOLDS_CANCELLED: the constraint then sees that the holds are cancelled.
-_PREPARE_SLOT = f"""
-    WITH resource AS (
-        INSERT INTO resources (salon_id, resource_id, name)
-        SELECT %(salon_id)s, %(resource_id)s, %(resource_id)s WHERE %(resource_id)s::text IS NOT NULL
-        ON CONFLICT ON CONSTRAINT resources_pkey DO NOTHING
-    ), expired AS (
-        UPDATE bookings SET status = 'CANCELLED', revision = revision + 1, updated_at = statement_timestamp()
-        WHERE salon_id = %(salon_id)s AND resource_id = %(resource_id)s
-            AND tstzrange(start_ts, end_ts) && tstzrange(%(start)s, %(end)s)
+BLOCKED = "blocked_range(start_ts, end_ts, buffer_before, buffer_after)"  # the expression of bookings_no_overlap
+
+
+def _expire_holds(blocked: str) -> str:
+    """Return a CTE that ends the expired holds in the way of a time, which `blocked` is the SQL of.
+
+    Only a PENDING booking has a hold, but both statuses are named, since the partial index of the constraint covers
+    both; for one status Postgres would read all of the salon's by idx_bookings_salon_status_start. The next CTE,
+    `booking`, must use _HOLDS_ENDED: the constraint then sees that the holds have ended.
+    """
+    return f"""expired AS (
+        UPDATE bookings SET status = 'EXPIRED', revision = revision + 1, updated_at = statement_timestamp()
+        WHERE salon_id = %(salon_id)s AND resource_id = %(resource_id)s AND {BLOCKED} && {blocked}
             AND status IN ('PENDING', 'CONFIRMED') AND hold_expires_at <= now()
             AND booking_id IS DISTINCT FROM %(booking_id)s::uuid
         RETURNING {_ROW}
     )"""
-_HOLDS_CANCELLED = "(SELECT count(*) FROM expired) >= 0"
+
+
+_HOLDS_ENDED = "(SELECT count(*) FROM expired) >= 0"
 _CHANGED = f"SELECT {_ROW}, %(type)s::text AS type, %(actor)s::text AS actor, %(reason)s::text AS reason FROM booking"
 _CHANGED_AND_EXPIRED = f"{_CHANGED} UNION ALL SELECT {_ROW}, 'STATUS_CHANGED', 'system', 'HOLD_EXPIRED' FROM expired"
 _EXPIRED_CODES = "ARRAY(SELECT booking_code FROM expired), "
@@ -72,32 +79,48 @@ def _write_history(changes: str, first_column: str = "") -> str:
     SELECT {first_column}{BOOKING} FROM booking"""
 
 
+def salon_time_lock(salon_id: str) -> str:
+    """Return the name of the lock on a salon's time: shared by those who book, exclusive for time off."""
+    return f"salon {salon_id} time"
+
+
+def customer_locks(salon_id: str, *ids: str) -> list[str]:
+    """Return the names of the locks on a customer, by phone number and user_id: who books for them is alone."""
+    return [f"customer {salon_id} {each}" for each in ids if each]
+
+
 def resource_lock(salon_id: str, resource_id: str) -> str:
     """Return the name of the lock on a resource's time. It is taken before any lock on a row."""
     return f"resource {salon_id} {resource_id}"
 
 
 class BookedSlot(NamedTuple):
-    """A Booking, encoded, whose time is now blocked, and the codes of the expired holds that were cancelled for it."""
+    """A Booking, encoded, whose time is now blocked, and the codes of the expired holds that ended for it."""
 
     booking: bytes
-    cancelled: list[str]
+    expired: list[str]
 
 
 class LockedBooking(NamedTuple):
-    """A booking, locked until the transaction ends, and whether it is an expired hold."""
+    """A booking, locked until the transaction ends, whether it is an expired hold, and the salon's rules."""
 
     booking: Booking
     hold_expired: bool
+    rules: Rules
 
 
 def insert_booking(
-    request: CreateBookingRequest, customer_phone: str, booking_code: str, start: datetime | None, end: datetime | None
+    request: CreateBookingRequest,
+    customer_phone: str,
+    booking_code: str,
+    resource_id: str,
+    start: datetime | None,
+    end: datetime | None,
 ) -> Statement[BookedSlot | None]:
-    """Insert a booking; return it, or None if it overlaps another booking of its resource.
+    """Insert a booking; return it, or None if it overlaps another booking of its resource, or has no end.
 
-    Raises: ForeignKeyViolation of bookings_salon_id_fkey, resources_salon_id_fkey; UniqueViolation of
-    booking_code_salon_id.
+    What the request leaves open comes from its service and the salon's rules.
+    Raises: ForeignKeyViolation of bookings_resource_id_fkey; UniqueViolation of booking_code_salon_id.
     Source: constraint bookings_no_overlap.
     """
     status = BookingStatus.Name(request.status or BookingStatus.BOOKING_STATUS_PENDING)
@@ -106,14 +129,17 @@ def insert_booking(
         "booking_id": None,
         "code": booking_code,
         "phone": customer_phone,
+        "user_id": request.customer_user_id,
         "name": request.customer_name,
-        "resource_id": request.resource_id or None,
+        "resource_id": resource_id or None,
+        "service_id": request.service_id,
         "service": request.service_name,
         "start": start,
         "end": end,
         "status": status.removeprefix("BOOKING_STATUS_"),
         "notes": request.notes,
         "hold": request.hold_duration.seconds if request.HasField("hold_duration") else None,
+        "buffers": 0 if request.ignore_rules else 1,
         "type": "CREATED",
         "actor": request.actor,
         "reason": "",
@@ -121,12 +147,25 @@ def insert_booking(
     return Statement(_INSERT_BOOKING, params, _read_booked_slot)
 
 
-_INSERT_BOOKING = f"""{_PREPARE_SLOT}, booking AS (
-        INSERT INTO bookings (salon_id, booking_code, customer_phone, customer_name, resource_id, service_name,
-            start_ts, end_ts, status, notes, hold_expires_at)
-        SELECT %(salon_id)s, %(code)s, %(phone)s, %(name)s, %(resource_id)s, %(service)s, %(start)s, %(end)s,
+_NEW = f"""new AS (
+        SELECT coalesce(%(end)s::timestamptz, %(start)s::timestamptz + v.duration * interval '1 second') AS end_ts,
+            v.service_id, coalesce(nullif(%(service)s, ''), v.name, '') AS service_name,
+            coalesce(v.price_micros, 0) AS price_micros, coalesce(v.currency_code, '') AS currency_code,
+            %(buffers)s::int * {buffer_of("before")} AS buffer_before,
+            %(buffers)s::int * {buffer_of("after")} AS buffer_after
+        FROM salons AS s LEFT JOIN services AS v ON v.salon_id = s.salon_id AND v.service_id = %(service_id)s
+        WHERE s.salon_id = %(salon_id)s
+    )"""
+_NEW_BLOCKED = "(SELECT blocked_range(%(start)s, end_ts, buffer_before, buffer_after) FROM new)"
+_INSERT_BOOKING = f"""
+    WITH {_NEW}, {_expire_holds(_NEW_BLOCKED)}, booking AS (
+        INSERT INTO bookings (salon_id, booking_code, customer_phone, customer_user_id, customer_name, resource_id,
+            service_id, service_name, price_micros, currency_code, start_ts, end_ts, buffer_before, buffer_after,
+            status, notes, hold_expires_at)
+        SELECT %(salon_id)s, %(code)s, %(phone)s, %(user_id)s, %(name)s, %(resource_id)s,
+            service_id, service_name, price_micros, currency_code, %(start)s, end_ts, buffer_before, buffer_after,
             %(status)s, %(notes)s, now() + %(hold)s::int * interval '1 s'
-        WHERE {_HOLDS_CANCELLED}
+        FROM new WHERE end_ts IS NOT NULL AND {_HOLDS_ENDED}
         ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
         RETURNING {_ROW}
     ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_CODES)}"""
@@ -135,7 +174,11 @@ _INSERT_BOOKING = f"""{_PREPARE_SLOT}, booking AS (
 def _read_booked_slot(names: list[str], rows: list[Any]) -> BookedSlot | None:
     if not rows:
         return None
-    codes, *booking = rows[0]
+    return _booked_slot(names, rows[0])
+
+
+def _booked_slot(names: list[str], row: Any) -> BookedSlot:
+    codes, *booking = row
     return BookedSlot(encode_row(Booking, names[1:], booking), list(map(bytes.decode, codes)))
 
 
@@ -153,15 +196,18 @@ def lock_booking(salon_id: str, booking_code: str) -> Statement[LockedBooking | 
 
 
 _LOCK_BOOKING = f"""
-    SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false), {BOOKING}
+    SELECT coalesce(status = 'PENDING' AND hold_expires_at <= now(), false),
+        (SELECT booking_rules FROM salons WHERE salons.salon_id = bookings.salon_id), {BOOKING}
     FROM bookings WHERE booking_code = %(code)s AND salon_id = %(salon_id)s FOR UPDATE"""
 
 
 def _read_locked_booking(names: list[str], rows: list[Any]) -> LockedBooking | None:
     if not rows:
         return None
-    hold_expired, *booking = rows[0]
-    return LockedBooking(Booking.FromString(encode_row(Booking, names[1:], booking)), hold_expired)
+    hold_expired, booking_rules, *booking = rows[0]
+    return LockedBooking(
+        Booking.FromString(encode_row(Booking, names[2:], booking)), hold_expired, rules_of(booking_rules)
+    )
 
 
 def update_booking_status(booking: Booking, request: UpdateBookingStatusRequest) -> Statement[bytes]:
@@ -186,33 +232,82 @@ _UPDATE_STATUS = f"""
     ){_write_history(_CHANGED)}"""
 
 
-def reschedule_booking(
-    booking: Booking, request: RescheduleBookingRequest, start: datetime, end: datetime
-) -> Statement[BookedSlot | None]:
-    """Move a booking to a time, and to the request's resource if it names one.
+def change_booking(
+    booking: Booking, type: str, request: RescheduleBookingRequest | UpdateBookingRequest, hold: int | None = None
+) -> Statement[BookedSlot]:
+    """Write the fields of a changed booking; return it. With `hold` it is a hold that expires so many s from now.
 
-    Raises: ExclusionViolation of bookings_no_overlap if it overlaps another booking of the resource.
+    Raises: ExclusionViolation of bookings_no_overlap if it overlaps another booking of the resource;
+    ForeignKeyViolation of bookings_resource_id_fkey.
     Source: constraint bookings_no_overlap; index bookings_pkey.
     """
     params = {
         "salon_id": booking.salon_id,
         "booking_id": booking.booking_id,
-        "resource_id": request.resource_id or booking.resource_id or None,
-        "start": start,
-        "end": end,
-        "type": "RESCHEDULED",
+        "phone": booking.customer_phone,
+        "user_id": booking.customer_user_id,
+        "name": booking.customer_name,
+        "resource_id": booking.resource_id or None,
+        "service_id": booking.service_id or None,
+        "service": booking.service_name,
+        "price": booking.price_micros,
+        "currency": booking.currency_code,
+        "start": moment(booking, "start_time"),
+        "end": moment(booking, "end_time"),
+        "before": booking.buffer_before.seconds,
+        "after": booking.buffer_after.seconds,
+        "notes": booking.notes,
+        "hold": hold,
+        "type": type,
         "actor": request.actor,
         "reason": request.reason,
     }
-    return Statement(_RESCHEDULE, params, _read_booked_slot)
+    return Statement(_CHANGE, params, lambda names, rows: _booked_slot(names, rows[0]))
 
 
-_RESCHEDULE = f"""{_PREPARE_SLOT}, booking AS (
+_CHANGED_BLOCKED = "blocked_range(%(start)s, %(end)s, %(before)s, %(after)s)"
+_CHANGE = f"""
+    WITH {_expire_holds(_CHANGED_BLOCKED)}, booking AS (
         UPDATE bookings SET start_ts = %(start)s, end_ts = %(end)s, resource_id = %(resource_id)s,
+            customer_phone = %(phone)s, customer_user_id = %(user_id)s, customer_name = %(name)s,
+            service_id = %(service_id)s, service_name = %(service)s, price_micros = %(price)s,
+            currency_code = %(currency)s, buffer_before = %(before)s, buffer_after = %(after)s, notes = %(notes)s,
+            hold_expires_at = coalesce(now() + %(hold)s::int * interval '1 s', hold_expires_at),
             revision = revision + 1, updated_at = statement_timestamp()
-        WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_HOLDS_CANCELLED}
+        WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_HOLDS_ENDED}
         RETURNING {_ROW}
     ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_CODES)}"""
+
+
+def read_conflict(
+    salon_id: str, resource_id: str, start: datetime, end: datetime, buffers: tuple[int, int], booking_code: str = ""
+) -> Statement[tuple[datetime, datetime] | None]:
+    """Return the time of the first booking in the way of a time with its buffers, in s; None if there is none.
+
+    `booking_code` names a booking that is in no one's way.
+    Source: constraint bookings_no_overlap.
+    """
+    query = f"""
+        SELECT (extract(epoch FROM start_ts) * 1000000)::bigint, (extract(epoch FROM end_ts) * 1000000)::bigint
+        FROM bookings
+        WHERE salon_id = %(salon_id)s AND resource_id = %(resource_id)s AND status IN ('PENDING', 'CONFIRMED')
+            AND {BLOCKED} && {_CHANGED_BLOCKED} AND (hold_expires_at IS NULL OR hold_expires_at > now())
+            AND booking_code <> %(code)s
+        ORDER BY start_ts LIMIT 1"""
+    params = {
+        "salon_id": salon_id,
+        "resource_id": resource_id,
+        "start": start,
+        "end": end,
+        "before": buffers[0],
+        "after": buffers[1],
+        "code": booking_code,
+    }
+    return Statement(query, params, lambda _, rows: (_datetime(rows[0][0]), _datetime(rows[0][1])) if rows else None)
+
+
+def _datetime(micros: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
 
 
 async def resources_of_customer(conn: AsyncConnection[Any], salon_id: str, customer_phone: str) -> list[str]:

@@ -82,6 +82,11 @@ def intersection(salon: Calendar, working_hours: Sequence[Any], special_hours: S
     )
 
 
+def is_open(hours: Calendar, zone: ZoneInfo, start: int, end: int) -> bool:
+    """Return whether a calendar is open from `start` to `end` without a break."""
+    return _open(hours, zone, start, end) == [(start, end)]
+
+
 def open_intervals(hours: Calendar, zone: ZoneInfo, start: int, end: int) -> list[Interval]:
     """Return when a calendar is open between `start` and `end`; the first interval is not cut at `start`."""
     found = [interval for interval in _open(hours, zone, start - DAY, end) if interval[1] > start]

@@ -11,11 +11,11 @@ from psycopg.types.json import Jsonb
 from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_encoded, fetch_loaded, fetch_one, fetch_returned, text_array
 from libs.server import Page
 from libs.server.errors import invalid_fields
-from parlor.booking.v1.booking_pb2 import Salon
+from parlor.booking.v1.booking_pb2 import BookingRules, Salon
 
 SALON = (
     "salon_id, phone_number_id, name, time_zone, region_code, opening_hours, special_hours, language_code,"
-    " revision::text AS etag, created_at AS create_time, updated_at AS update_time"
+    " booking_rules, revision::text AS etag, created_at AS create_time, updated_at AS update_time"
 )
 SALONS_BY_ID = f"""
     SELECT xmin, {SALON}
@@ -72,16 +72,18 @@ async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
     """
     query = f"""
         INSERT INTO salons AS s (salon_id, phone_number_id, name, time_zone, region_code, opening_hours,
-            special_hours, language_code)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+            special_hours, language_code, booking_rules)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
         ON CONFLICT (salon_id) DO UPDATE SET
             phone_number_id = excluded.phone_number_id, name = excluded.name, time_zone = excluded.time_zone,
             region_code = excluded.region_code, opening_hours = excluded.opening_hours,
             special_hours = excluded.special_hours, language_code = excluded.language_code,
-            revision = s.revision + 1, updated_at = statement_timestamp()
+            booking_rules = excluded.booking_rules, revision = s.revision + 1, updated_at = statement_timestamp()
         RETURNING {SALON}"""
     names = (salon.salon_id, salon.phone_number_id, salon.name, salon.time_zone, salon.region_code)
-    row = (*names, as_json(salon.opening_hours), as_json(salon.special_hours), salon.language_code)
+    hours = as_json(salon.opening_hours), as_json(salon.special_hours)
+    rules = _rules_json(salon.booking_rules) if salon.HasField("booking_rules") else None
+    row = (*names, *hours, salon.language_code, rules)
     try:
         return await fetch_returned(conn, Salon, query, row)
     except errors.InvalidParameterValue as error:
@@ -91,3 +93,13 @@ async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
 def as_json(hours: Iterable[Message]) -> Jsonb:
     """Return hours as JSON, with the proto's field names, for a jsonb column."""
     return Jsonb([MessageToDict(stretch, preserving_proto_field_name=True) for stretch in hours])
+
+
+def _rules_json(rules: BookingRules) -> Jsonb:
+    """Return rules as JSON that the message can be made from: a Duration as `{"seconds": N}`."""
+    return Jsonb(
+        {
+            field.name: value if isinstance(value, bool) else {"seconds": value.seconds}
+            for field, value in rules.ListFields()
+        }
+    )

@@ -2,29 +2,47 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache as once
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from zoneinfo import available_timezones
+
+import psycopg
 
 from libs.cache import Cache, Reply, Tag, digest
 from libs.db import Database, Statement, for_searches
 from libs.messages import encode_repeated
-from libs.server import IdempotentWrites, Service, Slices, Write, errors, moment, names_given, page, whole_seconds
+from libs.server import (
+    IdempotentWrites,
+    Service,
+    Slices,
+    Write,
+    errors,
+    moment,
+    names_given,
+    page,
+    period,
+    whole_seconds,
+)
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import (
     availability,
     booking_queries,
     booking_write_queries,
+    locking,
+    placement,
     resource_queries,
     salon_queries,
     transitions,
+    updates,
 )
 from services.booking.booking_queries import BookingFilters, EventFilters
-from services.booking.booking_write_queries import BookedSlot, LockedBooking, resource_lock
+from services.booking.booking_write_queries import BookedSlot, customer_locks, read_conflict, resource_lock
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
+from services.booking.slot_queries import Slot, read_slot
 from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
 from services.phones import e164, is_national
@@ -33,8 +51,6 @@ from services.phones import e164, is_national
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 CODE_LENGTH = 6
 MOST_SLOTS = 10_000
-# A booking may change its resource while a writer waits for the resource's lock; the writer then tries again.
-LOCK_ATTEMPTS = 5
 
 
 class BookingService(booking_pb2_grpc.BookingServiceServicer):
@@ -57,6 +73,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         if salon.time_zone not in _time_zones():
             raise errors.invalid_fields([("salon.time_zone", "must be an IANA time zone, such as Europe/Berlin")])
         check_special_hours("salon.special_hours", salon.special_hours)
+        for field in ("min_notice", "max_advance", "min_cancel_notice", "buffer_before", "buffer_after"):
+            whole_seconds(salon.booking_rules, field, "salon.booking_rules.")
         async with self.write(
             request,
             salon.salon_id,
@@ -132,22 +150,50 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         )
 
     async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> bytes:
-        """Book a time. The constraint bookings_no_overlap refuses a time that overlaps another booking's."""
-        salon_id, resource_id, code = request.salon_id, request.resource_id, new_code()
-        start, end = moment(request, "start_time"), moment(request, "end_time")
+        """Book a time of a resource, of none, or of one of several.
+
+        The constraint bookings_no_overlap refuses a time that overlaps another booking's. The rules are read and the
+        booking is inserted in one round trip; a refusal rolls it back.
+        """
+        salon_id, code, now = request.salon_id, new_code(), self.now()
+        start, end = cast(datetime, moment(request, "start_time")), moment(request, "end_time")
         if start == end:
             raise transitions.empty_time()
         whole_seconds(request, "hold_duration")
-        phone = await e164("customer_phone", request.customer_phone, lambda: self._region_code(salon_id))
-        insert = booking_write_queries.insert_booking(request, phone, code, start, end)
-        locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
+        phone = await self._phone("customer_phone", request.customer_phone, salon_id)
+        customer = (phone, request.customer_user_id)
+        read = partial(read_slot, salon_id, start, end, now=now, service_id=request.service_id, customer=customer)
+        insert = partial(booking_write_queries.insert_booking, request, phone, code, start=start, end=end)
+        resource_id, several = request.resource_id, list(dict.fromkeys(request.any_of_resource_ids))
+        locks = customer_locks(salon_id, *customer)
+        locks += [resource_lock(salon_id, each) for each in several or [resource_id] if each]
+        first: list[Statement[Any]] = [read(several, compare=True)]
+        if not several and request.service_id and not resource_id:
+            first = [read(None)]
+        elif not several:
+            first = [read([resource_id] if resource_id else []), insert(resource_id=resource_id)]
         tags = self.tags.of_bookings(salon_id, code)
-        async with self.write(request, salon_id, *tags, locks=locks, first=[insert]) as write:
-            booked: BookedSlot | None = write.first[0]
+        async with self.write(request, salon_id, *tags, locks=locks, first=first) as write:
+            slot = placement.check_found(write.first[0], salon_id, request.service_id, several or [resource_id])
+            end = end or start + timedelta(seconds=slot.service.duration if slot.service else 0)
+            booked: BookedSlot | None
+            if len(first) == 2:
+                booked = write.first[1]
+                if not request.ignore_rules:
+                    placement.check_rules(slot, pb.Booking(resource_id=resource_id), now, (start, end))
+            else:
+                if not several:
+                    ids = [candidate.resource_id for candidate in slot.candidates]
+                    locks = [resource_lock(salon_id, each) for each in ids]
+                    [slot] = await write.lock(locks, read(ids, compare=True))
+                resource_id = placement.choose(slot, start, end, now, ignore_rules=request.ignore_rules)
+                [booked] = await write.conn.run(insert(resource_id=resource_id))
             if booked is None:
-                raise slot_unavailable(request)
-            if booked.cancelled:
-                write.invalidate(*self.tags.of_bookings(salon_id, *booked.cancelled))
+                buffers = (0, 0) if request.ignore_rules else slot.buffers
+                conflict = read_conflict(salon_id, resource_id, start, end, buffers)
+                raise slot_unavailable(request, *await write.conn.run(conflict))
+            if booked.expired:
+                write.invalidate(*self.tags.of_bookings(salon_id, *booked.expired))
             write.reply = booked.booking
         return booked.booking
 
@@ -189,19 +235,25 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         )
 
     async def UpdateBookingStatus(self, request: pb.UpdateBookingStatusRequest, context: Any) -> bytes:
-        """Move a booking to another status. Confirming it blocks the time for good, and so locks the resource first."""
+        """Move a booking to another status. Confirming it blocks the time, and so locks the resource first."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         confirms = request.status == pb.BOOKING_STATUS_CONFIRMED
         read = booking_write_queries.resource_of if confirms else booking_write_queries.lock_booking
         first: Statement[Any] = read(salon_id, code)
         async with self.write(request, salon_id, *self.tags.of_bookings(salon_id, code), first=[first]) as write:
             if confirms:
-                before = await self._lock_with_resources(write, request, write.first[0])
+                before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             else:
-                before = _check_booking(request, write.first[0])
-            transitions.check_status(before.booking, request.status, hold_expired=before.hold_expired)
+                before = locking.check_booking(write.first[0], salon_id, code, request.etag)
+            booking = before.booking
+            transitions.check_status(booking, request.status, self.now(), hold_expired=before.hold_expired)
+            if request.status == pb.BOOKING_STATUS_CANCELLED and not request.ignore_rules:
+                placement.check_cancel(booking, self.now(), before.rules)
             after: bytes
-            [after] = await write.conn.run(booking_write_queries.update_booking_status(before.booking, request))
+            try:
+                [after] = await write.conn.run(booking_write_queries.update_booking_status(booking, request))
+            except psycopg.errors.ExclusionViolation:
+                raise await self._taken(write, request, booking) from None
             write.reply = after
         return after
 
@@ -210,16 +262,47 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         salon_id, code = request.salon_id, request.booking_code.upper()
         first = booking_write_queries.resource_of(salon_id, code)
         async with self.write(request, salon_id, *self.tags.of_bookings(salon_id, code), first=[first]) as write:
-            before = await self._lock_with_resources(write, request, write.first[0], request.resource_id)
-            transitions.check_time(before.booking, hold_expired=before.hold_expired)
-            start, end = transitions.new_times(request, before.booking)
-            after: BookedSlot
-            [after] = await write.conn.run(
-                booking_write_queries.reschedule_booking(before.booking, request, start, end)
+            before = await locking.lock_with_resources(
+                write, salon_id, code, request.etag, write.first[0], request.resource_id
             )
-            write.invalidate(*self.tags.of_bookings(salon_id, *after.cancelled))
-            write.reply = after.booking
-        return after.booking
+            transitions.check_blocking(before.booking, hold_expired=before.hold_expired)
+            start, end = transitions.new_times(request, before.booking)
+            after = pb.Booking()
+            after.CopyFrom(before.booking)
+            after.start_time.FromDatetime(start)
+            after.end_time.FromDatetime(end)
+            after.resource_id = request.resource_id or after.resource_id
+            slot = await self._read_slot(write, after, new_customer=True)
+            if not request.ignore_rules:
+                placement.check_rules(slot, after, self.now() if request.HasField("start_time") else None)
+            return await self._change(write, request, after, "RESCHEDULED")
+
+    async def UpdateBooking(self, request: pb.UpdateBookingRequest, context: Any) -> bytes:
+        """Change fields of a booking, and extend its hold."""
+        salon_id, code = request.booking.salon_id, request.booking.booking_code.upper()
+        changed, hold = updates.paths(request), whole_seconds(request, "hold_duration")
+        phone = request.booking.customer_phone if "customer_phone" in changed else ""
+        phone = await self._phone("booking.customer_phone", phone, salon_id)
+        first = booking_write_queries.resource_of(salon_id, code)
+        locks = customer_locks(salon_id, phone, request.booking.customer_user_id)
+        tags = self.tags.of_bookings(salon_id, code)
+        async with self.write(request, salon_id, *tags, locks=locks, first=[first]) as write:
+            before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
+            after = updates.merge(before.booking, request, changed, phone)
+            if hold is not None:
+                transitions.check_extends(before.booking, hold_expired=before.hold_expired)
+            if changed & updates.OF_TIME:
+                transitions.check_blocking(before.booking, hold_expired=before.hold_expired)
+            if "service_id" in changed:
+                slot = await self._read_slot(write, after, after.service_id)
+                updates.set_service(after, slot, changed, ignore_rules=request.ignore_rules)
+            if transitions.length(after) <= timedelta():
+                raise transitions.empty_time("booking.end_time")
+            if changed & updates.RULED and not request.ignore_rules:
+                new_customer = bool(changed & updates.OF_CUSTOMER)
+                slot = await self._read_slot(write, after, new_customer=new_customer)
+                placement.check_rules(slot, after, None)
+            return await self._change(write, request, after, "UPDATED", hold)
 
     async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:
         """List the history of a booking."""
@@ -264,7 +347,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         tags = self.tags.of_bookings(salon_id)
         try:
             async with self.write(request, salon_id, *tags) as write:
-                codes = await self._lock_bookings_of_customer(write, salon_id, phone)
+                codes = await locking.lock_bookings_of_customer(write, salon_id, phone)
                 write.invalidate(*self.tags.of_bookings(salon_id, *codes.values()))
                 erased = write.reply = await booking_write_queries.erase_customer(
                     write.conn, salon_id, phone, list(codes)
@@ -278,37 +361,47 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         reply = await self.GetSalon(pb.GetSalonRequest(salon_id=salon_id), None)
         return pb.Salon.FromString(reply.body or b"").region_code
 
-    async def _lock_with_resources(
-        self, write: Write, request: Any, resource_id: str | None, *other_ids: str
-    ) -> LockedBooking:
-        """Lock a request's booking, after its resource and others; return it.
+    async def _phone(self, field: str, number: str, salon_id: str) -> str:
+        """Return a phone number as E.164, "" for none. Raises: INVALID_FIELD; SALON_NOT_FOUND."""
+        return await e164(field, number, lambda: self._region_code(salon_id)) if number else ""
 
-        `resource_id` is the booking's resource as last read. Raises: as `_check_booking`; CONFLICT if the booking keeps
-        changing its resource.
+    async def _read_slot(
+        self, write: Write, booking: pb.Booking, service_id: str = "", *, new_customer: bool = False
+    ) -> Slot:
+        """Return what decides about the time of a changed booking; about its customer only if `new_customer`.
+
+        Raises: RESOURCE_NOT_FOUND; SERVICE_NOT_FOUND for a `service_id`, which the booking is to get.
         """
-        salon_id, code = request.salon_id, request.booking_code.upper()
-        for _ in range(LOCK_ATTEMPTS):
-            locks = [resource_lock(salon_id, name) for name in {resource_id, *other_ids} if name]
-            [found] = await write.lock(locks, booking_write_queries.lock_booking(salon_id, code))
-            locked = _check_booking(request, found)
-            if locked.booking.resource_id == resource_id:
-                return locked
-            [resource_id] = await write.unlock(booking_write_queries.resource_of(salon_id, code))
-        raise errors.conflict()
+        resource_ids = [booking.resource_id] if booking.resource_id else []
+        [slot] = await write.conn.run(
+            read_slot(
+                booking.salon_id,
+                *period(booking),
+                resource_ids,
+                self.now(),
+                service_id=booking.service_id,
+                customer=(booking.customer_phone, booking.customer_user_id) if new_customer else ("", ""),
+                booking_id=booking.booking_id,
+            )
+        )
+        return placement.check_found(slot, booking.salon_id, service_id, resource_ids)
 
-    async def _lock_bookings_of_customer(self, write: Write, salon_id: str, phone: str) -> dict[str, str]:
-        """Lock a customer's bookings, after their resources; return their codes by their ids.
+    async def _change(self, write: Write, request: Any, after: pb.Booking, type: str, hold: int | None = None) -> bytes:
+        """Write a changed booking; return it, encoded. Raises: SLOT_UNAVAILABLE."""
+        changed: BookedSlot
+        try:
+            [changed] = await write.conn.run(booking_write_queries.change_booking(after, type, request, hold))
+        except psycopg.errors.ExclusionViolation:
+            raise await self._taken(write, request, after) from None
+        write.invalidate(*self.tags.of_bookings(after.salon_id, *changed.expired))
+        write.reply = changed.booking
+        return changed.booking
 
-        Raises: CONFLICT if the bookings keep changing their resources.
-        """
-        for _ in range(LOCK_ATTEMPTS):
-            resource_ids = await booking_write_queries.resources_of_customer(write.conn, salon_id, phone)
-            await write.lock([resource_lock(salon_id, resource_id) for resource_id in resource_ids])
-            locked = await booking_write_queries.lock_bookings_of_customer(write.conn, salon_id, phone)
-            if {resource_id for _, _, resource_id in locked if resource_id} <= set(resource_ids):
-                return {booking_id: code for booking_id, code, _ in locked}
-            await write.unlock()
-        raise errors.conflict()
+    async def _taken(self, write: Write, request: Any, after: pb.Booking) -> errors.RpcError:
+        """Return the error of a changed booking that overlaps another one."""
+        buffers = after.buffer_before.seconds, after.buffer_after.seconds
+        conflict = read_conflict(after.salon_id, after.resource_id, *period(after), buffers, after.booking_code)
+        return slot_unavailable(request, *await write.unlock(conflict))
 
     def expected_reads(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
         """Return the reads that a busy salon will soon need: the salon by both its ids, and its bookings of today."""
@@ -336,21 +429,14 @@ def new_code() -> str:
     return "".join(secrets.SystemRandom().choices(CODE_LETTERS, k=CODE_LENGTH))
 
 
-def slot_unavailable(request: Any) -> errors.RpcError:
-    """Return the error of a time that overlaps another booking of the resource."""
-    subject = f"resource/{request.resource_id}" if request.resource_id else f"booking/{request.booking_code}"
-    message = f"{request.resource_id or 'the resource'} is taken at that time"
-    return errors.failed_precondition("SLOT_UNAVAILABLE", subject, message)
-
-
-def _check_booking(request: Any, locked: LockedBooking | None) -> LockedBooking:
-    """Return the booking that a request names. Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH."""
-    name = f"{request.salon_id}/{request.booking_code.upper()}"
-    if locked is None:
-        raise errors.not_found("booking", name)
-    if request.etag and request.etag != locked.booking.etag:
-        raise errors.etag_mismatch("booking", name)
-    return locked
+def slot_unavailable(request: Any, conflict: tuple[datetime, datetime] | None = None) -> errors.RpcError:
+    """Return the error of a time that overlaps another booking of the resource, `conflict`."""
+    resource_id = getattr(request, "resource_id", "")
+    subject = f"resource/{resource_id}" if resource_id else "resource"
+    message = f"{resource_id or 'the resource'} is taken at that time"
+    names = ("conflict_start_time", "conflict_end_time")
+    metadata = {name: f"{time:%Y-%m-%dT%H:%M:%SZ}" for name, time in zip(names, conflict or (), strict=False)}
+    return errors.failed_precondition("SLOT_UNAVAILABLE", subject, message, **metadata)
 
 
 def _batch_reply(replies: Mapping[str, Reply], names: Sequence[str], kind: str, parent: str = "") -> Reply:
@@ -385,6 +471,9 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
         # The errors of violated constraints, by their names.
         constraints={
             "bookings_no_overlap": slot_unavailable,
+            "bookings_resource_id_fkey": lambda request: errors.not_found(
+                "resource", f"{request.salon_id}/{request.resource_id}"
+            ),
             "bookings_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "resources_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "salons_phone_number_id_key": lambda request: errors.already_exists(

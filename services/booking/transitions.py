@@ -1,6 +1,6 @@
 """Which changes of a booking are allowed."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from libs.server import errors, moment, period
 from parlor.booking.v1.booking_pb2 import Booking, BookingStatus, RescheduleBookingRequest
@@ -16,24 +16,51 @@ _ALLOWED: dict[BookingStatus.ValueType, tuple[BookingStatus.ValueType, ...]] = {
         BookingStatus.BOOKING_STATUS_CANCELLED,
         BookingStatus.BOOKING_STATUS_NO_SHOW,
     ),
+    BookingStatus.BOOKING_STATUS_COMPLETED: (
+        BookingStatus.BOOKING_STATUS_NO_SHOW,
+        BookingStatus.BOOKING_STATUS_CONFIRMED,
+    ),
+    BookingStatus.BOOKING_STATUS_NO_SHOW: (
+        BookingStatus.BOOKING_STATUS_COMPLETED,
+        BookingStatus.BOOKING_STATUS_CONFIRMED,
+    ),
 }
+_BLOCKING = (BookingStatus.BOOKING_STATUS_PENDING, BookingStatus.BOOKING_STATUS_CONFIRMED)
+_AFTER_START = (BookingStatus.BOOKING_STATUS_COMPLETED, BookingStatus.BOOKING_STATUS_NO_SHOW)
 _YEAR_9999 = datetime.fromisoformat("9999-01-01T00:00:00Z")
 
 
-def check_status(booking: Booking, after: BookingStatus.ValueType, *, hold_expired: bool) -> None:
-    """Raise INVALID_TRANSITION unless a booking may move to a status; HOLD_EXPIRED for confirming an expired hold."""
+def check_status(booking: Booking, after: BookingStatus.ValueType, now: datetime, *, hold_expired: bool) -> None:
+    """Return if a booking may move to a status.
+
+    Raises: INVALID_TRANSITION; HOLD_EXPIRED for confirming an expired hold.
+    """
+    if after == BookingStatus.BOOKING_STATUS_CONFIRMED:
+        check_hold(booking, hold_expired=hold_expired)
     if after not in _ALLOWED.get(booking.status, ()):
         raise _invalid(booking, after)
-    if hold_expired and after == BookingStatus.BOOKING_STATUS_CONFIRMED:
-        raise _expired(booking)
+    if after in _AFTER_START and period(booking)[0] > now:
+        raise _invalid(booking, after, " before its start_time")
 
 
-def check_time(booking: Booking, *, hold_expired: bool) -> None:
-    """Raise INVALID_TRANSITION for rescheduling a booking whose status is final; HOLD_EXPIRED for an expired hold."""
-    if booking.status not in _ALLOWED:
+def check_extends(booking: Booking, *, hold_expired: bool) -> None:
+    """Return if a booking is a hold that can be extended. Raises: HOLD_EXPIRED; NOT_A_HOLD."""
+    check_hold(booking, hold_expired=hold_expired)
+    if booking.status != BookingStatus.BOOKING_STATUS_PENDING or not booking.HasField("hold_expire_time"):
+        raise errors.failed_precondition("NOT_A_HOLD", f"booking/{booking.booking_code}", "the booking is not a hold")
+
+
+def check_blocking(booking: Booking, *, hold_expired: bool) -> None:
+    """Return if a booking blocks its time, and so may change it. Raises: HOLD_EXPIRED; INVALID_TRANSITION."""
+    check_hold(booking, hold_expired=hold_expired)
+    if booking.status not in _BLOCKING:
         raise _invalid(booking, booking.status)
-    if hold_expired:
-        raise _expired(booking)
+
+
+def check_hold(booking: Booking, *, hold_expired: bool) -> None:
+    """Raise HOLD_EXPIRED if a booking is, or was, an expired hold."""
+    if hold_expired or booking.status == BookingStatus.BOOKING_STATUS_EXPIRED:
+        raise errors.failed_precondition("HOLD_EXPIRED", f"booking/{booking.booking_code}", "the hold has expired")
 
 
 def new_times(request: RescheduleBookingRequest, booking: Booking) -> tuple[datetime, datetime]:
@@ -44,24 +71,26 @@ def new_times(request: RescheduleBookingRequest, booking: Booking) -> tuple[date
     old_start, old_end = period(booking)
     start, end = moment(request, "start_time") or old_start, moment(request, "end_time")
     length = end - start if end else old_end - old_start
-    if not length:
+    if length <= timedelta():
         raise empty_time()
     if length > _YEAR_9999 - start:
         raise errors.invalid_fields([("start_time", "the booking would end after the year 9998")])
     return start, start + length
 
 
-def empty_time() -> errors.RpcError:
-    """Return the error of times that are apart by less than the database can tell."""
-    return errors.invalid_fields([("end_time", "end_time must be at least a microsecond after start_time")])
+def length(booking: Booking) -> timedelta:
+    """Return how long a booking takes, negative if it ends before its start."""
+    start, end = moment(booking, "start_time"), moment(booking, "end_time")
+    return end - start if start and end else timedelta()
 
 
-def _invalid(booking: Booking, after: BookingStatus.ValueType) -> errors.RpcError:
+def empty_time(field: str = "end_time") -> errors.RpcError:
+    """Return the error of an end that is not after the start, to the microsecond."""
+    return errors.invalid_fields([(field, "end_time must be at least a microsecond after start_time")])
+
+
+def _invalid(booking: Booking, after: BookingStatus.ValueType, when: str = "") -> errors.RpcError:
     names = BookingStatus.Name(booking.status), BookingStatus.Name(after)
-    message = f"a booking can't move from {names[0]} to {names[1]}"
+    message = f"a booking can't move from {names[0]} to {names[1]}{when}"
     subject = f"booking/{booking.booking_code}"
     return errors.failed_precondition("INVALID_TRANSITION", subject, message, **{"from": names[0], "to": names[1]})
-
-
-def _expired(booking: Booking) -> errors.RpcError:
-    return errors.failed_precondition("HOLD_EXPIRED", f"booking/{booking.booking_code}", "the hold has expired")

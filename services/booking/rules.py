@@ -1,0 +1,145 @@
+"""Which times may be booked, as pure functions: SearchAvailability offers by them, and writes refuse by them.
+
+Times are in whole s since 1970, unless they are datetimes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from services.booking.opening_hours import Calendar, Interval, calendar, intersection, is_open
+
+LONGEST_SECONDS = 86_400  # of a booking that keeps the rules, and of a slot
+MOST_CALENDARS = 1024  # that a process remembers
+_UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+
+
+class Rules(NamedTuple):
+    """A salon's BookingRules, in s; None is no rule. Buffers are not here: a booking has its own."""
+
+    min_notice: int = 0
+    max_advance: int | None = None
+    min_cancel_notice: int | None = None
+    one_booking_at_a_time: bool = False
+
+
+class Place(NamedTuple):
+    """Where a booking is to be made: the hours of a salon, and of its resource if it has one, in a time zone.
+
+    `time_off` are times that overlap the booking; `is_active` is about the resource.
+    """
+
+    zone: ZoneInfo
+    salon: Calendar
+    hours: Calendar
+    time_off: Sequence[Interval] = ()
+    is_active: bool = True
+
+
+class Refusal(NamedTuple):
+    """Why a time can't be booked: the reason of the error, and its message."""
+
+    reason: str
+    message: str
+
+
+def earliest_start(now: datetime, rules: Rules) -> int:
+    """Return the first start that keeps the notice."""
+    return ceil_seconds(now) + rules.min_notice
+
+
+def latest_start(now: datetime, rules: Rules) -> int | None:
+    """Return the last start that keeps the maximum advance, None without one."""
+    return None if rules.max_advance is None else floor_seconds(now) + rules.max_advance
+
+
+def refusal(start: datetime, end: datetime, now: datetime | None, rules: Rules, place: Place) -> Refusal | None:
+    """Return why a time can't be booked by the rules, None if it can. Other bookings are not considered.
+
+    `now` is None if the start stays as it was: then it may lie in the past.
+    """
+    if now is not None and (refused := _start_refusal(start, now, rules)):
+        return refused
+    if not place.is_active:
+        return Refusal("RESOURCE_NOT_ACTIVE", "the resource is not active")
+    first, until = floor_seconds(start), ceil_seconds(end)
+    if until - first > LONGEST_SECONDS:
+        return Refusal("OUTSIDE_HOURS", "the booking is longer than 24 hours")
+    if not is_open(place.hours, place.zone, first, until):
+        salon_is_open = place.hours is not place.salon and is_open(place.salon, place.zone, first, until)
+        return Refusal(
+            "OUTSIDE_HOURS", f"the booking is outside of the {'resource' if salon_is_open else 'salon'}'s hours"
+        )
+    if any(first < off_end and off_start < until for off_start, off_end in place.time_off):
+        return Refusal("RESOURCE_OFF", "the booking is in a time off")
+    return None
+
+
+def _start_refusal(start: datetime, now: datetime, rules: Rules) -> Refusal | None:
+    if start < now:
+        return Refusal("IN_THE_PAST", "the booking would start in the past")
+    if start < now + timedelta(seconds=rules.min_notice):
+        return Refusal("TOO_SOON", f"the salon needs a notice of {_duration(rules.min_notice)}")
+    if rules.max_advance is not None and start > now + timedelta(seconds=rules.max_advance):
+        return Refusal("TOO_FAR_AHEAD", f"the salon takes bookings up to {_duration(rules.max_advance)} ahead")
+    return None
+
+
+def cancel_refusal(start: datetime, now: datetime, rules: Rules) -> Refusal | None:
+    """Return why a booking that starts then can't be cancelled by the rules, None if it can."""
+    if rules.min_cancel_notice is None or start - now >= timedelta(seconds=rules.min_cancel_notice):
+        return None
+    message = f"a booking can be cancelled until {_duration(rules.min_cancel_notice)} before its start"
+    return Refusal("TOO_LATE_TO_CANCEL", message)
+
+
+@lru_cache(MOST_CALENDARS)
+def calendars(
+    opening_hours: bytes, special_hours: bytes, working_hours: bytes | None, own_special_hours: bytes | None
+) -> tuple[Calendar, Calendar]:
+    """Return the hours of a salon, and those of a resource in them, from the jsonb of their columns."""
+    salon = calendar(from_jsonb(opening_hours), from_jsonb(special_hours))
+    return salon, intersection(salon, from_jsonb(working_hours) or [], from_jsonb(own_special_hours) or [])
+
+
+@lru_cache(MOST_CALENDARS)
+def rules_of(booking_rules: bytes | None) -> Rules:
+    """Return the rules in the jsonb of a salon's booking_rules."""
+    found: Mapping[str, Any] = from_jsonb(booking_rules) or {}
+
+    def seconds(name: str) -> int | None:
+        return int(found[name].get("seconds", 0)) if name in found else None
+
+    return Rules(
+        seconds("min_notice") or 0,
+        seconds("max_advance"),
+        seconds("min_cancel_notice"),
+        bool(found.get("one_booking_at_a_time_per_customer")),
+    )
+
+
+def from_jsonb(value: bytes | None) -> Any:
+    """Return the value of a jsonb column in Postgres's binary format, whose first byte is a version."""
+    return None if value is None else json.loads(value[1:])
+
+
+def ceil_seconds(moment: datetime) -> int:
+    """Return a moment in s since 1970, rounded up."""
+    return -((_EPOCH - moment) // _SECOND)
+
+
+def floor_seconds(moment: datetime) -> int:
+    """Return a moment in s since 1970, rounded down."""
+    return (moment - _EPOCH) // _SECOND
+
+
+def _duration(seconds: int) -> str:
+    """Return a duration in the largest unit that has a whole number of it."""
+    size, unit = next((size, unit) for size, unit in _UNITS if seconds % size == 0)
+    count = seconds // size
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
