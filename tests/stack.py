@@ -37,6 +37,7 @@ M = TypeVar("M", bound=Message)
 Fields: TypeAlias = dict[str, Any]
 SECRET = "parlor-test"  # noqa: S105
 SALON = "salon-1"
+RESOURCES = ("anna", "ben", "cleo", "chair_1")
 PHONE = "+4915112345678"
 
 # Settings of a stack whose services send no statement unasked: one connection, and no look at cache_outbox meanwhile.
@@ -223,18 +224,29 @@ def deadlocks(stack: Stack) -> int:
     return int(found)
 
 
-async def salon(stack: Stack, salon_id: str = SALON, **fields: Any) -> booking_pb2.Salon:
-    """Create or replace a salon."""
+async def salon(
+    stack: Stack, salon_id: str = SALON, resources: Sequence[str] = RESOURCES, **fields: Any
+) -> booking_pb2.Salon:
+    """Create or replace a salon, with resources that are always available."""
     values = {"phone_number_id": f"10{salon_id}", "name": "Hair", "time_zone": "Europe/Berlin", **fields}
-    return await stack.booking.UpsertSalon(
+    found = await stack.booking.UpsertSalon(
         booking_pb2.UpsertSalonRequest(salon=booking_pb2.Salon(salon_id=salon_id, **values))
     )
+    if resources:
+        with psycopg.connect(stack.database_url, autocommit=True) as conn:
+            conn.execute(
+                "INSERT INTO resources (salon_id, resource_id, name) SELECT %s, id, id FROM unnest(%s::text[]) AS id"
+                " ON CONFLICT DO NOTHING",
+                [salon_id, list(resources)],
+            )
+    return found
 
 
 def booking_request(start: int = 1_800_000_000, **fields: Any) -> booking_pb2.CreateBookingRequest:
-    """Return a request for an hour from `start`, in s since 1970."""
+    """Return a request for an hour from `start`, in s since 1970. It ignores the rules: the salon may be closed."""
     times = {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
-    return booking_pb2.CreateBookingRequest(**{"salon_id": SALON, "customer_phone": PHONE, **times, **fields})
+    values = {"salon_id": SALON, "customer_phone": PHONE, "ignore_rules": True, **times, **fields}
+    return booking_pb2.CreateBookingRequest(**values)
 
 
 def message_request(whatsapp_id: str = "wamid.1", **fields: Any) -> messaging_pb2.RecordMessageRequest:

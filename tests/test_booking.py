@@ -23,7 +23,7 @@ ALLOWED = {
 
 async def move(stack: Stack, booking: pb.Booking, status: pb.BookingStatus.ValueType, etag: str = "") -> pb.Booking:
     """Move a booking to another status."""
-    names = {"salon_id": booking.salon_id, "booking_code": booking.booking_code}
+    names: Any = {"salon_id": booking.salon_id, "booking_code": booking.booking_code}
     return await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=status, etag=etag))
 
 

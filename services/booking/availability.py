@@ -1,94 +1,90 @@
 """The free slots of resources, and a page of them.
 
-All times are in whole s since 1970. A resource's possible starts are ranges of a step grid, so that they can be counted
-and cut without being listed.
+All times are in whole s since 1970.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.messages import length_prefix
-from libs.server import Page, period, whole_seconds
+from libs.server import Page, errors, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
-from services.booking import opening_hours
-from services.booking.opening_hours import Calendar
+from services.booking import reasons
+from services.booking.availability_queries import Availability
+from services.booking.rules import ceil_seconds, earliest_start, floor_seconds, latest_start
+from services.booking.slot_grid import SlotQuery, starts_on_grid, without
 
 STARTS_PER_STEP = 250  # the slots of so many starts take about 0.5 ms to encode
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND = timedelta(seconds=1)
 
 
-class SlotQuery(NamedTuple):
-    """The slots to find: they start from `first` to `last`, both inclusive. All fields are in s."""
-
-    first: int
-    last: int
-    duration: int
-    step: int
-    buffer_before: int
-    buffer_after: int
-
-    @property
-    def busy_from(self) -> int:
-        """The time before which no booking can block a slot."""
-        return self.first - self.buffer_before
-
-    @property
-    def busy_until(self) -> int:
-        """The time after which no booking can block a slot."""
-        return max(self.first, self.last) + self.duration + self.buffer_after
-
-
-def slot_query(request: SearchAvailabilityRequest, now: datetime) -> SlotQuery:
-    """Return the query of a request at a moment. Raises: INVALID_FIELD."""
+def seconds(request: SearchAvailabilityRequest, now: datetime) -> tuple[int, int]:
+    """Return the period in which slots may lie, in s since 1970. Raises: INVALID_FIELD."""
     start, end = period(request)
-    duration = whole_seconds(request, "duration") or 0
-    horizon = whole_seconds(request, "horizon")
-    first = max(_ceil(start), _ceil(now) + (whole_seconds(request, "minimum_notice") or 0))
-    last = _floor(end) - duration
-    return SlotQuery(
-        first,
-        last if horizon is None else min(last, _floor(now) + horizon),
-        duration,
-        whole_seconds(request, "step") or duration,
-        whole_seconds(request, "buffer_before") or 0,
-        whole_seconds(request, "buffer_after") or 0,
+    return max(ceil_seconds(start), ceil_seconds(now)), floor_seconds(end)
+
+
+def check_found(found: Availability | None, request: SearchAvailabilityRequest) -> None:
+    """Return if all that a request names exists. Raises: NOT_FOUND of it."""
+    salon_id = request.salon_id
+    if found is None:
+        raise errors.not_found("salon", salon_id)
+    if request.service_id and found.duration is None:
+        raise errors.not_found("service", f"{salon_id}/{request.service_id}")
+    if not found.found_excluded:
+        raise errors.not_found("booking", f"{salon_id}/{request.excluding_booking_code.upper()}")
+    for resource_id in request.resource_ids:
+        if resource_id not in found.resources:
+            raise errors.not_found("resource", f"{salon_id}/{resource_id}")
+
+
+def slot_queries(request: SearchAvailabilityRequest, now: datetime, found: Availability) -> tuple[SlotQuery, SlotQuery]:
+    """Return the slots of a request's period, and those of them that are neither too soon nor too late at a moment.
+
+    Raises: INVALID_FIELD.
+    """
+    start, end = period(request)
+    duration = whole_seconds(request, "duration") or found.duration or 0
+    step, horizon = whole_seconds(request, "step") or duration, whole_seconds(request, "horizon")
+    asked = SlotQuery(ceil_seconds(start), floor_seconds(end) - duration, duration, step, *found.buffers)
+    notice = ceil_seconds(now) + (whole_seconds(request, "minimum_notice") or 0)
+    latest = [latest_start(now, found.rules), None if horizon is None else floor_seconds(now) + horizon]
+    return asked, asked._replace(
+        first=max(asked.first, notice, earliest_start(now, found.rules)),
+        last=min([asked.last, *(limit for limit in latest if limit is not None)]),
     )
 
 
-def search(
-    rows: Sequence[Any], resource_ids: Sequence[str], query: SlotQuery, page: Page, limit: int
-) -> Iterator[bytes | None]:
+def search(found: Availability, asked: SlotQuery, query: SlotQuery, page: Page) -> Iterator[bytes | None]:
     """Yield None where other work may run, and finally the SearchAvailabilityResponse of a page.
 
-    `limit` is as in `free_by_start`, `rows` and `resource_ids` too.
+    `asked` and `query` are those of `slot_queries`.
     """
-    by_start = yield from free_by_start(rows, resource_ids, query, limit)
-    yield (yield from response_of(by_start, page, query.duration))
+    # The first start of a later page may also have slots that the page before has shown: one per resource.
+    by_start = yield from free_by_start(found, query, page.size + len(found.resources))
+    if not by_start and page.after_micros is None:
+        yield (yield from reasons.response(found, asked, query))
+    else:
+        yield (yield from response_of(by_start, page, query.duration))
 
 
-def free_by_start(
-    rows: Sequence[Any], resource_ids: Sequence[str], query: SlotQuery, limit: int
-) -> Generator[None, None, dict[int, list[str]]]:
+def free_by_start(found: Availability, query: SlotQuery, limit: int) -> Generator[None, None, dict[int, list[str]]]:
     """Return the ids of the free resources by the start of a slot: those of the first `limit` slots or a few more.
 
-    `rows` are those of resource_queries.availability. Those of `resource_ids` that have no row are free whenever the
-    salon is open. Yields where other work may run.
+    Yields where other work may run.
     """
-    (_, time_zone, hours, special_hours, _, _), *rows = sorted(rows, key=lambda row: row[0] or "")
-    zone, salon = ZoneInfo(time_zone), opening_hours.calendar(hours, special_hours)
-    salon_starts = starts_on_grid(salon, zone, query)
-    free = dict.fromkeys(resource_ids, salon_starts)
-    for resource_id, active, hours, special_hours, busy_starts, busy_ends in rows:
-        calendar = opening_hours.intersection(salon, hours, special_hours)
-        starts = salon_starts if calendar is salon else starts_on_grid(calendar, zone, query)
-        free[resource_id] = [] if active is None else _free_starts(starts, busy_starts or (), busy_ends or (), query)
+    salon_starts = starts_on_grid(found.salon, found.zone, query)
+    free: dict[str, list[range]] = {}
+    for resource_id, resource in found.resources.items():
+        if resource.is_active:
+            is_salon = resource.hours == found.salon
+            starts = salon_starts if is_salon else starts_on_grid(resource.hours, found.zone, query)
+            for time_off in (found.time_off, resource.time_off):
+                starts = without(starts, time_off, query.without_buffers())
+            free[resource_id] = without(starts, resource.busy, query)
         yield
     last = yield from _last_start(list(free.values()), limit)
     by_start: dict[int, list[str]] = defaultdict(list)
@@ -143,37 +139,6 @@ class _SlotPrefixes(dict[str, bytes]):
         return self[resource_id]
 
 
-def starts_on_grid(calendar: Calendar, zone: ZoneInfo, query: SlotQuery) -> list[range]:
-    """Return the starts of slots within a calendar's hours, bookings ignored: a range for each open interval."""
-    if query.first > query.last:
-        return []
-    found: list[range] = []
-    for begin, end in opening_hours.open_intervals(calendar, zone, query.first, query.last + query.duration):
-        first = begin + max(0, -((begin - query.first) // query.step)) * query.step
-        found.append(range(first, end - query.duration + 1, query.step))
-    return [starts for starts in found if starts]
-
-
-def _free_starts(
-    grid: Sequence[range], busy_starts: Sequence[int], busy_ends: Sequence[int], query: SlotQuery
-) -> list[range]:
-    """Return the starts of a grid whose slots keep their buffers from the busy times, which are merged and sorted."""
-    found: list[range] = []
-    last_before = [start - query.duration - query.buffer_after for start in busy_starts]
-    first_after = [end + query.buffer_before for end in busy_ends]
-    for starts in grid:
-        first, position = starts.start, 0
-        low, high = bisect_right(first_after, first), bisect_left(last_before, starts[-1])
-        for last_free, next_free in zip(last_before[low:high], first_after[low:high], strict=True):
-            stop = (last_free - first) // query.step + 1
-            if stop > position:
-                found.append(starts[position:stop])
-            position = -((first - next_free) // query.step)
-        if position < len(starts):
-            found.append(starts[position:])
-    return found
-
-
 def _last_start(grids: Sequence[Sequence[range]], limit: int) -> Generator[None, None, int]:
     """Return the earliest start up to which the grids have `limit` starts, or the last start if they have fewer.
 
@@ -205,11 +170,3 @@ def _last_start(grids: Sequence[Sequence[range]], limit: int) -> Generator[None,
         low, high = (low, middle) if count >= limit else (middle + 1, high)
         grids = [grid for grid in narrower if grid]
     return low
-
-
-def _ceil(moment: datetime) -> int:
-    return -((_EPOCH - moment) // _SECOND)
-
-
-def _floor(moment: datetime) -> int:
-    return (moment - _EPOCH) // _SECOND

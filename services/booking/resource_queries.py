@@ -1,4 +1,4 @@
-"""The statements that read and write resources, and what availability depends on."""
+"""The statements that read and write resources."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_one, fetch_pages, fetch_returned, fetch_rows, unnest, where
+from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_one, fetch_pages, fetch_returned, unnest, where
 from libs.server import Page, RpcError, given, names_given, responses
 from libs.server.errors import not_found
 from parlor.booking.v1.booking_pb2 import ListResourcesResponse, Resource, UpsertResourceRequest
@@ -86,42 +86,3 @@ def resources_statement(names: tuple[str, ...]) -> str:
             SELECT {RESOURCE} FROM resources WHERE {where(conditions, names)}
             ORDER BY resources.resource_id LIMIT wanted.rows
         ) AS page ON true"""
-
-
-async def availability(
-    conn: AsyncConnection[Any], salon_id: str, resource_ids: Sequence[str], start: int, end: int
-) -> list[Any]:
-    """Return the hours and the blocked times of resources from `start` to `end`; no row for an unknown salon.
-
-    Shape:  a row of the salon: NULL, its time zone, opening hours, special hours, NULL, NULL; and a row for each of
-            `resource_ids`, or for each active resource if there are none: its id, NULL unless it is active, working
-            hours, special hours, and the starts and ends of the times that bookings block, merged and sorted.
-    Units:  times in whole s since 1970.
-    Source: indexes salons_pkey, resources_pkey; constraint bookings_no_overlap.
-    """
-    named = " AND resource_id = ANY(%(resource_ids)s)" if resource_ids else ""
-    query = f"""
-        SELECT NULL AS resource_id, time_zone, opening_hours, special_hours,
-            NULL::bigint[] AS starts, NULL::bigint[] AS ends
-        FROM salons WHERE salon_id = %(salon_id)s
-        UNION ALL
-        SELECT resource_id, CASE WHEN active THEN '' END, working_hours, special_hours, starts, ends
-        FROM resources LEFT JOIN (
-            SELECT resource_id,
-                array_agg(lower(busy) ORDER BY busy) AS starts, array_agg(upper(busy) ORDER BY busy) AS ends
-            FROM (
-                SELECT resource_id, unnest(range_agg(int8range(
-                    floor(extract(epoch FROM start_ts))::bigint, ceil(extract(epoch FROM end_ts))::bigint))) AS busy
-                FROM bookings
-                WHERE salon_id = %(salon_id)s{named or " AND resource_id IS NOT NULL"}
-                    AND status IN ('PENDING', 'CONFIRMED')
-                    AND tstzrange(start_ts, end_ts) && tstzrange(to_timestamp(%(start)s), to_timestamp(%(end)s))
-                    AND (hold_expires_at IS NULL OR hold_expires_at > now())
-                GROUP BY resource_id
-            ) AS merged
-            GROUP BY resource_id
-        ) AS busy USING (resource_id)
-        WHERE salon_id = %(salon_id)s{named or " AND active"}"""
-    params = {"salon_id": salon_id, "resource_ids": list(resource_ids), "start": start, "end": end}
-    _, rows = await fetch_rows(conn, query, params)
-    return rows

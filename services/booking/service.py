@@ -38,6 +38,7 @@ from services.booking import (
     transitions,
     updates,
 )
+from services.booking.availability_queries import read_availability
 from services.booking.booking_queries import BookingFilters, EventFilters
 from services.booking.booking_write_queries import BookedSlot, customer_locks, read_conflict, resource_lock
 from services.booking.opening_hours import check_special_hours
@@ -174,7 +175,9 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             first = [read([resource_id] if resource_id else []), insert(resource_id=resource_id)]
         tags = self.tags.of_bookings(salon_id, code)
         async with self.write(request, salon_id, *tags, locks=locks, first=first) as write:
-            slot = placement.check_found(write.first[0], salon_id, request.service_id, several or [resource_id])
+            slot = placement.check_found(
+                write.first[0], salon_id, request.service_id, several or [resource_id][: bool(resource_id)]
+            )
             end = end or start + timedelta(seconds=slot.service.duration if slot.service else 0)
             booked: BookedSlot | None
             if len(first) == 2:
@@ -319,8 +322,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
 
     async def SearchAvailability(self, request: pb.SearchAvailabilityRequest, context: Any) -> bytes:
         """Return the free slots of a salon's resources in a period."""
-        salon_id, resource_ids = request.salon_id, request.resource_ids
-        query = availability.slot_query(request, self.now())
+        salon_id, resource_ids, now = request.salon_id, list(dict.fromkeys(request.resource_ids)), self.now()
+        code = request.excluding_booking_code.upper()
         filters = pb.SearchAvailabilityRequest()
         filters.CopyFrom(request)
         filters.ClearField("page_size")
@@ -328,17 +331,21 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         made_for = filters.SerializeToString(deterministic=True)
         slot_page = page(0, request.page_token, "SearchAvailability", made_for, uuid=False)
         slot_page = slot_page._replace(size=min(request.page_size or MOST_SLOTS, MOST_SLOTS))
-        if slot_page.after_micros is not None:
-            query = query._replace(first=max(query.first, slot_page.after_micros // 1_000_000))
+        statement = read_availability(
+            salon_id,
+            resource_ids,
+            *availability.seconds(request, now),
+            buffers=(whole_seconds(request, "buffer_before") or 0, whole_seconds(request, "buffer_after") or 0),
+            service_id=request.service_id,
+            excluding_booking_code=code,
+        )
         async with self.searches.connection(salon_id) as conn:
-            times = query.busy_from, query.busy_until
-            rows = await resource_queries.availability(conn, salon_id, resource_ids, *times)
-            if not any(row[0] is None for row in rows):
-                raise errors.not_found("salon", salon_id)
-            # The first start of a later page may also have slots that the page before has shown: one per resource.
-            limit = slot_page.size + len(rows) + len(resource_ids)
-            steps = availability.search(rows, resource_ids, query, slot_page, limit)
-            return await anext(self.slices.each(steps))
+            [found] = await conn.run(statement)
+            availability.check_found(found, request)
+            asked, query = availability.slot_queries(request, now, found)
+            if slot_page.after_micros is not None:
+                query = query._replace(first=max(query.first, slot_page.after_micros // 1_000_000))
+            return await anext(self.slices.each(availability.search(found, asked, query, slot_page)))
 
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove a customer from their bookings, the history of these, kept replies and the cache."""
