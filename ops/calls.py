@@ -66,6 +66,11 @@ def _call_booking(call: Caller) -> None:
     call.pages("ListSalons")
     call.pages("ListResources")
     call.pages("ListResources", active_only=True)
+    for number in (1, 2):
+        call("UpsertService", service_id=f"cut-{number}", name="Cut", duration={"seconds": 3600})
+    call("GetService", service_id="cut-1")
+    call.pages("ListServices")
+    call.pages("ListServices", active_only=True)
     made = {"customer_phone": PHONE, **PERIOD}
     codes = [call("CreateBooking", **made, resource_id=f"chair-{number}").booking_code for number in (1, 2)]
     call("CreateBooking", **made, request_id="00000000-0000-4000-8000-000000000001")
@@ -83,6 +88,7 @@ def _call_booking(call: Caller) -> None:
     call("UpdateBookingStatus", booking_code=codes[0], status=confirmed)
     call("RescheduleBooking", booking_code=codes[0], resource_id="chair-3")
     call.pages("ListBookingEvents", booking_code=codes[0])
+    call("DeleteService", service_id="cut-2")
     call("SearchAvailability", **PERIOD, duration={"seconds": 600})
     call("SearchAvailability", **PERIOD, duration={"seconds": 600}, resource_ids=["chair-1"])
 

@@ -13,6 +13,7 @@ from functools import cache, partial
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -139,6 +140,8 @@ def _field(kind: type[Message], field: Any) -> _Field:
         return _text(field.number, empty=encode(""))
     if field.message_type is Timestamp.DESCRIPTOR:
         return _by_value(_TimeCache(field.number).__getitem__)
+    if field.message_type is Duration.DESCRIPTOR:  # whole s
+        return _by_value(_ValueCache(lambda seconds: encode(Duration(seconds=seconds))).__getitem__)
     if field.type == field.TYPE_ENUM:
         return _by_value(_ValueCache(lambda value: encode(value.decode())).__getitem__)
     if field.type == field.TYPE_MESSAGE:

@@ -17,7 +17,8 @@ BOOKING = (
     "booking_id::text, booking_code, salon_id, customer_phone, customer_name, resource_id, service_name,"
     " start_ts AS start_time, end_ts AS end_time, 'BOOKING_STATUS_' || status AS status, notes,"
     " revision, revision::text AS etag, created_at AS create_time, updated_at AS update_time,"
-    " hold_expires_at AS hold_expire_time"
+    " hold_expires_at AS hold_expire_time, customer_user_id, service_id, price_micros, currency_code,"
+    " buffer_before, buffer_after"
 )
 EVENT = (
     "revision, 'BOOKING_EVENT_TYPE_' || type AS type, actor, reason,"

@@ -28,7 +28,8 @@ from services.phones import parts
 
 _ROW = (
     "salon_id, booking_id, booking_code, customer_phone, customer_name, resource_id, service_name, start_ts, end_ts,"
-    " status, notes, revision, created_at, updated_at, hold_expires_at"
+    " status, notes, revision, created_at, updated_at, hold_expires_at, customer_user_id, service_id, price_micros,"
+    " currency_code, buffer_before, buffer_after"
 )
 # The start of a statement that blocks a resource's time: it creates the resource if it is new, and cancels the expired
 # holds that overlap. Only a PENDING booking has a hold, but both statuses are named, since the partial index of the
@@ -70,6 +71,11 @@ def _write_history(changes: str, first_column: str = "") -> str:
         SELECT salon_id, type, booking_code, revision FROM ({changes}) AS after
     )
     SELECT {first_column}{BOOKING} FROM booking"""
+
+
+def salon_time_lock(salon_id: str) -> str:
+    """Return the name of the lock on a salon's time: shared by those who book, exclusive for time off."""
+    return f"salon {salon_id} time"
 
 
 def resource_lock(salon_id: str, resource_id: str) -> str:

@@ -1,12 +1,23 @@
 """The statements that read and write resources, and what availability depends on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_one, fetch_pages, fetch_returned, fetch_rows, unnest, where
+from libs.db import Statement
+from libs.messages import (
+    SNAPSHOT_XMIN,
+    Loaded,
+    fetch_one,
+    fetch_pages,
+    fetch_returned,
+    fetch_rows,
+    text_array,
+    unnest,
+    where,
+)
 from libs.server import Page, RpcError, given, names_given, responses
 from libs.server.errors import not_found
 from parlor.booking.v1.booking_pb2 import ListResourcesResponse, Resource, UpsertResourceRequest
@@ -41,6 +52,20 @@ async def upsert_resource(conn: AsyncConnection[Any], request: UpsertResourceReq
     return await fetch_returned(
         conn, Resource, query, (request.salon_id, request.resource_id, request.name, active, *hours)
     )
+
+
+def missing_resources(salon_id: str, resource_ids: Iterable[str]) -> Statement[list[str]]:
+    """Return those of `resource_ids` that the salon does not have.
+
+    Source: index resources_pkey.
+    """
+    query = """
+        SELECT wanted FROM unnest(%(resource_ids)s::text[]) AS wanted
+        WHERE NOT EXISTS (
+            SELECT FROM resources WHERE salon_id = %(salon_id)s AND resource_id = wanted AND deleted_at IS NULL
+        )"""
+    params = {"salon_id": salon_id, "resource_ids": text_array(resource_ids)}
+    return Statement(query, params, lambda _, rows: [row[0].decode() for row in rows])
 
 
 class ResourceFilters(NamedTuple):

@@ -7,6 +7,8 @@ from functools import cache as once
 from typing import Any
 from zoneinfo import available_timezones
 
+from google.protobuf.empty_pb2 import Empty
+
 from libs.cache import Cache, Reply, Tag, digest
 from libs.db import Database, Statement, for_searches
 from libs.messages import encode_repeated
@@ -19,12 +21,14 @@ from services.booking import (
     booking_write_queries,
     resource_queries,
     salon_queries,
+    service_queries,
     transitions,
 )
 from services.booking.booking_queries import BookingFilters, EventFilters
 from services.booking.booking_write_queries import BookedSlot, LockedBooking, resource_lock
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
+from services.booking.service_queries import ServiceFilters, service_lock
 from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
 from services.phones import e164, is_national
@@ -130,6 +134,65 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             rows=list_page.rows,
             repeatable=True,
         )
+
+    async def UpsertService(self, request: pb.UpsertServiceRequest, context: Any) -> pb.Service:
+        """Create or replace a service."""
+        salon_id, service_id = request.salon_id, request.service_id
+        for field in ("duration", "buffer_before", "buffer_after"):
+            whole_seconds(request, field)
+        first: list[Statement[Any]] = [
+            service_queries.read_service(salon_id, service_id),
+            resource_queries.missing_resources(salon_id, request.resource_ids),
+        ]
+        tags, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            before, missing = write.first
+            if missing:
+                raise await _resource_not_found(write, salon_id, missing[0])
+            if request.etag and (before is None or request.etag != before.etag):
+                raise errors.etag_mismatch("service", f"{salon_id}/{service_id}")
+            after = write.reply = await service_queries.upsert_service(write.conn, request)
+        return after
+
+    async def GetService(self, request: pb.GetServiceRequest, context: Any) -> Reply:
+        """Return a service by its id."""
+        salon_id, service_id = request.salon_id, request.service_id
+        key = self.tags.services(salon_id).key("id", service_id)
+        reply = await self.cache.get_batched(
+            key, (salon_id, service_id), service_queries.services_by_id, repeatable=True
+        )
+        if reply.body is None:
+            raise errors.not_found("service", f"{salon_id}/{service_id}")
+        return reply
+
+    async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> Reply:
+        """List a salon's services."""
+        salon_id, active_only = request.salon_id, request.active_only
+        list_page = page(request.page_size, request.page_token, "ListServices", salon_id, active_only, uuid=False)
+        return await self.cache.get_batched(
+            self.tags.services(salon_id).key("list", digest(list_page)),
+            (ServiceFilters(salon_id, active_only), list_page),
+            service_queries.list_services,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def DeleteService(self, request: pb.DeleteServiceRequest, context: Any) -> Empty:
+        """Delete a service."""
+        salon_id, service_id = request.salon_id, request.service_id
+        tags, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
+        first = [service_queries.read_service(salon_id, service_id)]
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            [before] = write.first
+            name = f"{salon_id}/{service_id}"
+            if before is None:
+                raise errors.not_found("service", name)
+            if request.etag and request.etag != before.etag:
+                raise errors.etag_mismatch("service", name)
+            await service_queries.delete_service(write.conn, salon_id, service_id)
+            reply = write.reply = Empty()
+        return reply
 
     async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> bytes:
         """Book a time. The constraint bookings_no_overlap refuses a time that overlaps another booking's."""
@@ -343,6 +406,14 @@ def slot_unavailable(request: Any) -> errors.RpcError:
     return errors.failed_precondition("SLOT_UNAVAILABLE", subject, message)
 
 
+async def _resource_not_found(write: Write, salon_id: str, resource_id: str) -> errors.RpcError:
+    """Return the error of an unknown resource; SALON_NOT_FOUND if the salon is unknown, too."""
+    [salon] = await salon_queries.salons_by_id(write.conn, [salon_id])
+    if salon.value is None:
+        return errors.not_found("salon", salon_id)
+    return errors.not_found("resource", f"{salon_id}/{resource_id}")
+
+
 def _check_booking(request: Any, locked: LockedBooking | None) -> LockedBooking:
     """Return the booking that a request names. Raises: BOOKING_NOT_FOUND; ETAG_MISMATCH."""
     name = f"{request.salon_id}/{request.booking_code.upper()}"
@@ -387,6 +458,7 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
             "bookings_no_overlap": slot_unavailable,
             "bookings_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "resources_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
+            "services_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "salons_phone_number_id_key": lambda request: errors.already_exists(
                 "phone_number_id", "salon", request.salon.phone_number_id
             ),
