@@ -5,6 +5,7 @@ that reply, or an error if the request differs. Of two concurrent ones, the seco
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -33,6 +34,8 @@ from libs.server.errors import invalid_fields
 
 PURGE_SECONDS = 3600
 PURGE_ROWS = 1000
+
+_UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 log = structlog.get_logger()
 
@@ -112,7 +115,7 @@ class IdempotentWrites:
         commits: list[Statement[Any]] = [COMMIT]
         kept: dict[str, Any] = {}
         if getattr(request, "request_id", ""):
-            request_id = str(UUID(request.request_id))
+            request_id = _key(request.request_id)
             kept = {"salon_id": salon_id, "request_id": request_id, "hash": _hash(request)}
             replay = Statement(self._select, kept, partial(_replay, kept["hash"]))
             begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}")), replay]
@@ -188,6 +191,13 @@ def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, b
         if found != request_hash:
             raise invalid_fields([("request_id", "was used for another request")], "REQUEST_ID_REUSED")
         raise Replayed(reply)
+
+
+def _key(request_id: str) -> str:
+    """Return the UUID under which a reply is kept: a request_id that is one, else a hash of its text."""
+    if _UUID.fullmatch(request_id):
+        return request_id.lower()
+    return str(UUID(bytes=blake2b(request_id.encode(), digest_size=16).digest()))
 
 
 def _hash(request: Message) -> bytes:
