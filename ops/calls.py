@@ -85,10 +85,17 @@ def _call_booking(call: Caller) -> None:
         {"customer_phone": PHONE, "status": pending},
     ):
         call.pages("ListBookings", **filters)
+    for of in ({}, {"resource_id": "chair-1"}):
+        time_off = call("CreateTimeOff", **PERIOD, **of).time_off
+        call.pages("ListTimeOff", **of)
+        call.pages("ListTimeOff", **PERIOD, **of)
+    call("DeleteTimeOff", time_off_id=time_off.time_off_id)
     call("UpdateBookingStatus", booking_code=codes[0], status=confirmed)
     call("RescheduleBooking", booking_code=codes[0], resource_id="chair-3")
     call.pages("ListBookingEvents", booking_code=codes[0])
     call("DeleteService", service_id="cut-2")
+    call("UpsertResource", resource_id="chair-4", name="Chair")
+    call("DeleteResource", resource_id="chair-4")
     call("SearchAvailability", **PERIOD, duration={"seconds": 600})
     call("SearchAvailability", **PERIOD, duration={"seconds": 600}, resource_ids=["chair-1"])
 

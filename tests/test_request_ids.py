@@ -10,6 +10,7 @@ from uuid import uuid4
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
@@ -43,6 +44,18 @@ async def prepared(stack: Stack, name: str) -> Prepared:
             return booking.UpsertService, upsert, "name"
         await booking.UpsertService(upsert)
         return booking.DeleteService, pb.DeleteServiceRequest(**cut), "service_id"
+    if name == "DeleteResource":
+        named: Fields = {"salon_id": SALON, "resource_id": "anna"}
+        await booking.UpsertResource(pb.UpsertResourceRequest(**named, name="Anna"))
+        return booking.DeleteResource, pb.DeleteResourceRequest(**named), "resource_id"
+    if name in ("CreateTimeOff", "DeleteTimeOff"):
+        times: Fields = {"start_time": Timestamp(seconds=1_800_000_000), "end_time": Timestamp(seconds=1_800_003_600)}
+        create = pb.CreateTimeOffRequest(salon_id=SALON, **times)
+        if name == "CreateTimeOff":
+            return booking.CreateTimeOff, create, "reason"
+        time_off_id = (await booking.CreateTimeOff(create)).time_off.time_off_id
+        delete = pb.DeleteTimeOffRequest(salon_id=SALON, time_off_id=time_off_id)
+        return booking.DeleteTimeOff, delete, "time_off_id"
     if name == "RescheduleBooking":
         code = (await booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
         to_ben: Fields = {"salon_id": SALON, "booking_code": code, "resource_id": "ben"}
@@ -89,8 +102,11 @@ def contents(stack: Stack) -> Any:
         "CreateBooking",
         "UpdateBookingStatus",
         "UpsertResource",
+        "DeleteResource",
         "UpsertService",
         "DeleteService",
+        "CreateTimeOff",
+        "DeleteTimeOff",
         "RescheduleBooking",
         "EraseCustomer",
         "RecordMessage",
@@ -109,7 +125,8 @@ async def test_a_repeat_answers_the_same_and_writes_once(stack: Stack, name: str
     assert contents(stack) == written
 
     *parents, last = field.split(".")
-    setattr(reduce(getattr, parents, request), last, "+4915100000000" if last == "phone_number" else "other")
+    others = {"phone_number": "+4915100000000", "time_off_id": str(uuid4())}
+    setattr(reduce(getattr, parents, request), last, others.get(last, "other"))
     error = await failure(rpc(request))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
     assert error.fields == ["request_id"]

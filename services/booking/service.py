@@ -12,7 +12,18 @@ from google.protobuf.empty_pb2 import Empty
 from libs.cache import Cache, Reply, Tag, digest
 from libs.db import Database, Statement, for_searches
 from libs.messages import encode_repeated
-from libs.server import IdempotentWrites, Service, Slices, Write, errors, moment, names_given, page, whole_seconds
+from libs.server import (
+    IdempotentWrites,
+    Service,
+    Slices,
+    Write,
+    errors,
+    moment,
+    names_given,
+    page,
+    period,
+    whole_seconds,
+)
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from services.booking import (
@@ -22,13 +33,15 @@ from services.booking import (
     resource_queries,
     salon_queries,
     service_queries,
+    time_off_queries,
     transitions,
 )
 from services.booking.booking_queries import BookingFilters, EventFilters
-from services.booking.booking_write_queries import BookedSlot, LockedBooking, resource_lock
+from services.booking.booking_write_queries import BookedSlot, LockedBooking, resource_lock, salon_time_lock
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
 from services.booking.service_queries import ServiceFilters, service_lock
+from services.booking.time_off_queries import TimeOffFilters
 from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
 from services.phones import e164, is_national
@@ -135,6 +148,25 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             repeatable=True,
         )
 
+    async def DeleteResource(self, request: pb.DeleteResourceRequest, context: Any) -> Empty:
+        """Delete a resource that has no bookings to come."""
+        salon_id, resource_id = request.salon_id, request.resource_id
+        name = f"{salon_id}/{resource_id}"
+        lock = resource_lock(salon_id, resource_id)
+        async with self.write(request, salon_id, self.tags.bookings(salon_id), locks=(lock,)) as write:
+            before = await resource_queries.lock_resource(write.conn, salon_id, resource_id)
+            if before is None:
+                raise errors.not_found("resource", name)
+            if request.etag and request.etag != before.etag:
+                raise errors.etag_mismatch("resource", name)
+            code = await resource_queries.next_booking(write.conn, salon_id, resource_id)
+            if code is not None:
+                message = f"{resource_id} has bookings to come, the first one is {code}: move or cancel them before"
+                raise errors.failed_precondition("RESOURCE_IN_USE", f"resource/{name}", message, booking_code=code)
+            await resource_queries.delete_resource(write.conn, salon_id, resource_id)
+            reply = write.reply = Empty()
+        return reply
+
     async def UpsertService(self, request: pb.UpsertServiceRequest, context: Any) -> pb.Service:
         """Create or replace a service."""
         salon_id, service_id = request.salon_id, request.service_id
@@ -191,6 +223,50 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             if request.etag and request.etag != before.etag:
                 raise errors.etag_mismatch("service", name)
             await service_queries.delete_service(write.conn, salon_id, service_id)
+            reply = write.reply = Empty()
+        return reply
+
+    async def CreateTimeOff(self, request: pb.CreateTimeOffRequest, context: Any) -> bytes:
+        """Block a time of a resource or of the salon. Nobody books meanwhile: the reply misses no booking."""
+        salon_id, resource_id = request.salon_id, request.resource_id
+        start, end = period(request)
+        first: list[Statement[Any]] = [
+            time_off_queries.insert_time_off(request, start, end),
+            time_off_queries.bookings_in(salon_id, resource_id, start, end),
+        ]
+        tags, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            time_off, bookings = write.first
+            if time_off is None:
+                raise await _resource_not_found(write, salon_id, resource_id)
+            reply: bytes = encode_repeated([time_off], 1) + encode_repeated(bookings, 2)
+            write.reply = reply
+        return reply
+
+    async def ListTimeOff(self, request: pb.ListTimeOffRequest, context: Any) -> Reply:
+        """List a salon's time off."""
+        salon_id = request.salon_id
+        filters = TimeOffFilters(
+            salon_id, request.resource_id, moment(request, "start_time"), moment(request, "end_time")
+        )
+        list_page = page(request.page_size, request.page_token, "ListTimeOff", *filters)
+        return await self.cache.get_batched(
+            self.tags.bookings(salon_id).key("time_off", digest(list_page)),
+            (filters, list_page),
+            time_off_queries.list_time_off,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def DeleteTimeOff(self, request: pb.DeleteTimeOffRequest, context: Any) -> Empty:
+        """Delete a time off."""
+        salon_id, time_off_id = request.salon_id, request.time_off_id
+        first = [time_off_queries.delete_time_off(salon_id, time_off_id)]
+        tags, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            if write.first == [False]:
+                raise errors.not_found("time_off", f"{salon_id}/{time_off_id}")
             reply = write.reply = Empty()
         return reply
 
@@ -459,6 +535,7 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
             "bookings_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "resources_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "services_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
+            "time_off_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "salons_phone_number_id_key": lambda request: errors.already_exists(
                 "phone_number_id", "salon", request.salon.phone_number_id
             ),

@@ -239,7 +239,7 @@ class BookingServiceServicer:
     def DeleteResource(self, request, context):
         """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
         Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-        have not ended; ABORTED ETAG_MISMATCH.
+        have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

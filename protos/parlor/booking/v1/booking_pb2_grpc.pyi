@@ -81,7 +81,7 @@ class BookingServiceStub:
     DeleteResource: _grpc.UnaryUnaryMultiCallable[_booking_pb2.DeleteResourceRequest, _empty_pb2.Empty]
     """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
     Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-    have not ended; ABORTED ETAG_MISMATCH.
+    have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
     """
     UpsertService: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpsertServiceRequest, _booking_pb2.Service]
     """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
@@ -230,7 +230,7 @@ class BookingServiceAsyncStub(BookingServiceStub):
     DeleteResource: _aio.UnaryUnaryMultiCallable[_booking_pb2.DeleteResourceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
     Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-    have not ended; ABORTED ETAG_MISMATCH.
+    have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
     """
     UpsertService: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpsertServiceRequest, _booking_pb2.Service]  # type: ignore[assignment]
     """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
@@ -424,7 +424,7 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
         Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-        have not ended; ABORTED ETAG_MISMATCH.
+        have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
         """
 
     @_abc_1.abstractmethod
