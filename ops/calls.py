@@ -15,6 +15,7 @@ from parlor.stats.v1 import stats_pb2, stats_pb2_grpc
 SALON = {"salon_id": "salon-1"}
 PHONE, USER = "+4915112345678", "DE.1"
 START, END = {"seconds": 1_900_000_000}, {"seconds": 1_900_003_600}
+PAST = {"seconds": 1_700_000_000}
 PERIOD = {"start_time": START, "end_time": END}
 
 
@@ -83,6 +84,17 @@ def _call_booking(call: Caller) -> None:
         {"status": pending, **PERIOD},
         {"customer_phone": PHONE},
         {"customer_phone": PHONE, "status": pending},
+        {"customer_user_id": USER},
+        {"resource_ids": ["chair-1", "chair-2"]},
+        {"resource_ids": ["chair-1", "chair-2"], "statuses": [pending, confirmed], **PERIOD},
+        {"statuses": [pending, confirmed]},
+        {"statuses": [pending, confirmed], **PERIOD},
+        {"overlapping": PERIOD},
+        {"overlapping": PERIOD, "resource_ids": ["chair-1", "chair-2"], "statuses": [pending, confirmed]},
+        {"updated_since": PAST},
+        {"order_by": "update_time"},
+        {"updated_since": PAST, "order_by": "update_time"},
+        {"updated_since": PAST, "resource_ids": ["chair-1"], "statuses": [pending], "order_by": "update_time"},
     ):
         call.pages("ListBookings", **filters)
     for of in ({}, {"resource_id": "chair-1"}):

@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from libs.cache import Cache, Reply, Tag, digest
 from libs.db import Database, Statement, for_searches
-from libs.messages import encode_repeated
+from libs.messages import encode_repeated, text_array
 from libs.server import (
     IdempotentWrites,
     Service,
@@ -314,13 +314,15 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         start, end = moment(request, "start_time"), moment(request, "end_time")
         if phone:
             phone = await e164("customer_phone", phone, lambda: self._region_code(salon_id))
+        status = _status_name(request.status) if request.status else ""
+        filters = BookingFilters(salon_id, status, phone, start, end)._replace(**_further_filters(request))
+        further = filters[5:] if any(filters[5:]) else ()
         list_page = page(
-            request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end
+            request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end, *further
         )
-        status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
         return await self.cache.get_batched(
             self.tags.bookings(salon_id).key("list", digest(list_page)),
-            (BookingFilters(salon_id, status, phone, start, end), list_page),
+            (filters, list_page),
             booking_queries.list_bookings,
             batch=names_given,
             rows=list_page.rows,
@@ -488,6 +490,26 @@ async def _resource_not_found(write: Write, salon_id: str, resource_id: str) -> 
     if salon.value is None:
         return errors.not_found("salon", salon_id)
     return errors.not_found("resource", f"{salon_id}/{resource_id}")
+
+
+def _further_filters(request: pb.ListBookingsRequest) -> dict[str, Any]:
+    """Return the fields of BookingFilters that are seldom given. Raises: INVALID_FIELD."""
+    found: dict[str, Any] = {"customer_user_id": request.customer_user_id}
+    if request.resource_ids:
+        found["resource_ids"] = text_array(sorted(set(request.resource_ids)))
+    if request.statuses:
+        found["statuses"] = text_array(map(_status_name, sorted(set(request.statuses))))
+    if request.HasField("overlapping"):
+        found["overlaps_from"] = moment(request.overlapping, "start_time", "overlapping.")
+        found["overlaps_until"] = moment(request.overlapping, "end_time", "overlapping.")
+    found["updated_since"] = moment(request, "updated_since")
+    found["by_update_time"] = request.order_by == "update_time"
+    return found
+
+
+def _status_name(status: pb.BookingStatus.ValueType) -> str:
+    """Return a status as the database has it."""
+    return pb.BookingStatus.Name(status).removeprefix("BOOKING_STATUS_")
 
 
 def _check_booking(request: Any, locked: LockedBooking | None) -> LockedBooking:
