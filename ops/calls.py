@@ -30,6 +30,7 @@ def call_every_rpc(channels: Mapping[str, grpc.Channel], app_secret: str) -> Non
     _call_booking(booking)
     _call_messaging(messaging, app_secret)
     booking("EraseCustomer", phone_number=PHONE)
+    booking("EraseCustomer", user_id=USER)
     for rpc in stats_pb2.DESCRIPTOR.services_by_name["StatsService"].methods_by_name:
         stats(rpc, **PERIOD)
 

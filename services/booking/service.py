@@ -37,14 +37,21 @@ from services.booking import (
     transitions,
 )
 from services.booking.booking_queries import BookingFilters, EventFilters
-from services.booking.booking_write_queries import BookedSlot, LockedBooking, resource_lock, salon_time_lock
+from services.booking.booking_write_queries import (
+    BookedSlot,
+    BookingOfCustomer,
+    Customer,
+    LockedBooking,
+    resource_lock,
+    salon_time_lock,
+)
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
 from services.booking.service_queries import ServiceFilters, service_lock
 from services.booking.time_off_queries import TimeOffFilters
 from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
-from services.phones import e164, is_national
+from services.phones import e164, is_national, spellings
 
 # Codes are read out and typed, so they have no 0, 1, I, L, O or U.
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -400,16 +407,17 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
 
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove a customer from their bookings, the history of these, kept replies and the cache."""
-        salon_id = request.salon_id
-        phone = await e164("phone_number", request.phone_number, lambda: self._region_code(salon_id))
+        salon_id, phone = request.salon_id, request.phone_number
+        if phone:
+            phone = await e164("phone_number", phone, lambda: self._region_code(salon_id))
+        customer = Customer(salon_id, spellings(phone) if phone else [], request.user_id)
         tags = self.tags.of_bookings(salon_id)
         try:
             async with self.write(request, salon_id, *tags) as write:
-                codes = await self._lock_bookings_of_customer(write, salon_id, phone)
-                write.invalidate(*self.tags.of_bookings(salon_id, *codes.values()))
-                erased = write.reply = await booking_write_queries.erase_customer(
-                    write.conn, salon_id, phone, list(codes)
-                )
+                bookings = await self._lock_bookings_of_customer(write, customer)
+                codes = [booking.booking_code for booking in bookings]
+                write.invalidate(*self.tags.of_bookings(salon_id, *codes))
+                erased = write.reply = await booking_write_queries.erase_customer(write.conn, customer, bookings)
         finally:  # also for a repeated request: the first one may have failed right after its commit
             await self.cache.erase(*tags)
         return erased
@@ -437,17 +445,17 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             [resource_id] = await write.unlock(booking_write_queries.resource_of(salon_id, code))
         raise errors.conflict()
 
-    async def _lock_bookings_of_customer(self, write: Write, salon_id: str, phone: str) -> dict[str, str]:
-        """Lock a customer's bookings, after their resources; return their codes by their ids.
+    async def _lock_bookings_of_customer(self, write: Write, customer: Customer) -> list[BookingOfCustomer]:
+        """Lock a customer's bookings, after their resources; return them.
 
         Raises: CONFLICT if the bookings keep changing their resources.
         """
         for _ in range(LOCK_ATTEMPTS):
-            resource_ids = await booking_write_queries.resources_of_customer(write.conn, salon_id, phone)
-            await write.lock([resource_lock(salon_id, resource_id) for resource_id in resource_ids])
-            locked = await booking_write_queries.lock_bookings_of_customer(write.conn, salon_id, phone)
-            if {resource_id for _, _, resource_id in locked if resource_id} <= set(resource_ids):
-                return {booking_id: code for booking_id, code, _ in locked}
+            resource_ids = await booking_write_queries.resources_of_customer(write.conn, customer)
+            await write.lock([resource_lock(customer.salon_id, resource_id) for resource_id in resource_ids])
+            locked = await booking_write_queries.lock_bookings_of_customer(write.conn, customer)
+            if {booking.resource_id for booking in locked if booking.resource_id} <= set(resource_ids):
+                return locked
             await write.unlock()
         raise errors.conflict()
 

@@ -400,7 +400,7 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseCustomer(self, request, context):
-        """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
         history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.

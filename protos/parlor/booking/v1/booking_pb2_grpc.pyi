@@ -174,7 +174,7 @@ class BookingServiceStub:
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]
-    """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
     history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
@@ -323,7 +323,7 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]  # type: ignore[assignment]
-    """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
     history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
@@ -619,7 +619,7 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.EraseCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.EraseCustomerResponse, _abc.Awaitable[_booking_pb2.EraseCustomerResponse]]:
-        """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
         history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
