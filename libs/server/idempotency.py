@@ -173,7 +173,7 @@ _EXCLUSIVE = "count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]
 _SHARED = "count(pg_advisory_xact_lock_shared(lock)) FROM unnest(%(shared)s::bigint[]) AS lock"
 _BEGUN = "pg_current_xact_id()::text::bigint, cache_epoch()"
 _LOCKS = f"SELECT (SELECT {_EXCLUSIVE}), {_BEGUN}"
-_LOCKS_SHARED_FIRST = f"SELECT CASE WHEN (SELECT {_SHARED}) > 0 THEN (SELECT {_EXCLUSIVE}) END, {_BEGUN}"
+_LOCKS_SHARED_FIRST = f"SELECT (SELECT {_SHARED}), (SELECT {_EXCLUSIVE}), {_BEGUN}"
 
 
 def _locks(names: Iterable[str], shared: Sequence[str] = ()) -> Statement[tuple[int, str]]:
@@ -193,8 +193,9 @@ def _numbers(names: Iterable[str]) -> str:
     return f"{{{','.join(map(str, numbers))}}}"
 
 
-def _begun(_: Sequence[str], rows: Sequence[tuple[int, int, bytes]]) -> tuple[int, str]:
-    return int(rows[0][1]), rows[0][2].decode()
+def _begun(_: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> tuple[int, str]:
+    *_, xact_id, epoch = rows[0]
+    return int(xact_id), epoch.decode()
 
 
 def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, bytes]]) -> None:
