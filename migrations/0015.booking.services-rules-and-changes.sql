@@ -81,7 +81,7 @@ COMMENT ON CONSTRAINT bookings_no_overlap ON bookings IS
 CREATE INDEX idx_bookings_user_salon ON bookings (customer_user_id, salon_id) WHERE customer_user_id <> '';
 COMMENT ON INDEX idx_bookings_user_salon IS 'Serves ListBookings by customer_user_id, and EraseCustomer.';
 CREATE INDEX idx_bookings_salon_resource_start ON bookings (salon_id, resource_id, start_ts);
-COMMENT ON INDEX idx_bookings_salon_resource_start IS 'Serves ListBookings by resource_ids, and DeleteResource.';
+COMMENT ON INDEX idx_bookings_salon_resource_start IS 'Serves ListBookings by resource_ids.';
 CREATE INDEX idx_bookings_salon_range ON bookings USING gist (salon_id, tstzrange(start_ts, end_ts));
 COMMENT ON INDEX idx_bookings_salon_range IS 'Serves ListBookings by an overlapping time, and CreateTimeOff.';
 CREATE INDEX idx_bookings_salon_updated ON bookings (salon_id, updated_at, booking_id);

@@ -15,6 +15,7 @@ from parlor.stats.v1 import stats_pb2, stats_pb2_grpc
 SALON = {"salon_id": "salon-1"}
 PHONE, USER = "+4915112345678", "DE.1"
 START, END = {"seconds": 1_900_000_000}, {"seconds": 1_900_003_600}
+PAST = {"seconds": 1_700_000_000}
 PERIOD = {"start_time": START, "end_time": END}
 
 
@@ -29,6 +30,7 @@ def call_every_rpc(channels: Mapping[str, grpc.Channel], app_secret: str) -> Non
     _call_booking(booking)
     _call_messaging(messaging, app_secret)
     booking("EraseCustomer", phone_number=PHONE)
+    booking("EraseCustomer", user_id=USER)
     for rpc in stats_pb2.DESCRIPTOR.services_by_name["StatsService"].methods_by_name:
         stats(rpc, **PERIOD)
 
@@ -66,6 +68,11 @@ def _call_booking(call: Caller) -> None:
     call.pages("ListSalons")
     call.pages("ListResources")
     call.pages("ListResources", active_only=True)
+    for number in (1, 2):
+        call("UpsertService", service_id=f"cut-{number}", name="Cut", duration={"seconds": 3600})
+    call("GetService", service_id="cut-1")
+    call.pages("ListServices")
+    call.pages("ListServices", active_only=True)
     made = {"customer_phone": PHONE, **PERIOD}
     codes = [call("CreateBooking", **made, resource_id=f"chair-{number}").booking_code for number in (1, 2)]
     call("CreateBooking", **made, request_id="00000000-0000-4000-8000-000000000001")
@@ -78,11 +85,30 @@ def _call_booking(call: Caller) -> None:
         {"status": pending, **PERIOD},
         {"customer_phone": PHONE},
         {"customer_phone": PHONE, "status": pending},
+        {"customer_user_id": USER},
+        {"resource_ids": ["chair-1", "chair-2"]},
+        {"resource_ids": ["chair-1", "chair-2"], "statuses": [pending, confirmed], **PERIOD},
+        {"statuses": [pending, confirmed]},
+        {"statuses": [pending, confirmed], **PERIOD},
+        {"overlapping": PERIOD},
+        {"overlapping": PERIOD, "resource_ids": ["chair-1", "chair-2"], "statuses": [pending, confirmed]},
+        {"updated_since": PAST},
+        {"order_by": "update_time"},
+        {"updated_since": PAST, "order_by": "update_time"},
+        {"updated_since": PAST, "resource_ids": ["chair-1"], "statuses": [pending], "order_by": "update_time"},
     ):
         call.pages("ListBookings", **filters)
+    for of in ({}, {"resource_id": "chair-1"}):
+        time_off = call("CreateTimeOff", **PERIOD, **of).time_off
+        call.pages("ListTimeOff", **of)
+        call.pages("ListTimeOff", **PERIOD, **of)
+    call("DeleteTimeOff", time_off_id=time_off.time_off_id)
     call("UpdateBookingStatus", booking_code=codes[0], status=confirmed)
     call("RescheduleBooking", booking_code=codes[0], resource_id="chair-3")
     call.pages("ListBookingEvents", booking_code=codes[0])
+    call("DeleteService", service_id="cut-2")
+    call("UpsertResource", resource_id="chair-4", name="Chair")
+    call("DeleteResource", resource_id="chair-4")
     call("SearchAvailability", **PERIOD, duration={"seconds": 600})
     call("SearchAvailability", **PERIOD, duration={"seconds": 600}, resource_ids=["chair-1"])
 

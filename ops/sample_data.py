@@ -18,6 +18,7 @@ MAX_SCALE = 100  # the plan of the messages is held in memory, about 150 MB at s
 _TABLES = (
     *COLUMNS,
     *("raw_messages", "message_status_events", "webhook_failures"),
+    *("services", "time_off", "booking_changes"),
     *("booking_requests", "messaging_requests"),
 )
 _TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))

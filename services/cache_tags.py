@@ -1,6 +1,7 @@
 """The cache tags of a salon: what a write invalidates together.
 
-query:salon:id:{salon-123}   query:salon:{phone_number_id}   query:booking:salon:{salon-123}
+query:salon:id:{salon-123}   query:salon:{phone_number_id}   query:salon:services:{salon-123}
+query:booking:salon:{salon-123}
 query:stats:salon:{salon-123}   query:ai:salon:{salon-123}
 query:conversation:{salon-123}   query:messages:salon:{salon-123}
 
@@ -30,8 +31,12 @@ class CacheTags:
         """Return the tag of a salon read by its phone_number_id."""
         return self._salon.tag(phone_number_id)
 
+    def services(self, salon_id: str) -> Tag:
+        """Return the tag of a salon's services. Writes to the salon itself leave it alone, and the other way round."""
+        return self._salon.tag(salon_id, "services:")
+
     def bookings(self, salon_id: str) -> Tag:
-        """Return the tag of a salon's bookings and resources."""
+        """Return the tag of a salon's bookings, resources and time off."""
         return self._booking.tag(salon_id, "salon:")
 
     def stats(self, salon_id: str) -> Tag:
@@ -79,7 +84,15 @@ class CacheTags:
 
     async def of_salon(self, salon_id: str) -> list[Tag]:
         """Return all tags that are named by a salon's id."""
-        tags = (self.salon, self.bookings, self.stats, self.ai, self.conversations, self.messages)
+        tags = (
+            self.salon,
+            self.services,
+            self.bookings,
+            self.stats,
+            self.ai,
+            self.conversations,
+            self.messages,
+        )
         return [tag(salon_id) for tag in tags]
 
 

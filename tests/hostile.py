@@ -83,6 +83,15 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     moving = (await stack.booking.CreateBooking(booking_request())).booking_code
+    for name in ("anna", "dora"):
+        await stack.booking.UpsertResource(
+            booking_pb2.UpsertResourceRequest(salon_id=SALON, resource_id=name, name=name)
+        )
+    for name in ("cut", "colour"):
+        await stack.booking.UpsertService(
+            booking_pb2.UpsertServiceRequest(**mine(service_id=name, name=name, duration={"seconds": 3600}))
+        )
+    time_off = (await stack.booking.CreateTimeOff(booking_pb2.CreateTimeOffRequest(**mine(**TIMES)))).time_off
     message = await stack.messaging.RecordMessage(message_request())
     conversation_id = message.conversation_id
     other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
@@ -92,6 +101,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     texts = {"customer_name": "Zoë", "service_name": "Cut", "notes": "-"}
     short, long = {"seconds": 600}, {"seconds": 3600}
     slots = {"duration": long, "step": short, "buffer_before": short, "buffer_after": short, "minimum_notice": short}
+    lengths = {"duration": long, "buffer_before": short, "buffer_after": short}
+    price = {"price_micros": 7, "currency_code": "EUR"}
+    filters = {"customer_user_id": "DE.1", "resource_ids": ["anna"], "statuses": [1], "overlapping": TIMES}
+    filters |= {"updated_since": TIMES["start_time"], "order_by": "update_time"}
     to_customer = {"phone_number": PHONE, "user_id": "US.1", "direction": 2, "type": 14, "content": "hi"}
     answer = {"whatsapp_id": "wamid.2", "media_id": "1", "reply_to_whatsapp_id": "wamid.1"}
     told = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
@@ -104,6 +117,14 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         },
         "UpsertResource": mine(resource_id="ben", name="Ben", working_hours=DAYS, special_hours=DATES),
         "ListResources": mine(page_size=10, active_only=True),
+        "DeleteResource": mine(resource_id="dora", etag="1"),
+        "UpsertService": mine(service_id="cut", name="Cut", resource_ids=["anna"], **lengths, **price),
+        "GetService": mine(service_id="cut"),
+        "ListServices": mine(page_size=10, active_only=True),
+        "DeleteService": mine(service_id="colour", etag="1"),
+        "CreateTimeOff": mine(resource_id="anna", reason="-", **TIMES),
+        "ListTimeOff": mine(resource_id="anna", page_size=10, **TIMES),
+        "DeleteTimeOff": mine(time_off_id=time_off.time_off_id),
         "SearchAvailability": mine(**TIMES, **slots, resource_ids=["anna"], page_size=10),
         "GetSalon": mine(),
         "GetSalonByPhoneNumberId": {"phone_number_id": f"10{SALON}"},
@@ -117,7 +138,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookingEvents": mine(booking_code=code, page_size=10),
         "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", actor="bot", reason="-"),
         "EraseCustomer": mine(phone_number="+4915100000000"),
-        "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE),
+        "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **told, **cost),

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from itertools import product
+from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp

@@ -146,3 +146,86 @@ async def test_a_concurrent_change_leaves_no_trace_of_the_customer(stack: Stack,
     assert (await erasing).bookings == 1
     assert rows(stack.database_url, "SELECT reason FROM booking_events WHERE reason != ''") == []
     assert rows(stack.database_url, "SELECT 1 FROM booking_requests WHERE reply != ''") == []
+
+
+USER = "DE.13491208655302741918"
+
+
+async def of_user(stack: Stack, booking: pb.Booking, user_id: str = USER, phone: str = "") -> None:
+    """Make a booking one of a user_id, as if it had been created so; nothing has read it yet."""
+    columns = f"customer_user_id = '{user_id}', customer_phone = '{phone}'"
+    change = f"UPDATE bookings SET {columns} WHERE booking_id = '{booking.booking_id}' RETURNING 1"
+    assert rows(stack.database_url, change)
+
+
+async def test_a_customer_is_erased_by_user_id_or_phone_number_or_both(stack: Stack) -> None:
+    await salon(stack)
+    both, only_user, only_phone, other, walk_in = [
+        await stack.booking.CreateBooking(booking_request(1_800_000_000 + hour * 3600, customer_name=NAME, notes="-"))
+        for hour in range(5)
+    ]
+    await of_user(stack, both, phone=PHONE)
+    await of_user(stack, only_user)
+    await of_user(stack, other, user_id=USER + "9", phone=LONGER)
+    await of_user(stack, walk_in, user_id="")
+    for wanted, left in (
+        ({"user_id": USER, "phone_number": ""}, [only_phone, other, walk_in]),
+        ({"user_id": USER.lower()}, [other, walk_in]),
+        ({"user_id": "DE.1", "phone_number": ""}, [other, walk_in]),
+    ):
+        await stack.booking.EraseCustomer(erase(**wanted))
+        query = "SELECT booking_id::text FROM bookings WHERE customer_name <> '' ORDER BY start_ts"
+        assert rows(stack.database_url, query) == [(booking.booking_id,) for booking in left], wanted
+    assert (await stack.booking.EraseCustomer(erase(user_id=USER))).bookings == 0
+    kept = "SELECT customer_phone, customer_user_id, notes FROM bookings WHERE customer_name = ''"
+    assert rows(stack.database_url, kept) == [("", "", "")] * 3
+
+
+async def test_nothing_of_a_customer_without_a_number_is_left(stack: Stack) -> None:
+    await salon(stack)
+    made = booking_request(customer_name=NAME, actor=f"user-{USER.lower()}", request_id="wamid.1")
+    booking = await stack.booking.CreateBooking(made)
+    await of_user(stack, booking)
+    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
+    confirm: Fields = {"status": "BOOKING_STATUS_CONFIRMED", "reason": f"{NAME} wrote", "request_id": "wamid.2"}
+    confirmed = await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, **confirm))
+    assert confirmed.customer_user_id == USER
+    time: Fields = {"start_time": booking.start_time, "end_time": booking.end_time, "request_id": "wamid.3"}
+    blocked = await stack.booking.CreateTimeOff(pb.CreateTimeOffRequest(salon_id=SALON, **time))
+    assert list(blocked.bookings) == [confirmed]
+    request = pb.ListBookingsRequest(salon_id=SALON, customer_user_id=USER)
+    assert list((await warm(stack.booking.ListBookings, request)).bookings) == [confirmed]
+    assert (await stack.booking.EraseCustomer(erase(phone_number="", user_id=USER))).bookings == 1
+    assert list((await stack.booking.ListBookings(request)).bookings) == []
+    assert rows(stack.database_url, "SELECT actor, reason FROM booking_events") == [("", "")] * 2
+    assert rows(stack.database_url, "SELECT FROM booking_requests WHERE reply <> ''") == []
+    assert (await stack.booking.CreateBooking(made)).ByteSize() == 0
+    changes = rows(
+        stack.database_url, "SELECT type, revision FROM booking_changes WHERE booking_code <> '' ORDER BY seq"
+    )
+    assert changes[-1] == ("UPDATED", 3)
+
+
+@pytest.mark.parametrize("fields", [{"phone_number": ""}, {"phone_number": "", "user_id": "a\0"}])
+async def test_an_erasure_names_the_customer(stack: Stack, fields: Fields) -> None:
+    await salon(stack)
+    error = await failure(stack.booking.EraseCustomer(erase(**fields)))
+    assert error.reason == "INVALID_FIELD"
+    assert error.fields in (["phone_number"], ["user_id"])
+
+
+async def test_an_actor_without_the_customers_ids_is_kept(stack: Stack) -> None:
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(actor="bot-7"))
+    await of_user(stack, booking)
+    await stack.booking.EraseCustomer(erase(phone_number="", user_id=USER))
+    assert rows(stack.database_url, "SELECT actor FROM booking_events") == [("bot-7",)]
+
+
+async def test_a_number_stored_with_its_trunk_prefix_is_erased(stack: Stack) -> None:
+    """Releases up to 0.3 stored +490151... as it was written."""
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request(customer_name=NAME))
+    await of_user(stack, booking, user_id="", phone="+49015112345678")
+    assert (await stack.booking.EraseCustomer(erase())).bookings == 1
+    assert rows(stack.database_url, "SELECT customer_phone, customer_name FROM bookings") == [("", "")]

@@ -220,3 +220,15 @@ async def test_erasure_empties_replies_to_statuses_that_came_before_their_messag
     assert await stack.messaging.RecordMessageStatus(replies[0][0]) == pb.Message()
     assert await stack.messaging.RecordMessageStatus(replies[1][0]) == replies[1][1]
     assert rows(stack.database_url, "SELECT whatsapp_id FROM message_status_events") == [("wamid.other",)]
+
+
+async def test_a_number_stored_with_its_trunk_prefix_is_erased(stack: Stack) -> None:
+    """Releases up to 0.3 stored +490151... as it was written."""
+    await salon(stack)
+    found = (await stack.messaging.RecordMessage(message_request())).conversation_id
+    put(stack, found, phone_number="+49015112345678")
+    assert rows(stack.database_url, "UPDATE messages SET phone_number = '+49015112345678' RETURNING 1")
+    erased = await stack.messaging.EraseCustomer(pb.EraseCustomerRequest(salon_id=SALON, phone_number=PHONE))
+    assert (erased.conversations, erased.messages) == (1, 1)
+    assert rows(stack.database_url, "SELECT phone_number FROM conversations") == [(None,)]
+    assert rows(stack.database_url, "SELECT phone_number FROM messages") == [(None,)]

@@ -28,7 +28,7 @@ def expire(stack: Stack) -> None:
 
 
 async def move(stack: Stack, booking: pb.Booking, status: pb.BookingStatus.ValueType) -> pb.Booking:
-    names = {"salon_id": SALON, "booking_code": booking.booking_code}
+    names: Any = {"salon_id": SALON, "booking_code": booking.booking_code}
     return await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=status))
 
 

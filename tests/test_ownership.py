@@ -9,8 +9,11 @@ from ops.migrate import service_url
 TABLES = [
     "salons",
     "resources",
+    "services",
+    "time_off",
     "bookings",
     "booking_events",
+    "booking_changes",
     "booking_requests",
     "conversations",
     "messages",
@@ -29,8 +32,11 @@ ALLOWED = {
     "booking": {
         "salons": WRITER,
         "resources": WRITER,
+        "services": KEEPER,
+        "time_off": QUEUE,
         "bookings": WRITER,
         "booking_events": "SELECT INSERT",
+        "booking_changes": QUEUE,
         "booking_requests": KEEPER,
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",

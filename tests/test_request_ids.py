@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
@@ -35,6 +37,25 @@ async def prepared(stack: Stack, name: str) -> Prepared:
     if name == "UpsertResource":
         anna: Fields = {"salon_id": SALON, "resource_id": "anna", "name": "Anna"}
         return booking.UpsertResource, pb.UpsertResourceRequest(**anna), "name"
+    if name in ("UpsertService", "DeleteService"):
+        cut: Fields = {"salon_id": SALON, "service_id": "cut"}
+        upsert = pb.UpsertServiceRequest(**cut, name="Cut", duration=Duration(seconds=1800))
+        if name == "UpsertService":
+            return booking.UpsertService, upsert, "name"
+        await booking.UpsertService(upsert)
+        return booking.DeleteService, pb.DeleteServiceRequest(**cut), "service_id"
+    if name == "DeleteResource":
+        named: Fields = {"salon_id": SALON, "resource_id": "anna"}
+        await booking.UpsertResource(pb.UpsertResourceRequest(**named, name="Anna"))
+        return booking.DeleteResource, pb.DeleteResourceRequest(**named), "resource_id"
+    if name in ("CreateTimeOff", "DeleteTimeOff"):
+        times: Fields = {"start_time": Timestamp(seconds=1_800_000_000), "end_time": Timestamp(seconds=1_800_003_600)}
+        create = pb.CreateTimeOffRequest(salon_id=SALON, **times)
+        if name == "CreateTimeOff":
+            return booking.CreateTimeOff, create, "reason"
+        time_off_id = (await booking.CreateTimeOff(create)).time_off.time_off_id
+        delete = pb.DeleteTimeOffRequest(salon_id=SALON, time_off_id=time_off_id)
+        return booking.DeleteTimeOff, delete, "time_off_id"
     if name == "RescheduleBooking":
         code = (await booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
         to_ben: Fields = {"salon_id": SALON, "booking_code": code, "resource_id": "ben"}
@@ -61,8 +82,11 @@ def contents(stack: Stack) -> Any:
     tables = (
         "salons",
         "resources",
+        "services",
+        "time_off",
         "bookings",
         "booking_events",
+        "booking_changes",
         "conversations",
         "messages",
         "message_status_events",
@@ -78,6 +102,11 @@ def contents(stack: Stack) -> Any:
         "CreateBooking",
         "UpdateBookingStatus",
         "UpsertResource",
+        "DeleteResource",
+        "UpsertService",
+        "DeleteService",
+        "CreateTimeOff",
+        "DeleteTimeOff",
         "RescheduleBooking",
         "EraseCustomer",
         "RecordMessage",
@@ -96,7 +125,8 @@ async def test_a_repeat_answers_the_same_and_writes_once(stack: Stack, name: str
     assert contents(stack) == written
 
     *parents, last = field.split(".")
-    setattr(reduce(getattr, parents, request), last, "+4915100000000" if last == "phone_number" else "other")
+    others = {"phone_number": "+4915100000000", "time_off_id": str(uuid4())}
+    setattr(reduce(getattr, parents, request), last, others.get(last, "other"))
     error = await failure(rpc(request))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
     assert error.fields == ["request_id"]
@@ -111,6 +141,70 @@ async def test_a_request_id_of_another_rpc_is_refused(stack: Stack) -> None:
         salon_id=SALON, booking_code="ABC", status=pb.BOOKING_STATUS_CONFIRMED, request_id=used
     )
     assert (await failure(stack.booking.UpdateBookingStatus(update))).reason == "REQUEST_ID_REUSED"
+
+
+WAMID = "wamid.HBgNNDkxNTExMjM0NTY3OBUCABIYFjNFQjBDMTIzNDU2Nzg5QUJDREVGMDAA"
+TEXTS = [
+    WAMID,
+    WAMID[:-1] + "B",
+    "a" * 128,
+    "a" * 127 + "b",
+    " a",
+    "a ",
+    "a",
+    "A",
+    "~!@#$%^&*()'\"\\",
+    "00000000000040008000000000000001",
+    "{00000000-0000-4000-8000-000000000001}",
+    "00000000-0000-4000-8000-000000000001",
+    "urn:uuid:00000000-0000-4000-8000-000000000001",
+    "00000000-0000-4000-8000-00000000000g",
+]
+
+
+async def test_any_printable_ascii_text_may_be_a_request_id(stack: Stack) -> None:
+    await salon(stack)
+    bookings = [await stack.booking.CreateBooking(booking_request(request_id=text)) for text in TEXTS]
+    assert len({booking.booking_id for booking in bookings}) == len(TEXTS)
+    for text, booking in zip(TEXTS, bookings, strict=True):
+        assert await stack.booking.CreateBooking(booking_request(request_id=text)) == booking
+        assert (await failure(stack.booking.CreateBooking(booking_request(request_id=text, notes="other")))).reason == (
+            "REQUEST_ID_REUSED"
+        )
+    messages = [
+        await stack.messaging.RecordMessage(message_request(f"wamid.{number}", request_id=text))
+        for number, text in enumerate(TEXTS)
+    ]
+    for number, (text, message) in enumerate(zip(TEXTS, messages, strict=True)):
+        again = message_request(f"wamid.{number}", request_id=text)
+        assert await stack.messaging.RecordMessage(again) == message
+        other = stack.messaging.RecordMessage(message_request(f"wamid.{number}", request_id=text, content="other"))
+        assert (await failure(other)).reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_uuid_stays_the_key_of_its_reply(stack: Stack) -> None:
+    await salon(stack)
+    used = "0A000000-0000-4000-8000-00000000000B"
+    first = await stack.booking.CreateBooking(booking_request(request_id=used))
+    kept = rows(stack.database_url, "SELECT request_id::text FROM booking_requests")
+    assert kept == [(used.lower(),)]
+    await stack.booking.CreateBooking(booking_request(request_id=WAMID))
+    assert len(rows(stack.database_url, "SELECT FROM booking_requests")) == 2
+    assert await stack.booking.CreateBooking(booking_request(request_id=used)) == first
+
+
+@pytest.mark.parametrize("text", ["a" * 129, "ä", "a\n", "\t", "a\x7f", "\0", "\u200b", "wamid.é", "\uff41"])
+async def test_a_request_id_that_is_no_printable_ascii_text_is_refused(stack: Stack, text: str) -> None:
+    await salon(stack)
+    for call in (
+        stack.booking.CreateBooking(booking_request(request_id=text)),
+        stack.messaging.RecordMessage(message_request(request_id=text)),
+    ):
+        error = await failure(call)
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert error.fields == ["request_id"]
+        assert "1 to 128 printable ASCII characters" in error.message
+    assert rows(stack.database_url, "SELECT FROM bookings") == []
 
 
 async def test_a_request_id_is_a_salons_own(stack: Stack) -> None:

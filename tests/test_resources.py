@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import SALON, Fields, Stack, booking_request, failure, fresh, salon, walk, warm
+from tests.stack import SALON, Fields, Stack, booking_request, failure, fresh, rows, salon, walk, warm
 
 LIST = pb.ListResourcesRequest(salon_id=SALON)
 NINE_TO_SIX: Fields = {"open_time": {"hours": 9}, "close_time": {"hours": 18}}
@@ -115,3 +115,90 @@ async def test_invalid_special_hours_are_refused(stack: Stack, of: str) -> None:
         error = await failure(write)
         assert error.reason == "INVALID_FIELD"
         assert error.fields == [f"salon.{field}" if of == "salon" else field]
+
+
+def delete(resource_id: str = "anna", **fields: Any) -> pb.DeleteResourceRequest:
+    return pb.DeleteResourceRequest(**{"salon_id": SALON, "resource_id": resource_id, **fields})
+
+
+async def test_a_deleted_resource_is_gone_until_it_is_created_again(stack: Stack) -> None:
+    await salon(stack)
+    first, ben = await resource(stack, special_hours=[christmas()]), await resource(stack, "ben")
+    await warm(stack.booking.ListResources, LIST)
+    assert (await stack.booking.DeleteResource(delete())).ByteSize() == 0
+    assert list((await fresh(stack.booking.ListResources, LIST)).resources) == [ben]
+    for call in (stack.booking.DeleteResource(delete()), stack.booking.DeleteResource(delete(etag="1"))):
+        error = await failure(call)
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+    assert (await failure(resource(stack, etag=first.etag))).reason == "ETAG_MISMATCH"
+    times: Fields = {"start_time": {"seconds": 1_800_000_000}, "end_time": {"seconds": 1_800_003_600}}
+    blocked = stack.booking.CreateTimeOff(pb.CreateTimeOffRequest(salon_id=SALON, resource_id="anna", **times))
+    assert (await failure(blocked)).reason == "RESOURCE_NOT_FOUND"
+    again = await resource(stack, name="Anne")
+    assert (again.name, list(again.special_hours), again.active) == ("Anne", [], True)
+    assert (again.etag, again.create_time.ToNanoseconds() > first.create_time.ToNanoseconds()) == ("2", True)
+    assert list((await fresh(stack.booking.ListResources, LIST)).resources) == [again, ben]
+
+
+async def test_a_resource_is_deleted_by_its_etag_and_once(stack: Stack) -> None:
+    await salon(stack)
+    assert (await failure(stack.booking.DeleteResource(delete(salon_id="nobody")))).reason == "RESOURCE_NOT_FOUND"
+    assert (await failure(stack.booking.DeleteResource(delete("chiar-1")))).reason == "RESOURCE_NOT_FOUND"
+    await resource(stack)
+    await resource(stack)
+    error = await failure(stack.booking.DeleteResource(delete(etag="1")))
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    for _ in range(2):
+        await stack.booking.DeleteResource(delete(etag="2", request_id="anna leaves"))
+
+
+async def test_a_resource_with_bookings_to_come_is_not_deleted(stack: Stack) -> None:
+    await salon(stack)
+    await resource(stack)
+    late, soon = [
+        await stack.booking.CreateBooking(booking_request(4_000_000_000 - hours * 3600, resource_id="anna"))
+        for hours in (0, 24)
+    ]
+    for booking in (soon, late):
+        error = await failure(stack.booking.DeleteResource(delete()))
+        assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RESOURCE_IN_USE")
+        assert error.metadata == {"booking_code": booking.booking_code}
+        cancel: Fields = {"booking_code": booking.booking_code, "status": "BOOKING_STATUS_CANCELLED"}
+        await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(salon_id=SALON, **cancel))
+    await stack.booking.DeleteResource(delete())
+    read = pb.GetBookingByCodeRequest(salon_id=SALON, booking_code=late.booking_code)
+    assert (await stack.booking.GetBookingByCode(read)).resource_id == "anna"
+
+
+@pytest.mark.parametrize(
+    ("change", "deleted"),
+    [
+        ("start_ts = now() - interval '2 h', end_ts = now() - interval '1 s'", True),
+        ("start_ts = now() - interval '2 h', end_ts = now() + interval '1 h'", False),
+        ("start_ts = now() - interval '2 h', end_ts = now() - interval '1 s', buffer_after = 3600", True),
+        ("status = 'CONFIRMED'", False),
+        ("hold_expires_at = now() + interval '1 h'", False),
+        ("hold_expires_at = now()", True),
+        ("status = 'NO_SHOW'", True),
+    ],
+)
+async def test_only_bookings_that_block_and_have_not_ended_keep_a_resource(
+    stack: Stack, change: str, deleted: bool
+) -> None:
+    await salon(stack)
+    await resource(stack)
+    await stack.booking.CreateBooking(booking_request(4_000_000_000, resource_id="anna"))
+    rows(stack.database_url, f"UPDATE bookings SET {change} RETURNING 1")
+    if deleted:
+        await stack.booking.DeleteResource(delete())
+    else:
+        assert (await failure(stack.booking.DeleteResource(delete()))).reason == "RESOURCE_IN_USE"
+
+
+async def test_each_write_to_a_resource_is_a_change(stack: Stack) -> None:
+    await salon(stack)
+    await resource(stack)
+    await resource(stack)
+    await stack.booking.DeleteResource(delete())
+    query = "SELECT salon_id, resource_id, service_id FROM booking_changes WHERE type = 'RESOURCE'"
+    assert rows(stack.database_url, query) == [(SALON, "anna", None)] * 3

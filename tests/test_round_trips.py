@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from parlor.messaging.v1 import messaging_pb2
 from services.booking.booking_write_queries import resource_lock
 from tests.load import until
 from tests.stack import QUIET, SALON, Stack, booking_request, message_request, rows, running, salon, webhook_body
+from tests.test_connection import connect
 from tests.test_webhook import signed, status, text
 
 
@@ -82,6 +84,34 @@ async def test_a_write_that_waits_for_a_lock_has_no_transaction_id(stack: Stack)
         assert rows(stack.database_url, query) == [(True,)]
         other.rollback()
     assert (await waiting).resource_id == "anna"
+
+
+async def test_shared_names_are_locked_together_and_before_other_names(database_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        first, second, other = [await stack.enter_async_context(await connect(database_url)) for _ in range(3)]
+        await first.run(BEGIN, _locks(["resource"], ["salon time"]))
+        await second.run(BEGIN, _locks(["another resource"], ["salon time"]))  # does not wait
+        alone = asyncio.ensure_future(other.run(BEGIN, _locks(["salon time"])))
+        await until(lambda: waiting_locks(database_url) == 1)
+        await first.rollback()
+        await asyncio.sleep(0)
+        assert not alone.done()
+        # Behind the one that waits to be alone, and so without the resource, which nobody waits for.
+        third = asyncio.ensure_future(first.run(BEGIN, _locks(["resource"], ["salon time"])))
+        await until(lambda: waiting_locks(database_url) == 2)
+        await second.run(_locks(["resource"]))
+        await second.rollback()
+        await alone
+        await other.rollback()
+        await third
+        await first.rollback()
+
+
+def waiting_locks(database_url: str) -> int:
+    query = """
+        SELECT count(*) FROM pg_locks JOIN pg_database AS d ON d.oid = database
+        WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"""
+    return int(rows(database_url, query)[0][0])
 
 
 async def test_a_status_that_is_known_writes_no_message(stack: Stack) -> None:

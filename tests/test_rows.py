@@ -1,12 +1,20 @@
 """libs/messages: rows encoded as messages."""
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.dayofweek_pb2 import MONDAY
 from google.type.timeofday_pb2 import TimeOfDay
 
 from libs.messages import encode_repeated, fetch_encoded, fetch_rows, text_array
-from parlor.booking.v1.booking_pb2 import BOOKING_STATUS_NO_SHOW, Booking, ListBookingsResponse, OpeningHours, Salon
+from parlor.booking.v1.booking_pb2 import (
+    BOOKING_STATUS_NO_SHOW,
+    Booking,
+    ListBookingsResponse,
+    OpeningHours,
+    Salon,
+    Service,
+)
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1.stats_pb2 import SalonStats
 from tests.test_connection import connect
@@ -33,6 +41,10 @@ CASES: list[tuple[str, Message]] = [
         """'[{"day_of_week": "MONDAY", "open_time": {"hours": 9}}]'::jsonb AS opening_hours,"""
         " '[]'::jsonb AS special_hours",
         Salon(opening_hours=[OpeningHours(day_of_week=MONDAY, open_time=TimeOfDay(hours=9))]),
+    ),
+    (
+        "5400 AS duration, 0 AS buffer_before, NULL::int AS buffer_after",
+        Service(duration=Duration(seconds=5400), buffer_before=Duration()),
     ),
     ("ARRAY['', 'b']::text[] AS tags, 0 AS unread_count", messaging.Conversation(tags=["", "b"])),
     ("ARRAY[]::text[] AS tags, 7 AS unread_count", messaging.Conversation(unread_count=7)),

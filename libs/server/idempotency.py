@@ -5,6 +5,7 @@ that reply, or an error if the request differs. Of two concurrent ones, the seco
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -33,6 +34,8 @@ from libs.server.errors import invalid_fields
 
 PURGE_SECONDS = 3600
 PURGE_ROWS = 1000
+
+_UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 log = structlog.get_logger()
 
@@ -98,24 +101,26 @@ class IdempotentWrites:
         salon_id: str,
         *tags: Tag,
         locks: Iterable[str] = (),
+        shared: Sequence[str] = (),
         first: Sequence[Statement[Any]] = (),
     ) -> AsyncIterator[Write]:
         """Run the block as the transaction of a request: it commits at the end, and rolls back on an error.
 
-        `tags` are invalidated. `locks` are names that the transaction locks, besides the request_id. The statements
-        `first` are sent in the round trip that begins the transaction, and executed under the locks.
+        `tags` are invalidated. `locks` are names that the transaction locks, besides the request_id; `shared` are names
+        that it locks together with other transactions that share them, against those that have them in `locks`. The
+        statements `first` are sent in the round trip that begins the transaction, and executed under the locks.
 
         Raises: Replayed; REQUEST_ID_REUSED; the exceptions of `Cache.transaction` and of the statements.
         """
         write = Write()
-        begins: list[Statement[Any]] = [BEGIN, _locks(locks)]
+        begins: list[Statement[Any]] = [BEGIN, _locks(locks, shared)]
         commits: list[Statement[Any]] = [COMMIT]
         kept: dict[str, Any] = {}
         if getattr(request, "request_id", ""):
-            request_id = str(UUID(request.request_id))
+            request_id = _key(request.request_id)
             kept = {"salon_id": salon_id, "request_id": request_id, "hash": _hash(request)}
             replay = Statement(self._select, kept, partial(_replay, kept["hash"]))
-            begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}")), replay]
+            begins = [BEGIN, _locks((*locks, f"{salon_id} {request_id}"), shared), replay]
 
         async def begin(conn: Connection) -> tuple[int, str]:
             try:
@@ -164,22 +169,33 @@ _REPLICATED = Statement(
 _SAVEPOINT = Statement("SAVEPOINT unlocked", {}, no_result)
 _ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, no_result)
 # The locks come first: a transaction that has an ID while it waits keeps loads of other writes from being stored.
-_LOCKS = """
-    SELECT (SELECT count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock),
-        pg_current_xact_id()::text::bigint, cache_epoch()"""
+_EXCLUSIVE = "count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock"
+_SHARED = "count(pg_advisory_xact_lock_shared(lock)) FROM unnest(%(shared)s::bigint[]) AS lock"
+_BEGUN = "pg_current_xact_id()::text::bigint, cache_epoch()"
+_LOCKS = f"SELECT (SELECT {_EXCLUSIVE}), {_BEGUN}"
+_LOCKS_SHARED_FIRST = f"SELECT (SELECT {_SHARED}), (SELECT {_EXCLUSIVE}), {_BEGUN}"
 
 
-def _locks(names: Iterable[str]) -> Statement[tuple[int, str]]:
-    """Return a statement that locks these names until the transaction ends.
+def _locks(names: Iterable[str], shared: Sequence[str] = ()) -> Statement[tuple[int, str]]:
+    """Return a statement that locks these names until the transaction ends, the shared ones first.
 
+    In another order three transactions could block each other: A shares a name and waits for another one; B holds that
+    one and waits to share the name, behind C, which waits until A no longer shares it.
     Its result is the transaction's ID, and the epoch of the cache in force.
     """
-    locks = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
-    return Statement(_LOCKS, {"locks": f"{{{','.join(map(str, locks))}}}"}, _begun)
+    params = {"locks": _numbers(names), "shared": _numbers(shared)}
+    return Statement(_LOCKS_SHARED_FIRST if shared else _LOCKS, params, _begun)
 
 
-def _begun(_: Sequence[str], rows: Sequence[tuple[int, int, bytes]]) -> tuple[int, str]:
-    return int(rows[0][1]), rows[0][2].decode()
+def _numbers(names: Iterable[str]) -> str:
+    """Return the array of the numbers of locks, in the order in which every transaction takes them."""
+    numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
+def _begun(_: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> tuple[int, str]:
+    *_, xact_id, epoch = rows[0]
+    return int(xact_id), epoch.decode()
 
 
 def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, bytes]]) -> None:
@@ -188,6 +204,13 @@ def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, b
         if found != request_hash:
             raise invalid_fields([("request_id", "was used for another request")], "REQUEST_ID_REUSED")
         raise Replayed(reply)
+
+
+def _key(request_id: str) -> str:
+    """Return the UUID under which a reply is kept: a request_id that is one, else a hash of its text."""
+    if _UUID.fullmatch(request_id):
+        return request_id.lower()
+    return str(UUID(bytes=blake2b(request_id.encode(), digest_size=16).digest()))
 
 
 def _hash(request: Message) -> bytes:

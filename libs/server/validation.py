@@ -20,6 +20,7 @@ KIB = 1024
 LARGEST_REQUEST_BYTES = 256 * KIB
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of a Timestamp
 _collect_violations = protovalidate.Validator().collect_violations
 
 
@@ -52,16 +53,18 @@ class Requests:
         check(request)
 
 
-def moment(request: Any, field: str) -> datetime | None:
-    """Return a Timestamp field to the microsecond, None if it is not set.
+def moment(request: Any, field: str, parent: str = "") -> datetime | None:
+    """Return a Timestamp field to the microsecond, None if it is not set. `parent` precedes its name in the error.
 
-    Raises: INVALID_FIELD for invalid nanos, which protovalidate's rules do not check.
+    Raises: INVALID_FIELD for a time out of range, or invalid nanos, which protovalidate's rules do not check.
     """
     if not request.HasField(field):
         return None
     timestamp = getattr(request, field)
+    if not _FIRST_SECOND <= timestamp.seconds <= _LAST_SECOND:
+        raise errors.invalid_fields([(parent + field, "must be in the years 1 to 9999")])
     if not 0 <= timestamp.nanos < 1_000_000_000:
-        raise errors.invalid_fields([(field, "nanos must be from 0 to 999999999")])
+        raise errors.invalid_fields([(parent + field, "nanos must be from 0 to 999999999")])
     return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
 
 

@@ -76,8 +76,8 @@ def free_by_start(found: Availability, query: SlotQuery, limit: int) -> Generato
 
     Yields where other work may run.
     """
-    salon_starts = starts_on_grid(found.salon, found.zone, query)
-    free: dict[str, list[range]] = {}
+    salon_starts: Sequence[range] = starts_on_grid(found.salon, found.zone, query)
+    free: dict[str, Sequence[range]] = {}
     for resource_id, resource in found.resources.items():
         if resource.is_active:
             is_salon = resource.hours == found.salon

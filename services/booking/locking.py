@@ -2,7 +2,7 @@
 
 from libs.server import Write, errors
 from services.booking import booking_write_queries
-from services.booking.booking_write_queries import LockedBooking, resource_lock
+from services.booking.booking_write_queries import BookingOfCustomer, Customer, LockedBooking, resource_lock
 
 # A booking may change its resource while a writer waits for the resource's lock; the writer then tries again.
 ATTEMPTS = 5
@@ -26,17 +26,17 @@ async def lock_with_resources(
     raise errors.conflict()
 
 
-async def lock_bookings_of_customer(write: Write, salon_id: str, phone: str) -> dict[str, str]:
-    """Lock a customer's bookings, after their resources; return their codes by their ids.
+async def lock_bookings_of_customer(write: Write, customer: Customer) -> list[BookingOfCustomer]:
+    """Lock a customer's bookings, after their resources; return them.
 
     Raises: CONFLICT if the bookings keep changing their resources.
     """
     for _ in range(ATTEMPTS):
-        resource_ids = await booking_write_queries.resources_of_customer(write.conn, salon_id, phone)
-        await write.lock([resource_lock(salon_id, resource_id) for resource_id in resource_ids])
-        locked = await booking_write_queries.lock_bookings_of_customer(write.conn, salon_id, phone)
-        if {resource_id for _, _, resource_id in locked if resource_id} <= set(resource_ids):
-            return {booking_id: code for booking_id, code, _ in locked}
+        resource_ids = await booking_write_queries.resources_of_customer(write.conn, customer)
+        await write.lock([resource_lock(customer.salon_id, resource_id) for resource_id in resource_ids])
+        locked = await booking_write_queries.lock_bookings_of_customer(write.conn, customer)
+        if {booking.resource_id for booking in locked if booking.resource_id} <= set(resource_ids):
+            return locked
         await write.unlock()
     raise errors.conflict()
 

@@ -9,10 +9,11 @@ from typing import Any, cast
 from zoneinfo import available_timezones
 
 import psycopg
+from google.protobuf.empty_pb2 import Empty
 
 from libs.cache import Cache, Reply, Tag, digest
 from libs.db import Database, Statement, for_searches
-from libs.messages import encode_repeated
+from libs.messages import encode_repeated, text_array
 from libs.server import (
     IdempotentWrites,
     Service,
@@ -35,18 +36,29 @@ from services.booking import (
     placement,
     resource_queries,
     salon_queries,
+    service_queries,
+    time_off_queries,
     transitions,
     updates,
 )
 from services.booking.availability_queries import read_availability
 from services.booking.booking_queries import BookingFilters, EventFilters
-from services.booking.booking_write_queries import BookedSlot, customer_locks, read_conflict, resource_lock
+from services.booking.booking_write_queries import (
+    BookedSlot,
+    Customer,
+    customer_locks,
+    read_conflict,
+    resource_lock,
+    salon_time_lock,
+)
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
+from services.booking.service_queries import ServiceFilters, service_lock
 from services.booking.slot_queries import Slot, read_slot
+from services.booking.time_off_queries import TimeOffFilters
 from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
-from services.phones import e164, is_national
+from services.phones import e164, is_national, spellings
 
 # Codes are read out and typed, so they have no 0, 1, I, L, O or U.
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -150,6 +162,128 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             repeatable=True,
         )
 
+    async def DeleteResource(self, request: pb.DeleteResourceRequest, context: Any) -> Empty:
+        """Delete a resource that has no bookings to come."""
+        salon_id, resource_id = request.salon_id, request.resource_id
+        name = f"{salon_id}/{resource_id}"
+        lock = resource_lock(salon_id, resource_id)
+        async with self.write(request, salon_id, self.tags.bookings(salon_id), locks=(lock,)) as write:
+            before = await resource_queries.lock_resource(write.conn, salon_id, resource_id)
+            if before is None:
+                raise errors.not_found("resource", name)
+            if request.etag and request.etag != before.etag:
+                raise errors.etag_mismatch("resource", name)
+            code = await resource_queries.next_booking(write.conn, salon_id, resource_id)
+            if code is not None:
+                message = f"{resource_id} has bookings to come, the first one is {code}: move or cancel them before"
+                raise errors.failed_precondition("RESOURCE_IN_USE", f"resource/{name}", message, booking_code=code)
+            await resource_queries.delete_resource(write.conn, salon_id, resource_id)
+            reply = write.reply = Empty()
+        return reply
+
+    async def UpsertService(self, request: pb.UpsertServiceRequest, context: Any) -> pb.Service:
+        """Create or replace a service."""
+        salon_id, service_id = request.salon_id, request.service_id
+        for field in ("duration", "buffer_before", "buffer_after"):
+            whole_seconds(request, field)
+        first: list[Statement[Any]] = [
+            service_queries.read_service(salon_id, service_id),
+            resource_queries.missing_resources(salon_id, request.resource_ids),
+        ]
+        tags, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            before, missing = write.first
+            if missing:
+                raise await _resource_not_found(write, salon_id, missing[0])
+            if request.etag and (before is None or request.etag != before.etag):
+                raise errors.etag_mismatch("service", f"{salon_id}/{service_id}")
+            after = write.reply = await service_queries.upsert_service(write.conn, request)
+        return after
+
+    async def GetService(self, request: pb.GetServiceRequest, context: Any) -> Reply:
+        """Return a service by its id."""
+        salon_id, service_id = request.salon_id, request.service_id
+        key = self.tags.services(salon_id).key("id", service_id)
+        reply = await self.cache.get_batched(
+            key, (salon_id, service_id), service_queries.services_by_id, repeatable=True
+        )
+        if reply.body is None:
+            raise errors.not_found("service", f"{salon_id}/{service_id}")
+        return reply
+
+    async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> Reply:
+        """List a salon's services."""
+        salon_id, active_only = request.salon_id, request.active_only
+        list_page = page(request.page_size, request.page_token, "ListServices", salon_id, active_only, uuid=False)
+        return await self.cache.get_batched(
+            self.tags.services(salon_id).key("list", digest(list_page)),
+            (ServiceFilters(salon_id, active_only), list_page),
+            service_queries.list_services,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def DeleteService(self, request: pb.DeleteServiceRequest, context: Any) -> Empty:
+        """Delete a service."""
+        salon_id, service_id = request.salon_id, request.service_id
+        tags, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
+        first = [service_queries.read_service(salon_id, service_id)]
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            [before] = write.first
+            name = f"{salon_id}/{service_id}"
+            if before is None:
+                raise errors.not_found("service", name)
+            if request.etag and request.etag != before.etag:
+                raise errors.etag_mismatch("service", name)
+            await service_queries.delete_service(write.conn, salon_id, service_id)
+            reply = write.reply = Empty()
+        return reply
+
+    async def CreateTimeOff(self, request: pb.CreateTimeOffRequest, context: Any) -> bytes:
+        """Block a time of a resource or of the salon. Nobody books meanwhile: the reply misses no booking."""
+        salon_id, resource_id = request.salon_id, request.resource_id
+        start, end = period(request)
+        first: list[Statement[Any]] = [
+            time_off_queries.insert_time_off(request, start, end),
+            time_off_queries.bookings_in(salon_id, resource_id, start, end),
+        ]
+        tags, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            time_off, bookings = write.first
+            if time_off is None:
+                raise await _resource_not_found(write, salon_id, resource_id)
+            reply: bytes = encode_repeated([time_off], 1) + encode_repeated(bookings, 2)
+            write.reply = reply
+        return reply
+
+    async def ListTimeOff(self, request: pb.ListTimeOffRequest, context: Any) -> Reply:
+        """List a salon's time off."""
+        salon_id = request.salon_id
+        filters = TimeOffFilters(
+            salon_id, request.resource_id, moment(request, "start_time"), moment(request, "end_time")
+        )
+        list_page = page(request.page_size, request.page_token, "ListTimeOff", *filters)
+        return await self.cache.get_batched(
+            self.tags.bookings(salon_id).key("time_off", digest(list_page)),
+            (filters, list_page),
+            time_off_queries.list_time_off,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def DeleteTimeOff(self, request: pb.DeleteTimeOffRequest, context: Any) -> Empty:
+        """Delete a time off."""
+        salon_id, time_off_id = request.salon_id, request.time_off_id
+        first = [time_off_queries.delete_time_off(salon_id, time_off_id)]
+        tags, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
+        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+            if write.first == [False]:
+                raise errors.not_found("time_off", f"{salon_id}/{time_off_id}")
+            reply = write.reply = Empty()
+        return reply
+
     async def CreateBooking(self, request: pb.CreateBookingRequest, context: Any) -> bytes:
         """Book a time of a resource, of none, or of one of several.
 
@@ -173,8 +307,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             first = [read(None)]
         elif not several:
             first = [read([resource_id] if resource_id else []), insert(resource_id=resource_id)]
-        tags = self.tags.of_bookings(salon_id, code)
-        async with self.write(request, salon_id, *tags, locks=locks, first=first) as write:
+        tags, shared = self.tags.of_bookings(salon_id, code), [salon_time_lock(salon_id)]
+        async with self.write(request, salon_id, *tags, locks=locks, shared=shared, first=first) as write:
             slot = placement.check_found(
                 write.first[0], salon_id, request.service_id, several or [resource_id][: bool(resource_id)]
             )
@@ -224,13 +358,15 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         start, end = moment(request, "start_time"), moment(request, "end_time")
         if phone:
             phone = await e164("customer_phone", phone, lambda: self._region_code(salon_id))
+        status = _status_name(request.status) if request.status else ""
+        filters = BookingFilters(salon_id, status, phone, start, end)._replace(**_further_filters(request))
+        further = filters[5:] if any(filters[5:]) else ()
         list_page = page(
-            request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end
+            request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end, *further
         )
-        status = pb.BookingStatus.Name(request.status).removeprefix("BOOKING_STATUS_") if request.status else ""
         return await self.cache.get_batched(
             self.tags.bookings(salon_id).key("list", digest(list_page)),
-            (BookingFilters(salon_id, status, phone, start, end), list_page),
+            (filters, list_page),
             booking_queries.list_bookings,
             batch=names_given,
             rows=list_page.rows,
@@ -263,8 +399,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
     async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> bytes:
         """Move a booking to another time or resource, or both."""
         salon_id, code = request.salon_id, request.booking_code.upper()
-        first = booking_write_queries.resource_of(salon_id, code)
-        async with self.write(request, salon_id, *self.tags.of_bookings(salon_id, code), first=[first]) as write:
+        first, tags = booking_write_queries.resource_of(salon_id, code), self.tags.of_bookings(salon_id, code)
+        async with self.write(request, salon_id, *tags, shared=[salon_time_lock(salon_id)], first=[first]) as write:
             before = await locking.lock_with_resources(
                 write, salon_id, code, request.etag, write.first[0], request.resource_id
             )
@@ -288,8 +424,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         phone = await self._phone("booking.customer_phone", phone, salon_id)
         first = booking_write_queries.resource_of(salon_id, code)
         locks = customer_locks(salon_id, phone, request.booking.customer_user_id)
-        tags = self.tags.of_bookings(salon_id, code)
-        async with self.write(request, salon_id, *tags, locks=locks, first=[first]) as write:
+        tags, shared = self.tags.of_bookings(salon_id, code), [salon_time_lock(salon_id)]
+        async with self.write(request, salon_id, *tags, locks=locks, shared=shared, first=[first]) as write:
             before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             after = updates.merge(before.booking, request, changed, phone)
             if hold is not None:
@@ -349,16 +485,17 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
 
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove a customer from their bookings, the history of these, kept replies and the cache."""
-        salon_id = request.salon_id
-        phone = await e164("phone_number", request.phone_number, lambda: self._region_code(salon_id))
+        salon_id, phone = request.salon_id, request.phone_number
+        if phone:
+            phone = await e164("phone_number", phone, lambda: self._region_code(salon_id))
+        customer = Customer(salon_id, spellings(phone) if phone else [], request.user_id)
         tags = self.tags.of_bookings(salon_id)
         try:
             async with self.write(request, salon_id, *tags) as write:
-                codes = await locking.lock_bookings_of_customer(write, salon_id, phone)
-                write.invalidate(*self.tags.of_bookings(salon_id, *codes.values()))
-                erased = write.reply = await booking_write_queries.erase_customer(
-                    write.conn, salon_id, phone, list(codes)
-                )
+                bookings = await locking.lock_bookings_of_customer(write, customer)
+                codes = [booking.booking_code for booking in bookings]
+                write.invalidate(*self.tags.of_bookings(salon_id, *codes))
+                erased = write.reply = await booking_write_queries.erase_customer(write.conn, customer, bookings)
         finally:  # also for a repeated request: the first one may have failed right after its commit
             await self.cache.erase(*tags)
         return erased
@@ -446,6 +583,34 @@ def slot_unavailable(request: Any, conflict: tuple[datetime, datetime] | None = 
     return errors.failed_precondition("SLOT_UNAVAILABLE", subject, message, **metadata)
 
 
+async def _resource_not_found(write: Write, salon_id: str, resource_id: str) -> errors.RpcError:
+    """Return the error of an unknown resource; SALON_NOT_FOUND if the salon is unknown, too."""
+    [salon] = await salon_queries.salons_by_id(write.conn, [salon_id])
+    if salon.value is None:
+        return errors.not_found("salon", salon_id)
+    return errors.not_found("resource", f"{salon_id}/{resource_id}")
+
+
+def _further_filters(request: pb.ListBookingsRequest) -> dict[str, Any]:
+    """Return the fields of BookingFilters that are seldom given. Raises: INVALID_FIELD."""
+    found: dict[str, Any] = {"customer_user_id": request.customer_user_id}
+    if request.resource_ids:
+        found["resource_ids"] = text_array(sorted(set(request.resource_ids)))
+    if request.statuses:
+        found["statuses"] = text_array(map(_status_name, sorted(set(request.statuses))))
+    if request.HasField("overlapping"):
+        found["overlaps_from"] = moment(request.overlapping, "start_time", "overlapping.")
+        found["overlaps_until"] = moment(request.overlapping, "end_time", "overlapping.")
+    found["updated_since"] = moment(request, "updated_since")
+    found["by_update_time"] = request.order_by == "update_time"
+    return found
+
+
+def _status_name(status: pb.BookingStatus.ValueType) -> str:
+    """Return a status as the database has it."""
+    return pb.BookingStatus.Name(status).removeprefix("BOOKING_STATUS_")
+
+
 def _batch_reply(replies: Mapping[str, Reply], names: Sequence[str], kind: str, parent: str = "") -> Reply:
     """Return the reply to a batch, in the order of `names`; it counts as old as its oldest part.
 
@@ -483,6 +648,8 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
             ),
             "bookings_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "resources_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
+            "services_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
+            "time_off_salon_id_fkey": lambda request: errors.not_found("salon", request.salon_id),
             "salons_phone_number_id_key": lambda request: errors.already_exists(
                 "phone_number_id", "salon", request.salon.phone_number_id
             ),

@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 from parlor.messaging.v1.messaging_pb2 import EraseCustomerResponse, Message
 from services.messaging.conversation_queries import Named
 from services.messaging.number_patterns import in_whatsapp_id, pattern
+from services.phones import spellings
 
 
 class Customer(NamedTuple):
@@ -30,10 +31,10 @@ WHATSAPP_ID_TAG = Message(whatsapp_id="x").SerializeToString()[:1]
 
 # The conversations with the given phone number or user_id, or with the user_id of the one with the phone number.
 OF_CUSTOMER = """salon_id = %(salon_id)s AND (
-            phone_number = %(phone_number)s OR user_id = %(user_id)s OR user_id = (
+            phone_number = ANY (%(phone_numbers)s::text[]) OR user_id = %(user_id)s OR user_id = ANY (ARRAY(
                 SELECT k.user_id FROM conversations AS k
-                WHERE k.salon_id = %(salon_id)s AND k.phone_number = %(phone_number)s
-            )
+                WHERE k.salon_id = %(salon_id)s AND k.phone_number = ANY (%(phone_numbers)s::text[])
+            ))
         )"""
 
 
@@ -187,6 +188,7 @@ def _field(name: str) -> bytes:
     return Message(whatsapp_id=name).SerializeToString().removeprefix(WHATSAPP_ID_TAG)
 
 
-def _given(named: Named) -> dict[str, str | None]:
-    """Return the names of a customer, None for those that are not given."""
-    return {field: value or None for field, value in named._asdict().items()}
+def _given(named: Named) -> dict[str, Any]:
+    """Return the names of a customer, None for those that are not given, and the number in each spelling."""
+    phone_numbers = spellings(named.phone_number) if named.phone_number else []
+    return {field: value or None for field, value in named._asdict().items()} | {"phone_numbers": phone_numbers}

@@ -239,7 +239,7 @@ class BookingServiceServicer:
     def DeleteResource(self, request, context):
         """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
         Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-        have not ended; ABORTED ETAG_MISMATCH.
+        have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,7 +400,7 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseCustomer(self, request, context):
-        """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
         history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.

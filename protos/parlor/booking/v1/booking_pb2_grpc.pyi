@@ -81,7 +81,7 @@ class BookingServiceStub:
     DeleteResource: _grpc.UnaryUnaryMultiCallable[_booking_pb2.DeleteResourceRequest, _empty_pb2.Empty]
     """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
     Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-    have not ended; ABORTED ETAG_MISMATCH.
+    have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
     """
     UpsertService: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpsertServiceRequest, _booking_pb2.Service]
     """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
@@ -174,7 +174,7 @@ class BookingServiceStub:
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]
-    """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
     history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
@@ -230,7 +230,7 @@ class BookingServiceAsyncStub(BookingServiceStub):
     DeleteResource: _aio.UnaryUnaryMultiCallable[_booking_pb2.DeleteResourceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
     Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-    have not ended; ABORTED ETAG_MISMATCH.
+    have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
     """
     UpsertService: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpsertServiceRequest, _booking_pb2.Service]  # type: ignore[assignment]
     """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
@@ -323,7 +323,7 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]  # type: ignore[assignment]
-    """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
     history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
@@ -424,7 +424,7 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
         Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-        have not ended; ABORTED ETAG_MISMATCH.
+        have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -619,7 +619,7 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.EraseCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.EraseCustomerResponse, _abc.Awaitable[_booking_pb2.EraseCustomerResponse]]:
-        """Removes what identifies a customer from their bookings: phone number, name, notes, and the reasons in their
+        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
         history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.

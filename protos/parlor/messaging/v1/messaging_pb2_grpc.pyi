@@ -4,8 +4,9 @@ isort:skip_file
 The messaging service: conversations, their WhatsApp messages, and the AI messages in them.
 
 Phone numbers: requests take E.164 with `+`, with or without separators; if the salon has a region_code, also the
-region's national notation. Anything else is INVALID_FIELD. Replies have E.164. A customer whose phone number
-WhatsApp hides is identified by a user_id, WhatsApp's business-scoped user ID.
+region's national notation, unless its digits are an international number without `+`, too. Anything else is
+INVALID_FIELD. Replies have E.164. A customer whose phone number WhatsApp hides is identified by a user_id, WhatsApp's
+business-scoped user ID.
 
 A conversation is identified by its conversation_id, a phone_number or a user_id. If a request has several, all must
 match.
