@@ -13,6 +13,7 @@ from libs.messages import (
     fetch_one,
     fetch_pages,
     fetch_returned,
+    fetch_rows,
     text_array,
     unnest,
     where,
