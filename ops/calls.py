@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -17,6 +18,8 @@ PHONE, USER = "+4915112345678", "DE.1"
 START, END = {"seconds": 1_900_000_000}, {"seconds": 1_900_003_600}
 PAST = {"seconds": 1_700_000_000}
 PERIOD = {"start_time": START, "end_time": END}
+LATER = {"start_time": {"seconds": 1_900_010_000}, "end_time": {"seconds": 1_900_013_600}}
+ALWAYS = [{"day_of_week": day, "open_time": {}, "close_time": {"hours": 24}} for day in range(1, 8)]
 
 
 def call_every_rpc(channels: Mapping[str, grpc.Channel], app_secret: str) -> None:
@@ -60,7 +63,8 @@ def _call_booking(call: Caller) -> None:
     pending, confirmed = booking_pb2.BOOKING_STATUS_PENDING, booking_pb2.BOOKING_STATUS_CONFIRMED
     for number in (1, 2):
         fields = {"phone_number_id": f"{number}", "name": "Salon", "time_zone": "Europe/Berlin"}
-        call("UpsertSalon", salon={"salon_id": f"salon-{number}", **fields})
+        call("UpsertSalon", salon={"salon_id": f"salon-{number}", **fields, "opening_hours": ALWAYS})
+    for number in (1, 2, 3):
         call("UpsertResource", resource_id=f"chair-{number}", name="Chair")
     call("GetSalon")
     call("GetSalonByPhoneNumberId", phone_number_id="1")
@@ -76,6 +80,15 @@ def _call_booking(call: Caller) -> None:
     made = {"customer_phone": PHONE, **PERIOD}
     codes = [call("CreateBooking", **made, resource_id=f"chair-{number}").booking_code for number in (1, 2)]
     call("CreateBooking", **made, request_id="00000000-0000-4000-8000-000000000001")
+    call("CreateBooking", customer_user_id=USER, **LATER, any_of_resource_ids=["chair-1", "chair-2"])
+    call("CreateBooking", customer_name="Anna", start_time=LATER["start_time"], service_id="cut-1")
+    held = call("CreateBooking", **made, resource_id="chair-3", hold_duration={"seconds": 600})
+    names = {"salon_id": SALON["salon_id"], "booking_code": held.booking_code}
+    call("UpdateBooking", booking={**names, "notes": "later"}, hold_duration={"seconds": 900})
+    call("UpdateBooking", booking={**names, "service_id": "cut-1"})
+    with suppress(grpc.RpcError):  # SLOT_UNAVAILABLE
+        call("CreateBooking", **made, resource_id="chair-3")
+    call("UpdateBookingStatus", booking_code=held.booking_code, status=booking_pb2.BOOKING_STATUS_CANCELLED)
     call("GetBookingByCode", booking_code=codes[0])
     call("BatchGetBookings", booking_codes=codes)
     for filters in (
@@ -111,6 +124,7 @@ def _call_booking(call: Caller) -> None:
     call("DeleteResource", resource_id="chair-4")
     call("SearchAvailability", **PERIOD, duration={"seconds": 600})
     call("SearchAvailability", **PERIOD, duration={"seconds": 600}, resource_ids=["chair-1"])
+    call("SearchAvailability", **PERIOD, service_id="cut-1", excluding_booking_code=codes[0])
 
 
 def _call_messaging(call: Caller, app_secret: str) -> None:

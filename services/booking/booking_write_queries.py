@@ -35,6 +35,7 @@ _ROW = (
     " status, notes, revision, created_at, updated_at, hold_expires_at, customer_user_id, service_id, price_micros,"
     " currency_code, buffer_before, buffer_after"
 )
+HOLDS = 200  # that one transaction ends
 BLOCKED = "blocked_range(start_ts, end_ts, buffer_before, buffer_after)"  # the expression of bookings_no_overlap
 
 
@@ -56,12 +57,15 @@ def _expire_holds(blocked: str) -> str:
 
 _HOLDS_ENDED = "(SELECT count(*) FROM expired) >= 0"
 _CHANGED = f"SELECT {_ROW}, %(type)s::text AS type, %(actor)s::text AS actor, %(reason)s::text AS reason FROM booking"
-_CHANGED_AND_EXPIRED = f"{_CHANGED} UNION ALL SELECT {_ROW}, 'STATUS_CHANGED', 'system', 'HOLD_EXPIRED' FROM expired"
+_EXPIRED = f"""
+    SELECT {_ROW}, 'STATUS_CHANGED'::text AS type, 'system'::text AS actor, 'HOLD_EXPIRED'::text AS reason
+    FROM expired"""
+_CHANGED_AND_EXPIRED = f"{_CHANGED} UNION ALL {_EXPIRED}"
 _EXPIRED_CODES = "ARRAY(SELECT booking_code FROM expired), "
 
 
-def _write_history(changes: str, first_column: str = "") -> str:
-    """Return the end of a statement, which writes the history and the feed of `changes` and returns the booking.
+def _write_history(changes: str, first_column: str = "", returned: str = "booking") -> str:
+    """Return the end of a statement, which writes the history and the feed of `changes` and returns the bookings.
 
     `before` reads the statement's snapshot: bookings as they were; a new booking has no row there.
     """
@@ -76,7 +80,7 @@ def _write_history(changes: str, first_column: str = "") -> str:
         INSERT INTO booking_changes (salon_id, type, booking_code, revision)
         SELECT salon_id, type, booking_code, revision FROM ({changes}) AS after
     )
-    SELECT {first_column}{BOOKING} FROM booking"""
+    SELECT {first_column}{BOOKING} FROM {returned}"""
 
 
 def salon_time_lock(salon_id: str) -> str:
@@ -308,6 +312,26 @@ def read_conflict(
 
 def _datetime(micros: int) -> datetime:
     return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
+
+
+async def expire_holds(conn: AsyncConnection[Any], salon_id: str) -> list[str]:
+    """End a salon's expired holds, up to HOLDS of them that no other transaction has locked; return their codes.
+
+    Source: indexes idx_bookings_holds, bookings_pkey.
+    """
+    query = f"""
+        WITH expired AS (
+            UPDATE bookings SET status = 'EXPIRED', revision = revision + 1, updated_at = statement_timestamp()
+            WHERE salon_id = %(salon_id)s AND booking_id IN (
+                SELECT booking_id FROM bookings
+                WHERE salon_id = %(salon_id)s AND status = 'PENDING' AND hold_expires_at IS NOT NULL
+                    AND hold_expires_at <= now()
+                ORDER BY hold_expires_at LIMIT {HOLDS} FOR UPDATE SKIP LOCKED
+            )
+            RETURNING {_ROW}
+        ){_write_history(_EXPIRED, "booking_code AS code, ", "expired")}"""
+    cursor = await conn.execute(query.encode(), {"salon_id": salon_id})
+    return [row[0] for row in await cursor.fetchall()]
 
 
 class Customer(NamedTuple):

@@ -51,6 +51,7 @@ from services.booking.booking_write_queries import (
     resource_lock,
     salon_time_lock,
 )
+from services.booking.expiry import HoldExpiry
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
 from services.booking.service_queries import ServiceFilters, service_lock
@@ -656,6 +657,7 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
         },
         background=[
             lambda: booking.write.purge(database.connection),
+            HoldExpiry(cache, database).run,
             lambda: warm(cache, database, booking.expected_reads),
         ],
     )

@@ -188,7 +188,7 @@ BOOKING_STATS = _bucketed(
     {"bookings": "count(*)"}
     | {
         status: f"count(*) FILTER (WHERE status = '{status.upper()}')"
-        for status in ("pending", "confirmed", "cancelled", "completed", "no_show")
+        for status in ("pending", "confirmed", "cancelled", "completed", "no_show", "expired")
     },
 )
 CONVERSATION_STATS = _bucketed("conversations", "started_at", {"conversations": "count(*)"})

@@ -162,6 +162,7 @@ class BookingStats(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     NO_SHOW_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     bookings: _builtins.int
     """All bookings created in the bucket."""
     pending: _builtins.int
@@ -174,6 +175,8 @@ class BookingStats(_message.Message):
     """Of these, bookings now COMPLETED."""
     no_show: _builtins.int
     """Of these, bookings now NO_SHOW."""
+    expired: _builtins.int
+    """Of these, holds that were not confirmed in time, now EXPIRED."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the bucket, or of the period if that is later."""
@@ -193,10 +196,11 @@ class BookingStats(_message.Message):
         cancelled: _builtins.int = ...,
         completed: _builtins.int = ...,
         no_show: _builtins.int = ...,
+        expired: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookings", b"bookings", "cancelled", b"cancelled", "completed", b"completed", "confirmed", b"confirmed", "end_time", b"end_time", "no_show", b"no_show", "pending", b"pending", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookings", b"bookings", "cancelled", b"cancelled", "completed", b"completed", "confirmed", b"confirmed", "end_time", b"end_time", "expired", b"expired", "no_show", b"no_show", "pending", b"pending", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
