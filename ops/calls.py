@@ -112,9 +112,9 @@ def _call_booking(call: Caller) -> None:
     ):
         call.pages("ListBookings", **filters)
     for of in ({}, {"resource_id": "chair-1"}):
-        time_off = call("CreateTimeOff", **PERIOD, **of).time_off
+        time_off = call("CreateTimeOff", **LATER, **of).time_off
         call.pages("ListTimeOff", **of)
-        call.pages("ListTimeOff", **PERIOD, **of)
+        call.pages("ListTimeOff", **LATER, **of)
     call("DeleteTimeOff", time_off_id=time_off.time_off_id)
     call("UpdateBookingStatus", booking_code=codes[0], status=confirmed)
     call("RescheduleBooking", booking_code=codes[0], resource_id="chair-3")

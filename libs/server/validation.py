@@ -19,6 +19,8 @@ from libs.server import errors
 KIB = 1024
 LARGEST_REQUEST_BYTES = 256 * KIB
 
+MAX_PATHS = 64  # of an update_mask, whose message is not ours
+_PATHS = "google.protobuf.FieldMask.paths"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of a Timestamp
 _collect_violations = protovalidate.Validator().collect_violations
@@ -120,7 +122,7 @@ def _counts(kind: Descriptor) -> list[_Count]:
         inner = _counts(field.message_type) if field.message_type is not None else []
         if field.is_repeated or inner:
             rules = field.GetOptions().Extensions[validate_pb2.field].repeated
-            most = rules.max_items if rules.HasField("max_items") else None
+            most = rules.max_items if rules.HasField("max_items") else MAX_PATHS if field.full_name == _PATHS else None
             found.append(_Count(field.name, field.is_repeated, most, inner))
     return found
 
