@@ -258,7 +258,10 @@ async def erase_customer(
             UPDATE bookings SET customer_phone = '', customer_name = '', notes = '', revision = revision + 1,
                 updated_at = statement_timestamp()
             WHERE salon_id = %(salon_id)s AND booking_id = ANY(%(booking_ids)s::uuid[])
-            RETURNING salon_id, booking_id
+            RETURNING salon_id, booking_id, booking_code, revision
+        ), changes AS (
+            INSERT INTO booking_changes (salon_id, type, booking_code, revision)
+            SELECT salon_id, 'UPDATED', booking_code, revision FROM booking
         ), history AS (
             UPDATE booking_events AS e
             SET reason = CASE WHEN e.reason = 'HOLD_EXPIRED' THEN e.reason ELSE '' END,

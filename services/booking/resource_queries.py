@@ -25,17 +25,23 @@ async def lock_resource(conn: AsyncConnection[Any], salon_id: str, resource_id: 
 
 
 async def upsert_resource(conn: AsyncConnection[Any], request: UpsertResourceRequest) -> Resource:
-    """Insert or replace a resource; return it.
+    """Insert or replace a resource, with a row of the feed; return it.
 
     Raises: ForeignKeyViolation of resources_salon_id_fkey.
     """
     query = f"""
-        INSERT INTO resources AS r (salon_id, resource_id, name, active, working_hours, special_hours)
-        VALUES (%s, %s, %s, %s, %s, %s)
-        ON CONFLICT ON CONSTRAINT resources_pkey DO UPDATE SET
-            name = excluded.name, active = excluded.active, working_hours = excluded.working_hours,
-            special_hours = excluded.special_hours, revision = r.revision + 1, updated_at = statement_timestamp()
-        RETURNING {RESOURCE}"""
+        WITH resource AS (
+            INSERT INTO resources AS r (salon_id, resource_id, name, active, working_hours, special_hours)
+            VALUES (%s, %s, %s, %s, %s, %s)
+            ON CONFLICT ON CONSTRAINT resources_pkey DO UPDATE SET
+                name = excluded.name, active = excluded.active, working_hours = excluded.working_hours,
+                special_hours = excluded.special_hours, revision = r.revision + 1, updated_at = statement_timestamp()
+            RETURNING {RESOURCE}
+        ), change AS (
+            INSERT INTO booking_changes (salon_id, type, resource_id)
+            SELECT salon_id, 'RESOURCE', resource_id FROM resource
+        )
+        SELECT * FROM resource"""
     active = request.active if request.HasField("active") else True
     hours = (as_json(request.working_hours), as_json(request.special_hours))
     return await fetch_returned(

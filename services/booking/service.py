@@ -1,7 +1,7 @@
 """The RPCs of the booking service, in the proto's order: each validates, names its cache tags, queries and replies."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache as once
 from typing import Any
@@ -23,6 +23,7 @@ from services.booking import (
 )
 from services.booking.booking_queries import BookingFilters, EventFilters
 from services.booking.booking_write_queries import BookedSlot, LockedBooking, resource_lock
+from services.booking.changes import booking_changes
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
 from services.busy_salons import BusySalon, warm
@@ -50,6 +51,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         self.slices = Slices()
         self.write = IdempotentWrites(cache, database, "booking_requests")
         database.canary = "booking_requests"
+        self.changes = booking_changes(database)
 
     async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:
         """Create or replace a salon; invalidate its cache entries under the old and the new phone_number_id."""
@@ -273,6 +275,14 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             await self.cache.erase(*tags)
         return erased
 
+    async def ListBookingChanges(self, request: pb.ListBookingChangesRequest, context: Any) -> bytes:
+        """List the changes of one salon or all, in an order that loses none."""
+        return await self.changes.list(request)
+
+    def WatchBookings(self, request: pb.WatchBookingsRequest, context: Any) -> AsyncIterator[bytes]:
+        """Stream the changes of one salon or all."""
+        return self.changes.watch(request)
+
     async def _region_code(self, salon_id: str) -> str:
         """Return a salon's region_code. Raises: SALON_NOT_FOUND."""
         reply = await self.GetSalon(pb.GetSalonRequest(salon_id=salon_id), None)
@@ -393,6 +403,9 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
         },
         background=[
             lambda: booking.write.purge(database.connection),
+            booking.changes.run,
+            booking.changes.purge,
             lambda: warm(cache, database, booking.expected_reads),
         ],
+        metrics=[booking.changes],
     )
