@@ -29,7 +29,10 @@ class Watch:
             found = await self.call.read()
             if found is grpc.aio.EOF:
                 raise grpc.aio.AioRpcError(
-                    await self.call.code(), (), await self.call.trailing_metadata(), await self.call.details()
+                    await self.call.code(),
+                    await self.call.initial_metadata(),
+                    await self.call.trailing_metadata(),
+                    await self.call.details(),
                 )
         reply: pb.WatchBookingsResponse = found
         assert reply.page_token
@@ -47,7 +50,7 @@ class Watch:
 
 @asynccontextmanager
 async def watching(
-    stub: booking_pb2_grpc.BookingServiceAsyncStub, salon_id: str = "", token: str | None = ""
+    stub: booking_pb2_grpc.BookingServiceAsyncStub, salon_id: str = "", token: str = ""
 ) -> AsyncIterator[Watch]:
     """Watch the changes of a salon, or of all; without a token the stream is at its beginning when the block begins."""
     call: Any = stub.WatchBookings(pb.WatchBookingsRequest(salon_id=salon_id, page_token=token))
