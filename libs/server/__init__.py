@@ -2,8 +2,10 @@
 
 import libs.server.transport  # noqa: F401 - before anything imports grpc
 from libs.server import errors
+from libs.server.changes import ChangeTable
 from libs.server.client import channel, service_config
 from libs.server.errors import RpcError
+from libs.server.feed import ChangeFeed
 from libs.server.idempotency import IdempotentWrites, Write
 from libs.server.pagination import Page, fitting, given, names_given, page, responses, size
 from libs.server.server import Server, Service, main, serve
@@ -12,6 +14,8 @@ from libs.server.slices import Slices
 from libs.server.validation import moment, period, whole_seconds
 
 __all__ = [
+    "ChangeFeed",
+    "ChangeTable",
     "IdempotentWrites",
     "Page",
     "RpcError",

@@ -25,6 +25,7 @@ from libs.server.failure_log import FailureLog
 from libs.server.idempotency import Replayed
 from libs.server.metrics import RpcMetrics
 from libs.server.settings import ServerSettings
+from libs.server.streams import StreamMethod, Streams
 from libs.server.validation import LARGEST_REQUEST_BYTES, Requests
 
 Handler: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
@@ -84,7 +85,8 @@ class Dispatcher(grpc.GenericRpcHandler):
         self.timer: asyncio.TimerHandle | None = None
         self._timeout = settings.request_timeout / 1000
         self._largest_by_name = largest_requests
-        self._methods: dict[str, tuple[Method, Any]] = {}
+        self.streams = Streams(settings.max_watchers, constraints, self.metrics)
+        self._methods: dict[str, tuple[Method | None, Any]] = {}
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Ignore the handlers: `add_registered_method_handlers` gets them, too."""
@@ -96,6 +98,10 @@ class Dispatcher(grpc.GenericRpcHandler):
             descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
             largest = self.largest_requests[path] = self._largest_by_name.get(name, LARGEST_REQUEST_BYTES)
             requests = Requests(descriptor, handler.request_deserializer, largest)
+            if handler.response_streaming:
+                stream = StreamMethod(self.streams, path.removeprefix("/"), handler.unary_stream, requests)
+                self._methods[path] = None, grpc.unary_stream_rpc_method_handler(stream.answer)
+                continue
             is_read = descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
             method = Method(self, path.removeprefix("/"), handler.unary_unary, requests, is_read=is_read)
             self._methods[path] = method, grpc.unary_unary_rpc_method_handler(method.answer)  # bytes in, bytes out
@@ -105,6 +111,8 @@ class Dispatcher(grpc.GenericRpcHandler):
         if (found := self._methods.get(handler_call_details.method)) is None:
             return None
         method, wrapped = found
+        if method is None:  # a stream, which is not cached
+            return wrapped
         for name, value in handler_call_details.invocation_metadata or ():
             if name == "cache-control":
                 return grpc.unary_unary_rpc_method_handler(partial(method.answer_max_age, _max_age(value)))
@@ -196,7 +204,7 @@ class Method:
         try:
             if dispatcher.draining:
                 dispatcher.refused += 1
-                raise errors.unavailable("DRAINING", "the service is about to end")
+                raise errors.draining()
             if len(dispatcher.running) > dispatcher.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
             if parsed is None:

@@ -111,6 +111,11 @@ def unavailable(reason: str, message: str) -> RpcError:
     return RpcError(grpc.StatusCode.UNAVAILABLE, reason, message, retry_ms=RETRY_MS)
 
 
+def draining() -> RpcError:
+    """Return the error of an RPC that a stopping server refuses or ends."""
+    return unavailable("DRAINING", "the service is about to end")
+
+
 def exhausted(reason: str, message: str) -> RpcError:
     """Return the error of an exhausted limit; a retry may help."""
     return RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, message, retry_ms=RETRY_MS)

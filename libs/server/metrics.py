@@ -26,6 +26,7 @@ class RpcMetrics(Collector):
     """Counts and times of RPCs. prometheus_client's own histogram takes ten times as long to observe a value."""
 
     def __init__(self) -> None:
+        self.streaming: set[str] = set()  # the methods that are server streams
         self._handled: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._buckets: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(BUCKETS) + 1))
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -41,15 +42,18 @@ class RpcMetrics(Collector):
         labels = ["grpc_type", "grpc_service", "grpc_method"]
         handled = CounterMetricFamily("grpc_server_handled", "RPCs answered", labels=[*labels, "grpc_code"])
         for (method, code), count in list(self._handled.items()):
-            handled.add_metric(["unary", *method.split("/"), _go_name(code)], count)
+            handled.add_metric([*self._labels(method), _go_name(code)], count)
         yield handled
         text = "Time of an RPC from its request to its reply, in s"
         handling = HistogramMetricFamily("grpc_server_handling_seconds", text, labels=labels)
         bounds = [*map(floatToGoString, BUCKETS), "+Inf"]
         for method, counts in list(self._buckets.items()):
             buckets = list(zip(bounds, accumulate(counts), strict=True))
-            handling.add_metric(["unary", *method.split("/")], buckets, self._seconds[method])
+            handling.add_metric(self._labels(method), buckets, self._seconds[method])
         yield handling
+
+    def _labels(self, method: str) -> list[str]:
+        return ["server_stream" if method in self.streaming else "unary", *method.split("/")]
 
 
 def _go_name(code: str) -> str:

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.registry import Collector
 
 from libs.cache import Cache, CacheSettings, Namespace, Tag
 from libs.db import Database, DatabaseSettings, OtherNumbering
@@ -41,7 +42,8 @@ class Service:
 
     `salon_tags` returns all cache tags of a salon that the service can name. `constraints` returns the error for a
     violated constraint, by the constraint's name. `largest_requests` are sizes in bytes by the method's name; other
-    methods have LARGEST_REQUEST_BYTES. `background` runs while the server does. `close` closes the service's resources.
+    methods have LARGEST_REQUEST_BYTES. `background` runs while the server does. `metrics` are
+    the service's own. `close` closes the service's resources.
     """
 
     descriptor: ServiceDescriptor
@@ -51,12 +53,13 @@ class Service:
     constraints: Mapping[str, Callable[[Any], RpcError]] = field(default_factory=dict)
     largest_requests: Mapping[str, int] = field(default_factory=dict)
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+    metrics: Sequence[Collector] = ()
     close: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `drain` refuses new RPCs and returns when those under way have ended."""
+    """A running server. `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended."""
 
     port: int
     cache: Cache
@@ -92,6 +95,8 @@ async def serve(
     )
     registry.register(ServerMetrics(cache, database, server.counters))
     ProcessCollector(registry=registry)
+    for collector in service.metrics:
+        registry.register(collector)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(shown, server)  # type: ignore[no-untyped-call]
@@ -102,6 +107,7 @@ async def serve(
         if settings.drain_delay:
             server.retire()
             await asyncio.sleep(settings.drain_delay / 1000)
+        await dispatcher.streams.drain()
         if isinstance(server, GrpcioTransport):
             await dispatcher.drain()
         await server.stop(settings.drain_timeout / 1000)

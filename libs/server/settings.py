@@ -75,6 +75,7 @@ class ServerSettings(BaseSettings):
         description="Maximum bytes of replies that a worker holds for clients (http2 only).",
     )
     max_concurrent_rpcs: int = Field(1000, ge=1, description="Maximum RPCs of a worker; more fail with OVERLOADED.")
+    max_watchers: int = Field(2000, ge=1, description="Maximum streams of a worker; more fail with OVERLOADED.")
     request_timeout: int = Field(30_000, ge=1, description="Maximum time of an RPC, in ms.")
     drain_delay: int = Field(0, ge=0, description="On SIGTERM, time to serve on after health is NOT_SERVING, in ms.")
     drain_timeout: int = Field(30_000, ge=0, description="On SIGTERM, maximum time for RPCs to end, in ms.")

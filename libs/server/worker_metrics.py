@@ -20,8 +20,9 @@ from pydantic import BaseModel
 from libs.db.stats import QueryStats, SlowQuery
 from libs.server.workers import Worker
 
-# Gauges of which the service has the least of its workers' values. All others are added up.
+# Gauges of which the service has the least, or the greatest, of its workers' values. All others are added up.
 LEAST = frozenset({"parlor_cache_connected", "parlor_db_available", "process_start_time_seconds", "process_max_fds"})
+GREATEST = frozenset({"parlor_changes_delay_seconds"})
 STALE_SECONDS = 5.0  # gauges in an older file do not count: its worker died, or hangs
 
 Key: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]  # metric, sample, labels
@@ -41,10 +42,16 @@ class Snapshot(BaseModel):
         for key, value in other.samples:
             if not (is_stale and other.metrics[key[0]][0] == "gauge"):
                 before = values.get(key)
-                values[key] = value if before is None else min(before, value) if key[0] in LEAST else before + value
+                values[key] = value if before is None else _sum(key[0], before, value)
         slow_queries = sorted([*self.slow_queries, *other.slow_queries], key=lambda each: each.time)[-100:]
         metrics, samples = self.metrics | other.metrics, list(values.items())
         return Snapshot(time=self.time, metrics=metrics, samples=samples, slow_queries=slow_queries)
+
+
+def _sum(metric: str, one: float, other: float) -> float:
+    if metric in LEAST:
+        return min(one, other)
+    return max(one, other) if metric in GREATEST else one + other
 
 
 class WorkerMetrics(Collector):

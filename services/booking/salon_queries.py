@@ -66,20 +66,25 @@ async def lock_salon(conn: AsyncConnection[Any], salon_id: str) -> Salon | None:
 
 
 async def upsert_salon(conn: AsyncConnection[Any], salon: Salon) -> Salon:
-    """Insert or replace a salon; return it.
+    """Insert or replace a salon, with a row of the feed; return it.
 
     Raises: UniqueViolation of salons_phone_number_id_key; INVALID_FIELD for a time zone unknown to Postgres.
     """
     query = f"""
-        INSERT INTO salons AS s (salon_id, phone_number_id, name, time_zone, region_code, opening_hours,
-            special_hours, language_code, booking_rules)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-        ON CONFLICT (salon_id) DO UPDATE SET
-            phone_number_id = excluded.phone_number_id, name = excluded.name, time_zone = excluded.time_zone,
-            region_code = excluded.region_code, opening_hours = excluded.opening_hours,
-            special_hours = excluded.special_hours, language_code = excluded.language_code,
-            booking_rules = excluded.booking_rules, revision = s.revision + 1, updated_at = statement_timestamp()
-        RETURNING {SALON}"""
+        WITH salon AS (
+            INSERT INTO salons AS s (salon_id, phone_number_id, name, time_zone, region_code, opening_hours,
+                special_hours, language_code, booking_rules)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+            ON CONFLICT (salon_id) DO UPDATE SET
+                phone_number_id = excluded.phone_number_id, name = excluded.name, time_zone = excluded.time_zone,
+                region_code = excluded.region_code, opening_hours = excluded.opening_hours,
+                special_hours = excluded.special_hours, language_code = excluded.language_code,
+                booking_rules = excluded.booking_rules, revision = s.revision + 1, updated_at = statement_timestamp()
+            RETURNING {SALON}
+        ), change AS (
+            INSERT INTO booking_changes (salon_id, type) SELECT salon_id, 'SALON' FROM salon
+        )
+        SELECT * FROM salon"""
     names = (salon.salon_id, salon.phone_number_id, salon.name, salon.time_zone, salon.region_code)
     hours = as_json(salon.opening_hours), as_json(salon.special_hours)
     rules = _rules_json(salon.booking_rules) if salon.HasField("booking_rules") else None

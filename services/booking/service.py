@@ -1,7 +1,7 @@
 """The RPCs of the booking service, in the proto's order: each validates, names its cache tags, queries and replies."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache as once
 from functools import partial
@@ -51,6 +51,7 @@ from services.booking.booking_write_queries import (
     resource_lock,
     salon_time_lock,
 )
+from services.booking.changes import booking_changes
 from services.booking.expiry import HoldExpiry
 from services.booking.opening_hours import check_special_hours
 from services.booking.resource_queries import ResourceFilters
@@ -80,6 +81,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         self.slices = Slices()
         self.write = IdempotentWrites(cache, database, "booking_requests")
         database.canary = "booking_requests"
+        self.changes = booking_changes(database)
 
     async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:
         """Create or replace a salon; invalidate its cache entries under the old and the new phone_number_id."""
@@ -501,6 +503,14 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             await self.cache.erase(*tags)
         return erased
 
+    async def ListBookingChanges(self, request: pb.ListBookingChangesRequest, context: Any) -> bytes:
+        """List the changes of one salon or all, in an order that loses none."""
+        return await self.changes.list(request)
+
+    def WatchBookings(self, request: pb.WatchBookingsRequest, context: Any) -> AsyncIterator[bytes]:
+        """Stream the changes of one salon or all."""
+        return self.changes.watch(request)
+
     async def _region_code(self, salon_id: str) -> str:
         """Return a salon's region_code. Raises: SALON_NOT_FOUND."""
         reply = await self.GetSalon(pb.GetSalonRequest(salon_id=salon_id), None)
@@ -658,6 +668,9 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
         background=[
             lambda: booking.write.purge(database.connection),
             HoldExpiry(cache, database).run,
+            booking.changes.run,
+            booking.changes.purge,
             lambda: warm(cache, database, booking.expected_reads),
         ],
+        metrics=[booking.changes],
     )
