@@ -23,7 +23,7 @@ from tests.stack import booking_request, rows, running
 
 WRITERS = 20
 SALONS = [f"salon-{number}" for number in range(4)]
-CRASHES = 6
+CRASHES = 4
 CRASH_SECONDS = 1.5
 DEADLINE_SECONDS = 2
 XMIN = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
