@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.server import changes
 from parlor.booking.v1 import booking_pb2 as pb
@@ -130,7 +131,7 @@ async def test_concurrent_writes_to_a_booking_come_in_order(stack: Stack) -> Non
     names: Fields = {"salon_id": SALON}
     names["booking_code"] = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     requests = [
-        pb.RescheduleBookingRequest(**names, start_time={"seconds": 1_800_000_000 + 3600 * number})
+        pb.RescheduleBookingRequest(**names, start_time=Timestamp(seconds=1_800_000_000 + 3600 * number))
         for number in range(40)
     ]
     await asyncio.gather(*map(stack.booking.RescheduleBooking, requests))
