@@ -112,9 +112,23 @@ COMMENT ON TABLE booking_changes IS
     'Each change, written by its transaction. Read in the order (xact_id, seq), and only what no transaction can precede any more.';
 COMMENT ON CONSTRAINT booking_changes_pkey ON booking_changes IS 'Serves ListBookingChanges of all salons, and WatchBookings.';
 CREATE INDEX idx_booking_changes_salon ON booking_changes (salon_id, xact_id, seq);
-COMMENT ON INDEX idx_booking_changes_salon IS 'Serves ListBookingChanges of one salon.';
+COMMENT ON INDEX idx_booking_changes_salon IS 'Serves ListBookingChanges of one salon, and booking_changes_in_order.';
 CREATE INDEX idx_booking_changes_created ON booking_changes (created_at);
 COMMENT ON INDEX idx_booking_changes_created IS 'Finds the changes older than 7 days.';
+
+-- A transaction that has its ID, waits for a lock, and then changes a booking may follow one with a higher ID. Its row
+-- goes behind those of its salon that it can see. That loses nothing: until it ends no row from its own ID on can be read.
+CREATE FUNCTION booking_changes_in_order() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last xid8;
+BEGIN
+    SELECT xact_id INTO last FROM booking_changes
+        WHERE salon_id = NEW.salon_id AND xact_id > NEW.xact_id ORDER BY xact_id DESC LIMIT 1;
+    NEW.xact_id := coalesce(last, NEW.xact_id);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER booking_changes_in_order BEFORE INSERT ON booking_changes
+    FOR EACH ROW EXECUTE FUNCTION booking_changes_in_order();
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON services TO parlor_booking;
 GRANT SELECT, INSERT, DELETE ON time_off, booking_changes TO parlor_booking;

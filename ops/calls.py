@@ -50,11 +50,18 @@ class Caller:
         """Return the reply. Raises: grpc.RpcError."""
         request = getattr(self._messages, f"{rpc}Request")
         salon = SALON if "salon_id" in request.DESCRIPTOR.fields_by_name else {}
-        return getattr(self._stub, rpc)(request(**salon, **fields))
+        return getattr(self._stub, rpc)(request(**(salon | fields)))
+
+    def first(self, rpc: str, **fields: Any) -> None:
+        """Call a server-streaming RPC, and cancel it after its first reply."""
+        replies = self(rpc, **fields)
+        next(replies)
+        replies.cancel()
 
     def pages(self, rpc: str, **fields: Any) -> None:
         """Read the first page of a list of one row a page, and the next, if there is one."""
         reply = self(rpc, page_size=1, **fields)
+        fields.pop("from_start", None)  # is only allowed without a page_token
         if reply.next_page_token:
             self(rpc, page_size=1, page_token=reply.next_page_token, **fields)
 
@@ -122,6 +129,9 @@ def _call_booking(call: Caller) -> None:
     call("DeleteService", service_id="cut-2")
     call("UpsertResource", resource_id="chair-4", name="Chair")
     call("DeleteResource", resource_id="chair-4")
+    for filters in ({}, {"salon_id": ""}):
+        call.pages("ListBookingChanges", **filters, from_start=True)
+        call.first("WatchBookings", **filters)
     call("SearchAvailability", **PERIOD, duration={"seconds": 600})
     call("SearchAvailability", **PERIOD, duration={"seconds": 600}, resource_ids=["chair-1"])
     call("SearchAvailability", **PERIOD, service_id="cut-1", excluding_booking_code=codes[0])

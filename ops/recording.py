@@ -91,13 +91,19 @@ def _channel(port: int, mark: Callable[[str], None]) -> grpc.Channel:
     return grpc.intercept_channel(channel, _Marking(mark))
 
 
-class _Marking(grpc.UnaryUnaryClientInterceptor):
+class _Marking(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     """Logs the marker of each call, and has the service read from the database, not from its cache."""
 
     def __init__(self, mark: Callable[[str], None]) -> None:
         self._mark = mark
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._call(continuation, client_call_details, request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._call(continuation, client_call_details, request)
+
+    def _call(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         _, service, method = client_call_details.method.split("/")
         self._mark(f"{service.rpartition('.')[2]}.{method}")
         return continuation(client_call_details._replace(metadata=[("cache-control", "no-cache")]), request)

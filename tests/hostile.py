@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,24 @@ def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
     """Return every RPC of a service, its OpsService too."""
     services = [*OWN[name].DESCRIPTOR.services_by_name.values(), *ops_pb2.DESCRIPTOR.services_by_name.values()]
     return [
-        Rpc(method, unary(channel, f"/{service.full_name}/{method.name}"))
+        Rpc(method, (first if method.server_streaming else unary)(channel, f"/{service.full_name}/{method.name}"))
         for service in services
         for method in service.methods
     ]
+
+
+def first(channel: grpc.aio.Channel, method: str) -> Callable[[bytes], Any]:
+    """Return a server-streaming method of a channel as it takes bytes and returns the first reply."""
+    call: Any = channel.unary_stream(method)
+
+    async def read(data: bytes) -> Any:
+        replies = call(data)
+        try:
+            return await replies.read()
+        finally:
+            replies.cancel()
+
+    return read
 
 
 def mine(**fields: Any) -> dict[str, Any]:
@@ -139,6 +153,8 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", actor="bot", reason="-"),
         "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
+        "ListBookingChanges": mine(page_size=10, from_start=True),
+        "WatchBookings": mine(),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **told, **cost),

@@ -1,9 +1,12 @@
 """ListBookingChanges: every change once, in an order that loses none."""
 
+import asyncio
+import contextlib
 from typing import Any
 
 import psycopg
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.server import changes
 from parlor.booking.v1 import booking_pb2 as pb
@@ -108,6 +111,32 @@ async def test_a_change_that_commits_after_a_later_one_is_not_lost(stack: Stack)
         await listed(stack.booking),
     ):
         assert [change.booking_code for change in found] == ["SLOW", "FAST"]
+
+
+async def test_changes_of_a_booking_come_in_the_order_of_its_revisions(stack: Stack) -> None:
+    """Also if the transaction that got its ID first changes the booking last: here the other way round."""
+    insert = "INSERT INTO booking_changes (salon_id, type, booking_code, revision) VALUES (%s, 'UPDATED', 'X', %s)"
+    with contextlib.ExitStack() as exits:
+        conns = [exits.enter_context(psycopg.connect(stack.database_url)) for _ in range(3)]
+        for conn in conns:
+            conn.execute("SELECT pg_current_xact_id()")
+        for revision, conn in enumerate(reversed(conns), 2):
+            conn.execute(insert, [SALON, revision])
+            conn.commit()
+    assert [change.revision for change in await listed(stack.booking)] == [2, 3, 4]
+
+
+async def test_concurrent_writes_to_a_booking_come_in_order(stack: Stack) -> None:
+    await salon(stack)
+    names: Fields = {"salon_id": SALON}
+    names["booking_code"] = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
+    requests = [
+        pb.RescheduleBookingRequest(**names, start_time=Timestamp(seconds=1_800_000_000 + 3600 * number))
+        for number in range(40)
+    ]
+    await asyncio.gather(*map(stack.booking.RescheduleBooking, requests))
+    found = [change.revision for change in await listed(stack.booking) if change.booking_code]
+    assert found == list(range(1, 42))
 
 
 async def test_the_delay_is_that_of_what_waits(stack: Stack) -> None:

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import grpc
 import psutil
 import pytest
 
 from ops.process import free_ports
 from ops.up import SERVICES, Plan, Service, environments
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from tests.feed import watching
 from tests.load import until
 from tests.processes import Processes
 from tests.test_processes import sample, scrape
@@ -106,3 +109,22 @@ async def test_metrics_cover_all_processes(started: Processes) -> None:
     assert shown[sample("process_cpu_seconds_total")] > 0.01 * len(processes)
     assert abs(shown[sample("process_start_time_seconds")] - service.create_time()) < 30
     assert shown[sample("process_max_fds")] == service.rlimit(psutil.RLIMIT_NOFILE)[0]
+
+
+async def test_streams_are_counted_by_how_they_end(started: Processes) -> None:
+    labels = {
+        "grpc_type": "server_stream",
+        "grpc_service": "parlor.booking.v1.BookingService",
+        "grpc_method": "WatchBookings",
+    }
+    watchers = sample("parlor_changes_watchers")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{started.services['booking'].port}") as channel:
+        stub = booking_pb2_grpc.BookingServiceStub(channel)
+        async with watching(stub):
+            assert (await asyncio.to_thread(scrape, started, "booking"))[watchers] == 1
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.WatchBookings(booking_pb2.WatchBookingsRequest(page_token="?")).read()  # noqa: S106
+        for code in ("Canceled", "InvalidArgument"):
+            handled = sample("grpc_server_handled_total", **labels, grpc_code=code)
+            await until(lambda: scrape(started, "booking").get(handled) == 1)  # noqa: B023 - it is awaited here
+    assert (await asyncio.to_thread(scrape, started, "booking"))[watchers] == 0

@@ -256,3 +256,31 @@ async def test_nothing_is_polled_without_a_watcher(database_url: str, redis_url:
             return await executed(stack, "booking") == before
 
         await until(is_quiet)
+
+
+async def test_a_silent_stream_outlives_the_limits_of_its_connection(database_url: str, redis_url: str) -> None:
+    times = ("max_connection_idle", "keepalive_time", "keepalive_timeout", "send_timeout", "receive_timeout")
+    async with running(database_url, redis_url, server={**dict.fromkeys(times, 1000), "request_timeout": 500}) as stack:
+        async with watching(stack.booking) as watch:
+            await asyncio.sleep(4)
+            await salon(stack)
+            assert len(await watch.changes(1)) == 1
+
+
+async def test_a_stream_ends_with_its_connection_s_age_and_its_token_goes_on(database_url: str, redis_url: str) -> None:
+    settings = {"max_connection_age": 1000, "max_connection_age_grace": 200}
+    async with running(database_url, redis_url, server=settings) as stack:
+        token, seen, ended = "", list[str](), 0
+        async with asyncio.timeout(30):
+            while ended < 2:
+                async with watching(stack.booking, token=token) as watch:
+                    try:
+                        while True:
+                            rows(stack.database_url, MANY.format("s", 1))
+                            seen += [change.booking_code for change in await watch.changes(1)]
+                            await asyncio.sleep(0.05)
+                    except grpc.aio.AioRpcError as error:
+                        assert error.code() == grpc.StatusCode.UNAVAILABLE
+                        token, ended = watch.token, ended + 1
+        seen += [change.booking_code for change in await listed(stack.booking, page_token=token)]
+        assert len(seen) == len(await listed(stack.booking))

@@ -1,7 +1,8 @@
 """A table of changes, read in an order that loses none.
 
 The table has the columns xact_id (DEFAULT pg_current_xact_id()), seq (an identity), salon_id and created_at, the
-primary key (xact_id, seq), and an index on created_at. Each row is written by the transaction that makes the change.
+primary key (xact_id, seq), and an index on created_at. Each row is written by the transaction that makes the change. A
+trigger raises its xact_id to that of its salon's last row, if that is higher: changes of one thing come in their order.
 
 Rows are read in the order (xact_id, seq), and only those of transactions below the snapshot's xmin: every transaction
 below it has ended, so no row can appear behind one that was read. In the order of seq alone a row is lost whose

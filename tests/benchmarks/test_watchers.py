@@ -1,0 +1,108 @@
+"""What 1,000 watchers of booking changes cost while nothing happens, and how soon a change comes."""
+
+from __future__ import annotations  # the AsyncStubs exist in the .pyi only
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from ops.process import free_ports
+from ops.up import SERVICES, Plan, Service, environments
+from parlor.booking.v1 import booking_pb2 as pb
+from parlor.booking.v1 import booking_pb2_grpc
+from tests.feed import watching
+from tests.stack import SALON, booking_request
+
+WATCHERS = 1000
+CHANNELS = 20
+SECONDS = 30  # two keepalives
+MOST_OF_A_CORE = 0.05
+CHANGES = 200
+P95_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def watchers(address: str, stack: AsyncExitStack) -> AsyncIterator[None]:
+    """Watch, each a salon of its own, over some connections; read all that comes."""
+
+    async def watch(stub: Any, salon_id: str, begun: asyncio.Event) -> None:
+        async for _ in stub.WatchBookings(pb.WatchBookingsRequest(salon_id=salon_id)):
+            begun.set()
+
+    tasks, events = [], []
+    for number in range(CHANNELS):
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        )
+        stub = booking_pb2_grpc.BookingServiceStub(channel)
+        for place in range(number, WATCHERS, CHANNELS):
+            events.append(asyncio.Event())
+            tasks.append(asyncio.create_task(watch(stub, f"salon-{place}", events[-1])))
+    await asyncio.gather(*(event.wait() for event in events))
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
+async def test_a_thousand_idle_watchers_cost_little(
+    database_url: str, redis_url: str, tmp_path: Path, transport: str
+) -> None:
+    port, metrics_port = free_ports(2)
+    plan = Plan(tmp_path, None, False, None, dict.fromkeys(SERVICES, port), metrics_port)
+    settings = environments(plan, database_url, redis_url)["booking"] | {"SERVER_TRANSPORT": transport}
+    async with AsyncExitStack() as stack:
+        service = stack.enter_context(Service("booking", port, tmp_path / "booking.log", settings))
+        address, process = f"127.0.0.1:{port}", psutil.Process(service.pid)
+        alone = await used(process)
+        async with watchers(address, stack):
+            share = await used(process)
+            resident = process.memory_info().rss / 2**20
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            took = sorted(await delays(booking_pb2_grpc.BookingServiceStub(channel)))
+    p95 = quantiles(took, n=20)[-1]
+    print(
+        f"{transport}: {100 * share:.2f} % of a core with {WATCHERS} idle watchers ({100 * alone:.2f} % with none),"
+        f" {resident:.0f} MiB; a change comes after {1000 * took[len(took) // 2]:.0f} ms, p95 {1000 * p95:.0f} ms"
+    )
+    assert share < MOST_OF_A_CORE
+    assert p95 < P95_SECONDS
+
+
+async def used(process: psutil.Process) -> float:
+    """Return which share of a core a process uses."""
+    before, began = process.cpu_times(), time.monotonic()
+    await asyncio.sleep(SECONDS)
+    after = process.cpu_times()
+    return (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
+
+
+async def delays(stub: booking_pb2_grpc.BookingServiceAsyncStub) -> list[float]:
+    """Return after how many s each of some changes comes, from the reply to its write on."""
+    salon = pb.Salon(salon_id=SALON, phone_number_id="1", name="S", time_zone="UTC")
+    await stub.UpsertSalon(pb.UpsertSalonRequest(salon=salon))
+    written: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    async with watching(stub, SALON) as watch:
+
+        async def read() -> None:
+            while len(seen) < CHANGES:
+                [change] = await watch.changes(1)
+                seen[change.booking_code] = time.perf_counter()
+
+        reading = asyncio.create_task(read())
+        for number in range(CHANGES):
+            booking = await stub.CreateBooking(booking_request(1_800_000_000 + 3600 * number))
+            written[booking.booking_code] = time.perf_counter()
+            await asyncio.sleep(0.037)
+        await reading
+    return [seen[code] - at for code, at in written.items()]
