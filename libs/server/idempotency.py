@@ -68,9 +68,11 @@ class Write:
     async def unlock(self, *then: Statement[Any]) -> list[Any]:
         """Undo everything since `lock`, and release its names: waiting for more while holding some may deadlock.
 
-        Returns the results of the statements `then`, as `lock` does.
+        It may also follow a statement that failed. Returns the results of the statements `then`.
         """
-        return (await self.conn.run(_ROLLBACK_TO_SAVEPOINT, *then))[1:]
+        # In a round trip of its own: after a failed statement nothing can be prepared before.
+        await self.conn.run(_ROLLBACK_TO_SAVEPOINT)
+        return await self.conn.run(*then) if then else []
 
 
 class IdempotentWrites:
