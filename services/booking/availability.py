@@ -22,8 +22,10 @@ STARTS_PER_STEP = 250  # the slots of so many starts take about 0.5 ms to encode
 
 
 def seconds(request: SearchAvailabilityRequest, now: datetime) -> tuple[int, int]:
-    """Return the period in which slots may lie, in s since 1970. Raises: INVALID_FIELD."""
+    """Return the period in which slots may lie, in s since 1970. Raises: INVALID_FIELD, also for a Duration."""
     start, end = period(request)
+    for field in ("duration", "step", "minimum_notice", "horizon"):
+        whole_seconds(request, field)
     return max(ceil_seconds(start), ceil_seconds(now)), floor_seconds(end)
 
 
