@@ -190,8 +190,11 @@ def _locks(names: Iterable[str], shared: Sequence[str] = ()) -> Statement[tuple[
 
 
 def _numbers(names: Iterable[str]) -> str:
-    """Return the array of the numbers of locks, in the order in which every transaction takes them."""
-    numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
+    """Return the array of the numbers of locks, in the order in which every transaction takes them: that of the names.
+
+    So those of one kind can be locked in a later round trip than those of another whose names come before.
+    """
+    numbers = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in sorted(names)]
     return f"{{{','.join(map(str, numbers))}}}"
 
 

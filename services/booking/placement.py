@@ -33,7 +33,7 @@ def check_rules(
     refused = refusal(*(times or period(booking)), now, slot.rules, place)
     if refused := refused or _service_refusal(slot, booking.resource_id):
         raise refused_error(refused, booking.resource_id)
-    _check_customer(slot)
+    check_customer(slot)
 
 
 def check_cancel(booking: Booking, now: datetime, rules: Rules) -> None:
@@ -62,7 +62,7 @@ def choose(slot: Slot, start: datetime, end: datetime, now: datetime, *, ignore_
     if not allowed:
         raise refused_error(refusals[0] if refusals else Refusal("RESOURCE_NOT_ACTIVE", "there is no resource to book"))
     if not ignore_rules:
-        _check_customer(slot)
+        check_customer(slot)
     free = [(candidate.booked_seconds, candidate.resource_id) for candidate in allowed if candidate.is_free]
     if not free:
         raise errors.failed_precondition("SLOT_UNAVAILABLE", "resource", "no resource is free at that time")
@@ -86,7 +86,7 @@ def _service_refusal(slot: Slot, resource_id: str) -> Refusal | None:
     return None
 
 
-def _check_customer(slot: Slot) -> None:
+def check_customer(slot: Slot) -> None:
     """Raise CUSTOMER_ALREADY_BOOKED if the customer has a booking, and the salon allows one at a time."""
     if code := slot.already_booked:
         message = "the customer has a booking, and the salon allows one at a time"

@@ -15,7 +15,7 @@ from services.booking.slot_grid import SlotQuery, starts_on_grid, without
 def response(found: Availability, asked: SlotQuery, query: SlotQuery) -> Generator[None, None, bytes]:
     """Return the SearchAvailabilityResponse of a search that found no slot. Yields where other work may run.
 
-    `asked` are the slots of the period that was asked for, `query` those of them that are neither too soon nor too late.
+    `asked` are the slots of the period that was asked for, `query` those that are neither too soon nor too late.
     """
     days = Days(found.zone, asked.first, max(asked.first, asked.last + asked.duration - 1))
     starts = without(starts_on_grid(found.salon, found.zone, asked), found.time_off, asked.without_buffers())
