@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, date, datetime
 from itertools import count, islice
@@ -17,9 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability, rules
 from services.booking.availability_queries import Availability, Bookable
-from services.booking.opening_hours import Calendar
-from services.booking.rules import Place
-from services.booking.slot_grid import Times
+from services.booking.rules import HoursJson, Place
 from tests.calendars import DAY, HOUR, MINUTE, Case, Hours, cases, is_asked_for, is_free, offered, on_grid
 from tests.stack import QUIET, SALON, Fields, Stack, booking_request, executed, failure, rows, running, salon, walk
 from tests.test_resources import resource
@@ -71,7 +70,7 @@ def jsonb(value: Any) -> bytes:
     return b"\1" + json.dumps(value).encode()
 
 
-def merged(times: Iterable[tuple[int, int]]) -> Times:
+def merged(times: Iterable[tuple[int, int]]) -> bytes:
     """Return times, merged and sorted, as the statement of a search returns them."""
     found: list[list[int]] = []
     for begin, until in sorted(times):
@@ -79,14 +78,12 @@ def merged(times: Iterable[tuple[int, int]]) -> Times:
             found[-1][1] = max(found[-1][1], until)
         else:
             found.append([begin, until])
-    return Times([begin for begin, _ in found], [until for _, until in found])
+    return b"".join(struct.pack(">qq", *times) for times in found)
 
 
-def calendars_of(case: Case, name: str) -> tuple[Calendar, Calendar]:
-    """Return the calendars of a case's salon and of a resource in it."""
-    of_salon, of_resource = case.salon, case.resources[name]
-    fields = [hours for of in (of_salon, of_resource) for hours in (of.opening_hours(), of.special_hours())]
-    return rules.calendars(*map(jsonb, fields))
+def hours_of(hours: Hours) -> HoursJson:
+    """Return hours as the database has them."""
+    return HoursJson(jsonb(hours.opening_hours()), jsonb(hours.special_hours()))
 
 
 def booking_rules(case: Case) -> Fields:
@@ -99,13 +96,14 @@ def availability_of(case: Case) -> Availability:
     """Return what the statement of a search reads."""
     resources = {}
     for name in case.resources:
-        of_salon, own = calendars_of(case, name)
         busy = [(booked.start - booked.before, booked.end + booked.after) for booked in case.busy[name]]
         may = name in case.doing - case.inactive
-        resources[name] = Bookable(may, own, merged(busy), merged(case.time_off.get(name, [])))
+        resources[name] = Bookable(
+            may, hours_of(case.resources[name]), merged(busy), merged(case.time_off.get(name, []))
+        )
     return Availability(
         zone=ZoneInfo(case.zone),
-        salon=of_salon,
+        hours=hours_of(case.salon),
         rules=rules.rules_of(jsonb(booking_rules(case))),
         duration=case.duration,
         buffers=(max(case.before, case.own_before), max(case.after, case.own_after)),
@@ -141,10 +139,12 @@ def finish(steps: Generator[None, None, Any]) -> Any:
 
 def accepted(case: Case, name: str, start: int) -> bool:
     """Return whether the service's functions accept a booking."""
-    times = [datetime.fromtimestamp(at, UTC) for at in (start, start + case.duration, case.now)]
+    first, last, now = [datetime.fromtimestamp(at, UTC) for at in (start, start + case.duration, case.now)]
     time_off = [*case.time_off.get("", []), *case.time_off.get(name, [])]
-    place = Place(ZoneInfo(case.zone), *calendars_of(case, name), time_off, name not in case.inactive)
-    refused = rules.refusal(*times, rules.rules_of(jsonb(booking_rules(case))), place)
+    of_salon, own = hours_of(case.salon), hours_of(case.resources[name])
+    hours = rules.salon_calendar(of_salon), rules.resource_calendar(of_salon, own)
+    place = Place(ZoneInfo(case.zone), *hours, time_off, name not in case.inactive)
+    refused = rules.refusal(first, last, now, rules.rules_of(jsonb(booking_rules(case))), place)
     return refused is None and name in case.doing and is_free(case, name, start, case.own_before, case.own_after)
 
 

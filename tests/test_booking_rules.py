@@ -275,10 +275,8 @@ async def test_the_hours_of_a_day_on_which_the_clock_changes(
 
 async def test_a_booking_is_cancelled_with_the_notice_that_the_salon_needs(stack: Stack, clock: list[int]) -> None:
     await opened(stack, {"min_cancel_notice": 2 * HOUR})
-    booking, other, held = [
-        await book(stack, 14, resource_id=resource_id, **fields)
-        for resource_id, fields in (("anna", {}), ("ben", {}), ("", {"hold_duration": Duration(seconds=600)}))
-    ]
+    booking, other = [await book(stack, 14, resource_id=resource_id) for resource_id in ("anna", "ben")]
+    held = await book(stack, 14, hold_duration=Duration(seconds=600))
     clock[0] = MONDAY + 12 * HOUR
     await move(stack, booking, "CANCELLED")
     clock[0] += 1

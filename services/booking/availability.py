@@ -13,10 +13,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.messages import length_prefix
 from libs.server import Page, errors, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
-from services.booking import reasons
+from services.booking import reasons, rules
 from services.booking.availability_queries import Availability
 from services.booking.rules import ceil_seconds, earliest_start, floor_seconds, latest_start
-from services.booking.slot_grid import SlotQuery, starts_on_grid, without
+from services.booking.slot_grid import SlotQuery, Times, starts_on_grid, without
 
 STARTS_PER_STEP = 250  # the slots of so many starts take about 0.5 ms to encode
 
@@ -78,15 +78,17 @@ def free_by_start(found: Availability, query: SlotQuery, limit: int) -> Generato
 
     Yields where other work may run.
     """
-    salon_starts: Sequence[range] = starts_on_grid(found.salon, found.zone, query)
+    salon, salon_off = rules.salon_calendar(found.hours), Times.of(found.time_off)
+    salon_starts: Sequence[range] = starts_on_grid(salon, found.zone, query)
+    yield
     free: dict[str, Sequence[range]] = {}
     for resource_id, resource in found.resources.items():
         if resource.is_active:
-            is_salon = resource.hours == found.salon
-            starts = salon_starts if is_salon else starts_on_grid(resource.hours, found.zone, query)
-            for time_off in (found.time_off, resource.time_off):
+            hours = rules.resource_calendar(found.hours, resource.hours)
+            starts = salon_starts if hours is salon else starts_on_grid(hours, found.zone, query)
+            for time_off in (salon_off, Times.of(resource.time_off)):
                 starts = without(starts, time_off, query.without_buffers())
-            free[resource_id] = without(starts, resource.busy, query)
+            free[resource_id] = without(starts, Times.of(resource.busy), query)
         yield
     last = yield from _last_start(list(free.values()), limit)
     by_start: dict[int, list[str]] = defaultdict(list)

@@ -1,15 +1,16 @@
 """Why there is no free slot: the reasons of each day."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from google.type.date_pb2 import Date
 
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityResponse, UnavailableDay, UnavailableReason
+from services.booking import rules
 from services.booking.availability_queries import Availability
-from services.booking.slot_grid import SlotQuery, starts_on_grid, without
+from services.booking.slot_grid import SlotQuery, Times, starts_on_grid, without
 
 
 def response(found: Availability, asked: SlotQuery, query: SlotQuery) -> Generator[None, None, bytes]:
@@ -18,12 +19,14 @@ def response(found: Availability, asked: SlotQuery, query: SlotQuery) -> Generat
     `asked` are the slots of the period that was asked for, `query` those that are neither too soon nor too late.
     """
     days = Days(found.zone, asked.first, max(asked.first, asked.last + asked.duration - 1))
-    starts = without(starts_on_grid(found.salon, found.zone, asked), found.time_off, asked.without_buffers())
+    salon_off = Times.of(found.time_off)
+    starts: Sequence[range] = starts_on_grid(rules.salon_calendar(found.hours), found.zone, asked)
+    starts = without(starts, salon_off, asked.without_buffers())
     is_open, works, in_time, soon = days.of(starts), set[int](), set[int](), set[int]()
     active = [resource for resource in found.resources.values() if resource.is_active]
     for resource in active:
-        starts = starts_on_grid(resource.hours, found.zone, asked)
-        for time_off in (found.time_off, resource.time_off):
+        starts = starts_on_grid(rules.resource_calendar(found.hours, resource.hours), found.zone, asked)
+        for time_off in (salon_off, Times.of(resource.time_off)):
             starts = without(starts, time_off, asked.without_buffers())
         works |= days.of(starts)
         soon |= days.of([early for each in starts if (early := each[: bisect_left(each, query.first)])])

@@ -297,7 +297,14 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         whole_seconds(request, "hold_duration")
         phone = await self._phone("customer_phone", request.customer_phone, salon_id)
         customer = (phone, request.customer_user_id)
-        read = partial(read_slot, salon_id, start, end, now=now, service_id=request.service_id, customer=customer)
+        read = partial(
+            read_slot,
+            *(salon_id, start, end),
+            now=now,
+            service_id=request.service_id,
+            customer=customer,
+            ignore_rules=request.ignore_rules,
+        )
         insert = partial(booking_write_queries.insert_booking, request, phone, code, start=start, end=end)
         resource_id, several = request.resource_id, list(dict.fromkeys(request.any_of_resource_ids))
         locks = customer_locks(salon_id, *customer)
@@ -323,7 +330,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
                     ids = [candidate.resource_id for candidate in slot.candidates]
                     locks = [resource_lock(salon_id, each) for each in ids]
                     [slot] = await write.lock(locks, read(ids, compare=True))
-                resource_id = placement.choose(slot, start, end, now, ignore_rules=request.ignore_rules)
+                chosen = placement.choose(slot, start, end, now, ignore_rules=request.ignore_rules)
+                resource_id = await anext(self.slices.each(chosen))
                 [booked] = await write.conn.run(insert(resource_id=resource_id))
             if booked is None:
                 buffers = (0, 0) if request.ignore_rules else slot.buffers
