@@ -87,8 +87,8 @@ def free_by_start(found: Availability, query: SlotQuery, limit: int) -> Generato
             hours = rules.resource_calendar(found.hours, resource.hours)
             starts = salon_starts if hours is salon else starts_on_grid(hours, found.zone, query)
             for time_off in (salon_off, Times.of(resource.time_off)):
-                starts = without(starts, time_off, query.without_buffers())
-            free[resource_id] = without(starts, Times.of(resource.busy), query)
+                starts = yield from without(starts, time_off, query.without_buffers())
+            free[resource_id] = yield from without(starts, Times.of(resource.busy), query)
         yield
     last = yield from _last_start(list(free.values()), limit)
     by_start: dict[int, list[str]] = defaultdict(list)

@@ -21,13 +21,13 @@ def response(found: Availability, asked: SlotQuery, query: SlotQuery) -> Generat
     days = Days(found.zone, asked.first, max(asked.first, asked.last + asked.duration - 1))
     salon_off = Times.of(found.time_off)
     starts: Sequence[range] = starts_on_grid(rules.salon_calendar(found.hours), found.zone, asked)
-    starts = without(starts, salon_off, asked.without_buffers())
+    starts = yield from without(starts, salon_off, asked.without_buffers())
     is_open, works, in_time, soon = days.of(starts), set[int](), set[int](), set[int]()
     active = [resource for resource in found.resources.values() if resource.is_active]
     for resource in active:
         starts = starts_on_grid(rules.resource_calendar(found.hours, resource.hours), found.zone, asked)
         for time_off in (salon_off, Times.of(resource.time_off)):
-            starts = without(starts, time_off, asked.without_buffers())
+            starts = yield from without(starts, time_off, asked.without_buffers())
         works |= days.of(starts)
         soon |= days.of([early for each in starts if (early := each[: bisect_left(each, query.first)])])
         within = [each[bisect_left(each, query.first) : bisect_right(each, query.last)] for each in starts]

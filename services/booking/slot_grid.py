@@ -6,12 +6,14 @@ All times are in whole s since 1970.
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from services.booking import opening_hours
 from services.booking.opening_hours import Calendar
+
+TIMES_PER_STEP = 4096  # so many times take 2 ms to leave out (measured)
 
 
 class Times(NamedTuple):
@@ -58,8 +60,8 @@ def starts_on_grid(calendar: Calendar, zone: ZoneInfo, query: SlotQuery) -> list
     return [starts for starts in found if starts]
 
 
-def without(grid: Sequence[range], times: Times, query: SlotQuery) -> Sequence[range]:
-    """Return the starts whose slots keep their buffers from some times."""
+def without(grid: Sequence[range], times: Times, query: SlotQuery) -> Generator[None, None, Sequence[range]]:
+    """Return the starts whose slots keep their buffers from some times. Yields where other work may run."""
     if not times.starts:
         return grid
     found: list[range] = []
@@ -68,7 +70,9 @@ def without(grid: Sequence[range], times: Times, query: SlotQuery) -> Sequence[r
     for starts in grid:
         first, position = starts.start, 0
         low, high = bisect_right(first_after, first), bisect_left(last_before, starts[-1])
-        for last_free, next_free in zip(last_before[low:high], first_after[low:high], strict=True):
+        for count, (last_free, next_free) in enumerate(zip(last_before[low:high], first_after[low:high], strict=True)):
+            if count % TIMES_PER_STEP == TIMES_PER_STEP - 1:
+                yield
             stop = (last_free - first) // query.step + 1
             if stop > position:
                 found.append(starts[position:stop])
