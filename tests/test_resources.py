@@ -89,7 +89,12 @@ async def test_a_booking_makes_no_resource(stack: Stack) -> None:
         error = await failure(stack.booking.CreateBooking(booking_request(**fields)))
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
     booking = await stack.booking.CreateBooking(booking_request())
-    moved: Fields = {"salon_id": SALON, "booking_code": booking.booking_code, "resource_id": "chiar-1", "ignore_rules": True}
+    moved: Fields = {
+        "salon_id": SALON,
+        "booking_code": booking.booking_code,
+        "resource_id": "chiar-1",
+        "ignore_rules": True,
+    }
     error = await failure(stack.booking.RescheduleBooking(pb.RescheduleBookingRequest(**moved)))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
     assert list((await stack.booking.ListResources(LIST)).resources) == []

@@ -22,11 +22,15 @@ STARTS_PER_STEP = 250  # the slots of so many starts take about 0.5 ms to encode
 
 
 def seconds(request: SearchAvailabilityRequest, now: datetime) -> tuple[int, int]:
-    """Return the period in which slots may lie, in s since 1970. Raises: INVALID_FIELD, also for a Duration."""
+    """Return the period in which slots may lie, in s since 1970: an empty one if all of it is in the past.
+
+    Raises: INVALID_FIELD, also for a Duration.
+    """
     start, end = period(request)
     for field in ("duration", "step", "minimum_notice", "horizon"):
         whole_seconds(request, field)
-    return max(ceil_seconds(start), ceil_seconds(now)), floor_seconds(end)
+    first = max(ceil_seconds(start), ceil_seconds(now))
+    return first, max(first, floor_seconds(end))
 
 
 def check_found(found: Availability | None, request: SearchAvailabilityRequest) -> None:

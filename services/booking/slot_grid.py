@@ -67,11 +67,12 @@ def without(grid: Sequence[range], times: Times, query: SlotQuery) -> Generator[
     found: list[range] = []
     last_before = [start - query.duration - query.buffer_after for start in times.starts]
     first_after = [end + query.buffer_before for end in times.ends]
+    count = 0
     for starts in grid:
         first, position = starts.start, 0
         low, high = bisect_right(first_after, first), bisect_left(last_before, starts[-1])
-        for count, (last_free, next_free) in enumerate(zip(last_before[low:high], first_after[low:high], strict=True)):
-            if count % TIMES_PER_STEP == TIMES_PER_STEP - 1:
+        for last_free, next_free in zip(last_before[low:high], first_after[low:high], strict=True):
+            if (count := count + 1) % TIMES_PER_STEP == 0:
                 yield
             stop = (last_free - first) // query.step + 1
             if stop > position:
