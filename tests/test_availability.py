@@ -4,7 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Generator, Iterable, Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import count, islice
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -360,3 +360,139 @@ async def test_an_invalid_search_is_refused(stack: Stack) -> None:
     for search, field in wrong():
         error = await failure(stack.booking.SearchAvailability(search))
         assert (error.reason, error.fields) == ("INVALID_FIELD", [field]), search
+
+
+async def test_a_booking_that_is_to_be_moved_does_not_block_its_own_time(stack: Stack) -> None:
+    await opened(stack, "anna", booking_rules={"buffer_after": {"seconds": 1800}})
+    own, other = [
+        await stack.booking.CreateBooking(booking_request(start, resource_id="anna", ignore_rules=False))
+        for start in (NINE, NINE + 90 * MINUTE)
+    ]
+    search = request(MONDAY, MONDAY + DAY, 30)
+    assert await found(stack, search) == []
+    for booking, minutes in ((own, [0, 30]), (other, [90, 120, 150])):
+        search.excluding_booking_code = booking.booking_code.lower()
+        assert [(at - NINE) // MINUTE for at, _ in await found(stack, search)] == minutes
+    search.excluding_booking_code = "NOBODY"
+    error = await failure(stack.booking.SearchAvailability(search))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "BOOKING_NOT_FOUND")
+    await salon(stack, "salon-2")
+    search.excluding_booking_code, search.salon_id = own.booking_code, "salon-2"
+    assert (await failure(stack.booking.SearchAvailability(search))).reason == "BOOKING_NOT_FOUND"
+
+
+async def test_a_search_for_a_service_offers_its_duration_buffers_and_resources(stack: Stack) -> None:
+    await opened(stack, "anna", "ben", "cleo", booking_rules={"buffer_before": {"seconds": 3600}})
+    named: Fields = {"salon_id": SALON, "service_id": "cut", "name": "Cut", "resource_ids": ["anna", "ben"]}
+    lasts: Fields = {"duration": {"seconds": 45 * MINUTE}, "buffer_after": {"seconds": 15 * MINUTE}}
+    await stack.booking.UpsertService(pb.UpsertServiceRequest(**named, **lasts, buffer_before=Duration()))
+    await stack.booking.CreateBooking(booking_request(NINE + HOUR, resource_id="ben"))
+
+    async def slots(**fields: Any) -> list[tuple[int, int, str]]:
+        search = request(NINE, NINE + 3 * HOUR, service_id="cut", **fields)
+        if "minutes" not in fields:
+            search.ClearField("duration")
+        reply = await stack.booking.SearchAvailability(search)
+        return [
+            (
+                (slot.start_time.seconds - NINE) // MINUTE,
+                slot.end_time.seconds - slot.start_time.seconds,
+                slot.resource_id,
+            )
+            for slot in reply.slots
+        ]
+
+    length = 45 * MINUTE
+    annas, bens = [(at, length, "anna") for at in (0, 45, 90, 135)], [(0, length, "ben"), (135, length, "ben")]
+    assert await slots() == sorted([*annas, *bens])
+    assert await slots(resource_ids=["ben", "cleo"]) == bens
+    assert await slots(resource_ids=["cleo"]) == []
+    assert await slots(resource_ids=["ben"], buffer_after=30 * MINUTE) == [(135, length, "ben")]
+    assert await slots(minutes=60, resource_ids=["ben"]) == [(120, HOUR, "ben")]
+    await stack.booking.UpsertService(pb.UpsertServiceRequest(**named, **lasts, active=False))
+    assert await slots() == []
+    error = await failure(stack.booking.SearchAvailability(request(NINE, NINE + HOUR, service_id="cat")))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
+
+
+async def reasons(stack: Stack, start: int = MONDAY, days: int = 1, **fields: Any) -> list[str]:
+    """Return the reasons of a search without slots, by their days, which must be those of the search."""
+    reply = await stack.booking.SearchAvailability(request(start, start + days * DAY, **fields))
+    assert (list(reply.slots), reply.next_page_token) == ([], "")
+    first = datetime.fromtimestamp(start, UTC).date()
+    assert [date(each.date.year, each.date.month, each.date.day) for each in reply.reasons] == [
+        first + timedelta(days=day) for day in range(days)
+    ]
+    names = [pb.UnavailableReason.Name(each.reason) for each in reply.reasons]
+    return [name.removeprefix("UNAVAILABLE_REASON_") for name in names]
+
+
+async def off(stack: Stack, start: int, end: int, resource_id: str = "") -> None:
+    times: Fields = {"start_time": {"seconds": start}, "end_time": {"seconds": end}}
+    await stack.booking.CreateTimeOff(pb.CreateTimeOffRequest(salon_id=SALON, resource_id=resource_id, **times))
+
+
+async def test_each_day_without_a_slot_has_its_reason(stack: Stack, clock: list[int]) -> None:
+    weekdays = Hours({day: [(540, 720)] for day in range(5)}).opening_hours()
+    await opened(stack, "anna", "ben", opening_hours=weekdays, booking_rules={"max_advance": {"seconds": 3 * DAY}})
+    await resource(stack, "ben", active=False)
+    clock[0] = MONDAY - 2 * DAY
+    for start in range(NINE, NINE + 3 * HOUR, HOUR):
+        await stack.booking.CreateBooking(booking_request(start, resource_id="anna"))
+    clock[0] = NINE
+    await off(stack, MONDAY + DAY, MONDAY + DAY + 11 * HOUR + 1, "anna")
+    await off(stack, MONDAY + 2 * DAY, MONDAY + 3 * DAY)
+    expected = ["CLOSED", "TOO_SOON", "FULLY_BOOKED", "RESOURCE_OFF", "CLOSED"]
+    assert await reasons(stack, MONDAY - DAY, 1, minutes=120) == expected[:1]
+    assert await reasons(stack, MONDAY - 3 * DAY, 3) == ["TOO_SOON", "CLOSED", "CLOSED"]
+    assert await reasons(stack, MONDAY, 3, minutes=90) == expected[2:]
+    assert await reasons(stack, MONDAY + 4 * DAY, 3) == ["TOO_LATE", "CLOSED", "CLOSED"]
+    assert await reasons(stack, MONDAY - 7 * DAY, 8) == [*(["TOO_SOON"] * 5), "CLOSED", "CLOSED", "FULLY_BOOKED"]
+
+
+async def test_the_reasons_of_rules_hours_and_resources(stack: Stack, clock: list[int]) -> None:
+    await opened(stack)
+    assert await reasons(stack) == ["NO_RESOURCE"]
+    await resource(stack, "anna", active=False)
+    assert await reasons(stack) == await reasons(stack, resource_ids=["anna"]) == ["NO_RESOURCE"]
+    tuesdays: Any = [{"day_of_week": 2, "open_time": {"hours": 9}, "close_time": {"hours": 12}}]
+    await resource(stack, "anna", working_hours=tuesdays)
+    assert await reasons(stack) == ["RESOURCE_OFF"]
+    await resource(stack, "anna")
+    assert await reasons(stack, minutes=181) == ["CLOSED"]
+    clock[0] = NINE + 2 * HOUR + 1
+    assert await reasons(stack) == ["TOO_SOON"]
+    clock[0] = NINE
+    assert await reasons(stack, minimum_notice=3 * HOUR) == ["TOO_SOON"]
+    clock[0] = NINE - HOUR
+    assert await reasons(stack, horizon=HOUR - 1) == ["TOO_LATE"]
+    await opened(stack, booking_rules={"min_notice": {"seconds": 10 * DAY}})
+    assert await reasons(stack) == ["TOO_SOON"]
+    await opened(stack, booking_rules={"max_advance": {"seconds": 0}})
+    assert await reasons(stack) == ["TOO_LATE"]
+    closed = Hours(dates={datetime.fromtimestamp(MONDAY, UTC).date(): []}).special_hours()
+    await opened(stack, special_hours=closed)
+    assert await reasons(stack) == ["CLOSED"]
+    await opened(stack)
+    reply = await stack.booking.SearchAvailability(request(MONDAY, MONDAY + DAY, page_size=2))
+    assert list(reply.reasons) == [] and len(reply.slots) == 2
+    await stack.booking.CreateBooking(booking_request(NINE + 2 * HOUR, resource_id="anna"))
+    last = request(MONDAY, MONDAY + DAY, page_size=2, page_token=reply.next_page_token)
+    reply = await stack.booking.SearchAvailability(last)
+    assert (list(reply.slots), list(reply.reasons)) == ([], [])
+
+
+async def test_the_days_of_reasons_are_those_of_the_salons_calendar(stack: Stack, clock: list[int]) -> None:
+    await opened(stack, time_zone="Pacific/Apia", opening_hours=[])
+    # The 30th of December 2011 did not exist in Samoa.
+    start = int(datetime(2011, 12, 29, 10, tzinfo=UTC).timestamp())  # midnight there
+    reply = await stack.booking.SearchAvailability(request(start, start + 2 * DAY))
+    assert [(each.date.month, each.date.day) for each in reply.reasons] == [(12, 29), (12, 31)]
+
+
+async def test_a_search_of_the_past_finds_nothing(stack: Stack, clock: list[int]) -> None:
+    await opened(stack, "anna")
+    clock[0] = MONDAY + 2 * DAY
+    await off(stack, MONDAY, MONDAY + DAY)
+    for fields in ({}, {"buffer_before": HOUR}, {"resource_ids": ["anna"]}):
+        assert await found(stack, request(MONDAY, MONDAY + DAY, **fields)) == []

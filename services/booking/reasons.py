@@ -59,10 +59,14 @@ class Days:
         """`first` and `last` are the first and the last second of the period."""
         day, end = _date(first, zone), _date(last, zone)
         self.dates: list[date] = []
+        self._midnights: list[int] = []  # the ends of the days
         while day <= end:
-            self.dates.append(day)
+            begin, until = _midnight(day, zone), _midnight(day + timedelta(days=1), zone)
+            if begin < until:  # not so where a country crossed the date line
+                self.dates.append(day)
+                self._midnights.append(until)
             day += timedelta(days=1)
-        self._midnights = [int(datetime(*day.timetuple()[:3], tzinfo=zone).timestamp()) for day in self.dates[1:]]
+        self._midnights.pop()
 
     def of(self, starts: Iterable[range]) -> set[int]:
         """Return the numbers of the days that have starts."""
@@ -74,6 +78,10 @@ class Days:
                 found.add(number)
                 position = bisect_left(each, self._midnights[number]) if number < len(self._midnights) else len(each)
         return found
+
+
+def _midnight(day: date, zone: ZoneInfo) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp())
 
 
 def _date(at: int, zone: ZoneInfo) -> date:
