@@ -16,7 +16,7 @@ from services.booking.slot_grid import SlotQuery, Times, starts_on_grid, without
 def response(found: Availability, asked: SlotQuery, query: SlotQuery) -> Generator[None, None, bytes]:
     """Return the SearchAvailabilityResponse of a search that found no slot. Yields where other work may run.
 
-    `asked` are the slots of the period that was asked for, `query` those that are neither too soon nor too late.
+    `asked` are the slots of the request's period, `query` those of them that are neither too soon nor too late.
     """
     days = Days(found.zone, asked.first, max(asked.first, asked.last + asked.duration - 1))
     salon_off = Times.of(found.time_off)
