@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking import availability, rules
+from services.booking import reasons as service_reasons
 from services.booking.availability_queries import Availability, Bookable
 from services.booking.rules import HoursJson, Place
 from tests.calendars import DAY, HOUR, MINUTE, Case, Hours, cases, is_asked_for, is_free, offered, on_grid
+from tests.calendars import reasons as reasons_of
 from tests.stack import QUIET, SALON, Fields, Stack, booking_request, executed, failure, rows, running, salon, walk
 from tests.test_resources import resource
 
@@ -158,6 +160,21 @@ def test_offered_slots_are_those_of_the_definition_checked_minute_by_minute(case
     assert some == slots[: len(some)]
     wanted = [(start, name) for start, name, _ in on_grid(case) if is_asked_for(case, name, start)]
     assert sorted((start, name) for start, name in wanted if accepted(case, name, start)) == slots
+
+
+@settings(RANDOM, max_examples=ORACLE_EXAMPLES // 2)
+@given(case=cases())
+def test_the_reasons_of_an_empty_search_are_those_of_their_definition(case: Case) -> None:
+    if offered(case):
+        return
+    read = availability_of(case)
+    queries = availability.slot_queries(search_of(case), datetime.fromtimestamp(case.now, UTC), read)
+    reply = pb.SearchAvailabilityResponse.FromString(finish(service_reasons.response(read, *queries)))
+    computed_reasons = [
+        (date(each.date.year, each.date.month, each.date.day), pb.UnavailableReason.Name(each.reason))
+        for each in reply.reasons
+    ]
+    assert computed_reasons == [(day, f"UNAVAILABLE_REASON_{name}") for day, name in reasons_of(case)]
 
 
 async def store(stack: Stack, case: Case, *, service: bool) -> str:
