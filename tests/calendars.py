@@ -188,51 +188,6 @@ def is_free(case: Case, name: str, start: int, before: int, after: int) -> bool:
     )
 
 
-def reasons(case: Case) -> list[tuple[date, str]]:
-    """Return why a search finds nothing, by the definition of each reason."""
-    clock = ZoneInfo(case.zone)
-    first = case.now + max(case.notice, case.min_notice)
-    last = min(case.now + limit for limit in (case.horizon, case.max_advance, case.end) if limit is not None)
-
-    def local(moment: int) -> date:
-        return datetime.fromtimestamp(moment, clock).date()
-
-    def works(name: str) -> Iterator[int]:
-        """Yield the starts of slots within the hours of a resource, or of the salon, and outside of time off."""
-        is_open = opens(case.zone, case.salon, case.resources.get(name, Hours()))
-        off = [times for of in {"", name} for times in case.time_off.get(of, [])]
-        for start in starts(case, is_open):
-            end = start + case.duration
-            if (
-                case.start <= start
-                and end <= case.end
-                and all(is_open(moment) for moment in range(start, end, case.tick))
-                and not any(begin < end and until > start for begin, until in off)
-            ):
-                yield start
-
-    open_days = {local(start) for start in works("")}
-    able = case.doing - case.inactive
-    all_starts = [start for name in able for start in works(name)]
-    found = []
-    end = case.end if case.end - case.duration >= case.start else case.start + 1
-    for day in sorted({local(moment) for moment in range(case.start, end, case.tick)}):
-        on_day = [start for start in all_starts if local(start) == day]
-        if day not in open_days:
-            found.append((day, "CLOSED"))
-        elif not able:
-            found.append((day, "NO_RESOURCE"))
-        elif not on_day:
-            found.append((day, "RESOURCE_OFF"))
-        elif any(first <= start <= last for start in on_day):
-            found.append((day, "FULLY_BOOKED"))
-        elif any(start < first for start in on_day):
-            found.append((day, "TOO_SOON"))
-        else:
-            found.append((day, "TOO_LATE"))
-    return found
-
-
 @cache
 def changes_of_the_clock(zone: str) -> Sequence[date]:
     """Return the days from 1970 to 2037 on which a zone changes its clock, and one in 2026."""

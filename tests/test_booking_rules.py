@@ -4,91 +4,33 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import PreconditionFailure
 
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.calendars import DAY, HOUR, MINUTE, Hours
-from tests.stack import PHONE, SALON, Failure, Fields, Stack, booking_request, failure, rows, running, salon
+from tests.keeping import (
+    ALWAYS,
+    MONDAY,
+    OTHER_PHONE,
+    SECOND,
+    at,
+    book,
+    clock,
+    move,
+    opened,
+    read,
+    refused,
+    reschedule,
+    stack,
+    time_off,
+    update,
+)
+from tests.stack import PHONE, Fields, Stack, booking_request, failure, rows
 from tests.test_resources import resource
-from tests.test_services import service
 
-MONDAY = 1_800_000_000 - 1_800_000_000 % (7 * DAY) + 4 * DAY
-NOW = MONDAY + 10 * HOUR
-WORKDAYS = Hours({day: [(9 * 60, 18 * 60)] for day in range(6)}).opening_hours()
-ALWAYS = Hours({day: [(0, 1440)] for day in range(7)}).opening_hours()
-OTHER_PHONE = "+4915112345679"
-
-
-@pytest.fixture
-def clock() -> list[int]:
-    """The time of the booking service's clock, in s since 1970."""
-    return [NOW]
-
-
-@pytest.fixture
-async def stack(database_url: str, redis_url: str, clock: list[int]) -> Any:
-    """The three services; the booking service uses `clock`."""
-    async with running(database_url, redis_url, now=lambda: datetime.fromtimestamp(clock[0], UTC)) as stack:
-        yield stack
-
-
-def at(hour: float) -> Timestamp:
-    """Return a time by its hours since Monday, 0:00 UTC."""
-    return Timestamp(seconds=MONDAY + round(hour * HOUR))
-
-
-async def opened(stack: Stack, rules: Fields | None = None, **fields: Any) -> None:
-    """Create a salon in UTC that is open from Monday to Saturday, 9 to 18 h, with rules in s."""
-    booking_rules = {
-        name: value if isinstance(value, bool) else Duration(seconds=value) for name, value in (rules or {}).items()
-    }
-    values: Fields = {"time_zone": "UTC", "opening_hours": WORKDAYS, "booking_rules": booking_rules, **fields}
-    await salon(stack, **{"resources": ["anna", "ben"], **values})
-
-
-async def book(stack: Stack, hour: float, hours: float = 1, **fields: Any) -> pb.Booking:
-    """Book some hours, keeping the rules."""
-    values: Fields = {"start_time": at(hour), "end_time": at(hour + hours), "ignore_rules": False, **fields}
-    return await stack.booking.CreateBooking(booking_request(**values))
-
-
-async def reschedule(stack: Stack, booking: pb.Booking, **fields: Any) -> pb.Booking:
-    request = pb.RescheduleBookingRequest(salon_id=SALON, booking_code=booking.booking_code, **fields)
-    return await stack.booking.RescheduleBooking(request)
-
-
-async def update(stack: Stack, booking: pb.Booking, mask: str = "", **fields: Any) -> pb.Booking:
-    """Update the fields of a booking that are given; those of the request are `more`."""
-    more = fields.pop("more", {})
-    paths: Fields = {"update_mask": {"paths": mask.split()}} if mask else {}
-    changed = pb.Booking(salon_id=SALON, booking_code=booking.booking_code, **fields)
-    return await stack.booking.UpdateBooking(pb.UpdateBookingRequest(booking=changed, **paths, **more))
-
-
-async def read(stack: Stack, booking: pb.Booking) -> pb.Booking:
-    request = pb.GetBookingByCodeRequest(salon_id=SALON, booking_code=booking.booking_code)
-    return await stack.booking.GetBookingByCode(request)
-
-
-async def time_off(stack: Stack, start: float, end: float, resource_id: str = "") -> pb.TimeOff:
-    times: Fields = {"start_time": at(start), "end_time": at(end)}
-    request = pb.CreateTimeOffRequest(salon_id=SALON, resource_id=resource_id, **times)
-    return (await stack.booking.CreateTimeOff(request)).time_off
-
-
-async def move(stack: Stack, booking: pb.Booking, status: str, **fields: Any) -> pb.Booking:
-    names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code, "status": f"BOOKING_STATUS_{status}"}
-    return await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, **fields))
-
-
-def refused(error: Failure, reason: str) -> None:
-    """Check that an error is a refusal for a reason."""
-    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, reason), error
-    assert error.has(PreconditionFailure)
+__all__ = ["clock", "stack"]
 
 
 class Rule(NamedTuple):
@@ -102,7 +44,6 @@ class Rule(NamedTuple):
     message: str = ""
 
 
-SECOND = 1 / HOUR
 CLOSED_WEDNESDAY: Fields = {
     "special_hours": Hours(dates={datetime.fromtimestamp(MONDAY + 2 * DAY, UTC).date(): []}).special_hours()
 }
@@ -233,16 +174,6 @@ async def test_a_booking_whose_start_stays_may_have_begun(stack: Stack, clock: l
     refused(await failure(reschedule(stack, booking, start_time=at(13))), "TOO_SOON")
 
 
-async def test_a_change_of_the_customer_or_of_notes_does_not_check_the_time(stack: Stack) -> None:
-    await opened(stack)
-    booking = await book(stack, 20, resource_id="anna", ignore_rules=True)
-    assert (await update(stack, booking, customer_phone=OTHER_PHONE)).customer_phone == OTHER_PHONE
-    assert (await update(stack, booking, notes="knocks")).notes == "knocks"
-    await move(stack, booking, "CANCELLED")
-    await stack.booking.DeleteResource(pb.DeleteResourceRequest(salon_id=SALON, resource_id="anna"))
-    assert (await update(stack, booking, customer_phone=PHONE)).customer_phone == PHONE
-
-
 # Local times of a day whose clock changes, and whether a booking from one to the other is within 1 to 4 h.
 CHANGES = [
     ("2026-03-29T01:00+01:00", "2026-03-29T04:00+02:00", True),
@@ -359,215 +290,3 @@ async def test_a_booking_that_ignores_the_rules_has_no_buffers(stack: Stack) -> 
             assert (booking.buffer_before.seconds, booking.buffer_after.seconds) == (0, 0)
             refused(await failure(book(stack, hour, **fields, ignore_rules=True)), "SLOT_UNAVAILABLE")
         rows(stack.database_url, "UPDATE bookings SET status = 'CANCELLED' RETURNING 1")
-
-
-async def cut(stack: Stack, **fields: Any) -> pb.Service:
-    """Create a service of 45 min for 30 EUR, with buffers of 5 and 10 min."""
-    values: Fields = {
-        "duration": Duration(seconds=45 * MINUTE),
-        "buffer_before": Duration(seconds=5 * MINUTE),
-        "buffer_after": Duration(seconds=10 * MINUTE),
-        "price_micros": 30_000_000,
-        "currency_code": "EUR",
-        **fields,
-    }
-    return await service(stack, **values)
-
-
-async def test_what_a_booking_is_follows_from_its_service_as_it_was(stack: Stack) -> None:
-    await opened(stack, {"buffer_before": 600, "buffer_after": 900})
-    await cut(stack)
-    booking = await book(stack, 12, resource_id="anna", service_id="cut", end_time=None)
-    assert (booking.end_time, booking.service_id, booking.service_name) == (at(12.75), "cut", "Haircut")
-    assert (booking.price_micros, booking.currency_code) == (30_000_000, "EUR")
-    assert (booking.buffer_before.seconds, booking.buffer_after.seconds) == (300, 600)
-    await cut(stack, name="Cut & go", price_micros=40_000_000, buffer_after=None)
-    assert await read(stack, booking) == booking
-    assert (await update(stack, booking, service_id="cut", notes="x")).price_micros == 30_000_000
-    new = await book(stack, 14, 1, resource_id="anna", service_id="cut", service_name="Bob")
-    assert (new.end_time, new.service_name, new.price_micros) == (at(15), "Bob", 40_000_000)
-    assert (new.buffer_before.seconds, new.buffer_after.seconds) == (300, 900)
-    await stack.booking.DeleteService(pb.DeleteServiceRequest(salon_id=SALON, service_id="cut"))
-    assert (await read(stack, new)) == new
-    assert (await reschedule(stack, new, start_time=at(16))).service_id == "cut"
-
-
-async def test_a_service_is_done_by_its_resources_while_it_is_active(stack: Stack) -> None:
-    await opened(stack)
-    await cut(stack, resource_ids=["ben"])
-    await service(stack, "wash")
-    named: Fields = {"service_id": "cut", "end_time": None}
-    refused(await failure(book(stack, 12, resource_id="anna", **named)), "RESOURCE_NOT_OF_SERVICE")
-    refused(await failure(book(stack, 12, any_of_resource_ids=["anna"], **named)), "RESOURCE_NOT_OF_SERVICE")
-    booking = await book(stack, 12, resource_id="ben", **named)
-    refused(await failure(reschedule(stack, booking, resource_id="anna")), "RESOURCE_NOT_OF_SERVICE")
-    washed = await book(stack, 14, resource_id="anna", service_id="wash", end_time=None)
-    refused(await failure(update(stack, washed, service_id="cut")), "RESOURCE_NOT_OF_SERVICE")
-    await reschedule(stack, booking, resource_id="anna", ignore_rules=True)
-    await cut(stack, active=False)
-    for fields in ({"resource_id": "ben"}, {"any_of_resource_ids": ["ben"]}, {}):
-        refused(await failure(book(stack, 16, **named, **fields)), "SERVICE_NOT_ACTIVE")
-    refused(await failure(update(stack, washed, service_id="cut")), "SERVICE_NOT_ACTIVE")
-    assert (await book(stack, 16, resource_id="ben", ignore_rules=True, **named)).end_time == at(16.75)
-    error = await failure(book(stack, 16, resource_id="ben", service_id="cat"))
-    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
-
-
-async def test_a_service_books_one_of_its_resources_that_is_free(stack: Stack) -> None:
-    await opened(stack, resources=["anna", "ben", "cleo"])
-    await cut(stack, resource_ids=["ben", "cleo"])
-    await service(stack, "wash")
-    named: Fields = {"service_id": "cut", "end_time": None}
-    booked = [(await book(stack, hour, **named)).resource_id for hour in (12, 12, 14, 14)]
-    assert booked == ["ben", "cleo", "ben", "cleo"]
-    refused(await failure(book(stack, 12, **named)), "SLOT_UNAVAILABLE")
-    assert (await book(stack, 12, service_id="wash", end_time=None)).resource_id == "anna"
-    await resource(stack, "cleo", active=False)
-    await time_off(stack, 16, 17, "ben")
-    refused(await failure(book(stack, 16, **named)), "RESOURCE_OFF")
-    assert (await book(stack, 16, service_id="wash", end_time=None)).resource_id == "anna"
-
-
-async def test_the_resource_with_the_least_booked_time_of_the_local_day_is_booked_then_the_first(stack: Stack) -> None:
-    await opened(stack, time_zone="Pacific/Auckland", opening_hours=ALWAYS, resources=["anna", "ben", "cleo"])
-    every: Fields = {"any_of_resource_ids": ["cleo", "anna", "ben", "anna"]}
-    # Midnight in Auckland is 11 h UTC.
-    await book(stack, 10.5, 0.5, resource_id="anna", ignore_rules=True)
-    await book(stack, 35, 3, resource_id="anna")
-    assert (await book(stack, 20, **every)).resource_id == "anna"
-    assert (await book(stack, 22, **every)).resource_id == "ben"
-    assert (await book(stack, 24, 0.5, **every)).resource_id == "cleo"
-    assert (await book(stack, 26, 0.25, **every)).resource_id == "cleo"
-    assert (await book(stack, 28, **every)).resource_id == "cleo"
-    assert (await book(stack, 30, **every)).resource_id == "anna"
-    assert (await book(stack, 40, **every)).resource_id == "ben"
-    await move(stack, await book(stack, 32, 5, resource_id="ben", ignore_rules=True), "CANCELLED")
-
-
-async def test_a_resource_that_keeps_the_rules_is_booked_before_the_reason_of_another_is_named(stack: Stack) -> None:
-    await opened(stack, resources=["anna", "ben", "cleo"])
-    await resource(stack, "anna", active=False)
-    every: Fields = {"any_of_resource_ids": ["anna", "ben"]}
-    assert (await book(stack, 12, **every)).resource_id == "ben"
-    refused(await failure(book(stack, 12, **every)), "SLOT_UNAVAILABLE")
-    refused(await failure(book(stack, 20, **every)), "OUTSIDE_HOURS")
-    refused(await failure(book(stack, 12, any_of_resource_ids=["anna"])), "RESOURCE_NOT_ACTIVE")
-    error = await failure(book(stack, 12, any_of_resource_ids=["ben", "chiar-1"]))
-    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
-    error = await failure(book(stack, 12, any_of_resource_ids=["ben"], resource_id="ben"))
-    assert (error.reason, error.code) == ("INVALID_FIELD", grpc.StatusCode.INVALID_ARGUMENT)
-
-
-async def test_a_customer_is_known_by_a_number_an_id_or_a_name(stack: Stack) -> None:
-    await opened(stack)
-    whos: list[Fields] = [{"customer_user_id": "DE.13491208655302741918"}, {"customer_name": "Zoë"}]
-    for who in whos:
-        booking = await book(stack, 12, customer_phone="", **who)
-        for name in ("customer_phone", "customer_user_id", "customer_name"):
-            assert getattr(booking, name) == who.get(name, "")
-    error = await failure(book(stack, 12, customer_phone=""))
-    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    error = await failure(update(stack, booking, "customer_name"))
-    assert (error.reason, error.fields) == ("INVALID_FIELD", ["booking"])
-    changed = await update(stack, booking, "customer_name customer_phone", customer_phone=OTHER_PHONE)
-    assert (changed.customer_name, changed.customer_phone) == ("", OTHER_PHONE)
-
-
-async def test_an_update_changes_the_fields_of_its_mask(stack: Stack) -> None:
-    await opened(stack)
-    booking = await book(stack, 12, resource_id="anna", customer_name="Zoë", notes="old", service_name="Cut")
-    both: Fields = {"notes": "new", "customer_name": "Zoe"}
-    for mask, notes, name in (("", "new", "Zoe"), ("notes", "newer", "Zoe"), ("notes customer_name", "", "")):
-        changed = await update(stack, booking, mask, **(both if not mask else {"notes": notes}))
-        assert (changed.notes, changed.customer_name, changed.customer_phone) == (notes, name, PHONE)
-    all_fields: Fields = {"customer_user_id": "DE.1", "service_name": "Bob", "end_time": at(14), "notes": "all"}
-    changed = await update(stack, booking, "*", **all_fields)
-    assert (changed.customer_phone, changed.customer_user_id, changed.end_time) == ("", "DE.1", at(14))
-    assert (changed.service_name, changed.notes, changed.start_time) == ("Bob", "all", at(12))
-    assert (changed.revision, changed.booking_code) == (5, booking.booking_code)
-    for mask in ("start_time", "resource_id", "status", "notes colour", "booking_code"):
-        error = await failure(update(stack, booking, mask, notes="x"))
-        assert (error.reason, error.fields) == ("INVALID_FIELD", ["update_mask"])
-    error = await failure(update(stack, booking, notes="x", more={"etag": "1"}))
-    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
-    booking.booking_code = "NOBODY"
-    assert (await failure(update(stack, booking, notes="x"))).reason == "BOOKING_NOT_FOUND"
-
-
-@pytest.mark.parametrize("fields", [{}, {"service_id": "cut"}])
-async def test_an_end_before_the_start_is_refused(stack: Stack, fields: Fields) -> None:
-    await opened(stack)
-    await cut(stack)
-    booking = await book(stack, 12, resource_id="anna")
-    for hour in (12, 11, -1000):
-        error = await failure(update(stack, booking, end_time=at(hour), **fields))
-        assert (error.reason, error.fields) == ("INVALID_FIELD", ["booking.end_time"])
-
-
-async def test_a_final_booking_is_updated_but_for_its_time(stack: Stack) -> None:
-    await opened(stack)
-    await cut(stack)
-    booking = await book(stack, 12, resource_id="anna", service_id="cut", end_time=None)
-    await move(stack, booking, "CANCELLED")
-    for fields in ({"service_id": ""}, {"end_time": at(14)}):
-        refused(await failure(update(stack, booking, " ".join(fields), **fields)), "INVALID_TRANSITION")
-    same: Fields = {"service_id": "cut", "end_time": booking.end_time, "customer_phone": PHONE, "notes": "late"}
-    assert (await update(stack, booking, "*", **same)).notes == "late"
-
-
-async def test_a_new_service_brings_its_name_price_duration_and_buffers(stack: Stack) -> None:
-    await opened(stack, {"buffer_after": 900})
-    await cut(stack)
-    booking = await book(stack, 12, 2, resource_id="anna", service_name="?")
-    follows = await book(stack, 14.25, resource_id="anna")
-    changed = await update(stack, booking, service_id="cut")
-    assert (changed.service_id, changed.service_name, changed.end_time) == ("cut", "Haircut", at(12.75))
-    assert (changed.price_micros, changed.currency_code) == (30_000_000, "EUR")
-    assert (changed.buffer_before.seconds, changed.buffer_after.seconds) == (300, 600)
-    await service(stack, "perm", duration=Duration(seconds=2 * HOUR), buffer_after=Duration(seconds=16 * MINUTE))
-    error = await failure(update(stack, booking, service_id="perm"))
-    refused(error, "SLOT_UNAVAILABLE")
-    assert error.metadata["conflict_start_time"] == follows.start_time.ToJsonString()
-    changed = await update(stack, booking, service_id="perm", end_time=at(13), service_name="Perm?")
-    assert (changed.service_name, changed.end_time, changed.price_micros) == ("Perm?", at(13), 0)
-    assert (await failure(update(stack, booking, service_id="cat"))).reason == "SERVICE_NOT_FOUND"
-    changed = await update(stack, booking, "service_id")
-    assert (changed.service_id, changed.price_micros, changed.buffer_after.seconds) == ("", 0, 900)
-    late = await book(stack, 17, resource_id="ben")
-    refused(await failure(update(stack, late, service_id="perm")), "OUTSIDE_HOURS")
-    assert (await update(stack, late, service_id="perm", more={"ignore_rules": True})).end_time == at(19)
-
-
-async def test_a_hold_that_has_not_expired_is_extended(stack: Stack) -> None:
-    await opened(stack)
-    longer: Fields = {"more": {"hold_duration": Duration(seconds=3600)}}
-    held = await book(stack, 12, resource_id="anna", hold_duration=Duration(seconds=60))
-    extended = await update(stack, held, **longer)
-    lasts = extended.hold_expire_time.ToDatetime() - held.hold_expire_time.ToDatetime()
-    assert 3500 < lasts.total_seconds() < 3600
-    assert (extended.status, extended.revision) == (pb.BOOKING_STATUS_PENDING, 2)
-    for booking in (await book(stack, 14), await move(stack, held, "CONFIRMED")):
-        refused(await failure(update(stack, booking, **longer)), "NOT_A_HOLD")
-    refused(await failure(update(stack, await move(stack, held, "CANCELLED"), **longer)), "NOT_A_HOLD")
-    fraction: Fields = {"more": {"hold_duration": Duration(seconds=1, nanos=1)}}
-    error = await failure(update(stack, held, **fraction))
-    assert (error.reason, error.fields) == ("INVALID_FIELD", ["hold_duration"])
-
-
-async def test_an_expired_hold_is_neither_extended_nor_changed(stack: Stack) -> None:
-    await opened(stack)
-    await cut(stack)
-    held = await book(stack, 12, resource_id="anna", hold_duration=Duration(seconds=60))
-    rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() RETURNING 1")
-    changes: list[Fields] = [
-        {"more": {"hold_duration": Duration(seconds=60)}},
-        {"end_time": at(14)},
-        {"service_id": "cut"},
-    ]
-    for fields in changes:
-        refused(await failure(update(stack, held, **fields)), "HOLD_EXPIRED")
-    taken = await book(stack, 12, resource_id="anna")
-    for fields in changes:
-        refused(await failure(update(stack, held, **fields)), "HOLD_EXPIRED")
-    refused(await failure(move(stack, held, "CONFIRMED")), "HOLD_EXPIRED")
-    assert await read(stack, taken) == taken
