@@ -155,8 +155,7 @@ def reasons_of(case: Case) -> list[tuple[date, str]]:
     able = case.doing - case.inactive
     all_starts = [start for name in able for start in works(name)]
     found = []
-    end = case.end if case.end - case.duration >= case.start else case.start + 1
-    for day in sorted({local(moment) for moment in range(case.start, end, case.tick)}):
+    for day in sorted({local(moment) for moment in range(case.start, case.end, case.tick)}):
         on_day = [start for start in all_starts if local(start) == day]
         if day not in open_days:
             found.append((day, "CLOSED"))
