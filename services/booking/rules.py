@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from services.booking.opening_hours import Calendar, Interval, calendar, intersection, is_open
 
 LONGEST_SECONDS = 86_400  # of a booking that keeps the rules, and of a slot
-MOST_CALENDARS = 1024  # that a process remembers
+MOST_CALENDARS = 256  # that a process remembers, of each kind; the largest have 150 KB (measured)
 _UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
