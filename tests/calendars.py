@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from hypothesis import strategies as st
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 Times = list[tuple[int, int]]
+ALL_ZONES = sorted(available_timezones())
 
 # Days around which a zone changes its clock, in both directions, and a recent day.
 ZONES: dict[str, tuple[date, ...]] = {
@@ -55,13 +56,30 @@ def fields(opened: int, closed: int) -> dict[str, dict[str, int]]:
 
 
 @dataclass
+class Booked:
+    """A booking that blocks its time with its buffers; all fields are in s."""
+
+    start: int
+    end: int
+    before: int = 0
+    after: int = 0
+
+
+@dataclass
 class Case:
-    """A search: the calendars, the period, and the booked times."""
+    """A search: the calendars, the period, the booked times, the salon's rules and its service.
+
+    `busy` and `time_off` are by resource; the time off of the salon is that of "". `before`, `after`, `notice` and
+    `horizon` are what the search asks for, `own_before` and `own_after` the buffers of a new booking. All are in s.
+    """
 
     zone: str
     salon: Hours
     resources: dict[str, Hours]
-    busy: dict[str, Times]
+    inactive: set[str]
+    doing: set[str]  # the resources that do the service
+    busy: dict[str, list[Booked]]
+    time_off: dict[str, Times]
     start: int
     end: int
     now: int
@@ -71,28 +89,46 @@ class Case:
     after: int
     notice: int
     horizon: int | None
+    own_before: int
+    own_after: int
+    min_notice: int
+    max_advance: int | None
+
+    @property
+    def tick(self) -> int:
+        """The step in which times are checked, in s. Liberia's clock was 44 min 30 s behind UTC until 1972."""
+        return MINUTE // 2 if self.zone == "Africa/Monrovia" else MINUTE
 
 
 def offered(case: Case) -> list[tuple[int, str]]:
     """Return the slots that must be offered by the definition."""
-    found = []
+    return sorted((start, name) for start, name, is_open in on_grid(case) if fits(case, name, is_open, start))
+
+
+def on_grid(case: Case) -> Iterator[tuple[int, str, Callable[[int], bool]]]:
+    """Yield the starts of the step grid, each with its resource, and a function that tells when that is open."""
     for name, own in case.resources.items():
         is_open = opens(case.zone, case.salon, own)
-        stretch: int | None = None
-        for minute in range(since(is_open, case.start - 3 * DAY), case.end, MINUTE):
-            if not is_open(minute):
-                stretch = None
-                continue
-            stretch = minute if stretch is None else stretch
-            if (minute - stretch) % case.step == 0 and fits(case, name, is_open, minute):
-                found.append((minute, name))
-    return sorted(found)
+        for start in starts(case, is_open):
+            yield start, name, is_open
 
 
-def since(is_open: Callable[[int], bool], moment: int) -> int:
+def starts(case: Case, is_open: Callable[[int], bool]) -> Iterator[int]:
+    """Yield the starts of the step grid in some hours."""
+    stretch: int | None = None
+    for moment in range(since(is_open, case.start - 3 * DAY, case.tick), case.end, case.tick):
+        if not is_open(moment):
+            stretch = None
+            continue
+        stretch = moment if stretch is None else stretch
+        if (moment - stretch) % case.step == 0:
+            yield moment
+
+
+def since(is_open: Callable[[int], bool], moment: int, tick: int) -> int:
     """Return the latest closed moment up to `moment`, or the first moment of all calendars."""
     while is_open(moment) and moment > -2 * DAY:
-        moment -= MINUTE
+        moment -= tick
     return moment
 
 
@@ -123,15 +159,46 @@ def fits(case: Case, name: str, is_open: Callable[[int], bool], start: int) -> b
     """Return whether a slot that starts on the grid may be offered."""
     end = start + case.duration
     return (
+        name in case.doing - case.inactive
+        and is_asked_for(case, name, start)
+        and start >= case.now + case.min_notice
+        and (case.max_advance is None or start <= case.now + case.max_advance)
+        and all(is_open(moment) for moment in range(start, end, case.tick))
+        and not any(begin < end and until > start for of in ("", name) for begin, until in case.time_off.get(of, []))
+        and is_free(case, name, start, case.own_before, case.own_after)
+    )
+
+
+def is_asked_for(case: Case, name: str, start: int) -> bool:
+    """Return whether a slot lies in the period of the search, and keeps its notice, its horizon and its buffers."""
+    return (
         case.start <= start
-        and end <= case.end
+        and start + case.duration <= case.end
         and start >= case.now + case.notice
         and (case.horizon is None or start <= case.now + case.horizon)
-        and all(is_open(minute) for minute in range(start, end, MINUTE))
-        and not any(
-            begin < end + case.after and until > start - case.before for begin, until in case.busy.get(name, [])
-        )
+        and is_free(case, name, start, case.before, case.after)
     )
+
+
+def is_free(case: Case, name: str, start: int, before: int, after: int) -> bool:
+    """Return whether a slot with its buffers keeps clear of the bookings of a resource with theirs."""
+    first, last = start - before, start + case.duration + after
+    return not any(
+        booked.start - booked.before < last and booked.end + booked.after > first for booked in case.busy.get(name, [])
+    )
+
+
+@cache
+def changes_of_the_clock(zone: str) -> Sequence[date]:
+    """Return the days from 1970 to 2037 on which a zone changes its clock, and one in 2026."""
+    clock, found = ZoneInfo(zone), [date(2026, 7, 1)]
+    moment = datetime(1970, 1, 10, 12, tzinfo=UTC)
+    while moment.year < 2038:
+        later = moment + timedelta(days=1)
+        if moment.astimezone(clock).utcoffset() != later.astimezone(clock).utcoffset():
+            found.append(later.date())
+        moment = later
+    return found
 
 
 MINUTES = st.one_of(
@@ -153,37 +220,69 @@ def hours(around: date) -> st.SearchStrategy[Hours]:
 
 
 @st.composite
+def places_in_time(draw: st.DrawFn) -> tuple[str, date]:
+    """Return a time zone and a day, often one on which the zone changes its clock."""
+    if draw(st.booleans()):
+        zone = draw(st.sampled_from(sorted(ZONES)))
+        return zone, draw(st.sampled_from(ZONES[zone]))
+    zone = draw(st.sampled_from(ALL_ZONES))
+    return zone, draw(st.sampled_from(changes_of_the_clock(zone)))
+
+
+@st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Return a random search of about a day, often around a change of the clock."""
-    zone = draw(st.sampled_from(sorted(ZONES)))
-    around = draw(st.sampled_from(ZONES[zone]))
+    zone, around = draw(places_in_time())
     midnight = int(datetime(around.year, around.month, around.day, tzinfo=UTC).timestamp())
     start = midnight + draw(st.integers(-18 * 4, 6 * 4)) * 15 * MINUTE
     end = start + draw(st.integers(1, 40 * 4)) * 15 * MINUTE
-    busy: dict[str, Times] = {}
     names = ["anna", "ben"][: draw(st.integers(1, 2))]
+    minutes = st.sampled_from([0, 0, 0, 5, 15, 60]).map(lambda count: count * MINUTE)
+    odd = st.sampled_from([0, 0, 0, 1, 59])
+    busy: dict[str, list[Booked]] = {}
     for name in names:
-        at = start - 4 * HOUR
-        busy[name] = []
+        at, busy[name] = start - 4 * HOUR, []
         for gap, length in draw(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 20)), max_size=5)):
-            busy[name].append((at + gap * 15 * MINUTE, at + (gap + length) * 15 * MINUTE))
-            at = busy[name][-1][1]
-    quarters = st.integers(1, 12).map(lambda count: count * 10 * MINUTE)
-    short = st.sampled_from([0, 0, 5, 15, 60]).map(lambda minutes: minutes * MINUTE)
+            before, after, more = draw(minutes), draw(minutes), draw(odd)
+            begin = at + gap * 15 * MINUTE + before + more
+            busy[name].append(Booked(begin, begin + length * 15 * MINUTE, before, after))
+            at = busy[name][-1].end + after
+    off = st.tuples(st.integers(-16, 160), st.integers(1, 48), odd)
+    time_off = {
+        of: [
+            (start + at * 15 * MINUTE + more, start + (at + length) * 15 * MINUTE)
+            for at, length, more in draw(st.lists(off, max_size=2))
+        ]
+        for of in ("", *names)
+        if draw(st.booleans())
+    }
+    lengths = st.one_of(st.integers(1, 12).map(lambda count: count * 10), st.sampled_from([1, 7, 45, 1440]))
+    duration, step = draw(lengths) * MINUTE, draw(lengths) * MINUTE
     week_of_all = {day: [(0, 1440)] for day in range(7)}
-    salon = draw(hours(around) | st.builds(Hours, st.just(week_of_all), st.just({around - timedelta(days=5): []})))
+    salon = draw(hours(around) | st.builds(Hours, st.just(week_of_all), st.just({})))
+    # A calendar that never closes would be checked from 1969 on.
+    salon.dates.setdefault(around - timedelta(days=5), [])
+    limits = st.sampled_from([None, None, None, 12 * HOUR, 31 * DAY])
+    some = st.lists(st.sampled_from(names), min_size=1, max_size=2).map(set)
     return Case(
-        zone,
-        salon,
-        {name: draw(st.just(Hours()) | hours(around)) for name in names},
-        busy,
-        start,
-        end,
-        draw(st.sampled_from([start - 30 * DAY, start - HOUR, start + 3 * HOUR])),
-        draw(quarters),
-        draw(quarters),
-        draw(short),
-        draw(short),
-        draw(st.sampled_from([0, HOUR, 2 * HOUR])),
-        draw(st.sampled_from([None, None, 12 * HOUR, 31 * DAY])),
+        zone=zone,
+        salon=salon,
+        resources={name: draw(st.just(Hours()) | hours(around)) for name in names},
+        inactive=draw(st.just(set()) | some),
+        doing=draw(st.just(set(names)) | some),
+        busy=busy,
+        time_off=time_off,
+        start=start,
+        end=end,
+        now=draw(st.sampled_from([start - 30 * DAY, start - HOUR, start - HOUR + 1, start + 3 * HOUR])),
+        duration=duration,
+        step=step,
+        before=draw(minutes),
+        after=draw(minutes),
+        notice=draw(st.sampled_from([0, 0, HOUR, 2 * HOUR])),
+        horizon=draw(limits),
+        own_before=draw(minutes),
+        own_after=draw(minutes),
+        min_notice=draw(st.sampled_from([0, 0, HOUR, 2 * HOUR + 1])),
+        max_advance=draw(limits),
     )

@@ -1,126 +1,25 @@
-"""SearchAvailability offers exactly the slots of its definition, across changes of the clock."""
+"""SearchAvailability: which slots it offers, in pages, also where the clock changes."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
-from itertools import count, islice
+from itertools import count
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import pytest
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import HealthCheck, Phase, given, settings
 
 from parlor.booking.v1 import booking_pb2 as pb
-from services.booking import availability
-from services.booking.availability import SlotQuery
-from tests.calendars import DAY, HOUR, MINUTE, Case, Hours, cases, offered
-from tests.stack import QUIET, SALON, Fields, Stack, booking_request, executed, failure, running, salon, walk
+from tests.calendars import DAY, HOUR, MINUTE, Hours
+from tests.searches import MONDAY, NINE, clock, found, off, opened, request, stack
+from tests.stack import SALON, Fields, Stack, booking_request, executed, failure, salon, walk
 from tests.test_resources import resource
 
-RANDOM = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-EVERY_DAY = range(7)
-MONDAY = 1_800_000_000 - 1_800_000_000 % (7 * DAY) + 4 * DAY
-NINE = MONDAY + 9 * HOUR
+__all__ = ["clock", "stack"]
+
+
 _numbers = count()
-
-
-@pytest.fixture
-def clock() -> list[int]:
-    """The time of the booking service's clock, in s since 1970."""
-    return [0]
-
-
-@pytest.fixture
-async def stack(database_url: str, redis_url: str, clock: list[int]) -> Any:
-    """The three services; the booking service uses `clock`, and no service sends anything in the background."""
-    async with running(database_url, redis_url, now=lambda: datetime.fromtimestamp(clock[0], UTC), **QUIET) as stack:
-        yield stack
-
-
-def request(
-    start: int, end: int, minutes: int = 60, salon_id: str = SALON, **fields: Any
-) -> pb.SearchAvailabilityRequest:
-    """Return a search; the Durations of `fields` are in s."""
-    for name in ("step", "buffer_before", "buffer_after", "minimum_notice", "horizon"):
-        if fields.get(name) is not None:
-            fields[name] = Duration(seconds=fields[name])
-    period: Fields = {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=end)}
-    duration = Duration(seconds=minutes * MINUTE)
-    return pb.SearchAvailabilityRequest(salon_id=salon_id, duration=duration, **period, **fields)
-
-
-async def found(stack: Stack, search: pb.SearchAvailabilityRequest) -> list[tuple[int, str]]:
-    """Return the starts and resources of a search, and check the ends."""
-    slots = (await stack.booking.SearchAvailability(search)).slots
-    for slot in slots:
-        assert slot.end_time.seconds - slot.start_time.seconds == search.duration.seconds
-        assert slot.start_time.nanos == slot.end_time.nanos == 0
-    return [(slot.start_time.seconds, slot.resource_id) for slot in slots]
-
-
-def computed(case: Case, most: int = 100_000) -> list[tuple[int, str]]:
-    """Return the slots that the service's functions find for a case."""
-    last = case.end - case.duration
-    if case.horizon is not None:
-        last = min(last, case.now + case.horizon)
-    first = max(case.start, case.now + case.notice)
-    query = SlotQuery(first, last, case.duration, case.step, case.before, case.after)
-    rows: list[Any] = [(None, case.zone, case.salon.opening_hours(), case.salon.special_hours(), None, None)]
-    for name, own in case.resources.items():
-        begins, ends = zip(*case.busy[name], strict=True) if case.busy[name] else (None, None)
-        rows.append((name, "", own.opening_hours(), own.special_hours(), begins, ends))
-    steps = availability.free_by_start(rows, [], query, most)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            free = end.value
-            return [(start, name) for start in sorted(free) for name in free[start]]
-
-
-@settings(RANDOM, max_examples=150)
-@given(case=cases())
-def test_offered_slots_are_those_of_the_definition_checked_minute_by_minute(case: Case) -> None:
-    slots = offered(case)
-    assert computed(case) == slots
-    some = computed(case, len(slots) // 2)
-    assert len(slots) // 2 <= len(some) <= len(slots) // 2 + 2
-    assert some == slots[: len(some)]
-
-
-async def store(stack: Stack, case: Case) -> str:
-    """Write a case's salon, resources and bookings; return the salon's id."""
-    salon_id = f"salon-{next(_numbers)}"
-    hours: Fields = {"opening_hours": case.salon.opening_hours(), "special_hours": case.salon.special_hours()}
-    await salon(stack, salon_id, time_zone=case.zone, **hours)
-    for name, own in case.resources.items():
-        fields: Fields = {"working_hours": own.opening_hours(), "special_hours": own.special_hours()}
-        await resource(stack, name, salon_id=salon_id, **fields)
-        for begin, end in case.busy[name]:
-            times: Fields = {"start_time": {"seconds": begin}, "end_time": {"seconds": end}}
-            await stack.booking.CreateBooking(booking_request(salon_id=salon_id, resource_id=name, **times))
-    return salon_id
-
-
-@settings(RANDOM, max_examples=20, phases=[Phase.generate])
-@given(case=cases())
-async def test_offered_slots_can_be_booked(stack: Stack, clock: list[int], case: Case) -> None:
-    salon_id = await store(stack, case)
-    clock[0] = case.now
-    seconds: Fields = {"step": case.step, "buffer_before": case.before, "buffer_after": case.after}
-    bounds: Fields = {"minimum_notice": case.notice, "horizon": case.horizon}
-    search = request(case.start, case.end, case.duration // MINUTE, salon_id, **seconds, **bounds)
-    slots = await found(stack, search)
-    assert slots == offered(case)
-    for start, name in islice(slots, 0, None, 1 + len(slots) // 12):
-        times: Fields = {"start_time": {"seconds": start}, "end_time": {"seconds": start + case.duration}}
-        wanted = booking_request(salon_id=salon_id, resource_id=name, **times)
-        code = (await stack.booking.CreateBooking(wanted)).booking_code
-        cancel: Fields = {"salon_id": salon_id, "booking_code": code, "status": "BOOKING_STATUS_CANCELLED"}
-        await stack.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**cancel))
-
-
 # Zone, hours of one day or two, and the expected local starts of half-hour slots.
 CHANGES = [
     ("Europe/Berlin", date(2026, 3, 29), [(60, 240)], "01:00+01:00 01:30+01:00 03:00+02:00 03:30+02:00"),
@@ -157,21 +56,15 @@ async def test_a_change_of_the_clock_neither_loses_nor_invents_a_slot(stack: Sta
         assert [wall[:5] + wall[-6:] for wall in walls] == starts.split(), (zone, day)
 
 
-async def opened(stack: Stack, *names: str, hours: tuple[int, int] = (9 * 60, 12 * 60), **fields: Any) -> None:
-    """Create a salon in UTC that is open every day, and its resources."""
-    week = Hours({day: [hours] for day in EVERY_DAY}).opening_hours()
-    await salon(stack, **{"time_zone": "UTC", "opening_hours": week, **fields})
-    for name in names:
-        await resource(stack, name)
-
-
 async def test_a_search_covers_the_given_resources_or_all_active_ones(stack: Stack) -> None:
     await opened(stack, "ben", "anna")
     await resource(stack, "cleo", active=False)
     morning = (NINE, NINE + HOUR)
     assert await found(stack, request(*morning)) == [(NINE, "anna"), (NINE, "ben")]
-    named = ["new", "ben", "cleo", "ben"]
-    assert await found(stack, request(*morning, resource_ids=named)) == [(NINE, "ben"), (NINE, "new")]
+    named = ["ben", "cleo", "ben"]
+    assert await found(stack, request(*morning, resource_ids=named)) == [(NINE, "ben")]
+    error = await failure(found(stack, request(*morning, resource_ids=["ben", "chiar-1"])))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
 
 
 async def test_a_search_takes_one_statement_and_is_not_cached(stack: Stack) -> None:
@@ -226,7 +119,7 @@ async def test_pages_hold_each_slot_once(stack: Stack) -> None:
 
 
 async def test_a_page_has_at_most_10000_slots(stack: Stack) -> None:
-    await opened(stack, hours=(0, 1440))
+    await opened(stack, "anna", hours=(0, 1440))
     search = request(MONDAY, MONDAY + 7 * DAY, 1, resource_ids=["anna"])
     reply = await stack.booking.SearchAvailability(search)
     search.page_token = reply.next_page_token
@@ -235,7 +128,7 @@ async def test_a_page_has_at_most_10000_slots(stack: Stack) -> None:
 
 
 async def test_a_salon_that_never_closes_has_one_unbroken_grid(stack: Stack) -> None:
-    await opened(stack, hours=(0, 1440), time_zone="Asia/Kathmandu")
+    await opened(stack, "anna", hours=(0, 1440), time_zone="Asia/Kathmandu")
     beginning = -DAY - 5 * HOUR - 30 * MINUTE  # midnight of 1969-12-31 there
     for start in (0, MONDAY, MONDAY + 7 * MINUTE, 4_000_000_000):
         slots = await found(stack, request(start, start + DAY, 31, resource_ids=["anna"], step=31 * MINUTE))
@@ -259,3 +152,64 @@ async def test_an_invalid_search_is_refused(stack: Stack) -> None:
     for search, field in wrong():
         error = await failure(stack.booking.SearchAvailability(search))
         assert (error.reason, error.fields) == ("INVALID_FIELD", [field]), search
+
+
+async def test_a_booking_that_is_to_be_moved_does_not_block_its_own_time(stack: Stack) -> None:
+    await opened(stack, "anna", booking_rules={"buffer_after": {"seconds": 1800}})
+    own, other = [
+        await stack.booking.CreateBooking(booking_request(start, resource_id="anna", ignore_rules=False))
+        for start in (NINE, NINE + 90 * MINUTE)
+    ]
+    search = request(MONDAY, MONDAY + DAY, 30)
+    assert await found(stack, search) == []
+    for booking, minutes in ((own, [0, 30]), (other, [90, 120, 150])):
+        search.excluding_booking_code = booking.booking_code.lower()
+        assert [(at - NINE) // MINUTE for at, _ in await found(stack, search)] == minutes
+    search.excluding_booking_code = "NOBODY"
+    error = await failure(stack.booking.SearchAvailability(search))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "BOOKING_NOT_FOUND")
+    await salon(stack, "salon-2")
+    search.excluding_booking_code, search.salon_id = own.booking_code, "salon-2"
+    assert (await failure(stack.booking.SearchAvailability(search))).reason == "BOOKING_NOT_FOUND"
+
+
+async def test_a_search_for_a_service_offers_its_duration_buffers_and_resources(stack: Stack) -> None:
+    await opened(stack, "anna", "ben", "cleo", booking_rules={"buffer_before": {"seconds": 3600}})
+    named: Fields = {"salon_id": SALON, "service_id": "cut", "name": "Cut", "resource_ids": ["anna", "ben"]}
+    lasts: Fields = {"duration": {"seconds": 45 * MINUTE}, "buffer_after": {"seconds": 15 * MINUTE}}
+    await stack.booking.UpsertService(pb.UpsertServiceRequest(**named, **lasts, buffer_before=Duration()))
+    await stack.booking.CreateBooking(booking_request(NINE + HOUR, resource_id="ben"))
+
+    async def slots(**fields: Any) -> list[tuple[int, int, str]]:
+        search = request(NINE, NINE + 3 * HOUR, service_id="cut", **fields)
+        if "minutes" not in fields:
+            search.ClearField("duration")
+        reply = await stack.booking.SearchAvailability(search)
+        return [
+            (
+                (slot.start_time.seconds - NINE) // MINUTE,
+                slot.end_time.seconds - slot.start_time.seconds,
+                slot.resource_id,
+            )
+            for slot in reply.slots
+        ]
+
+    length = 45 * MINUTE
+    annas, bens = [(at, length, "anna") for at in (0, 45, 90, 135)], [(0, length, "ben"), (135, length, "ben")]
+    assert await slots() == sorted([*annas, *bens])
+    assert await slots(resource_ids=["ben", "cleo"]) == bens
+    assert await slots(resource_ids=["cleo"]) == []
+    assert await slots(resource_ids=["ben"], buffer_after=30 * MINUTE) == [(135, length, "ben")]
+    assert await slots(minutes=60, resource_ids=["ben"]) == [(120, HOUR, "ben")]
+    await stack.booking.UpsertService(pb.UpsertServiceRequest(**named, **lasts, active=False))
+    assert await slots() == []
+    error = await failure(stack.booking.SearchAvailability(request(NINE, NINE + HOUR, service_id="cat")))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
+
+
+async def test_a_search_of_the_past_finds_nothing(stack: Stack, clock: list[int]) -> None:
+    await opened(stack, "anna")
+    clock[0] = MONDAY + 2 * DAY
+    await off(stack, MONDAY, MONDAY + DAY)
+    for fields in ({}, {"buffer_before": HOUR}, {"resource_ids": ["anna"]}):
+        assert await found(stack, request(MONDAY, MONDAY + DAY, **fields)) == []

@@ -13,13 +13,16 @@ from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.service import CODE_LETTERS
 from tests.stack import PHONE, SALON, Stack, booking_request, cached, failure, rows, salon, warm
 
-NOON = 1_800_000_000
+NOON = 1_700_000_000
 HOUR = 3600
 PENDING, CONFIRMED = pb.BOOKING_STATUS_PENDING, pb.BOOKING_STATUS_CONFIRMED
 ALLOWED = {
     PENDING: {CONFIRMED, pb.BOOKING_STATUS_CANCELLED},
     CONFIRMED: {pb.BOOKING_STATUS_COMPLETED, pb.BOOKING_STATUS_CANCELLED, pb.BOOKING_STATUS_NO_SHOW},
+    pb.BOOKING_STATUS_COMPLETED: {pb.BOOKING_STATUS_NO_SHOW, CONFIRMED},
+    pb.BOOKING_STATUS_NO_SHOW: {pb.BOOKING_STATUS_COMPLETED, CONFIRMED},
 }
+REQUESTED = [status for status in pb.BookingStatus.values()[1:] if status != pb.BOOKING_STATUS_EXPIRED]
 
 
 async def move(stack: Stack, booking: pb.Booking, status: pb.BookingStatus.ValueType, etag: str = "") -> pb.Booking:
@@ -86,7 +89,7 @@ async def test_other_resources_other_salons_and_no_resource_never_conflict(stack
 async def test_a_final_booking_frees_its_slot(stack: Stack) -> None:
     await salon(stack)
     for final in ALLOWED[CONFIRMED]:
-        booking = await stack.booking.CreateBooking(booking_request(resource_id="anna", status=CONFIRMED))
+        booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", status=CONFIRMED))
         await move(stack, booking, final)
 
 
@@ -122,18 +125,57 @@ async def test_a_code_finds_nothing_in_another_salon(stack: Stack) -> None:
 
 async def test_a_status_changes_only_along_its_transitions(stack: Stack) -> None:
     await salon(stack)
-    for before, after in product(pb.BookingStatus.values()[1:], repeat=2):
-        booking = await stack.booking.CreateBooking(booking_request(status=PENDING if before == PENDING else CONFIRMED))
-        if before not in (PENDING, CONFIRMED):
+    for before, after in product(pb.BookingStatus.values()[1:], REQUESTED):
+        status = PENDING if before in (PENDING, pb.BOOKING_STATUS_EXPIRED) else CONFIRMED
+        booking = await stack.booking.CreateBooking(booking_request(NOON, status=status))
+        if before == pb.BOOKING_STATUS_EXPIRED:
+            rows(stack.database_url, "UPDATE bookings SET status = 'EXPIRED' WHERE status = 'PENDING' RETURNING 1")
+        elif before not in (PENDING, CONFIRMED):
             booking = await move(stack, booking, before)
         if after in ALLOWED.get(before, ()):
             moved = await move(stack, booking, after)
             assert (moved.status, moved.revision) == (after, booking.revision + 1)
             continue
         error = await failure(move(stack, booking, after))
+        if (before, after) == (pb.BOOKING_STATUS_EXPIRED, CONFIRMED):
+            assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "HOLD_EXPIRED")
+            continue
         assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INVALID_TRANSITION")
         assert error.metadata == {"from": pb.BookingStatus.Name(before), "to": pb.BookingStatus.Name(after)}
         assert error.has(PreconditionFailure)
+
+
+async def test_only_the_service_ends_a_hold(stack: Stack) -> None:
+    await salon(stack)
+    booking = await stack.booking.CreateBooking(booking_request())
+    error = await failure(move(stack, booking, pb.BOOKING_STATUS_EXPIRED))
+    assert (error.reason, error.fields) == ("INVALID_FIELD", ["status"])
+
+
+async def test_an_outcome_is_known_from_the_start_on(stack: Stack) -> None:
+    await salon(stack)
+    coming = await stack.booking.CreateBooking(booking_request(4_000_000_000, status=CONFIRMED))
+    for outcome in (pb.BOOKING_STATUS_COMPLETED, pb.BOOKING_STATUS_NO_SHOW):
+        error = await failure(move(stack, coming, outcome))
+        assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INVALID_TRANSITION")
+        assert "before its start_time" in error.message
+
+
+async def test_an_outcome_is_corrected_only_while_its_time_is_free(stack: Stack) -> None:
+    await salon(stack)
+    for outcome in (pb.BOOKING_STATUS_COMPLETED, pb.BOOKING_STATUS_NO_SHOW):
+        first = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", status=CONFIRMED))
+        await move(stack, first, outcome)
+        second = await stack.booking.CreateBooking(booking_request(NOON + 1800, resource_id="anna"))
+        error = await failure(move(stack, first, CONFIRMED))
+        assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SLOT_UNAVAILABLE")
+        assert error.metadata == {
+            "conflict_start_time": second.start_time.ToJsonString(),
+            "conflict_end_time": second.end_time.ToJsonString(),
+        }
+        await move(stack, second, pb.BOOKING_STATUS_CANCELLED)
+        assert (await move(stack, first, CONFIRMED)).status == CONFIRMED
+        await move(stack, first, pb.BOOKING_STATUS_CANCELLED)
 
 
 async def test_a_change_with_an_old_etag_is_refused(stack: Stack) -> None:

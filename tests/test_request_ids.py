@@ -58,7 +58,7 @@ async def prepared(stack: Stack, name: str) -> Prepared:
         return booking.DeleteTimeOff, delete, "time_off_id"
     if name == "RescheduleBooking":
         code = (await booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
-        to_ben: Fields = {"salon_id": SALON, "booking_code": code, "resource_id": "ben"}
+        to_ben: Fields = {"salon_id": SALON, "booking_code": code, "resource_id": "ben", "ignore_rules": True}
         return booking.RescheduleBooking, pb.RescheduleBookingRequest(**to_ben), "reason"
     if name == "EraseCustomer":
         await booking.CreateBooking(booking_request(request_id=str(uuid4())))

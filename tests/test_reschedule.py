@@ -10,7 +10,7 @@ from google.rpc.error_details_pb2 import PreconditionFailure
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.stack import SALON, Stack, booking_request, failure, rows, salon
 
-NOON = 1_800_000_000
+NOON = 1_700_000_000
 HOUR = 3600
 CONFIRMED = pb.BOOKING_STATUS_CONFIRMED
 
@@ -20,7 +20,9 @@ def at(seconds: int) -> Timestamp:
 
 
 def to(booking: pb.Booking, **fields: Any) -> pb.RescheduleBookingRequest:
-    return pb.RescheduleBookingRequest(salon_id=booking.salon_id, booking_code=booking.booking_code, **fields)
+    """Return a request to move a booking. It ignores the rules, like booking_request."""
+    names: dict[str, Any] = {"salon_id": booking.salon_id, "booking_code": booking.booking_code, "ignore_rules": True}
+    return pb.RescheduleBookingRequest(**{**names, **fields})
 
 
 async def booked(stack: Stack, start: int = NOON, resource_id: str = "anna", **fields: Any) -> pb.Booking:
@@ -51,7 +53,7 @@ async def test_each_of_time_end_and_resource_can_move(stack: Stack) -> None:
     assert (both.resource_id, both.start_time, both.end_time) == ("cleo", at(NOON + HOUR), at(NOON + 3 * HOUR))
     listed = await stack.booking.ListResources(pb.ListResourcesRequest(salon_id=SALON))
     assert [(one.resource_id, one.name, one.active) for one in listed.resources] == [
-        (name, name, True) for name in ("anna", "ben", "cleo")
+        (name, name, True) for name in ("anna", "ben", "chair_1", "cleo")
     ]
 
 
@@ -125,6 +127,7 @@ async def test_invalid_times_are_refused(stack: Stack) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "start_time"),
         ({"end_time": at(NOON)}, "end_time"),
+        ({"end_time": at(NOON - 1)}, "end_time"),
         ({"start_time": at(NOON), "end_time": at(NOON)}, "end_time"),
         ({"start_time": Timestamp(seconds=NOON, nanos=1), "end_time": Timestamp(seconds=NOON, nanos=2)}, "end_time"),
         ({"start_time": at(last)}, "start_time"),

@@ -23,7 +23,7 @@ async def resource(stack: Stack, resource_id: str = "anna", **fields: Any) -> pb
 
 
 async def test_a_resource_is_read_back_as_it_was_written(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     week = [pb.OpeningHours(**{"day_of_week": 7, **NINE_TO_SIX})]
     dates = [
         christmas(),
@@ -38,7 +38,7 @@ async def test_a_resource_is_read_back_as_it_was_written(stack: Stack) -> None:
 
 
 async def test_an_upsert_replaces_all_fields_of_a_resource(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     first = await resource(stack, active=False, special_hours=[christmas()])
     second = await resource(stack, name="Anne", etag=first.etag)
     assert (second.name, second.active, list(second.special_hours), second.etag) == ("Anne", True, [], "2")
@@ -57,8 +57,8 @@ async def test_a_resource_needs_its_salon(stack: Stack) -> None:
 
 
 async def test_pages_hold_each_resource_of_the_salon_once_active_or_all(stack: Stack) -> None:
-    await salon(stack)
-    await salon(stack, "salon-2")
+    await salon(stack, resources=())
+    await salon(stack, "salon-2", resources=())
     await resource(stack, salon_id="salon-2")
     for number in reversed(range(5)):
         await resource(stack, f"chair-{number}", active=number != 2)
@@ -73,18 +73,35 @@ async def test_pages_hold_each_resource_of_the_salon_once_active_or_all(stack: S
 
 
 async def test_a_write_to_a_resource_is_in_the_next_list(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     await warm(stack.booking.ListResources, LIST)
     made = await resource(stack)
     assert list((await fresh(stack.booking.ListResources, LIST)).resources) == [made]
     await warm(stack.booking.ListResources, LIST)
-    await stack.booking.CreateBooking(booking_request(resource_id="ben"))
+    await resource(stack, "ben")
     listed = await fresh(stack.booking.ListResources, LIST)
     assert [one.resource_id for one in listed.resources] == ["anna", "ben"]
 
 
+async def test_a_booking_makes_no_resource(stack: Stack) -> None:
+    await salon(stack, resources=())
+    for fields in ({"resource_id": "chiar-1"}, {"any_of_resource_ids": ["chiar-1"]}):
+        error = await failure(stack.booking.CreateBooking(booking_request(**fields)))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+    booking = await stack.booking.CreateBooking(booking_request())
+    moved: Fields = {
+        "salon_id": SALON,
+        "booking_code": booking.booking_code,
+        "resource_id": "chiar-1",
+        "ignore_rules": True,
+    }
+    error = await failure(stack.booking.RescheduleBooking(pb.RescheduleBookingRequest(**moved)))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+    assert list((await stack.booking.ListResources(LIST)).resources) == []
+
+
 async def test_a_booking_does_not_change_its_resource(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     written = await resource(stack, active=False)
     await stack.booking.CreateBooking(booking_request(resource_id="anna"))
     assert list((await stack.booking.ListResources(LIST)).resources) == [written]
@@ -100,7 +117,7 @@ async def test_a_salon_has_special_hours_and_a_language(stack: Stack) -> None:
 
 @pytest.mark.parametrize("of", ["salon", "resource"])
 async def test_invalid_special_hours_are_refused(stack: Stack, of: str) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     wrong: list[tuple[list[pb.SpecialHours], str]] = [
         ([christmas(), christmas(month=2, day=31)], "special_hours[1].date"),
         ([christmas(year=2025, month=2, day=29)], "special_hours[0].date"),
@@ -122,7 +139,7 @@ def delete(resource_id: str = "anna", **fields: Any) -> pb.DeleteResourceRequest
 
 
 async def test_a_deleted_resource_is_gone_until_it_is_created_again(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     first, ben = await resource(stack, special_hours=[christmas()]), await resource(stack, "ben")
     await warm(stack.booking.ListResources, LIST)
     assert (await stack.booking.DeleteResource(delete())).ByteSize() == 0
@@ -141,7 +158,7 @@ async def test_a_deleted_resource_is_gone_until_it_is_created_again(stack: Stack
 
 
 async def test_a_resource_is_deleted_by_its_etag_and_once(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     assert (await failure(stack.booking.DeleteResource(delete(salon_id="nobody")))).reason == "RESOURCE_NOT_FOUND"
     assert (await failure(stack.booking.DeleteResource(delete("chiar-1")))).reason == "RESOURCE_NOT_FOUND"
     await resource(stack)
@@ -153,7 +170,7 @@ async def test_a_resource_is_deleted_by_its_etag_and_once(stack: Stack) -> None:
 
 
 async def test_a_resource_with_bookings_to_come_is_not_deleted(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     await resource(stack)
     late, soon = [
         await stack.booking.CreateBooking(booking_request(4_000_000_000 - hours * 3600, resource_id="anna"))
@@ -185,7 +202,7 @@ async def test_a_resource_with_bookings_to_come_is_not_deleted(stack: Stack) -> 
 async def test_only_bookings_that_block_and_have_not_ended_keep_a_resource(
     stack: Stack, change: str, deleted: bool
 ) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     await resource(stack)
     await stack.booking.CreateBooking(booking_request(4_000_000_000, resource_id="anna"))
     rows(stack.database_url, f"UPDATE bookings SET {change} RETURNING 1")
@@ -196,7 +213,7 @@ async def test_only_bookings_that_block_and_have_not_ended_keep_a_resource(
 
 
 async def test_each_write_to_a_resource_is_a_change(stack: Stack) -> None:
-    await salon(stack)
+    await salon(stack, resources=())
     await resource(stack)
     await resource(stack)
     await stack.booking.DeleteResource(delete())

@@ -16,7 +16,18 @@ from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from services.booking.booking_write_queries import resource_lock
 from tests.load import until
-from tests.stack import QUIET, SALON, Stack, booking_request, message_request, rows, running, salon, webhook_body
+from tests.stack import (
+    QUIET,
+    SALON,
+    Fields,
+    Stack,
+    booking_request,
+    message_request,
+    rows,
+    running,
+    salon,
+    webhook_body,
+)
 from tests.test_connection import connect
 from tests.test_webhook import signed, status, text
 
@@ -46,8 +57,8 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
         template = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
         await stack.messaging.RecordMessage(message_request("wamid.0"))  # from then on messaging knows the salon
         calls: list[tuple[Any, Any, list[int]]] = [
-            (stack.booking.CreateBooking, booking_request(resource_id="anna"), [3, 1]),
-            (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [4, 2]),
+            (stack.booking.CreateBooking, booking_request(resource_id="anna"), [4, 1]),
+            (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [5, 2]),
             (stack.messaging.RecordMessage, message_request("wamid.9", **template), [3, 1]),
             (stack.messaging.RecordMessage, message_request("wamid.10", user_id="US.2"), [4, 1]),
             (stack.messaging.IngestWebhook, signed(body), [6, 1]),
@@ -59,14 +70,15 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
             assert sent == expected
 
 
-async def test_moving_a_booking_takes_four(database_url: str, redis_url: str, sent: list[int]) -> None:
+async def test_moving_a_booking_takes_five(database_url: str, redis_url: str, sent: list[int]) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         await salon(stack)
         code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
         sent.clear()
-        move = booking_pb2.RescheduleBookingRequest(salon_id=SALON, booking_code=code, resource_id="ben")
+        to: Fields = {"resource_id": "ben", "ignore_rules": True}
+        move = booking_pb2.RescheduleBookingRequest(salon_id=SALON, booking_code=code, **to)
         assert (await stack.booking.RescheduleBooking(move)).resource_id == "ben"
-        assert sent == [3, 3, 1, 1]
+        assert sent == [3, 3, 1, 1, 1]
 
 
 async def test_a_write_that_waits_for_a_lock_has_no_transaction_id(stack: Stack) -> None:

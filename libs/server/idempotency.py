@@ -68,9 +68,11 @@ class Write:
     async def unlock(self, *then: Statement[Any]) -> list[Any]:
         """Undo everything since `lock`, and release its names: waiting for more while holding some may deadlock.
 
-        Returns the results of the statements `then`, as `lock` does.
+        It may also follow a statement that failed. Returns the results of the statements `then`.
         """
-        return (await self.conn.run(_ROLLBACK_TO_SAVEPOINT, *then))[1:]
+        # In a round trip of its own: after a failed statement nothing can be prepared before.
+        await self.conn.run(_ROLLBACK_TO_SAVEPOINT)
+        return await self.conn.run(*then) if then else []
 
 
 class IdempotentWrites:
@@ -188,8 +190,11 @@ def _locks(names: Iterable[str], shared: Sequence[str] = ()) -> Statement[tuple[
 
 
 def _numbers(names: Iterable[str]) -> str:
-    """Return the array of the numbers of locks, in the order in which every transaction takes them."""
-    numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
+    """Return the array of the numbers of locks, in the order in which every transaction takes them: that of the names.
+
+    So those of one kind can be locked in a later round trip than those of another whose names come before.
+    """
+    numbers = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in sorted(names)]
     return f"{{{','.join(map(str, numbers))}}}"
 
 

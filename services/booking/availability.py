@@ -13,18 +13,24 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.messages import length_prefix
 from libs.server import Page, errors, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
-from services.booking import reasons
+from services.booking import reasons, rules
 from services.booking.availability_queries import Availability
 from services.booking.rules import ceil_seconds, earliest_start, floor_seconds, latest_start
-from services.booking.slot_grid import SlotQuery, starts_on_grid, without
+from services.booking.slot_grid import SlotQuery, Times, starts_on_grid, without
 
 STARTS_PER_STEP = 250  # the slots of so many starts take about 0.5 ms to encode
 
 
 def seconds(request: SearchAvailabilityRequest, now: datetime) -> tuple[int, int]:
-    """Return the period in which slots may lie, in s since 1970. Raises: INVALID_FIELD."""
+    """Return the period in which slots may lie, in s since 1970: an empty one if all of it is in the past.
+
+    Raises: INVALID_FIELD, also for a Duration.
+    """
     start, end = period(request)
-    return max(ceil_seconds(start), ceil_seconds(now)), floor_seconds(end)
+    for field in ("duration", "step", "minimum_notice", "horizon"):
+        whole_seconds(request, field)
+    first = max(ceil_seconds(start), ceil_seconds(now))
+    return first, max(first, floor_seconds(end))
 
 
 def check_found(found: Availability | None, request: SearchAvailabilityRequest) -> None:
@@ -76,15 +82,17 @@ def free_by_start(found: Availability, query: SlotQuery, limit: int) -> Generato
 
     Yields where other work may run.
     """
-    salon_starts: Sequence[range] = starts_on_grid(found.salon, found.zone, query)
+    salon, salon_off = rules.salon_calendar(found.hours), Times.of(found.time_off)
+    salon_starts: Sequence[range] = starts_on_grid(salon, found.zone, query)
+    yield
     free: dict[str, Sequence[range]] = {}
     for resource_id, resource in found.resources.items():
         if resource.is_active:
-            is_salon = resource.hours == found.salon
-            starts = salon_starts if is_salon else starts_on_grid(resource.hours, found.zone, query)
-            for time_off in (found.time_off, resource.time_off):
-                starts = without(starts, time_off, query.without_buffers())
-            free[resource_id] = without(starts, resource.busy, query)
+            hours = rules.resource_calendar(found.hours, resource.hours)
+            starts = salon_starts if hours is salon else starts_on_grid(hours, found.zone, query)
+            for time_off in (salon_off, Times.of(resource.time_off)):
+                starts = yield from without(starts, time_off, query.without_buffers())
+            free[resource_id] = yield from without(starts, Times.of(resource.busy), query)
         yield
     last = yield from _last_start(list(free.values()), limit)
     by_start: dict[int, list[str]] = defaultdict(list)

@@ -6,19 +6,20 @@ from zoneinfo import ZoneInfo
 
 from libs.db import Statement
 from services.booking import rules
-from services.booking.opening_hours import Calendar
-from services.booking.rules import Rules
-from services.booking.slot_grid import Times
+from services.booking.rules import HoursJson, Rules
 from services.booking.slot_queries import buffer_of
 
 
 class Bookable(NamedTuple):
-    """A resource: when it works, when bookings with their buffers block it, and its own time off."""
+    """A resource: when it works, when bookings with their buffers block it, and its own time off.
+
+    `busy` and `time_off` are as Postgres sends them, see `Times.of`.
+    """
 
     is_active: bool
-    hours: Calendar
-    busy: Times
-    time_off: Times
+    hours: HoursJson
+    busy: bytes | None
+    time_off: bytes | None
 
 
 class Availability(NamedTuple):
@@ -29,12 +30,12 @@ class Availability(NamedTuple):
     """
 
     zone: ZoneInfo
-    salon: Calendar
+    hours: HoursJson
     rules: Rules
     duration: int | None
     buffers: tuple[int, int]
     found_excluded: bool
-    time_off: Times
+    time_off: bytes | None
     resources: dict[str, Bookable]
 
 
@@ -69,10 +70,13 @@ def read_availability(
     return Statement(_OF_GIVEN if resource_ids else _OF_ALL, params, _read)
 
 
+_PACKED = "string_agg(int8send(lower(merged)) || int8send(upper(merged)), '' ORDER BY merged)"
+
+
 def _merged(which: str, ranges: str) -> str:
-    """Return the SQL of the starts and ends of time ranges, merged and sorted; `which` is the end of its FROM."""
+    """Return the SQL of time ranges, merged and sorted, as `Times.of` reads them; `which` is the end of its FROM."""
     return f"""
-        SELECT array_agg(lower(merged) ORDER BY merged) AS starts, array_agg(upper(merged) ORDER BY merged) AS ends
+        SELECT {_PACKED} AS times
         FROM (SELECT unnest(range_agg({ranges})) AS merged FROM {which}) AS ranges"""
 
 
@@ -101,8 +105,7 @@ def _statement(named: str, which: str) -> str:
             FROM salon
         ), off AS MATERIALIZED ({_merged(f"{_OFF_OF} AND t.resource_id IS NULL", _OFF)}
         ), busy AS (
-            SELECT resource_id,
-                array_agg(lower(merged) ORDER BY merged) AS starts, array_agg(upper(merged) ORDER BY merged) AS ends
+            SELECT resource_id, {_PACKED} AS times
             FROM (
                 SELECT resource_id, unnest(range_agg({_BUSY})) AS merged
                 FROM bookings
@@ -114,8 +117,7 @@ def _statement(named: str, which: str) -> str:
             ) AS merged
             GROUP BY resource_id
         )
-        SELECT salon.*, off.starts, off.ends, r.resource_id, r.active, r.working_hours, r.special_hours,
-            busy.starts, busy.ends, own.starts, own.ends
+        SELECT salon.*, off.times, r.resource_id, r.active, r.working_hours, r.special_hours, busy.times, own.times
         FROM salon CROSS JOIN off
         LEFT JOIN resources AS r ON r.salon_id = %(salon_id)s AND r.deleted_at IS NULL AND {which}
         LEFT JOIN busy USING (resource_id)
@@ -131,25 +133,22 @@ _OF_ALL = _statement("", f"r.active AND {_DO_THE_SERVICE}")
 def _read(_: list[str], rows: list[Any]) -> Availability | None:
     if not rows:
         return None
-    zone, hours, special, booking_rules, is_active, duration, done_by, before, after, found, starts, ends = rows[0][:12]
-    salon, _own = rules.calendars(hours, special, None, None)
+    zone, hours, special, booking_rules, is_active, duration, done_by, before, after, found, off = rows[0][:11]
     does = None if not done_by else set(map(bytes.decode, done_by))
     resources = {}
-    for row in sorted(rows, key=lambda row: row[12] or b""):
-        resource_id, active, working, own_special, *times = row[12:]
+    for row in sorted(rows, key=lambda row: row[11] or b""):
+        resource_id, active, working, own_special, busy, own_off = row[11:]
         if resource_id is not None:
             name = resource_id.decode()
             may = active and is_active is not False and (does is None or name in does)
-            _salon, own = rules.calendars(hours, special, working, own_special)
-            busy, off = Times(times[0] or (), times[1] or ()), Times(times[2] or (), times[3] or ())
-            resources[name] = Bookable(may, own, busy, off)
+            resources[name] = Bookable(may, HoursJson(working, own_special), busy, own_off)
     return Availability(
         ZoneInfo(zone.decode()),
-        salon,
+        HoursJson(hours, special),
         rules.rules_of(booking_rules),
         duration,
         (before, after),
         found,
-        Times(starts or (), ends or ()),
+        off,
         resources,
     )

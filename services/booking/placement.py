@@ -1,6 +1,6 @@
 """Decides whether a booking may have a time, and which of several resources it is given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from libs.server import errors, period
@@ -29,11 +29,11 @@ def check_rules(
 
     Raises: FAILED_PRECONDITION with the reason.
     """
-    place = next((each.place for each in slot.candidates if each.resource_id == booking.resource_id), slot.place)
-    refused = refusal(*(times or period(booking)), now, slot.rules, place)
+    candidate = next((each for each in slot.candidates if each.resource_id == booking.resource_id), None)
+    refused = refusal(*(times or period(booking)), now, slot.rules, slot.place(candidate))
     if refused := refused or _service_refusal(slot, booking.resource_id):
         raise refused_error(refused, booking.resource_id)
-    _check_customer(slot)
+    check_customer(slot)
 
 
 def check_cancel(booking: Booking, now: datetime, rules: Rules) -> None:
@@ -43,30 +43,32 @@ def check_cancel(booking: Booking, now: datetime, rules: Rules) -> None:
         raise refused_error(refused, booking.resource_id)
 
 
-def choose(slot: Slot, start: datetime, end: datetime, now: datetime, *, ignore_rules: bool) -> str:
-    """Return the free resource with the least booked time on that day, the first by id among several.
+def choose(slot: Slot, start: datetime, end: datetime, now: datetime, *, ignore_rules: bool) -> Iterator[str | None]:
+    """Yield None where other work may run, and finally the resource to book.
 
+    It is the free one with the least booked time on that day, the first by id among several.
     Raises: as `check_rules`, if no resource keeps the rules; SLOT_UNAVAILABLE if none that keeps them is free.
     """
-    refusals: list[Refusal] = []
-    allowed = []
-    for candidate in slot.candidates:
+    refusals = []
+    for candidate in sorted(
+        slot.candidates, key=lambda each: (not each.is_free, each.booked_seconds, each.resource_id)
+    ):
         refused = None
         if not ignore_rules:
-            refused = refusal(start, end, now, slot.rules, candidate.place)
+            refused = refusal(start, end, now, slot.rules, slot.place(candidate))
             refused = refused or _service_refusal(slot, candidate.resource_id)
         if refused is None:
-            allowed.append(candidate)
-        else:
-            refusals.append(refused)
-    if not allowed:
-        raise refused_error(refusals[0] if refusals else Refusal("RESOURCE_NOT_ACTIVE", "there is no resource to book"))
-    if not ignore_rules:
-        _check_customer(slot)
-    free = [(candidate.booked_seconds, candidate.resource_id) for candidate in allowed if candidate.is_free]
-    if not free:
-        raise errors.failed_precondition("SLOT_UNAVAILABLE", "resource", "no resource is free at that time")
-    return min(free)[1]
+            if not ignore_rules:
+                check_customer(slot)
+            if not candidate.is_free:
+                raise errors.failed_precondition("SLOT_UNAVAILABLE", "resource", "no resource is free at that time")
+            yield candidate.resource_id
+            return
+        refusals.append(refused)
+        yield None
+    # An inactive resource is no news if another one is active.
+    refusals.sort(key=lambda refused: refused.reason == "RESOURCE_NOT_ACTIVE")
+    raise refused_error(refusals[0] if refusals else Refusal("RESOURCE_NOT_ACTIVE", "there is no resource to book"))
 
 
 def refused_error(refused: Refusal, resource_id: str = "") -> errors.RpcError:
@@ -86,7 +88,7 @@ def _service_refusal(slot: Slot, resource_id: str) -> Refusal | None:
     return None
 
 
-def _check_customer(slot: Slot) -> None:
+def check_customer(slot: Slot) -> None:
     """Raise CUSTOMER_ALREADY_BOOKED if the customer has a booking, and the salon allows one at a time."""
     if code := slot.already_booked:
         message = "the customer has a booking, and the salon allows one at a time"

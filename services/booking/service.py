@@ -300,7 +300,14 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         whole_seconds(request, "hold_duration")
         phone = await self._phone("customer_phone", request.customer_phone, salon_id)
         customer = (phone, request.customer_user_id)
-        read = partial(read_slot, salon_id, start, end, now=now, service_id=request.service_id, customer=customer)
+        read = partial(
+            read_slot,
+            *(salon_id, start, end),
+            now=now,
+            service_id=request.service_id,
+            customer=customer,
+            ignore_rules=request.ignore_rules,
+        )
         insert = partial(booking_write_queries.insert_booking, request, phone, code, start=start, end=end)
         resource_id, several = request.resource_id, list(dict.fromkeys(request.any_of_resource_ids))
         locks = customer_locks(salon_id, *customer)
@@ -326,7 +333,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
                     ids = [candidate.resource_id for candidate in slot.candidates]
                     locks = [resource_lock(salon_id, each) for each in ids]
                     [slot] = await write.lock(locks, read(ids, compare=True))
-                resource_id = placement.choose(slot, start, end, now, ignore_rules=request.ignore_rules)
+                chosen = placement.choose(slot, start, end, now, ignore_rules=request.ignore_rules)
+                resource_id = await anext(self.slices.each(chosen))
                 [booked] = await write.conn.run(insert(resource_id=resource_id))
             if booked is None:
                 buffers = (0, 0) if request.ignore_rules else slot.buffers
@@ -414,9 +422,10 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             after.start_time.FromDatetime(start)
             after.end_time.FromDatetime(end)
             after.resource_id = request.resource_id or after.resource_id
-            slot = await self._read_slot(write, after, new_customer=True)
+            slot = await self._read_slot(write, after, [after.resource_id][: bool(after.resource_id)], of_customer=True)
             if not request.ignore_rules:
-                placement.check_rules(slot, after, self.now() if request.HasField("start_time") else None)
+                is_moved = after.start_time != before.booking.start_time
+                placement.check_rules(slot, after, self.now() if is_moved else None)
             return await self._change(write, request, after, "RESCHEDULED")
 
     async def UpdateBooking(self, request: pb.UpdateBookingRequest, context: Any) -> bytes:
@@ -431,19 +440,23 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         async with self.write(request, salon_id, *tags, locks=locks, shared=shared, first=[first]) as write:
             before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             after = updates.merge(before.booking, request, changed, phone)
+            differing = updates.differing(before.booking, after, changed)
             if hold is not None:
                 transitions.check_extends(before.booking, hold_expired=before.hold_expired)
-            if changed & updates.OF_TIME:
+            if differing & updates.OF_TIME:
                 transitions.check_blocking(before.booking, hold_expired=before.hold_expired)
-            if "service_id" in changed:
-                slot = await self._read_slot(write, after, after.service_id)
-                updates.set_service(after, slot, changed, ignore_rules=request.ignore_rules)
             if transitions.length(after) <= timedelta():
                 raise transitions.empty_time("booking.end_time")
-            if changed & updates.RULED and not request.ignore_rules:
-                new_customer = bool(changed & updates.OF_CUSTOMER)
-                slot = await self._read_slot(write, after, new_customer=new_customer)
-                placement.check_rules(slot, after, None)
+            if "service_id" in differing:
+                slot = await self._read_slot(write, after, service_id=after.service_id)
+                updates.set_service(after, slot, changed, ignore_rules=request.ignore_rules)
+            if differing & updates.RULED and not request.ignore_rules:
+                new_times, new_customer = differing & updates.OF_TIME, bool(differing & updates.OF_CUSTOMER)
+                resource_ids = [after.resource_id] if new_times and after.resource_id else []
+                slot = await self._read_slot(write, after, resource_ids, of_customer=new_customer)
+                if new_times:
+                    placement.check_rules(slot, after, None)
+                placement.check_customer(slot)
             return await self._change(write, request, after, "UPDATED", hold)
 
     async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:
@@ -521,13 +534,18 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         return await e164(field, number, lambda: self._region_code(salon_id)) if number else ""
 
     async def _read_slot(
-        self, write: Write, booking: pb.Booking, service_id: str = "", *, new_customer: bool = False
+        self,
+        write: Write,
+        booking: pb.Booking,
+        resource_ids: Sequence[str] = (),
+        *,
+        service_id: str = "",
+        of_customer: bool = False,
     ) -> Slot:
-        """Return what decides about the time of a changed booking; about its customer only if `new_customer`.
+        """Return what decides about the time of a changed booking; about its customer only with `of_customer`.
 
         Raises: RESOURCE_NOT_FOUND; SERVICE_NOT_FOUND for a `service_id`, which the booking is to get.
         """
-        resource_ids = [booking.resource_id] if booking.resource_id else []
         [slot] = await write.conn.run(
             read_slot(
                 booking.salon_id,
@@ -535,7 +553,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
                 resource_ids,
                 self.now(),
                 service_id=booking.service_id,
-                customer=(booking.customer_phone, booking.customer_user_id) if new_customer else ("", ""),
+                customer=(booking.customer_phone, booking.customer_user_id) if of_customer else ("", ""),
                 booking_id=booking.booking_id,
             )
         )

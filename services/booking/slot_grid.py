@@ -3,13 +3,17 @@
 All times are in whole s since 1970.
 """
 
+import sys
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from services.booking import opening_hours
 from services.booking.opening_hours import Calendar
+
+TIMES_PER_STEP = 4096  # so many times take 2 ms to leave out (measured)
 
 
 class Times(NamedTuple):
@@ -17,6 +21,17 @@ class Times(NamedTuple):
 
     starts: Sequence[int] = ()
     ends: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, packed: bytes | None) -> "Times":
+        """Return times, merged and sorted, from their starts and ends in turn as Postgres's int8send gives them.
+
+        A fraction of the cost of an array in psycopg, and it can be put off until other work has run.
+        """
+        numbers = array("q", packed or b"")
+        if sys.byteorder == "little":
+            numbers.byteswap()
+        return cls(numbers[::2], numbers[1::2])
 
 
 class SlotQuery(NamedTuple):
@@ -45,17 +60,20 @@ def starts_on_grid(calendar: Calendar, zone: ZoneInfo, query: SlotQuery) -> list
     return [starts for starts in found if starts]
 
 
-def without(grid: Sequence[range], times: Times, query: SlotQuery) -> Sequence[range]:
-    """Return the starts whose slots keep their buffers from some times."""
+def without(grid: Sequence[range], times: Times, query: SlotQuery) -> Generator[None, None, Sequence[range]]:
+    """Return the starts whose slots keep their buffers from some times. Yields where other work may run."""
     if not times.starts:
         return grid
     found: list[range] = []
     last_before = [start - query.duration - query.buffer_after for start in times.starts]
     first_after = [end + query.buffer_before for end in times.ends]
+    count = 0
     for starts in grid:
         first, position = starts.start, 0
         low, high = bisect_right(first_after, first), bisect_left(last_before, starts[-1])
         for last_free, next_free in zip(last_before[low:high], first_after[low:high], strict=True):
+            if (count := count + 1) % TIMES_PER_STEP == 0:
+                yield
             stop = (last_free - first) // query.step + 1
             if stop > position:
                 found.append(starts[position:stop])

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 from libs.db import Statement
 from services.booking import rules
-from services.booking.rules import Place, Rules
+from services.booking.opening_hours import Interval
+from services.booking.rules import HoursJson, Place, Rules
 
 
 def buffer_of(side: str) -> str:
@@ -23,7 +24,9 @@ class Candidate(NamedTuple):
     """A resource that may be booked: whether the time is free, and how long it is booked on that day, in s."""
 
     resource_id: str
-    place: Place
+    is_active: bool
+    hours: HoursJson
+    time_off: Sequence[Interval]
     is_free: bool
     booked_seconds: int
 
@@ -40,18 +43,28 @@ class SlotService(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """What decides about a time. `place` is the salon alone, for a booking without a resource.
+    """What decides about a time.
 
-    `buffers` are those of a new booking, in s. `already_booked` is the code of another booking of the customer, if the
-    salon allows one at a time.
+    `time_off` is that of the salon. `buffers` are those of a new booking, in s. `already_booked` is the code of another
+    booking of the customer, if the salon allows one at a time.
     """
 
     rules: Rules
-    place: Place
+    zone: ZoneInfo
+    hours: HoursJson
+    time_off: Sequence[Interval]
     service: SlotService | None
     buffers: tuple[int, int]
     already_booked: str
     candidates: list[Candidate]
+
+    def place(self, candidate: Candidate | None) -> Place:
+        """Return where a candidate would be booked; for None the salon alone. See `rules.resource_calendar`."""
+        salon = rules.salon_calendar(self.hours)
+        if candidate is None:
+            return Place(self.zone, salon, salon, self.time_off)
+        own = rules.resource_calendar(self.hours, candidate.hours)
+        return Place(self.zone, salon, own, candidate.time_off, candidate.is_active)
 
 
 def read_slot(
@@ -65,12 +78,14 @@ def read_slot(
     customer: tuple[str, str] = ("", ""),
     booking_id: str | None = None,
     compare: bool = False,
+    ignore_rules: bool = False,
 ) -> Statement[Slot | None]:
     """Read what decides about a booking of a time; None for an unknown salon.
 
     Without an `end` the service's duration counts. The candidates are those of `resource_ids` that exist; for None,
     those of the service. `customer` are a phone number and a user_id. `booking_id` names a booking that is changed, and
-    so in no one's way. Only with `compare` candidates know whether they are free, and how long they are booked.
+    so in no one's way. Only with `compare` candidates know whether they are free, and how long they are booked; with
+    `ignore_rules` for a booking without buffers.
     Source: indexes salons_pkey, services_pkey, resources_pkey, idx_time_off_salon_range, idx_bookings_customer_salon,
     idx_bookings_user_salon, idx_bookings_salon_resource_start; constraint bookings_no_overlap.
     """
@@ -85,6 +100,7 @@ def read_slot(
         "phone": phone,
         "user_id": user_id,
         "booking_id": booking_id,
+        "buffers": 0 if ignore_rules else 1,
     }
     return Statement(_statement(resource_ids is None, compare), params, _read)
 
@@ -104,7 +120,8 @@ _COMPARED = f"""
     NOT EXISTS (
         SELECT {_OTHER} AND b.resource_id = r.resource_id
             AND blocked_range(b.start_ts, b.end_ts, b.buffer_before, b.buffer_after)
-                && blocked_range(%(start)s, slot.end_ts, {buffer_of("before")}, {buffer_of("after")})
+                && blocked_range(%(start)s, slot.end_ts,
+                    %(buffers)s::int * {buffer_of("before")}, %(buffers)s::int * {buffer_of("after")})
     ) AS is_free, (
         SELECT coalesce(sum(extract(epoch FROM b.end_ts - b.start_ts)), 0)::bigint {_OTHER}
             AND b.resource_id = r.resource_id
@@ -146,22 +163,28 @@ def _read(_: list[str], rows: list[Any]) -> Slot | None:
         return None
     zone, hours, special, booking_rules, already_booked, is_active, done_by, name, duration = rows[0][:9]
     before, after, price_micros, currency = rows[0][9:13]
-    salon, _own = rules.calendars(hours, special, None, None)
-    place = Place(ZoneInfo(zone.decode()), salon, salon, _time_off(rows[0]))
     candidates = []
     for row in rows:
         resource_id, active, working, own_special = row[13:17]
         if resource_id is not None:
-            salon, own = rules.calendars(hours, special, working, own_special)
-            there = Place(place.zone, salon, own, _time_off(row), active)
-            candidates.append(Candidate(resource_id.decode(), there, row[19], row[20]))
+            own_hours = HoursJson(working, own_special)
+            candidates.append(Candidate(resource_id.decode(), active, own_hours, _time_off(row), row[19], row[20]))
     found = None
     if name is not None:
         names = list(map(bytes.decode, done_by))
         found = SlotService(is_active, names, name.decode(), duration, price_micros, currency.decode())
     booked = (already_booked or b"").decode()
-    return Slot(rules.rules_of(booking_rules), place, found, (before, after), booked, candidates)
+    return Slot(
+        rules.rules_of(booking_rules),
+        ZoneInfo(zone.decode()),
+        HoursJson(hours, special),
+        _time_off(rows[0]),
+        found,
+        (before, after),
+        booked,
+        candidates,
+    )
 
 
-def _time_off(row: Any) -> list[tuple[int, int]]:
+def _time_off(row: Any) -> list[Interval]:
     return list(zip(row[17] or (), row[18] or (), strict=True))

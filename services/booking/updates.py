@@ -9,25 +9,26 @@ from services.booking.slot_queries import Slot
 OF_CUSTOMER = {"customer_phone", "customer_user_id"}
 OF_TIME = {"service_id", "end_time"}  # only of a booking that blocks its time
 RULED = OF_CUSTOMER | OF_TIME
+_CUSTOMER = OF_CUSTOMER | {"customer_name"}
 _FIELDS = ("customer_phone", "customer_user_id", "customer_name", "service_id", "service_name", "end_time", "notes")
 
 
 def paths(request: UpdateBookingRequest) -> set[str]:
     """Return the fields to change: those of the mask, all for `*`, those that are set without a mask.
 
+    An end_time can't be removed: it is changed if it is given.
+
     Raises: INVALID_FIELD for a field that there is not, or that UpdateBooking does not change.
     """
-    wanted: Iterable[str] = request.update_mask.paths
-    if not wanted:
-        given = {field.name for field, _ in request.booking.ListFields()}
-        return given & set(_FIELDS)
+    given = {field.name for field, _ in request.booking.ListFields()}
+    wanted: Iterable[str] = request.update_mask.paths or given & set(_FIELDS)
     if "*" in wanted:
-        return set(_FIELDS)
+        wanted = _FIELDS
     for path in wanted:
         if path not in _FIELDS:
             names = ", ".join(_FIELDS)
             raise errors.invalid_fields([("update_mask", f"{path[:64]} can't be updated, only {names}")])
-    return set(wanted)
+    return set(wanted) - ({"end_time"} - given)
 
 
 def merge(before: Booking, request: UpdateBookingRequest, changed: Set[str], customer_phone: str) -> Booking:
@@ -38,11 +39,16 @@ def merge(before: Booking, request: UpdateBookingRequest, changed: Set[str], cus
         setattr(after, name, getattr(request.booking, name))
     if "customer_phone" in changed:
         after.customer_phone = customer_phone
-    if "end_time" in changed and request.booking.HasField("end_time"):
+    if "end_time" in changed:
         after.end_time.CopyFrom(request.booking.end_time)
-    if not (after.customer_phone or after.customer_user_id or after.customer_name):
+    if changed & _CUSTOMER and not (after.customer_phone or after.customer_user_id or after.customer_name):
         raise errors.invalid_fields([("booking", "needs a customer_phone, a customer_user_id or a customer_name")])
     return after
+
+
+def differing(before: Booking, after: Booking, changed: Set[str]) -> Set[str]:
+    """Return those of the changed fields whose values differ: the same service is not a new one."""
+    return {name for name in changed if getattr(before, name) != getattr(after, name)}
 
 
 def set_service(after: Booking, slot: Slot, changed: Set[str], *, ignore_rules: bool) -> None:
@@ -52,7 +58,7 @@ def set_service(after: Booking, slot: Slot, changed: Set[str], *, ignore_rules: 
         after.ClearField("price_micros")
         after.ClearField("currency_code")
     else:
-        if "service_name" not in changed:
+        if "service_name" not in changed or not after.service_name:
             after.service_name = service.name
         if "end_time" not in changed:
             micros = after.start_time.nanos
