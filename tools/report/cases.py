@@ -1,47 +1,47 @@
-"""The reads of the seed's tables: as its predecessor did them, and as an RPC."""
+"""The reads of the predecessor's tables: its own statements, and the RPC that replaces them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 import psycopg
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
 
-SALON = "salon-123"  # the biggest
+SALON = "salon-123"  # the largest
 SALONS = [f"salon-{123 + rank}" for rank in range(20)]
 MONTH = timedelta(days=31)
 WEEK = timedelta(days=7)
 FIRST = datetime(2024, 11, 1, tzinfo=UTC)
-ASKS = 256
-PAGE = 50
+REQUESTS = 256  # different ones of each read, at most
+IN_PERIOD = "salon_id = %(salon_id)s AND {0} >= %(start_time)s AND {0} < %(end_time)s"
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """One read: the RPC's request, and the parameters of the predecessor's statements."""
 
-    request: Message
+    message: Message
     params: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A read with up to ASKS different asks.
+    """A read with its different requests.
 
-    `statements` are the predecessor's, sent side by side; `index` is the one that the seed's table names for it, which
-    "before" lacks.
+    `statements` are the predecessor's, sent in parallel. `index` is the one that the predecessor's report adds for
+    this read; "before" lacks it.
     """
 
     key: str
     service: str
     method: str
     statements: tuple[str, ...]
-    asks: Sequence[Ask]
+    requests: Sequence[Request]
     index: str = ""
 
     @property
@@ -51,184 +51,134 @@ class Case:
 
 
 def cases(database_url: str) -> list[Case]:
-    """Return every read, asked of the seed's data set."""
+    """Return every read of the predecessor's tables, with requests that fit the sample data."""
     with psycopg.connect(database_url) as conn:
         return [*_bookings(conn), *_messages(conn), *_stats(), *_salons(conn)]
 
 
 def _bookings(conn: psycopg.Connection) -> Iterator[Case]:
-    """Yield what the seed calls booking queries."""
-    listed = "SELECT * FROM bookings WHERE salon_id = %(salon_id)s{} ORDER BY start_ts LIMIT 50"
-    weeks = [
-        Ask(booking.ListBookingsRequest(salon_id=SALON, **times), {"salon_id": SALON, "start": start, "end": end})
-        for start, end, times in _periods(WEEK)
-    ]
-    in_week = listed.format(" AND start_ts >= %(start)s AND start_ts < %(end)s")
-    yield Case("salon_bookings", "booking", "ListBookings", (in_week,), weeks, "idx_bookings_salon_start")
+    listed = "SELECT * FROM bookings WHERE {} ORDER BY start_ts LIMIT 50"
+    in_week = (listed.format(IN_PERIOD.format("start_ts")),)
+    weeks = _requests(booking.ListBookingsRequest, _periods(WEEK))
+    yield Case("salon_bookings", "booking", "ListBookings", in_week, weeks, "idx_bookings_salon_start")
 
-    confirmed = [
-        Ask(
-            booking.ListBookingsRequest(
-                salon_id=SALON, status=booking.BOOKING_STATUS_CONFIRMED, end_time=times["end_time"]
-            ),
-            {"salon_id": SALON, "end": end},
-        )
-        for _, end, times in _periods(timedelta(days=120))
-    ]
-    by_status = listed.format(" AND status = 'CONFIRMED' AND start_ts < %(end)s")
-    yield Case(
-        "confirmed_bookings", "booking", "ListBookings", (by_status,), confirmed, "idx_bookings_salon_status_start"
+    by_status = (listed.format("salon_id = %(salon_id)s AND status = 'CONFIRMED' AND start_ts < %(end_time)s"),)
+    confirmed = _requests(
+        booking.ListBookingsRequest,
+        (
+            {"salon_id": SALON, "status": booking.BOOKING_STATUS_CONFIRMED, "end_time": period["end_time"]}
+            for period in _periods(timedelta(days=120))
+        ),
     )
+    index = "idx_bookings_salon_status_start"
+    yield Case("confirmed_bookings", "booking", "ListBookings", by_status, confirmed, index)
 
-    customers = [
-        Ask(
-            booking.ListBookingsRequest(salon_id=SALON, customer_phone=phone),
-            {"salon_id": SALON, "customer_phone": phone},
-        )
-        for (phone,) in _rows(conn, "SELECT DISTINCT customer_phone FROM bookings WHERE salon_id = %s ORDER BY 1")
-    ]
-    of_customer = listed.format(" AND customer_phone = %(customer_phone)s")
-    yield Case("customer_bookings", "booking", "ListBookings", (of_customer,), customers, "idx_bookings_customer_salon")
+    of_customer = (listed.format("salon_id = %(salon_id)s AND customer_phone = %(customer_phone)s"),)
+    phones = _column(conn, "SELECT DISTINCT customer_phone FROM bookings WHERE salon_id = %s ORDER BY 1")
+    customers = _requests(booking.ListBookingsRequest, ({"salon_id": SALON, "customer_phone": one} for one in phones))
+    yield Case("customer_bookings", "booking", "ListBookings", of_customer, customers, "idx_bookings_customer_salon")
 
-    of_day = (
+    days = tuple(
         "SELECT status, count(*) FROM bookings WHERE salon_id = %(salon_id)s"
-        " AND created_at >= %(start)s + interval '{} days' AND created_at < %(start)s + interval '{} days'"
-        " GROUP BY status"
+        f" AND created_at >= %(start_time)s + interval '{day} days'"
+        f" AND created_at < %(start_time)s + interval '{day + 1} days' GROUP BY status"
+        for day in range(7)
     )
-    days = tuple(of_day.format(day, day + 1) for day in range(7))
-    asks = _of_periods(stats.ListBookingStatsRequest, WEEK)
-    yield Case("daily_bookings", "stats", "ListBookingStats", days, asks, "idx_bookings_created")
+    weeks = _requests(stats.ListBookingStatsRequest, _periods(WEEK))
+    yield Case("daily_bookings", "stats", "ListBookingStats", days, weeks, "idx_bookings_created")
 
-    codes = [
-        Ask(
-            booking.GetBookingByCodeRequest(salon_id=SALON, booking_code=code),
-            {"salon_id": SALON, "booking_code": code},
-        )
-        for (code,) in _rows(conn, "SELECT booking_code FROM bookings WHERE salon_id = %s ORDER BY created_at DESC")
-    ]
-    by_code = "SELECT * FROM bookings WHERE booking_code = %(booking_code)s AND salon_id = %(salon_id)s"
-    yield Case("booking_by_code", "booking", "GetBookingByCode", (by_code,), codes)
+    by_code = ("SELECT * FROM bookings WHERE booking_code = %(booking_code)s AND salon_id = %(salon_id)s",)
+    codes = _column(conn, "SELECT booking_code FROM bookings WHERE salon_id = %s ORDER BY created_at DESC")
+    bookings = _requests(booking.GetBookingByCodeRequest, ({"salon_id": SALON, "booking_code": one} for one in codes))
+    yield Case("booking_by_code", "booking", "GetBookingByCode", by_code, bookings)
 
 
 def _messages(conn: psycopg.Connection) -> Iterator[Case]:
-    """Yield what the seed calls message queries, and a conversation with its messages."""
-    listed = "SELECT * FROM messages WHERE {} ORDER BY created_at DESC LIMIT %(limit)s"
-    conversations = _rows(
-        conn, "SELECT conversation_id::text, phone_number FROM conversations WHERE salon_id = %s ORDER BY started_at"
-    )
+    listed = "SELECT * FROM messages WHERE {} ORDER BY created_at DESC LIMIT {}"
+    request = messaging.ListMessagesRequest
+    query = "SELECT {} FROM conversations WHERE salon_id = %s ORDER BY started_at"
+    ids, phones = (_column(conn, query.format(column)) for column in ("conversation_id::text", "phone_number"))
 
-    pages = [(salon_id, size) for size in range(PAGE - 6, PAGE + 7) for salon_id in SALONS][:ASKS]
-    recent = [
-        Ask(messaging.ListMessagesRequest(salon_id=salon_id, page_size=size), {"salon_id": salon_id, "limit": size})
-        for salon_id, size in pages
-    ]
-    of_salon = listed.format("salon_id = %(salon_id)s")
-    yield Case("salon_messages", "messaging", "ListMessages", (of_salon,), recent, "idx_messages_salon_created")
+    of_salon = (listed.format("salon_id = %(salon_id)s", "%(page_size)s"),)
+    pages = _requests(request, ({"salon_id": name, "page_size": size} for size in range(44, 57) for name in SALONS))
+    yield Case("salon_messages", "messaging", "ListMessages", of_salon, pages, "idx_messages_salon_created")
 
-    by_phone = [
-        Ask(
-            messaging.ListMessagesRequest(salon_id=SALON, phone_number=phone),
-            {"salon_id": SALON, "phone_number": phone, "limit": PAGE},
-        )
-        for _, phone in conversations
-    ]
-    of_phone = listed.format("phone_number = %(phone_number)s AND salon_id = %(salon_id)s")
-    yield Case("customer_messages", "messaging", "ListMessages", (of_phone,), by_phone, "idx_messages_phone_salon")
+    of_phone = (listed.format("phone_number = %(phone_number)s AND salon_id = %(salon_id)s", 50),)
+    by_phone = _requests(request, ({"salon_id": SALON, "phone_number": phone} for phone in phones))
+    yield Case("customer_messages", "messaging", "ListMessages", of_phone, by_phone, "idx_messages_phone_salon")
 
-    by_id = [
-        Ask(
-            messaging.ListMessagesRequest(salon_id=SALON, conversation_id=conversation_id),
-            {"salon_id": SALON, "conversation_id": conversation_id, "limit": PAGE},
-        )
-        for conversation_id, _ in conversations
-    ]
-    of_conversation = listed.format("conversation_id = %(conversation_id)s")
-    yield Case(
-        "conversation_messages",
-        "messaging",
-        "ListMessages",
-        (of_conversation,),
-        by_id,
-        "idx_messages_conversation_created",
-    )
+    in_conversation = (listed.format("conversation_id = %(conversation_id)s", 50),)
+    by_id = _requests(request, ({"salon_id": SALON, "conversation_id": one} for one in ids))
+    index = "idx_messages_conversation_created"
+    yield Case("conversation_messages", "messaging", "ListMessages", in_conversation, by_id, index)
 
-    value = (
-        "SELECT {} FROM messages WHERE salon_id = %(salon_id)s AND direction = '{}'"
-        " AND created_at >= %(start)s AND created_at < %(end)s"
-    )
     values = tuple(
-        value.format(figure, direction)
-        for figure in ("count(*)", "coalesce(sum(cost_micros), 0)")
+        f"SELECT {value} FROM messages WHERE direction = '{direction}' AND {IN_PERIOD.format('created_at')}"
+        for value in ("count(*)", "coalesce(sum(cost_micros), 0)")
         for direction in ("INBOUND", "OUTBOUND")
     )
-    asks = _of_periods(stats.GetMessageDirectionStatsRequest, MONTH)
-    yield Case(
-        "direction_statistics", "stats", "GetMessageDirectionStats", values, asks, "idx_messages_direction_salon"
-    )
+    months = _requests(stats.GetMessageDirectionStatsRequest, _periods(MONTH))
+    index = "idx_messages_direction_salon"
+    yield Case("direction_statistics", "stats", "GetMessageDirectionStats", values, months, index)
 
+    conversation = (
+        "SELECT * FROM conversations WHERE salon_id = %(salon_id)s AND phone_number = %(phone_number)s",
+        listed.format("conversation_id = %(conversation_id)s", 10),
+    )
     contexts = [
-        Ask(
+        Request(
             messaging.GetConversationRequest(salon_id=SALON, phone_number=phone),
-            {"salon_id": SALON, "phone_number": phone, "conversation_id": conversation_id, "limit": 10},
+            {"salon_id": SALON, "phone_number": phone, "conversation_id": conversation_id},
         )
-        for conversation_id, phone in conversations
+        for conversation_id, phone in zip(ids, phones, strict=True)
     ]
-    conversation = "SELECT * FROM conversations WHERE salon_id = %(salon_id)s AND phone_number = %(phone_number)s"
-    yield Case("conversation_context", "messaging", "GetConversation", (conversation, of_conversation), contexts)
+    yield Case("conversation_context", "messaging", "GetConversation", conversation, contexts)
 
 
 def _stats() -> Iterator[Case]:
-    """Yield what the seed calls stats queries: of a month, one statement a value."""
-    of_period = "SELECT {} FROM {} WHERE salon_id = %(salon_id)s AND {} >= %(start)s AND {} < %(end)s"
+    """Yield the statistics of a month, for which the predecessor sends one statement per value."""
     counts = tuple(
-        of_period.format(figure, table, time, time)
-        for figure, table, time in (
+        f"SELECT {value} FROM {table} WHERE {IN_PERIOD.format(time)}"
+        for value, table, time in (
             ("count(*)", "bookings", "start_ts"),
             ("count(*)", "messages", "created_at"),
             ("count(*)", "conversations", "started_at"),
             ("coalesce(sum(cost_micros), 0)", "messages", "created_at"),
         )
     )
-    yield Case("salon_stats", "stats", "GetSalonStats", counts, _of_periods(stats.GetSalonStatsRequest, MONTH))
+    months = _requests(stats.GetSalonStatsRequest, _periods(MONTH))
+    yield Case("salon_stats", "stats", "GetSalonStats", counts, months)
 
-    figures = ("count(*)", "sum(prompt_tokens)", "sum(completion_tokens)", "sum(cost_micros)", "avg(latency_ms)")
-    by_model = of_period.format("model, {}", "ai_messages", "created_at", "created_at") + " GROUP BY model"
-    values = tuple(by_model.format(figure) for figure in figures)
-    yield Case("ai_analytics", "stats", "GetAiAnalytics", values, _of_periods(stats.GetAiAnalyticsRequest, MONTH))
+    values = tuple(
+        f"SELECT model, {value} FROM ai_messages WHERE {IN_PERIOD.format('created_at')} GROUP BY model"
+        for value in ("count(*)", "sum(prompt_tokens)", "sum(completion_tokens)", "sum(cost_micros)", "avg(latency_ms)")
+    )
+    months = _requests(stats.GetAiAnalyticsRequest, _periods(MONTH))
+    yield Case("ai_analytics", "stats", "GetAiAnalytics", values, months)
 
 
 def _salons(conn: psycopg.Connection) -> Iterator[Case]:
-    """Yield the look-ups of salons."""
-    names = conn.execute("SELECT salon_id, phone_number_id FROM salons ORDER BY salon_id").fetchall()
-    by_phone = [
-        Ask(booking.GetSalonByPhoneNumberIdRequest(phone_number_id=name), {"phone_number_id": name})
-        for _, name in names
-    ]
-    statement = "SELECT * FROM salons WHERE phone_number_id = %(phone_number_id)s"
-    yield Case("salon_by_phone", "booking", "GetSalonByPhoneNumberId", (statement,), by_phone)
-    by_id = [Ask(booking.GetSalonRequest(salon_id=name), {"salon_id": name}) for name, _ in names]
-    yield Case("salon_by_id", "booking", "GetSalon", ("SELECT * FROM salons WHERE salon_id = %(salon_id)s",), by_id)
+    statement = "SELECT * FROM salons WHERE {0} = %({0})s"
+    names = [name for (name,) in conn.execute("SELECT phone_number_id FROM salons ORDER BY salon_id")]
+    by_phone = _requests(booking.GetSalonByPhoneNumberIdRequest, ({"phone_number_id": name} for name in names))
+    phone = (statement.format("phone_number_id"),)
+    yield Case("salon_by_phone", "booking", "GetSalonByPhoneNumberId", phone, by_phone)
+    by_id = _requests(booking.GetSalonRequest, ({"salon_id": name} for name in SALONS))
+    yield Case("salon_by_id", "booking", "GetSalon", (statement.format("salon_id"),), by_id)
 
 
-def _rows(conn: psycopg.Connection, query: str) -> list[tuple[Any, ...]]:
-    """Return as many rows of the biggest salon as there are asks."""
-    return conn.execute(f"{query} LIMIT {ASKS}".encode(), [SALON]).fetchall()
+def _requests(kind: Any, fields: Iterable[dict[str, Any]]) -> list[Request]:
+    """Return requests with these fields, which are the statements' parameters too."""
+    return [Request(kind(**each), each) for each in islice(fields, REQUESTS)]
 
 
-def _periods(length: timedelta) -> Iterable[tuple[datetime, datetime, dict[str, Any]]]:
-    """Yield as many periods as there are asks, each from two hours later; also as the fields of a request."""
-    for number in range(ASKS):
+def _column(conn: psycopg.Connection, query: str) -> list[str]:
+    """Return a column of rows of the largest salon."""
+    return [value for (value,) in conn.execute(f"{query} LIMIT {REQUESTS}".encode(), [SALON])]
+
+
+def _periods(length: timedelta) -> Iterator[dict[str, Any]]:
+    """Yield periods of the largest salon, each two hours later than the one before."""
+    for number in range(REQUESTS):
         start = FIRST + timedelta(hours=2 * number)
-        end = start + length
-        times = {"start_time": Timestamp(), "end_time": Timestamp()}
-        times["start_time"].FromDatetime(start)
-        times["end_time"].FromDatetime(end)
-        yield start, end, times
-
-
-def _of_periods(kind: Any, length: timedelta) -> list[Ask]:
-    """Return asks for figures of the biggest salon."""
-    return [
-        Ask(kind(salon_id=SALON, **times), {"salon_id": SALON, "start": start, "end": end})
-        for start, end, times in _periods(length)
-    ]
+        yield {"salon_id": SALON, "start_time": start, "end_time": start + length}
