@@ -1,6 +1,7 @@
 """`python -m tools.report`: measure the predecessor's report again."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from libs.server import logs
 from ops.cli import Scale
 from ops.process import StartError
 from tools.report.measure import FULL, QUICK, measure
-from tools.report.page import BEGIN, has_markers, html, write_markdown
+from tools.report.page import BEGIN, END, html, write_markdown
 
 
 def report(
@@ -30,20 +31,19 @@ def report(
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless all targets are met.")] = False,
     scale: Scale = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Make few calls. The figures are rough.")] = False,
-    cache: Annotated[bool, typer.Option(help="Read from the cache. Without it --check fails.")] = True,
 ) -> None:
     """Measure the predecessor's report again, on a temporary system, and write it as one HTML file.
 
     Targets of queries: after/before at most 0.25 (bookings), 0.30 (stats) and 0.10 (salon look-ups), by the median time
     on data of 32 callers. The report lists the other targets. Run nothing else on the machine meanwhile.
     """
-    if markdown and not has_markers(markdown):
+    if markdown and not re.search(f"{BEGIN}.*{END}", markdown.read_text(), re.DOTALL):
         raise typer.BadParameter(f"{markdown} has no {BEGIN}", param_hint="--markdown")
     logs.configure("error", service="report")
     stderr = Console(stderr=True)
     try:
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=stderr) as progress:
-            measured = measure(scale, QUICK if quick else FULL, progress, cached=cache)
+            measured = measure(scale, QUICK if quick else FULL, progress)
     except StartError as error:
         stderr.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from random import Random
+from statistics import median
 
 import grpc
 import psycopg
@@ -22,7 +23,7 @@ from ops.recording import record
 from tools.report.cases import Case, Request, cases
 from tools.report.readers import After, Before, connected, cores, timed
 from tools.report.reference import LINES
-from tools.report.results import Check, Reads, Report, Row, headline, judge, query_checks, times
+from tools.report.results import Check, Reads, Report, Row, headline, judge, query_checks
 from tools.report.system import System, system, without
 from tools.report.workload import Read, check_crowd, check_load, steps
 
@@ -44,14 +45,14 @@ FULL = Effort(rounds=6, calls=128, seconds=0.6, operations=20_000)
 QUICK = Effort(rounds=1, calls=64, seconds=0.06, operations=600)
 
 
-def measure(scale: int, effort: Effort, progress: Progress, *, cached: bool = True) -> Report:
+def measure(scale: int, effort: Effort, progress: Progress) -> Report:
     """Start a system, measure everything on it, and stop it. Raises: StartError."""
     began = time.monotonic()
     with system(scale, progress) as running:
         task = progress.add_task("indexes and plans", total=1)
         indexes = verify(running.database_url, record())
         progress.advance(task)
-        rows, checks = uvloop.run(_measure(running, effort, progress, cached=cached))
+        rows, checks = uvloop.run(_measure(running, effort, progress))
         checks += _check_database(indexes, running.database_url)
         with redis.Redis.from_url(running.redis_url) as client:
             valkey = client.info("server")["valkey_version"]
@@ -60,22 +61,19 @@ def measure(scale: int, effort: Effort, progress: Progress, *, cached: bool = Tr
         "servers": f"{indexes.server}, Valkey {valkey}, Python {platform.python_version()}",
         "cores": cores(),
         "scale": scale,
-        "cached": cached,
         "seconds": round(time.monotonic() - began),
     }
     return Report(run, all(check.ok for check in checks), headline(checks), checks, rows)
 
 
-async def _measure(
-    system: System, effort: Effort, progress: Progress, *, cached: bool
-) -> tuple[list[Row], list[Check]]:
+async def _measure(system: System, effort: Effort, progress: Progress) -> tuple[list[Row], list[Check]]:
     every = cases(system.database_url)
     async with AsyncExitStack() as stack:
         channels = {name: grpc.aio.insecure_channel(f"127.0.0.1:{port}") for name, port in system.ports.items()}
         for channel in channels.values():
             stack.push_async_callback(channel.close)
         before, after = await stack.enter_async_context(connected(system))
-        rows = await measure_rows(system, every, before, after, effort, progress, cached=cached)
+        rows = await measure_rows(system, every, before, after, effort, progress)
         task = progress.add_task("workload", total=2)
         done = steps(every, effort.operations, Random("report"))  # noqa: S311 - the same each time
         load = await check_load(done, before, after, channels)
@@ -94,7 +92,7 @@ async def measure_rows(
     effort: Effort,
     progress: Progress,
     *,
-    cached: bool,
+    cached: bool = True,
 ) -> list[Row]:
     """Measure cases; return the lines of the predecessor's tables that they are for.
 
@@ -138,9 +136,9 @@ async def _measure_case(case: Case, before: Before, after: After, effort: Effort
                 break
         sources.clear()
         repeated += await timed(read_after, often, effort.seconds)
-    near, reads = sources["near"], sources.total()  # of the last round
-    hits = sources["hit"] + near
-    return Reads(times(old), times(first), times(repeated), round(100 * hits / reads, 2), round(100 * near / reads, 2))
+    medians = [round(1000 * median(taken), 4) for taken in (old, first, repeated)]
+    near, hits = (100 * count / sources.total() for count in (sources["near"], sources["near"] + sources["hit"]))
+    return Reads(medians[0], medians[1], medians[2], hits, near)
 
 
 def _check_database(indexes: IndexReport, database_url: str) -> list[Check]:

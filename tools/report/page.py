@@ -36,12 +36,6 @@ def html(report: Report) -> str:
     return _render("report.html.jinja", report, chart=svg)
 
 
-def has_markers(document: Path) -> bool:
-    """Return whether a document has a place for the Markdown."""
-    text = document.read_text()
-    return BEGIN in text and END in text
-
-
 def write_markdown(report: Report, document: Path) -> None:
     """Replace the text between the markers of a document."""
     marked = f"{BEGIN}\n{_render('report.md.jinja', report)}{END}"
@@ -80,7 +74,7 @@ def tables(report: Report) -> list[Table]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     line = row.line
-    times = (ms(taken.p50) for taken in (row.reads.before, row.reads.first, row.after))
+    times = (ms(time) for time in (row.reads.before, row.reads.first, row.after))
     target = "-" if line.target is None else f"{line.target:.2f}"
     return line.name, f"{line.before_ms:g} → {line.after_ms:g}", *times, f"{row.ratio:.3f}", target, row.verdict
 
@@ -89,7 +83,7 @@ def chart(rows: Sequence[Row]) -> str:
     """Draw the time on data of each RPC before and after, and its target, as an SVG element."""
     rows = [row for row in rows if row.line.table != "Query cache"]  # repeats other lines
     places = range(len(rows))
-    before, after = [row.reads.before.p50 for row in rows], [row.after.p50 for row in rows]
+    before, after = [row.reads.before for row in rows], [row.after for row in rows]
     marks = [old * (row.line.target or math.nan) for row, old in zip(rows, before, strict=True)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1 + 0.36 * len(rows)), layout="constrained")

@@ -8,44 +8,27 @@ from tools.report.reference import BOOKINGS, SALONS, STATS, Line
 
 
 @dataclass(frozen=True)
-class Times:
-    """How long calls took, in ms."""
-
-    calls: int
-    p50: float
-    p95: float
-    p99: float
-
-
-def times(seconds: Sequence[float]) -> Times:
-    """Return the quantiles of at least one duration, in s."""
-    ordered = sorted(seconds)
-    p50, p95, p99 = (round(1000 * ordered[int((len(ordered) - 1) * part)], 4) for part in (0.5, 0.95, 0.99))
-    return Times(len(ordered), p50, p95, p99)
-
-
-@dataclass(frozen=True)
 class Reads:
-    """The time that the reads of a case spend on data: the predecessor's, a first read and a repeated read.
+    """The time that the reads of a case spend on data, medians in ms: the predecessor's, a first and a repeated read's.
 
-    `hits` are the repeated reads that the cache answered, in %; `near` those that the near cache answered.
+    `hits` are the repeated reads of the last round that the cache answered, in %; `near` those of the near cache.
     """
 
-    before: Times
-    first: Times
-    repeated: Times
+    before: float
+    first: float
+    repeated: float
     hits: float
     near: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the predecessor's tables, measured. `after` is the first or the repeated read, as the line demands."""
+    """A line of the predecessor's tables, measured. `after` is the time of the first or of the repeated read, in ms."""
 
     line: Line
     rpc: str
     reads: Reads
-    after: Times
+    after: float
     ratio: float
     ok: bool
     verdict: str
@@ -54,7 +37,7 @@ class Row:
 def judge(line: Line, rpc: str, reads: Reads) -> Row:
     """Compare the medians of a line with its target, or with the predecessor's own ratio if it has none."""
     after = reads.first if line.first else reads.repeated
-    ratio = after.p50 / reads.before.p50
+    ratio = after / reads.before
     ok = line.target is None or ratio <= line.target
     if line.target is not None:
         verdict = "met" if ok else "NOT met"
