@@ -94,6 +94,7 @@ def chart(rows: Sequence[Row]) -> str:
         axes.set_yticks(places, [row.line.name for row in rows])
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("median time on data, ms, logarithmic")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
         drawn = io.StringIO()

@@ -116,7 +116,7 @@ async def check_crowd(reads: Sequence[Read], channels: Channels) -> list[Check]:
     began = await _pool_failures(channels)
     await timed(call, reads, callers=CROWD)
     failures = await _pool_failures(channels) - began
-    answered = f"{len(reads) - errors:,} of {len(reads):,} calls of {CROWD} answered"
+    answered = f"{len(reads) - errors:,} of {len(reads):,} calls by {CROWD} callers answered"
     return [
         Check("Callers at once", answered, "all answered", "120+", errors == 0),
         Check("Exhaustions and connection errors", str(failures), "none", "0/day", failures == 0),
