@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -184,46 +184,6 @@ def verify_indexes(
         typer.echo(json.dumps(report.as_dict(), indent=2))
     elif as_markdown:
         typer.echo(markdown(report), nl=False)
-    else:
-        Console(width=max(100, console.width)).print(tables(report), highlight=False)
-    raise typer.Exit(0 if report.ok else 1)
-
-
-@app.command()
-def coherence(
-    seconds: Annotated[int, typer.Option(min=1, help="How long to read and write.")] = 60,
-    mode: Annotated[
-        Literal["refuse", "wait", "bounded"],
-        typer.Option(
-            help="REDIS_WITHOUT of the services: `refuse` and `wait` are strict, `bounded` is behind by 1 s at most."
-        ),
-    ] = "refuse",
-    seed: Annotated[int | None, typer.Option(help="Same seed, same choices.", show_default="a random one")] = None,
-    faults: Annotated[bool, typer.Option(help="Kill, pause, flush, crash and cut off what runs.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Exit with 1 if a read of the running system shows less than what was acknowledged before it began.
-
-    The system is one of its own. Meanwhile services, Valkey and PostgreSQL are killed, paused, flushed and cut off.
-    A reply is one read, a batch as many as it has keys. PostgreSQL must have all that was acknowledged, too.
-    """
-    import secrets
-
-    from ops.coherence.report import tables
-    from ops.coherence.run import run
-    from ops.up import quiet_end
-
-    stderr = Console(stderr=True)
-    report = None
-    try:
-        with quiet_end(stderr):
-            report = run(seconds, mode, seed if seed is not None else secrets.randbelow(10**6), stderr, faults=faults)
-    except StartError as error:
-        stderr.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
-    if report is None:
-        raise typer.Exit(1)
-    if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
         Console(width=max(100, console.width)).print(tables(report), highlight=False)
     raise typer.Exit(0 if report.ok else 1)

@@ -17,6 +17,7 @@ from typing import IO
 from urllib.parse import quote
 
 import psycopg
+import redis
 
 from ops.process import Server, StartError, spawn
 
@@ -265,6 +266,11 @@ class Valkey(Server):
                 return connection.recv(16) == b"+PONG\r\n"
         except OSError:
             return False
+
+    def follow(self, master: "Valkey | None") -> None:
+        """Make it a replica of another, without an interruption; None makes it a master. Raises: RedisError."""
+        with redis.Redis.from_url(self.url) as client:
+            client.execute_command("REPLICAOF", *(("127.0.0.1", master.port) if master else ("NO", "ONE")))
 
     def stop(self) -> None:
         """Stop the server and remove its temporary folder."""

@@ -50,6 +50,19 @@ class CacheTags:
         """Return the tag of a salon's messages."""
         return self._messages.tag(salon_id, "salon:")
 
+    def of_conversations(self, salon_id: str, *conversations: tuple[str, str]) -> list[Tag]:
+        """Return the tags that a write to conversations and their messages invalidates.
+
+        They are the salon's messages and conversations, and the sub-tags of each conversation_id and phone_number.
+        """
+        tags = [self._messages.tag(salon_id, "salon:"), self._conversation.tag(salon_id)] if conversations else []
+        for conversation_id, phone_number in set(conversations):
+            for tag in tags[:2]:
+                tags.append(of_name(tag, conversation_id))
+                if phone_number:
+                    tags.append(of_name(tag, "", phone_number))
+        return tags
+
     def booking(self, salon_id: str, booking_code: str) -> Tag:
         """Return the sub-tag of one booking."""
         return self._booking.tag(salon_id, "salon:").sub_tag("code", booking_code)

@@ -47,11 +47,6 @@ def ask(server: Valkey, *command: str | int) -> Any:
         return client.execute_command(*command)
 
 
-def follow(server: Valkey, of: Valkey | None) -> None:
-    """Make a server a replica of another, or a master."""
-    ask(server, "REPLICAOF", *(("127.0.0.1", of.port) if of else ("NO", "ONE")))
-
-
 def is_master(server: Valkey) -> bool:
     """Say whether a server calls itself master."""
     with suppress(redis.ConnectionError):  # it drops its clients when it is promoted

@@ -25,7 +25,7 @@ EXPIRE = "UPDATE bookings SET hold_expires_at = now() WHERE status = 'PENDING' A
 class Crowd:
     """Callers that send random requests."""
 
-    def __init__(self, stack: Stack, seed: int) -> None:  # noqa: D107
+    def __init__(self, stack: Stack, seed: int) -> None:
         self.booking = stack.booking
         self.random = random.Random(seed)
         self.known: dict[str, pb.Booking] = {}

@@ -1,4 +1,4 @@
-"""libs/db: the connection, on both event loops: what waits, fails or is lost."""
+"""libs/db: connections on both event loops that wait, fail, are canceled or are lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,10 +19,9 @@ from libs.db import (
     DatabaseUnavailable,
     QueryStats,
     Statement,
-    nothing,
+    no_result,
 )
-from libs.db.statement import columns
-from libs.messages import fetch_raw, fetch_rows
+from libs.messages import fetch_rows
 from tests.load import until
 
 LOOPS = [asyncio.run, uvloop.run]
@@ -32,11 +31,15 @@ Send = Callable[[Connection, str, list[str]], Awaitable[Any]]
 
 
 async def by_cursor(conn: Connection, query: str, params: list[str]) -> Any:
-    return (await fetch_raw(conn, query.replace("$1", "%s"), params))[1]
+    cursor = conn.cursor(binary=True)
+    await cursor.execute(query.replace("$1", "%s").encode(), params)
+    return [
+        tuple(value.encode() if isinstance(value, str) else value for value in row) for row in await cursor.fetchall()
+    ]
 
 
-async def by_look_up(conn: Connection, query: str, params: list[str]) -> Any:
-    return (await conn.look_up(query, params))[1]
+async def by_fetch(conn: Connection, query: str, params: list[str]) -> Any:
+    return (await conn.fetch(query, params))[1]
 
 
 async def by_run(conn: Connection, query: str, params: list[str]) -> Any:
@@ -49,8 +52,8 @@ def statement(query: str, params: list[str]) -> Statement[list[Any]]:
     return Statement(query.replace("$1", "%(text)s"), dict.fromkeys(["text"], *params[:1]), lambda _, rows: rows)
 
 
-ONE = Statement("SELECT 1", {}, nothing)
-every_way = pytest.mark.parametrize("send", [by_cursor, by_look_up, by_run])
+ONE = Statement("SELECT 1", {}, no_result)
+every_way = pytest.mark.parametrize("send", [by_cursor, by_fetch, by_run])
 
 
 async def connect(url: str) -> Connection:
@@ -60,33 +63,33 @@ async def connect(url: str) -> Connection:
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(2, 1), (None, 0)])
-async def test_a_look_up_is_prepared_at_its_first_use_unless_none_may_be(
+async def test_a_fetch_is_prepared_at_its_first_use_unless_none_may_be(
     database_url: str, threshold: int | None, kept: int
 ) -> None:
     async with await connect(database_url) as conn:
         conn.prepare_threshold = threshold
         for value in ("a", "é"):
-            result, rows = await conn.look_up(TWICE, [value, "b"])
-            assert columns(result, TWICE) == ["once", "twice"]
+            names, rows = await conn.fetch(TWICE, [value, "b"])
+            assert names == ["once", "twice"]
             assert rows == [(value.encode(), f"{value}b".encode())]
         _, [(prepared,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
         assert prepared == kept
         assert conn.queries.executed == 3
 
 
-async def test_a_look_up_is_prepared_anew_after_a_rollback(database_url: str) -> None:
-    """The driver then deallocates all statements of the connection, if any are its own."""
+async def test_a_fetch_is_prepared_anew_after_a_rollback(database_url: str) -> None:
+    """Psycopg deallocates all statements of a connection in a rollback if it has prepared any itself."""
     async with await connect(database_url) as conn:
         conn.prepare_threshold = 0
         for _ in range(2):
-            assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
+            assert (await conn.fetch(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
             await conn.execute("SELECT 1")
             async with conn.transaction(force_rollback=True):
                 await conn.execute("SELECT 2")
             await conn.execute("SELECT 3", prepare=False)
-            _, rows = await fetch_rows(conn, "SELECT FROM pg_prepared_statements WHERE name LIKE 'look_up%%'", [])
+            _, rows = await fetch_rows(conn, "SELECT FROM pg_prepared_statements WHERE name LIKE 'parlor%%'", [])
             assert not rows
-        assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
+        assert (await conn.fetch(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
         assert conn.queries.errors == 0
 
 
@@ -99,21 +102,21 @@ async def test_a_look_up_is_prepared_anew_after_a_rollback(database_url: str) ->
         ("SELECT $1::text, pg_terminate_backend(pg_backend_pid())", "a", psycopg.OperationalError),
     ],
 )
-async def test_a_look_up_that_fails_is_counted_and_leaves_nothing_half_done(
+async def test_a_fetch_that_fails_is_counted_and_leaves_nothing_half_done(
     database_url: str, query: str, param: str, error: type[Exception]
 ) -> None:
     async with await connect(database_url) as conn:
         for count in (1, 2):
             with pytest.raises(error if count == 1 or not conn.broken else psycopg.OperationalError):
-                await conn.look_up(query, [param])
+                await conn.fetch(query, [param])
             assert conn.queries.errors == count
         if not conn.broken:
-            assert (await conn.look_up(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
+            assert (await conn.fetch(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
 
 
 @every_way
 @pytest.mark.parametrize("run", LOOPS)
-def test_who_waits_on_a_connection_that_is_closed_is_told(database_url: str, run: Run, send: Send) -> None:
+def test_closing_a_connection_ends_its_statement(database_url: str, run: Run, send: Send) -> None:
     async def close() -> None:
         conn = await connect(database_url)
         statement = asyncio.ensure_future(send(conn, "SELECT pg_sleep(60)", []))
@@ -126,14 +129,14 @@ def test_who_waits_on_a_connection_that_is_closed_is_told(database_url: str, run
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_an_answer_that_the_loop_never_tells_of_is_read(database_url: str, run: Run) -> None:
+def test_an_answer_that_the_event_loop_misses_is_read(database_url: str, run: Run) -> None:
     async def lose() -> None:
         async with await connect(database_url) as conn:
-            statement = asyncio.create_task(conn.look_up("SELECT pg_sleep(0.05)", []))
+            statement = asyncio.create_task(conn.fetch("SELECT pg_sleep(0.05)", []))
             await until(lambda: conn._watched >= 0)
             asyncio.get_running_loop().remove_reader(conn._watched)
             await asyncio.wait_for(statement, 5)
-            await asyncio.wait_for(conn.look_up("SELECT pg_sleep(0.05)", []), 5)
+            await asyncio.wait_for(conn.fetch("SELECT pg_sleep(0.05)", []), 5)
 
     run(lose())
 
@@ -201,7 +204,7 @@ def test_connections_that_the_server_ends_are_replaced(database_url: str, run: R
 async def test_statements_that_share_a_round_trip_end_at_the_first_that_fails(database_url: str) -> None:
     async with await connect(database_url) as conn:
         await conn.execute("CREATE TEMPORARY TABLE seen (text text)")
-        add = [Statement("INSERT INTO seen VALUES (%(text)s)", {"text": text}, nothing) for text in "abc"]
+        add = [Statement("INSERT INTO seen VALUES (%(text)s)", {"text": text}, no_result) for text in "abc"]
         for _ in range(2):  # prepared at first, then known
             with pytest.raises(psycopg.errors.InvalidTextRepresentation):
                 await conn.run(BEGIN, add[0], statement("SELECT $1::int", ["x"]), add[1], COMMIT)
@@ -213,7 +216,7 @@ async def test_statements_that_share_a_round_trip_end_at_the_first_that_fails(da
         assert conn.queries.errors == 2
 
 
-async def test_what_an_earlier_statement_reads_goes_before_a_later_error(database_url: str) -> None:
+async def test_an_error_of_an_earlier_read_hides_the_error_of_a_later_statement(database_url: str) -> None:
     def refuse(names: list[str], rows: list[Any]) -> None:
         raise LookupError
 
@@ -223,7 +226,7 @@ async def test_what_an_earlier_statement_reads_goes_before_a_later_error(databas
         assert await by_run(conn, "SELECT $1::text", ["a"]) == [(b"a",)]
 
 
-async def test_statements_are_prepared_anew_where_the_driver_has_deallocated_them(database_url: str) -> None:
+async def test_statements_that_psycopg_has_deallocated_are_prepared_again(database_url: str) -> None:
     select = statement("SELECT $1::text", ["a"])
     async with await connect(database_url) as conn:
         await conn.run(select)
@@ -241,7 +244,7 @@ async def test_statements_are_prepared_anew_where_the_driver_has_deallocated_the
         assert await conn.run(select) == [[(b"a",)]]
 
 
-async def test_without_prepared_statements_none_is_prepared(database_url: str) -> None:
+async def test_without_a_threshold_no_statement_is_prepared(database_url: str) -> None:
     async with await connect(database_url) as conn:
         conn.prepare_threshold = None
         for text in ("a", "é"):

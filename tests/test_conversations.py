@@ -1,4 +1,4 @@
-"""Conversations: found by what names them, assigned, tagged, read and listed."""
+"""Conversations: found by their names, assigned, tagged, marked as read, and listed."""
 
 import asyncio
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def mutations(stack: Stack) -> list[tuple[Any, Any, Fields]]:
     ]
 
 
-async def test_a_conversation_is_found_by_whatever_names_it(stack: Stack) -> None:
+async def test_a_conversation_is_found_by_each_of_its_names(stack: Stack) -> None:
     await salon(stack, region_code="DE")
     found = await conversation(stack)
     put(stack, found, user_id=USER)
@@ -75,7 +75,7 @@ async def test_of_two_conversations_of_a_user_the_newer_is_found(stack: Stack) -
     assert reply.phone_number == "+49151000005"
 
 
-async def test_a_conversation_tells_who_wrote_and_who_looks_after_it(stack: Stack) -> None:
+async def test_a_conversation_names_its_customer_and_its_assignee(stack: Stack) -> None:
     await salon(stack)
     found = await conversation(stack)
     until = "1970-01-02 00:00:00.000001+00"
@@ -95,7 +95,7 @@ async def test_a_conversation_tells_who_wrote_and_who_looks_after_it(stack: Stac
     assert not moved.HasField("service_window_expires_time")
 
 
-async def test_a_conversation_is_given_to_somebody_or_to_nobody(stack: Stack) -> None:
+async def test_a_conversation_is_assigned_or_unassigned(stack: Stack) -> None:
     await salon(stack)
     await conversation(stack)
     for assignee in ("anna", "💇 ';", ""):
@@ -136,7 +136,7 @@ async def test_fifty_tags_added_at_once_are_all_there(stack: Stack) -> None:
     assert list(reply.tags) == tags
 
 
-async def test_a_conversation_is_read_once(stack: Stack) -> None:
+async def test_marking_a_conversation_as_read_twice_changes_it_once(stack: Stack) -> None:
     await salon(stack)
     put(stack, await conversation(stack), unread_count=2)
     request = pb.MarkConversationReadRequest(salon_id=SALON, phone_number=PHONE)
@@ -167,7 +167,7 @@ async def test_each_change_needs_the_right_version_happens_once_and_is_in_the_ne
         assert error.reason == "REQUEST_ID_REUSED"
 
 
-async def test_each_name_has_a_reply_of_its_own_in_the_cache(stack: Stack) -> None:
+async def test_each_name_has_its_own_cache_entry(stack: Stack) -> None:
     await salon(stack)
     put(stack, await conversation(stack), user_id=USER)
     names: list[Fields] = [{"user_id": USER}, {"phone_number": PHONE}, {"user_id": USER, "phone_number": PHONE}]

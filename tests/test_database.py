@@ -1,4 +1,4 @@
-"""libs/db: settings, pool, slow-query log, and what a lost database means to callers."""
+"""libs/db: settings, pool, slow-query log, and callers during an outage."""
 
 import asyncio
 import time
@@ -61,13 +61,13 @@ def test_the_pool_parameters_of_the_url_are_settings_and_libpq_never_sees_them(m
         "postgresql://db/parlor?options=-c%20search_path%3Da%26b&application_name=a+b",
     ],
 )
-def test_a_url_without_pool_parameters_means_what_it_meant(url: str) -> None:
+def test_a_url_without_pool_parameters_is_unchanged(url: str) -> None:
     kept, taken = split_pool_parameters(url)
     assert psycopg.conninfo.conninfo_to_dict(kept) == psycopg.conninfo.conninfo_to_dict(url)
     assert taken == {}
 
 
-def test_an_explicit_variable_wins_over_the_url_even_over_a_bad_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_variable_overrides_the_url_even_an_invalid_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", SEED_URL.replace("=7", "=many"))
     monkeypatch.setenv("DB_CONNECTION_LIMIT", "3")
     settings = DatabaseSettings.read("DATABASE_URL")
@@ -198,7 +198,7 @@ async def test_more_callers_than_may_wait_fail_at_once(database_url: str) -> Non
         assert database.exhaustions == 10
 
 
-async def test_the_connection_given_back_last_is_the_next_callers_unless_one_waits(database_url: str) -> None:
+async def test_the_connection_released_last_is_acquired_next_unless_a_caller_waits(database_url: str) -> None:
     async with opened(database_url, connection_limit=1) as database:
         turns: list[str] = []
 
@@ -249,12 +249,12 @@ async def test_callers_cancelled_while_they_wait_take_no_connection_with_them(da
 async def test_a_database_that_is_killed_fails_all_callers_at_once_and_is_back_within_two_seconds(
     own_postgres: Postgres,
 ) -> None:
-    told: list[bool] = []
+    changes: list[bool] = []
     back = asyncio.Event()
 
     async def tell(available: bool) -> None:
-        told.append(available)
-        if told == [True, False, True]:
+        changes.append(available)
+        if changes == [True, False, True]:
             back.set()
 
     database = Database(DatabaseSettings(url=SecretStr(own_postgres.dsn), connection_limit=1), "test")
@@ -283,7 +283,7 @@ async def test_a_database_that_is_killed_fails_all_callers_at_once_and_is_back_w
         await database.close()
 
 
-async def test_a_pool_opened_without_its_database_says_so_and_closes(own_postgres: Postgres) -> None:
+async def test_a_pool_opens_and_closes_without_its_database(own_postgres: Postgres) -> None:
     own_postgres.kill()
     async with opened(own_postgres.dsn) as database:
         with pytest.raises(DatabaseUnavailable):

@@ -1,4 +1,4 @@
-"""A disk that is full is named, logged as an error, and no outage: what needs no room goes on."""
+"""A full disk is reported and logged as such; calls that need no space are still answered."""
 
 import os
 import subprocess

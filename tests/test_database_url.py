@@ -1,4 +1,4 @@
-"""A predecessor's URL: Prisma's parameters mean what they meant, and what is unknown is named."""
+"""Database URLs with Prisma's parameters; unknown parameters are named in the error."""
 
 from typing import Any
 
@@ -56,32 +56,32 @@ def test_a_parameter_of_the_pool_is_a_setting(query: str, setting: str, value: o
         ("application_name=a&pgbouncer=true&socket_timeout=3", {"application_name": "a"}),
     ],
 )
-def test_libpq_gets_what_it_knows(query: str, expected: dict[str, str]) -> None:
+def test_libpq_gets_its_own_parameters(query: str, expected: dict[str, str]) -> None:
     assert conninfo(query) == expected
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "message"),
     [
         ("nonsense=1", "DATABASE_URL: unknown parameter nonsense"),
         ("schema=public&sslidentity=x.p12&sslpassword=hidden&foo=hidden", "unknown parameter foo, sslidentity"),
         ("sslaccept=maybe", "sslaccept is neither strict nor accept_invalid_certs"),
-        ("schema=a%20b", "schema is no name of a schema"),
-        ("socket_timeout=soon", "socket_timeout is no number of seconds"),
+        ("schema=a%20b", "schema is not the name of a schema"),
+        ("socket_timeout=soon", "socket_timeout is not a number of seconds"),
         ("socket_timeout=0", "query_timeout"),
         ("pgbouncer=perhaps", "pgbouncer"),
         ("target_session_attrs=standby", "target_session_attrs=standby: the services need the primary"),
         ("target_session_attrs=prefer-standby", "the services need the primary"),
     ],
 )
-def test_what_is_unknown_or_bad_is_named_without_values(query: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told) as caught:
+def test_unknown_and_invalid_parameters_are_named_without_values(query: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         read(query)
     assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("attributes", ["read-write", "primary", "any"])
-async def test_every_service_takes_the_primary_also_one_that_may_only_read(
+async def test_every_service_connects_to_the_primary_even_a_read_only_one(
     database_url: str, redis_url: str, attributes: str
 ) -> None:
     async with running(f"{database_url}?target_session_attrs={attributes}", redis_url) as stack:
@@ -110,7 +110,7 @@ async def test_parameters_of_the_url_reach_the_server_and_win(database_url: str,
         await database.close()
 
 
-async def test_hosts_that_can_only_be_told_apart_by_their_ports_are_all_asked(database_url: str) -> None:
+async def test_hosts_that_differ_only_by_port_are_all_probed(database_url: str) -> None:
     port = database_url.rpartition(":")[2].partition("/")[0]
     url = database_url.replace(f"127.0.0.1:{port}", f"127.0.0.1:1,127.0.0.1:{port}")
     database = Database(DatabaseSettings(url=SecretStr(url)), "test")

@@ -1,4 +1,4 @@
-"""A customer erased: nothing of them is left, and everything still adds up."""
+"""messaging.EraseCustomer: no trace of a customer is left; counts and sums stay the same."""
 
 import asyncio
 from typing import Any
@@ -33,9 +33,16 @@ async def customer(stack: Stack) -> str:
         await stack.messaging.RecordMessageStatus(pb.RecordMessageStatusRequest(**status))
     found = recorded.conversation_id
     put(stack, found, user_id=USER, customer_name=NAME, tags=[TAG], unread_count=1, service_window_expires_at="now")
-    said: Fields = {"salon_id": SALON, "conversation_id": found, "model": "m", "role": 3, "prompt_tokens": 5, **cost}
+    ai_message: Fields = {
+        "salon_id": SALON,
+        "conversation_id": found,
+        "model": "m",
+        "role": 3,
+        "prompt_tokens": 5,
+        **cost,
+    }
     request_id = str(uuid4())
-    await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**said, content=TEXT, request_id=request_id))
+    await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**ai_message, content=TEXT, request_id=request_id))
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
         conn.execute(
             "UPDATE messages SET media_id = %s, reply_to_whatsapp_id = 'wamid.mine.0', error_title = %s", [MEDIA, TITLE]
@@ -93,11 +100,11 @@ async def read(stack: Stack) -> None:
     await warm(stack.messaging.ListConversations, pb.ListConversationsRequest(salon_id=SALON))
     await warm(stack.messaging.ListMessages, pb.ListMessagesRequest(**named))
     await warm(stack.messaging.SearchMessages, pb.SearchMessagesRequest(salon_id=SALON, query="haare"))
-    said: Fields = {"salon_id": SALON, "conversation_id": conversation.conversation_id}
-    await warm(stack.messaging.ListAiMessages, pb.ListAiMessagesRequest(**said))
+    ai_message: Fields = {"salon_id": SALON, "conversation_id": conversation.conversation_id}
+    await warm(stack.messaging.ListAiMessages, pb.ListAiMessagesRequest(**ai_message))
 
 
-async def test_nothing_of_an_erased_customer_is_left(stack: Stack, redis_url: str) -> None:
+async def test_no_trace_of_an_erased_customer_is_left(stack: Stack, redis_url: str) -> None:
     found = await customer(stack)
     before = await figures(stack)
     await read(stack)
@@ -117,7 +124,7 @@ async def test_nothing_of_an_erased_customer_is_left(stack: Stack, redis_url: st
     assert not conversation.HasField("service_window_expires_time")
 
 
-async def test_a_reply_kept_for_a_request_id_is_empty_then(stack: Stack) -> None:
+async def test_erasure_empties_replies_kept_for_a_request_id(stack: Stack) -> None:
     await salon(stack)
     request = message_request(request_id=str(uuid4()))
     await stack.messaging.RecordMessage(request)
@@ -128,7 +135,7 @@ async def test_a_reply_kept_for_a_request_id_is_empty_then(stack: Stack) -> None
     assert await stack.messaging.RecordMessage(request) == pb.Message()
 
 
-async def test_a_customer_is_all_that_a_phone_number_and_a_user_id_name(stack: Stack) -> None:
+async def test_a_phone_number_and_a_user_id_name_all_conversations_of_a_customer(stack: Stack) -> None:
     await salon(stack)
     phones = [PHONE, "+4915100000001", "+4915100000002"]
     for number, phone in enumerate(phones):
@@ -153,12 +160,12 @@ async def test_an_erased_customer_who_writes_again_has_a_new_conversation(stack:
     assert (await erase(stack, phone_number=PHONE)).messages == 1
 
 
-async def test_what_an_ai_says_of_an_erased_customer_counts_without_its_text(stack: Stack) -> None:
+async def test_ai_messages_of_an_erased_customer_count_without_their_text(stack: Stack) -> None:
     await salon(stack)
     for turn in range(8):
         message = await stack.messaging.RecordMessage(message_request(f"wamid.{turn}"))
-        said: Fields = {"salon_id": SALON, "conversation_id": message.conversation_id, "model": "m", "role": 3}
-        requests = [pb.RecordAiMessageRequest(**said, content=TEXT, prompt_tokens=5) for _ in range(12)]
+        ai_message: Fields = {"salon_id": SALON, "conversation_id": message.conversation_id, "model": "m", "role": 3}
+        requests = [pb.RecordAiMessageRequest(**ai_message, content=TEXT, prompt_tokens=5) for _ in range(12)]
         work: list[Any] = [stack.messaging.RecordAiMessage(request) for request in requests]
         work[6:6] = [erase(stack, phone_number=PHONE)]
         await asyncio.gather(*work)
@@ -166,7 +173,7 @@ async def test_what_an_ai_says_of_an_erased_customer_counts_without_its_text(sta
     assert rows(stack.database_url, query) == [(96, 480, 0)]
 
 
-async def test_no_message_comes_into_a_conversation_that_was_erased(stack: Stack) -> None:
+async def test_an_erased_conversation_gets_no_message(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(message_request())
     for turn in range(8):
@@ -184,7 +191,7 @@ async def test_no_message_comes_into_a_conversation_that_was_erased(stack: Stack
     assert len(rows(stack.database_url, "SELECT FROM conversations")) > 1
 
 
-async def test_a_customer_whose_number_begins_as_that_of_an_erased_one_keeps_all(stack: Stack) -> None:
+async def test_a_customer_whose_number_begins_like_an_erased_one_keeps_everything(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     requests = []
     for phone in (PHONE[:8], PHONE):
@@ -201,7 +208,7 @@ async def test_a_customer_whose_number_begins_as_that_of_an_erased_one_keeps_all
     assert all(PHONE[1:] in item for (item,) in items)
 
 
-async def test_a_reply_to_a_status_before_its_message_is_empty_then(stack: Stack) -> None:
+async def test_erasure_empties_replies_to_statuses_that_came_before_their_message(stack: Stack) -> None:
     await salon(stack)
     replies = []
     for name in ("wamid.mine", "wamid.other"):

@@ -1,4 +1,4 @@
-"""A customer erased from what a webhook body held and could not be recorded."""
+"""messaging.EraseCustomer: webhook items that could not be recorded and name the customer are deleted."""
 
 import base64
 import json
@@ -61,7 +61,7 @@ def failed(stack: Stack) -> Any:
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_number_is_found_however_it_is_written(stack: Stack, place: str) -> None:
+async def test_a_number_is_found_in_any_notation(stack: Stack, place: str) -> None:
     await salon(stack, phone_number_id="1")
     items = [PLACES[place](writing) for writing in WRITINGS.values()]
     assert await ingest(stack, webhook_body("1", messages=items)) == {"rejected": len(items)}
@@ -70,7 +70,7 @@ async def test_a_number_is_found_however_it_is_written(stack: Stack, place: str)
 
 
 @pytest.mark.parametrize("codec", ["backslashreplace", "json"])
-async def test_a_number_is_found_in_an_item_that_is_no_json(stack: Stack, codec: str) -> None:
+async def test_a_number_is_found_in_an_item_that_is_not_json(stack: Stack, codec: str) -> None:
     await salon(stack)
     for number, writing in enumerate(WRITINGS.values()):
         raw = writing.encode().decode("ascii", "backslashreplace") if codec != "json" else json.dumps(writing).upper()
@@ -82,7 +82,7 @@ async def test_a_number_is_found_in_an_item_that_is_no_json(stack: Stack, codec:
     assert rows(stack.database_url, "SELECT item FROM webhook_failures") == []
 
 
-async def test_an_item_without_a_number_is_that_of_its_sender(stack: Stack) -> None:
+async def test_an_item_without_a_number_belongs_to_its_sender(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     lone = sent_by(None)
     assert await ingest(stack, webhook_body("1", contacts=[contact(PHONE)], messages=[lone])) == {"rejected": 1}
@@ -95,7 +95,7 @@ async def test_an_item_without_a_number_is_that_of_its_sender(stack: Stack) -> N
     assert failed(stack) == 0
 
 
-async def test_an_item_that_names_the_user_id_alone_is_theirs(stack: Stack) -> None:
+async def test_an_item_that_names_only_the_user_id_is_erased(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await stack.messaging.RecordMessage(message_request(user_id=USER))
     nested = sent_by(None, from_user_id="DE.9", context={"by": [{"user_id": USER}]})
@@ -108,7 +108,7 @@ async def test_an_item_that_names_the_user_id_alone_is_theirs(stack: Stack) -> N
     assert failed(stack) == 0
 
 
-async def test_others_keep_their_items(stack: Stack) -> None:
+async def test_other_customers_keep_their_items(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     senders = [OTHER[1:], "+49 151 1234 5679", "0151 12345679", PHONE[1:] + "9", "1" + PHONE[1:], "16505551234"]
     items = [sent_by(sender) for sender in senders]

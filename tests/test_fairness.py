@@ -1,4 +1,4 @@
-"""One salon's callers wait for each other; those of other salons don't wait for them."""
+"""Callers of one salon wait for each other; callers of other salons do not."""
 
 import asyncio
 import time
@@ -72,7 +72,7 @@ async def test_a_caller_that_goes_away_takes_no_turn(database_url: str) -> None:
             await asyncio.gather(*(borrow() for _ in range(3)))
 
 
-async def test_too_many_callers_of_a_key_are_told_so(database_url: str) -> None:
+async def test_too_many_callers_of_a_key_fail(database_url: str) -> None:
     async with opened(database_url, connection_limit=10, pool_timeout=1) as database:
         limit = FairLimit(database, 1, 2)
         async with limit.connection("a"):

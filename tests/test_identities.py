@@ -36,7 +36,7 @@ async def send(stack: Stack, *senders: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "senders", [[HIDDEN, BOTH], [BOTH, HIDDEN], [HIDDEN, BOTH, KNOWN, HIDDEN], [BOTH, KNOWN], [KNOWN, BOTH, HIDDEN]]
 )
-async def test_phone_number_and_user_id_name_one_conversation_once_told_together(
+async def test_phone_number_and_user_id_name_one_conversation_once_they_arrive_together(
     stack: Stack, senders: list[dict[str, Any]]
 ) -> None:
     await salon(stack, phone_number_id="1")
@@ -45,7 +45,7 @@ async def test_phone_number_and_user_id_name_one_conversation_once_told_together
     assert numbers(stack) == [PHONE] * len(senders)
 
 
-async def test_a_body_that_tells_both_is_enough(stack: Stack) -> None:
+async def test_one_body_with_both_names_is_enough(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     messages = [text(number, **sender) for number, sender in enumerate((HIDDEN, BOTH, KNOWN, HIDDEN))]
     assert await ingest(stack, webhook_body("1", messages=messages)) == {"messages": 4}
@@ -76,7 +76,7 @@ async def test_two_users_of_one_number_in_one_body_break_nothing(stack: Stack) -
     assert sum(unread for _, _, unread in conversations(stack)) == 4
 
 
-async def test_a_repeat_tells_nothing(stack: Stack) -> None:
+async def test_a_repeated_message_assigns_no_phone_number(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await send(stack, HIDDEN)
     await ingest(stack, webhook_body("1", messages=[text(0, **BOTH)]))
@@ -106,7 +106,7 @@ async def test_a_national_number_is_that_of_the_salons_region(stack: Stack) -> N
     assert list((await stack.messaging.ListMessages(wanted)).messages) == [message]
 
 
-async def test_the_name_is_the_newest_that_the_profile_had(stack: Stack) -> None:
+async def test_the_name_is_the_newest_name_of_the_profile(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
 
     async def named(number: int, second: int, profile: Any) -> None:
@@ -142,7 +142,9 @@ async def test_two_messages_at_once_of_a_new_customer_make_one_conversation(
     assert rows(stack.database_url, query) == [(hundred, 3, 3)]
 
 
-async def test_a_number_told_at_once_with_a_message_without_it_makes_one_conversation(stack: Stack) -> None:
+async def test_a_number_that_arrives_while_a_message_without_it_is_recorded_makes_one_conversation(
+    stack: Stack,
+) -> None:
     await salon(stack, phone_number_id="1")
     for number in range(30):
         user, phone = f"{USER}{number}", f"1650555{number:04}"
@@ -154,8 +156,8 @@ async def test_a_number_told_at_once_with_a_message_without_it_makes_one_convers
 
 async def test_names_end_the_same_in_any_order_of_delivery(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
-    said = [(1, "Old"), (2, "New"), (2, "Known"), (3, None)]
-    for turn, order in enumerate(permutations(said)):
+    names = [(1, "Old"), (2, "New"), (2, "Known"), (3, None)]
+    for turn, order in enumerate(permutations(names)):
         phone = f"1650555{turn:04}"
         contacts = [[{"profile": {"name": name} if name else {}, "wa_id": phone}] for _, name in order]
         messages = [
@@ -167,7 +169,7 @@ async def test_names_end_the_same_in_any_order_of_delivery(stack: Stack) -> None
     assert rows(stack.database_url, "SELECT DISTINCT customer_name FROM conversations") == [("New",)]
 
 
-async def test_a_number_told_while_others_write_meets_no_deadlock(stack: Stack) -> None:
+async def test_assigning_a_number_during_other_writes_does_not_deadlock(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     crowd = [{"from": f"1650444{number:04}"} for number in range(20)]
     for turn in range(12):

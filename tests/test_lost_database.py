@@ -64,7 +64,7 @@ async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
     assert_told(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # and not when to retry
 
 
-async def test_a_connection_lost_before_the_commit_is_told_and_writes_nothing(stack: Stack, between: Proxy) -> None:
+async def test_a_connection_lost_before_the_commit_is_an_error_and_writes_nothing(stack: Stack, between: Proxy) -> None:
     await salon(stack)
     between.cut_at = b"INSERT INTO bookings"
     error = await failure(stack.booking.CreateBooking(booking_request()))
@@ -78,9 +78,7 @@ TERMINATE = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE 
 
 @pytest.mark.parametrize("times", [1, 5])
 @pytest.mark.parametrize("what", ["sessions", "server"])
-async def test_sessions_that_are_ended_come_back_by_themselves(
-    own_postgres: Postgres, redis_url: str, what: str, times: int
-) -> None:
+async def test_terminated_sessions_are_replaced(own_postgres: Postgres, redis_url: str, what: str, times: int) -> None:
     async with running(own_postgres.dsn, redis_url) as stack:
         known = await salon(stack)
         await warm(stack.booking.GetSalon, GET_SALON)
@@ -102,7 +100,7 @@ async def test_sessions_that_are_ended_come_back_by_themselves(
         assert rows(own_postgres.dsn, "SELECT count(*) FROM bookings") == [(times,)]
 
 
-async def test_without_a_database_cached_reads_are_answered_and_the_rest_is_told_at_once(
+async def test_without_a_database_cached_reads_are_answered_and_other_calls_fail_at_once(
     stack: Stack, between: Proxy
 ) -> None:
     known = await salon(stack)

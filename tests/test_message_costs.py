@@ -1,4 +1,4 @@
-"""What a message costs, by all that its statuses say: the same in every order; and what the statistics sum."""
+"""The cost of a message is the same in any order of its status events, and the statistics sum it."""
 
 import asyncio
 import itertools
@@ -42,7 +42,7 @@ def folded(message: pb.Message) -> dict[str, Any]:
 
 
 def expected(events: list[Fields], own: Fields) -> dict[str, Any]:
-    """Return what events make of a message that costs `own`: the rule, told another way than in SQL."""
+    """Return what events make of a message that costs `own`: the rule, written without SQL."""
     ranked = sorted(events, key=lambda e: (-RANK.index(e["status"]), e["event_time"].seconds))
     failed = sorted((e for e in events if e["status"] == FAILED), key=lambda e: e["event_time"].seconds)
 
@@ -155,11 +155,11 @@ async def test_random_statuses_in_random_orders_end_as_the_rule_says(
         await (record(stack, whatsapp_id, **own) if step is None else report(stack, whatsapp_id, step))
     found = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id=SALON, whatsapp_id=whatsapp_id))
     assert folded(found) == expected(events, own)
-    told = [(e.event_time.seconds, pb.MessageStatus.Name(e.status)) for e in found.status_events]
-    assert told == sorted((e["event_time"].seconds, pb.MessageStatus.Name(e["status"])) for e in events)
+    found_events = [(e.event_time.seconds, pb.MessageStatus.Name(e.status)) for e in found.status_events]
+    assert found_events == sorted((e["event_time"].seconds, pb.MessageStatus.Name(e["status"])) for e in events)
 
 
-async def test_what_is_there_with_the_same_time_stays_as_it_was(stack: Stack) -> None:
+async def test_an_event_with_the_same_time_does_not_replace_the_first_one(stack: Stack) -> None:
     await salon(stack)
     await record(stack, "wamid.1")
     first = await report(stack, "wamid.1", event(READ, 1, billable=True, cost_micros=5, currency_code="EUR"))
@@ -167,7 +167,7 @@ async def test_what_is_there_with_the_same_time_stays_as_it_was(stack: Stack) ->
     assert rows(stack.database_url, "SELECT cost_micros FROM message_status_events") == [(5,)]
 
 
-async def test_the_statistics_sum_what_was_billed(stack: Stack) -> None:
+async def test_the_statistics_sum_billed_costs(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     cost: Fields = {"cost_micros": 100, "currency_code": "EUR"}
     for number in range(4):

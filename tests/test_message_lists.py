@@ -98,14 +98,14 @@ async def test_ai_messages_are_recorded_and_listed_newest_first(stack: Stack) ->
     conversation = (await filled(stack))[0].conversation_id
     fields = {"content": "';\n💇", "prompt_tokens": 2**31 - 1, "completion_tokens": 5, "latency_ms": 1200}
     request = ai_request(conversation, cost_micros=10**15, currency_code="USD", booking_code="ABC234", **fields)
-    said = [await stack.messaging.RecordAiMessage(request) for _ in range(4)]
+    recorded = [await stack.messaging.RecordAiMessage(request) for _ in range(4)]
     for field in request.DESCRIPTOR.fields:
         if field.name != "request_id":
-            assert getattr(said[0], field.name) == getattr(request, field.name)
-    said = newest(said, "create_time", "ai_message_id")
+            assert getattr(recorded[0], field.name) == getattr(request, field.name)
+    recorded = newest(recorded, "create_time", "ai_message_id")
     wanted = pb.ListAiMessagesRequest(salon_id=SALON, conversation_id=conversation.upper())
     for page_size in (1, 2, 3, 200):
-        assert await walk(stack.messaging.ListAiMessages, wanted, page_size) == said
+        assert await walk(stack.messaging.ListAiMessages, wanted, page_size) == recorded
     other = pb.ListAiMessagesRequest(salon_id="salon-2", conversation_id=conversation)
     assert await walk(stack.messaging.ListAiMessages, other, 200) == []
 
@@ -122,8 +122,8 @@ async def test_lists_of_an_unknown_salon_are_empty_pages(stack: Stack) -> None:
     assert await stack.messaging.ListMessages(pb.ListMessagesRequest(**unknown)) == pb.ListMessagesResponse()
     conversations = await stack.messaging.ListConversations(pb.ListConversationsRequest(**unknown))
     assert conversations == pb.ListConversationsResponse()
-    said = await stack.messaging.ListAiMessages(pb.ListAiMessagesRequest(**unknown, conversation_id=str(uuid4())))
-    assert said == pb.ListAiMessagesResponse()
+    recorded = await stack.messaging.ListAiMessages(pb.ListAiMessagesRequest(**unknown, conversation_id=str(uuid4())))
+    assert recorded == pb.ListAiMessagesResponse()
 
 
 async def test_a_page_token_holds_for_its_own_list_and_filters_only(stack: Stack) -> None:
@@ -146,7 +146,7 @@ async def test_a_page_token_holds_for_its_own_list_and_filters_only(stack: Stack
         assert (await failure(call)).fields == ["page_token"]
 
 
-async def test_each_write_is_in_the_next_reply_of_what_it_touches(stack: Stack) -> None:
+async def test_each_write_is_in_the_next_reply(stack: Stack) -> None:
     await salon(stack)
     first = await stack.messaging.RecordMessage(message_request(direction=OUTBOUND, type=pb.MESSAGE_TYPE_TEMPLATE))
     named: Fields = {"salon_id": SALON, "conversation_id": first.conversation_id}
@@ -172,7 +172,7 @@ async def test_each_write_is_in_the_next_reply_of_what_it_touches(stack: Stack) 
         await rpc(request)
         found = {name: await cached(reader(wanted)) for name, (reader, wanted) in reads.items()}
         assert {name for name, (_, source) in found.items() if source != "hit"} == touched
-    reply, conversation, listed, said = (reply for reply, _ in found.values())
+    reply, conversation, listed, recorded = (reply for reply, _ in found.values())
     assert [message.status for message in reply.messages] == [pb.MESSAGE_STATUS_RECEIVED, pb.MESSAGE_STATUS_READ]
     assert list(conversation.messages) == list(reply.messages)
-    assert (listed.conversations[0].status, len(said.ai_messages)) == (CLOSED, 1)
+    assert (listed.conversations[0].status, len(recorded.ai_messages)) == (CLOSED, 1)

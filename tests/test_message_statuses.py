@@ -1,4 +1,4 @@
-"""Statuses of messages: whatever the order they come in, the end is the same and nothing goes backwards."""
+"""Statuses of messages: any order of arrival ends the same, and no status goes backwards."""
 
 import asyncio
 from itertools import permutations

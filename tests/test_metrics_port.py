@@ -1,7 +1,8 @@
-"""The metrics port under attack: scrapes are answered, no thread is started, and the log stays JSON."""
+"""The metrics port under attack: scrapes are answered, no thread starts, and the log stays JSON."""
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,8 +87,16 @@ def test_each_format_and_no_other_method_is_served(started: Processes) -> None:
         assert open_metrics.read().endswith(b"# EOF\n")
 
 
+def test_operations_md_lists_every_metric_with_its_type(started: Processes) -> None:
+    with urlopen(f"http://127.0.0.1:{started.metrics_ports['booking']}/metrics", timeout=5) as page:
+        served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page.read().decode(), re.MULTILINE))
+    text = (Path(__file__).parents[1] / "docs/operations.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \|", text, re.MULTILINE))
+    assert listed == served
+
+
 @pytest.mark.parametrize("started", [1, 2], indirect=True, ids=["alone", "two workers"])
-async def test_metrics_tell_of_the_processes(started: Processes) -> None:
+async def test_metrics_cover_all_processes(started: Processes) -> None:
     service = psutil.Process(started.services["booking"].pid)
     processes = service.children() or [service]
     await until(lambda: sample("process_open_fds") in scrape(started, "booking"))

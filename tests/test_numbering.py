@@ -1,4 +1,4 @@
-"""A database whose transaction ids are not those that its rows get is refused, and only such a one."""
+"""A database is refused if its rows do not have the id of the current transaction."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ async def test_a_database_with_other_numbers_is_refused(database_url: str, name:
 
 
 @pytest.mark.parametrize("name", ["booking", "messaging", "stats"])
-async def test_ids_that_have_wrapped_are_not_taken_for_others(database_url: str, name: str) -> None:
+async def test_transaction_ids_that_have_wrapped_are_accepted(database_url: str, name: str) -> None:
     shadow(database_url, f"{REAL} + 5 * 4294967296")
     database = pool(database_url, name)
     await database.open()
@@ -61,7 +61,7 @@ async def test_ids_that_have_wrapped_are_not_taken_for_others(database_url: str,
     await database.close()
 
 
-async def test_looking_leaves_no_row(database_url: str) -> None:
+async def test_the_check_leaves_no_row(database_url: str) -> None:
     database = pool(database_url)
     await database.open()
     await database.close()
@@ -69,19 +69,19 @@ async def test_looking_leaves_no_row(database_url: str) -> None:
         assert conn.execute("SELECT count(*) FROM booking_requests").fetchall() == [(0,)]
 
 
-async def test_a_schema_that_is_not_there_yet_is_no_reason_to_refuse(database_url: str) -> None:
+async def test_a_missing_schema_does_not_fail_the_check(database_url: str) -> None:
     with psycopg.connect(database_url) as conn:
         conn.execute("DROP TABLE booking_requests")
     database = pool(database_url)
     with capture_logs() as logged:
         await database.open()
     assert database.available
-    assert any("can't be told" in line["event"] for line in logged)
+    assert any("transaction numbers failed" in line["event"] for line in logged)
     await database.close()
 
 
 @pytest.mark.parametrize("name", ["booking", "messaging"])
-def test_the_service_does_not_start_and_says_why_in_one_line(database_url: str, redis_url: str, name: str) -> None:
+def test_the_service_does_not_start_and_prints_one_line(database_url: str, redis_url: str, name: str) -> None:
     shadow(database_url, OTHER["another node's"])
     settings = {f"{name.upper()}_DATABASE_URL": service_url(database_url, f"parlor_{name}"), "REDIS_URL": redis_url}
     settings["WHATSAPP_APP_SECRET"] = SECRET
@@ -91,10 +91,10 @@ def test_the_service_does_not_start_and_says_why_in_one_line(database_url: str, 
     assert ended.returncode == 2
     assert "Traceback" not in ended.stdout + ended.stderr
     [line] = ended.stderr.strip().splitlines()
-    assert line.startswith(f"{name}: the database says that transaction 12345 is the current one")
+    assert line.startswith(f"{name}: the database reports 12345 as the current transaction's id")
 
 
-async def test_a_database_that_comes_later_is_looked_at_then(own_postgres: Postgres) -> None:
+async def test_a_database_that_starts_later_is_checked_then(own_postgres: Postgres) -> None:
     shadow(own_postgres.dsn, OTHER["one ahead"])
     own_postgres.stop()
     database = pool(own_postgres.dsn)

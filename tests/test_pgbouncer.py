@@ -58,7 +58,7 @@ async def ask(database: Database, number: int) -> None:
     for turn in range(CALLS):
         word = f"{number} {turn % 3}"
         async with database.connection() as conn:
-            _, rows = await conn.look_up(f"SELECT '{word}' || $1::text", ["!"])
+            _, rows = await conn.fetch(f"SELECT '{word}' || $1::text", ["!"])
             assert rows == [(f"{word}!".encode(),)]
         async with database.connection() as conn:
             cursor = await conn.execute(f"SELECT '{word}' || %s::text".encode(), ["?"])
@@ -78,7 +78,7 @@ async def test_statements_of_two_processes_never_meet(url: str) -> None:
     assert len([line for line in logged if line["log_level"] == "warning"]) == 2  # each process says so once
 
 
-async def test_with_pgbouncer_in_the_url_nothing_is_prepared_from_the_start_and_nothing_said(url: str) -> None:
+async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logged(url: str) -> None:
     with capture_logs() as logged:
         async with pools(url, pgbouncer=True) as databases:
             await ask_all(databases)
@@ -89,7 +89,7 @@ async def test_with_pgbouncer_in_the_url_nothing_is_prepared_from_the_start_and_
     assert [line for line in logged if line["log_level"] == "warning"] == []
 
 
-async def test_a_pooler_that_is_not_recognized_is_by_its_first_error_and_no_call_fails(
+async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_call_fails(
     url: str, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_history = Connection.read_history
@@ -108,12 +108,12 @@ async def test_a_pooler_that_is_not_recognized_is_by_its_first_error_and_no_call
     assert all("pgbouncer=true" in event for event in warnings)
 
 
-async def test_prepared_statements_have_names_of_their_own(database_url: str) -> None:
+async def test_prepared_statements_of_two_processes_have_different_names(database_url: str) -> None:
     names = set()
     async with pools(database_url) as databases:
         for database in databases:
             async with database.connection() as conn:
-                await conn.look_up("SELECT $1::text", ["a"])
+                await conn.fetch("SELECT $1::text", ["a"])
                 cursor = await conn.execute("SELECT name FROM pg_prepared_statements", prepare=False)
                 names |= {name for (name,) in await cursor.fetchall()}
     assert len(names) == 2

@@ -110,20 +110,22 @@ async def test_metrics_show_calls_cache_and_database(started: Processes) -> None
             await stack.booking.GetSalon(request)
         await failure(stack.booking.GetSalon(booking_pb2.GetSalonRequest(salon_id="unknown")))
         after = scrape(started, "booking")
-    latency, method = "parlor_rpc_latency_seconds", "parlor.booking.v1.BookingService/GetSalon"
-    assert after[sample(f"{latency}_count", method=method, code="OK")] == 3
-    assert after[sample(f"{latency}_count", method=method, code="NOT_FOUND")] == 1
-    assert after[sample(f"{latency}_bucket", method=method, code="OK", le="+Inf")] == 3
+    labels = {"grpc_type": "unary", "grpc_service": SERVICES["booking"], "grpc_method": "GetSalon"}
+    assert after[sample("grpc_server_handled_total", **labels, grpc_code="OK")] == 3
+    assert after[sample("grpc_server_handled_total", **labels, grpc_code="NotFound")] == 1
+    assert after[sample("grpc_server_handling_seconds_count", **labels)] == 4
+    assert after[sample("grpc_server_handling_seconds_bucket", **labels, le="+Inf")] == 4
+    assert 0 < after[sample("grpc_server_handling_seconds_sum", **labels)] < 10
     assert (
         sum(after[sample("parlor_cache_reads_total", source=source)] for source in ("near", "hit", "miss", "bypass"))
         == 4
     )
-    for moving in ("parlor_db_queries_total", "parlor_db_query_seconds_total", "parlor_db_acquisitions_total"):
+    for moving in ("parlor_db_queries_total", "parlor_db_query_seconds_total", "parlor_db_requests_total"):
         assert after[sample(moving)] > before[sample(moving)]
     assert after[sample("parlor_db_available")] == after[sample("parlor_cache_connected")] == 1
-    assert after[sample("parlor_db_connections")] >= 1
+    assert after[sample("parlor_db_pool_size")] >= 1
     for name in SERVICES:
-        assert scrape(started, name)[sample("parlor_db_exhaustions_total")] == 0
+        assert scrape(started, name)[sample("parlor_db_requests_errors_total")] == 0
 
 
 @pytest.mark.parametrize(

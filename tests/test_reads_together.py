@@ -77,8 +77,8 @@ async def filled(stack: Stack) -> Data:
             message = await stack.messaging.RecordMessage(message_request(f"wamid.{number}", salon_id=salon_id, **sent))
             conversations.append((salon_id, message.conversation_id))
             named: Fields = {"salon_id": salon_id, "conversation_id": message.conversation_id}
-            said: Fields = {"model": f"m-{number % 2}", "role": messaging.AI_ROLE_ASSISTANT, "latency_ms": number}
-            await stack.messaging.RecordAiMessage(messaging.RecordAiMessageRequest(**named, **said))
+            ai_message: Fields = {"model": f"m-{number % 2}", "role": messaging.AI_ROLE_ASSISTANT, "latency_ms": number}
+            await stack.messaging.RecordAiMessage(messaging.RecordAiMessageRequest(**named, **ai_message))
             if number:
                 assigned = messaging.AssignConversationRequest(**named, assignee=f"user-{number}")
                 await stack.messaging.AssignConversation(assigned)
@@ -147,8 +147,8 @@ def messaging_kinds(stack: Stack, data: Data) -> Iterator[Kind]:
             for of, each in product(SALONS, filters)
         ]
         yield Kind(service.ListConversations, messaging.ListConversationsResponse, lists)
-    said = [messaging.ListAiMessagesRequest(**SMALL | each) for each in ids]
-    yield Kind(service.ListAiMessages, messaging.ListAiMessagesResponse, said)
+    ai_message = [messaging.ListAiMessagesRequest(**SMALL | each) for each in ids]
+    yield Kind(service.ListAiMessages, messaging.ListAiMessagesResponse, ai_message)
 
 
 def stats_kinds(stack: Stack, _: Data) -> Iterator[Kind]:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.messaging import retention_queries
+from services.messaging import retention
 from services.messaging.retention import Retention
 from services.messaging.settings import MessagingSettings
 from tests.stack import SALON, SECRET, Fields, Stack, message_request, rows, salon, warm, webhook_body
@@ -44,9 +44,14 @@ async def filled(stack: Stack, messages: int = 4) -> list[pb.Message]:
     poison = [text(id=None, timestamp=str(number)) for number in range(messages)]
     assert (await ingest(stack, webhook_body("1", messages=items + poison)))["rejected"] == messages
     listed = await stack.messaging.ListMessages(pb.ListMessagesRequest(salon_id=SALON))
-    said: Fields = {"salon_id": SALON, "conversation_id": listed.messages[0].conversation_id, "model": "m", "role": 3}
+    ai_message: Fields = {
+        "salon_id": SALON,
+        "conversation_id": listed.messages[0].conversation_id,
+        "model": "m",
+        "role": 3,
+    }
     for number in range(messages):
-        await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**said, content=f"said {number}"))
+        await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**ai_message, content=f"ai_message {number}"))
     for table, key in (
         ("raw_messages", "message_id"),
         ("webhook_failures", "digest"),
@@ -94,7 +99,7 @@ async def test_cached_lists_of_ai_messages_are_invalidated(stack: Stack) -> None
     before = await warm(stack.messaging.ListAiMessages, request)
     await retain(stack, ai_messages=5)
     after = await stack.messaging.ListAiMessages(request)
-    assert [sum(bool(said.content) for said in listed.ai_messages) for listed in (before, after)] == [4, 2]
+    assert [sum(bool(ai_message.content) for ai_message in listed.ai_messages) for listed in (before, after)] == [4, 2]
 
 
 async def test_more_than_a_batch_is_deleted_by_several_processes_at_once(
@@ -103,7 +108,7 @@ async def test_more_than_a_batch_is_deleted_by_several_processes_at_once(
     query = (
         "INSERT INTO webhook_failures (salon_id, digest, kind, reason, item, created_at)"
         " SELECT 'salon-' || n % 3, n::text::bytea, 'OTHER', '', '', now() - interval '6 days'"
-        f" FROM generate_series(1, {3 * retention_queries.ROWS + 7}) AS n RETURNING 1"
+        f" FROM generate_series(1, {3 * retention.ROWS + 7}) AS n RETURNING 1"
     )
     rows(stack.database_url, query)
     await asyncio.gather(*(retain(stack, failures=5) for _ in range(4)))
@@ -115,8 +120,10 @@ async def test_texts_of_many_salons_are_emptied(stack: Stack) -> None:
     for number in range(5):
         await salon(stack, f"salon-{number}")
         message = await stack.messaging.RecordMessage(message_request(salon_id=f"salon-{number}"))
-        said: Fields = {"salon_id": f"salon-{number}", "conversation_id": message.conversation_id, "model": "m"}
-        await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**said, role=pb.AI_ROLE_USER, content="x"))
+        ai_message: Fields = {"salon_id": f"salon-{number}", "conversation_id": message.conversation_id, "model": "m"}
+        await stack.messaging.RecordAiMessage(
+            pb.RecordAiMessageRequest(**ai_message, role=pb.AI_ROLE_USER, content="x")
+        )
     older(stack, "ai_messages", 6, "salon_id <> 'salon-2'")
     await retain(stack, ai_messages=5)
     assert rows(stack.database_url, "SELECT salon_id FROM ai_messages WHERE content <> ''") == [("salon-2",)]
@@ -162,6 +169,6 @@ async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> 
 
     async with stack.servers["messaging"].database.connection() as conn:
         await conn.execute("SET enable_seqscan = off")
-        await getattr(retention_queries, delete)(Explaining(), 5)
+        await getattr(retention, delete)(Explaining(), 5)
     index = {"delete_raw_items": "raw_messages_received", "delete_failures": "idx_webhook_failures_salon_created"}
     assert any(index.get(delete, "message_status_events_early") in line for line in plans), plans

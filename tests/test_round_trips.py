@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
-from libs.db import Connection
+from libs.db import BEGIN, Connection
 from libs.server.idempotency import _LOCKS, _locks
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
@@ -20,12 +21,13 @@ from tests.test_webhook import signed, status, text
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many statements each round trip had."""
+    """How many statements each round trip of a transaction had."""
     trips: list[int] = []
     send = Connection._send
 
     async def count(conn: Connection, statements: Any) -> Any:
-        trips.append(len(statements))
+        if statements[0] is BEGIN or conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            trips.append(len(statements))
         return await send(conn, statements)
 
     monkeypatch.setattr(Connection, "_send", count)
@@ -37,13 +39,14 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
         await salon(stack, phone_number_id="1")
         body = webhook_body("1", messages=[text(1), text(2, from_user_id="US.1")], statuses=[status(3)])
         record = messaging_pb2.RecordMessageStatusRequest(
-            salon_id=SALON, whatsapp_id="wamid.1", status=messaging_pb2.MESSAGE_STATUS_READ
+            salon_id=SALON, whatsapp_id="wamid.9", status=messaging_pb2.MESSAGE_STATUS_READ
         )
+        template = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
         await stack.messaging.RecordMessage(message_request("wamid.0"))  # from then on messaging knows the salon
         calls: list[tuple[Any, Any, list[int]]] = [
             (stack.booking.CreateBooking, booking_request(resource_id="anna"), [3, 1]),
             (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [4, 2]),
-            (stack.messaging.RecordMessage, message_request("wamid.9"), [3, 1]),
+            (stack.messaging.RecordMessage, message_request("wamid.9", **template), [3, 1]),
             (stack.messaging.RecordMessage, message_request("wamid.10", user_id="US.2"), [4, 1]),
             (stack.messaging.IngestWebhook, signed(body), [6, 1]),
             (stack.messaging.RecordMessageStatus, record, [4, 1]),

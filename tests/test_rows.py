@@ -1,11 +1,11 @@
-"""libs/db: what rows become."""
+"""libs/messages: rows encoded as messages."""
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.dayofweek_pb2 import MONDAY
 from google.type.timeofday_pb2 import TimeOfDay
 
-from libs.messages import elements, fetch_encoded, fetch_rows, text_array
+from libs.messages import encode_repeated, fetch_encoded, fetch_rows, text_array
 from parlor.booking.v1.booking_pb2 import BOOKING_STATUS_NO_SHOW, Booking, ListBookingsResponse, OpeningHours, Salon
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1.stats_pb2 import SalonStats
@@ -55,7 +55,7 @@ async def test_a_row_is_the_message_of_its_columns(database_url: str) -> None:
 
 async def test_elements_are_a_repeated_field_in_their_order() -> None:
     bookings = [Booking(notes="x" * size) for size in (0, 1, 500, 70_000)]
-    body = elements([booking.SerializeToString() for booking in bookings])
+    body = encode_repeated([booking.SerializeToString() for booking in bookings])
     assert list(ListBookingsResponse.FromString(body).bookings) == bookings
 
 

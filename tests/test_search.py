@@ -1,4 +1,4 @@
-"""Messages, found by their words."""
+"""Messages are found by their words."""
 
 import asyncio
 from contextlib import suppress
@@ -25,7 +25,7 @@ HOSTILE = ["'", '"', "(", ")", ":*", "!", "&", "|", "<->", "%", "%s", "\\", "\\'
 HOSTILE += [" ", "💇", "💇" * 200, "der", "a b c d e f g " * 14, "http://x.y/z?a=1&b=%00", "<b>", "or or or", "T"]
 
 
-async def said(stack: Stack, texts: list[str], language: str = "", **fields: Any) -> None:
+async def record_texts(stack: Stack, texts: list[str], language: str = "", **fields: Any) -> None:
     """Record messages, one a second, in a language."""
     await salon(stack)
     for second, text in enumerate(texts):
@@ -58,13 +58,13 @@ async def found(stack: Stack, query: str, **fields: Any) -> list[str]:
 async def test_words_are_found_in_the_grammar_of_the_language(
     stack: Stack, language: str, queries: dict[str, int]
 ) -> None:
-    await said(stack, LANGUAGES[language], language)
+    await record_texts(stack, LANGUAGES[language], language)
     for query, place in queries.items():
         assert await found(stack, query) == [LANGUAGES[language][place]], query
 
 
 async def test_messages_of_before_a_change_of_language_keep_their_grammar(stack: Stack) -> None:
-    await said(stack, ["Meine Termine", "Strähnen"], "de")
+    await record_texts(stack, ["Meine Termine", "Strähnen"], "de")
     await stack.messaging.RecordMessage(message_request("wamid.new", content="termin"))
     assert await found(stack, "termin") == ["termin", "Meine Termine"]
     [message] = (await stack.messaging.SearchMessages(asked("strahn"))).messages
@@ -73,7 +73,7 @@ async def test_messages_of_before_a_change_of_language_keep_their_grammar(stack:
 
 async def test_a_query_is_as_in_a_web_search(stack: Stack) -> None:
     texts = ["Ihr Termin ist am Samstag", "Samstag oder Sonntag", "Am Termin ist Sonntag geschlossen"]
-    await said(stack, texts)
+    await record_texts(stack, texts)
     first, second, third = texts
     for query, expected in {
         "termin sonntag": [third],
@@ -88,7 +88,7 @@ async def test_a_query_is_as_in_a_web_search(stack: Stack) -> None:
 
 async def test_the_best_come_first_then_the_newest(stack: Stack) -> None:
     texts = ["ein termin", "rot", "termin um termin", "termin weit weg von allem was rot ist", "termin rot", "termin"]
-    await said(stack, texts)
+    await record_texts(stack, texts)
     assert await found(stack, "termin") == [texts[2], texts[5], texts[4], texts[3], texts[0]]
     assert await found(stack, "termin rot") == [texts[4], texts[3]]
     assert (await found(stack, "rot or termin"))[0] == texts[4]
@@ -110,13 +110,13 @@ async def test_the_best_come_first_then_the_newest(stack: Stack) -> None:
     ],
 )
 async def test_a_snippet_is_html_with_what_was_found_in_bold(stack: Stack, text: str, query: str, snippet: str) -> None:
-    await said(stack, [text])
+    await record_texts(stack, [text])
     [message] = (await stack.messaging.SearchMessages(asked(query))).messages
     assert (message.content, message.snippet) == (text, snippet)
 
 
 async def test_a_snippet_of_a_long_text_is_a_part_of_it(stack: Stack) -> None:
-    await said(stack, ["vor " * 5000 + "Termin" + " nach" * 5000])
+    await record_texts(stack, ["vor " * 5000 + "Termin" + " nach" * 5000])
     [message] = (await stack.messaging.SearchMessages(asked("termin"))).messages
     assert "<b>Termin</b>" in message.snippet
     assert len(message.snippet) < 500
@@ -126,7 +126,7 @@ async def test_a_snippet_of_a_long_text_is_a_part_of_it(stack: Stack) -> None:
 @pytest.mark.parametrize("query", ["termin", "Termni"])
 async def test_pages_have_every_message_once(stack: Stack, query: str) -> None:
     texts = [f"termin {'termin ' * (number % 3)}{number}" for number in range(23)] + ["other"]
-    await said(stack, texts)
+    await record_texts(stack, texts)
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
         conn.execute("UPDATE messages SET created_at = date_trunc('minute', created_at)")
     everything = (await stack.messaging.SearchMessages(asked(query))).messages
@@ -137,7 +137,7 @@ async def test_pages_have_every_message_once(stack: Stack, query: str) -> None:
 
 
 async def test_a_token_is_for_its_own_query_and_salon_only(stack: Stack) -> None:
-    await said(stack, ["termin", "termin"])
+    await record_texts(stack, ["termin", "termin"])
     token = (await stack.messaging.SearchMessages(asked("termin", page_size=1))).next_page_token
     others: list[Fields] = [{"query": "termine"}, {"salon_id": "salon-2"}]
     for other in others:
@@ -146,7 +146,7 @@ async def test_a_token_is_for_its_own_query_and_salon_only(stack: Stack) -> None
 
 
 async def test_a_page_of_large_messages_ends_sooner(stack: Stack) -> None:
-    await said(stack, ["💇" * 60_000 + f" termin {number}" for number in range(15)])
+    await record_texts(stack, ["💇" * 60_000 + f" termin {number}" for number in range(15)])
     first = await stack.messaging.SearchMessages(asked("termin"))
     second = await stack.messaging.SearchMessages(asked("termin", page_token=first.next_page_token))
     assert len(first.messages) > 5
@@ -154,7 +154,7 @@ async def test_a_page_of_large_messages_ends_sooner(stack: Stack) -> None:
 
 
 async def test_a_new_message_is_in_the_next_reply(stack: Stack) -> None:
-    await said(stack, ["termin"])
+    await record_texts(stack, ["termin"])
     assert len((await warm(stack.messaging.SearchMessages, asked("termin"))).messages) == 1
     nothing = asked("samstag")
     assert not (await warm(stack.messaging.SearchMessages, nothing)).messages
@@ -165,14 +165,14 @@ async def test_a_new_message_is_in_the_next_reply(stack: Stack) -> None:
 
 async def test_nothing_of_another_salon_is_found(stack: Stack) -> None:
     await salon(stack, "salon-2")
-    await said(stack, ["termin"])
+    await record_texts(stack, ["termin"])
     assert await found(stack, "termin", salon_id="salon-2") == []
     assert await found(stack, "Termni", salon_id="salon-2") == []
     assert await found(stack, "termin", salon_id="nowhere") == []
 
 
-async def test_no_query_breaks_it(stack: Stack) -> None:
-    await said(stack, ["Ein 'Termin' \\ um 10:30 % 💇", "\\'it''s \\ o'clock\\"], "de")
+async def test_no_query_text_is_an_error(stack: Stack) -> None:
+    await record_texts(stack, ["Ein 'Termin' \\ um 10:30 % 💇", "\\'it''s \\ o'clock\\"], "de")
     for query in HOSTILE:
         await stack.messaging.SearchMessages(asked(query))
     for query in ("-T", "!-T", "-'", '-"'):
@@ -186,7 +186,7 @@ async def test_no_query_breaks_it(stack: Stack) -> None:
     "query", ["-a -b", "-termin", '-"am samstag"', "termin or -samstag", "-samstag die das", "-a or -b", "--samstag"]
 )
 async def test_a_query_needs_a_word_to_look_for(stack: Stack, query: str) -> None:
-    await said(stack, ["Ihr Termin ist am Samstag", "Sonntag"], "de")
+    await record_texts(stack, ["Ihr Termin ist am Samstag", "Sonntag"], "de")
     for page_size in (0, 1):
         error = await failure(stack.messaging.SearchMessages(asked(query, page_size=page_size)))
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
@@ -195,14 +195,14 @@ async def test_a_query_needs_a_word_to_look_for(stack: Stack, query: str) -> Non
 
 
 @pytest.mark.parametrize("query", ["termin -sonntag", "-sonntag termin", '"am samstag" -sonntag', "samstag or termin"])
-async def test_words_to_leave_out_may_stand_beside_one_to_look_for(stack: Stack, query: str) -> None:
-    await said(stack, ["Ihr Termin ist am Samstag", "Termin am Sonntag"], "de")
+async def test_a_query_may_exclude_words_beside_one_to_look_for(stack: Stack, query: str) -> None:
+    await record_texts(stack, ["Ihr Termin ist am Samstag", "Termin am Sonntag"], "de")
     assert "Ihr Termin ist am Samstag" in await found(stack, query)
 
 
 async def test_the_searches_of_a_salon_wait_for_each_other_alone(stack: Stack) -> None:
     """Two of a salon have a connection; the others wait for them, and nobody else does."""
-    await said(stack, ["termin"])
+    await record_texts(stack, ["termin"])
     await salon(stack, "salon-2")
     await stack.messaging.RecordMessage(message_request("wamid.2", salon_id="salon-2"))
     async with holding(stack.database_url, "LOCK TABLE messages"):

@@ -1,4 +1,4 @@
-"""The 24 hours after a customer's message in which WhatsApp takes any message, and templates only after them."""
+"""The service window: for 24 hours after a customer's message any message may be sent, then only templates."""
 
 import asyncio
 from typing import Any
@@ -52,7 +52,7 @@ async def test_the_window_ends_24_hours_after_the_customers_message(stack: Stack
 
 
 @pytest.mark.parametrize("customer", [{"phone_number": PHONE}, {"phone_number": "", "user_id": "US.1"}])
-async def test_whoever_never_wrote_gets_templates_only(stack: Stack, customer: Fields) -> None:
+async def test_a_customer_who_never_wrote_gets_templates_only(stack: Stack, customer: Fields) -> None:
     await salon(stack)
     await refused(stack, at(HEARD, **customer))
     template = await stack.messaging.RecordMessage(at(HEARD, type=pb.MESSAGE_TYPE_TEMPLATE, **customer))
@@ -84,12 +84,12 @@ async def test_a_repeat_answers_the_first_message_though_the_window_is_closed(st
     assert await stack.messaging.RecordMessage(again) == first
 
 
-async def test_an_unknown_salon_is_told_before_its_window(stack: Stack) -> None:
+async def test_an_unknown_salon_is_reported_before_a_closed_window(stack: Stack) -> None:
     error = await failure(stack.messaging.RecordMessage(at(HEARD)))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SALON_NOT_FOUND")
 
 
-async def test_a_closed_window_is_told_without_the_booking_service(
+async def test_a_closed_window_is_reported_without_the_booking_service(
     stack: Stack, database_url: str, redis_url: str
 ) -> None:
     await salon(stack)
@@ -99,7 +99,7 @@ async def test_a_closed_window_is_told_without_the_booking_service(
         await refused(restarted, at(HEARD + DAY))
 
 
-async def test_first_messages_at_once_are_not_taken_for_late_ones(stack: Stack) -> None:
+async def test_concurrent_first_messages_are_all_allowed(stack: Stack) -> None:
     await salon(stack)
     templates = (at(HEARD, type=pb.MESSAGE_TYPE_TEMPLATE) for _ in range(50))
     recorded = await asyncio.gather(*map(stack.messaging.RecordMessage, templates))

@@ -1,4 +1,4 @@
-"""Statistics of a salon: which rows a period counts, what they cost, and how long an answer lives."""
+"""Statistics of a salon: the rows that a period counts, their costs, and the lifetime of cached replies."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -91,7 +91,7 @@ async def test_nothing_of_another_salon_counts(stack: Stack) -> None:
     assert stats.total_cost_micros == 0
 
 
-async def test_costs_are_summed_by_currency_and_in_total_only_where_there_is_one(stack: Stack) -> None:
+async def test_costs_are_summed_by_currency_and_in_total_for_a_single_currency(stack: Stack) -> None:
     await salon(stack)
     await send(stack, "wamid.0", 500)
     for number, cost in enumerate((10**15, 10**15, 1)):
@@ -126,7 +126,7 @@ async def test_directions_are_counted_with_their_costs(stack: Stack) -> None:
 async def test_ai_messages_are_counted_by_model(stack: Stack) -> None:
     await salon(stack)
     conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
-    said = [
+    ai_message = [
         ("b", 10, 20, 5, "USD", 100, "abc234"),
         ("b", 1, 2, 6, "USD", 201, "XYZ789"),
         ("b", 0, 0, 7, "EUR", 0, "ABC234"),
@@ -142,7 +142,7 @@ async def test_ai_messages_are_counted_by_model(stack: Stack) -> None:
         "latency_ms",
         "booking_code",
     )
-    for values in said:
+    for values in ai_message:
         fields: Fields = {
             "salon_id": SALON,
             "conversation_id": conversation_id,
@@ -195,8 +195,8 @@ async def test_a_message_leaves_the_statistics_cached_and_a_salon_does_not(stack
     ).conversation_id
     close: Fields = {"salon_id": SALON, "phone_number": PHONE, "status": 2}
     await stack.messaging.UpdateConversationStatus(messaging_pb2.UpdateConversationStatusRequest(**close))
-    said: Fields = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m", "role": 2}
-    await stack.messaging.RecordAiMessage(messaging_pb2.RecordAiMessageRequest(**said))
+    ai_message: Fields = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m", "role": 2}
+    await stack.messaging.RecordAiMessage(messaging_pb2.RecordAiMessageRequest(**ai_message))
     assert await cached(stack.stats.GetSalonStats(request)) == (before, "hit")
     await salon(stack, time_zone="Asia/Tokyo")
     after = await fresh(stack.stats.GetSalonStats, request)

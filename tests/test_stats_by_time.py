@@ -1,4 +1,4 @@
-"""Statistics by day, week and month: cut by the salon's wall clock, also where it jumps."""
+"""Statistics by day, week and month of the salon's wall clock, also across clock changes."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -35,7 +35,7 @@ def fill(stack: Stack, start: datetime, end: datetime) -> list[datetime]:
 
 
 def expected(moments: list[datetime], end: datetime, zone: str, bucket: Any) -> list[tuple[datetime, datetime, int]]:
-    """Return start, end and count of each bucket, told from the wall time of each half hour."""
+    """Return start, end and count of each bucket, from the wall time of each half hour."""
     found: dict[date, list[datetime]] = {}
     for moment in moments:
         found.setdefault(STARTS[bucket](moment.astimezone(ZoneInfo(zone)).date()), []).append(moment)
@@ -99,7 +99,7 @@ async def test_buckets_cover_the_period_and_nothing_else(stack: Stack) -> None:
     assert found == [(start, february, 1), (february, march, 28 * 48), (march, end, 1)]
 
 
-async def test_bookings_are_counted_by_their_status_of_now_and_the_time_they_were_made(stack: Stack) -> None:
+async def test_bookings_are_counted_by_current_status_and_creation_time(stack: Stack) -> None:
     await salon(stack)
     words = ("pending", "confirmed", "cancelled", "completed", "no_show")
     for number, word in enumerate(words, 1):

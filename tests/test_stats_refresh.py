@@ -1,4 +1,4 @@
-"""Statistics loaded again behind every reply: no acknowledged booking is ever missing in them."""
+"""Statistics under refresh-ahead: no acknowledged booking is missing."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

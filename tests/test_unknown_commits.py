@@ -24,12 +24,12 @@ def test_only_a_request_with_a_request_id_may_be_repeated_blindly(request_: obje
     assert (error.code, error.reason) == (code, "COMMIT_UNKNOWN")
 
 
-def test_a_full_disk_has_a_reason_of_its_own() -> None:
+def test_a_full_disk_has_its_own_reason() -> None:
     error = of_exception(psycopg.errors.DiskFull(), {}, None)
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_FULL")
 
 
 @pytest.mark.parametrize("kind", [psycopg.errors.OutOfMemory, psycopg.errors.TooManyConnections])
-def test_what_else_is_short_is_a_database_that_is_away(kind: type[psycopg.Error]) -> None:
+def test_other_missing_resources_are_an_unavailable_database(kind: type[psycopg.Error]) -> None:
     error = of_exception(kind(), {}, None)
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")

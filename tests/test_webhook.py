@@ -1,4 +1,4 @@
-"""Webhook bodies of the WhatsApp Cloud API, as Meta's documentation shows them, and as nobody should send them."""
+"""Webhook bodies of the WhatsApp Cloud API: those of Meta's documentation, and malformed ones."""
 
 import asyncio
 import hashlib
@@ -32,7 +32,7 @@ async def ingest(stack: Stack, payload: bytes) -> dict[str, int]:
 
 
 async def refused(stack: Stack, payload: bytes) -> Failure:
-    """Return what a body that must be refused told."""
+    """Return the error of a body that must be refused."""
     return await failure(stack.messaging.IngestWebhook(signed(payload)))
 
 
@@ -141,7 +141,7 @@ async def test_unknown_kinds_are_counted(stack: Stack) -> None:
     assert await ingest(stack, (BODIES / "template_status.json").read_bytes()) == {"unknown": 1}
 
 
-async def test_what_is_no_webhook_body_is_refused(stack: Stack) -> None:
+async def test_anything_but_a_webhook_body_is_refused(stack: Stack) -> None:
     wrong = [b"\xff", b"{", b"[]", b"null", b'"entry"', b"{}", b'{"entry": {}}', b'{"entry": [], "entry": 1}']
     wrong += [b"[" * 100_000, b'{"entry": [' * 100_000, b'{"entry": ' + b"9" * 5_000 + b"}"]
     for payload in wrong:
@@ -150,7 +150,7 @@ async def test_what_is_no_webhook_body_is_refused(stack: Stack) -> None:
         assert error.fields == ["payload"]
 
 
-async def test_what_a_body_nests_wrongly_is_counted_as_rejected(stack: Stack) -> None:
+async def test_misplaced_values_are_counted_as_rejected(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     value: dict[str, Any] = {"metadata": {"phone_number_id": "1"}}
     wrong: list[tuple[list[Any], int]] = [
@@ -188,7 +188,7 @@ async def test_an_item_that_cannot_be_read_does_not_lose_its_neighbours(stack: S
     assert written(stack) == (1, 2, 2)
 
 
-async def test_texts_are_kept_as_they_are(stack: Stack) -> None:
+async def test_texts_are_stored_unchanged(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     texts = ["", "'; DROP TABLE messages; --", "💇" * 1000, "\u202e\u0007\ufeff", "x" * 65_536]
     messages = [text(number, text={"body": body}) for number, body in enumerate(texts)]
@@ -200,7 +200,7 @@ async def test_texts_are_kept_as_they_are(stack: Stack) -> None:
     assert found == {f"wamid.{number}": body for number, body in enumerate(texts)}
 
 
-async def test_a_large_body_is_taken_whole(stack: Stack) -> None:
+async def test_a_large_body_is_recorded_completely(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     first = webhook_body("1", messages=[text(f"first.{number}", text=None) for number in range(1000)])
     assert await ingest(stack, first) == {"messages": 1000}

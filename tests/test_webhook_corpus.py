@@ -1,4 +1,4 @@
-"""Bodies of every kind that WhatsApp documents: stored once with all they tell, in whatever order they come."""
+"""Bodies of every kind that WhatsApp documents are stored once with all their fields, in any order of arrival."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ def contents(stack: Stack) -> Any:
     return [rows(stack.database_url, f"SELECT t::text FROM {table} AS t ORDER BY 1") for table in TABLES]
 
 
-async def test_each_body_is_stored_once_with_all_it_tells(stack: Stack) -> None:
+async def test_each_body_is_stored_once_with_all_its_fields(stack: Stack) -> None:
     await salon(stack, phone_number_id=PHONE_NUMBER_ID)
     assert sorted(CASES) == sorted(path.stem for path in BODIES.glob("*.json"))
     assert len(CASES) >= 45
@@ -75,11 +75,11 @@ def assert_received(found: pb.Message, item: Any, wanted: Fields) -> None:
 def assert_sent(found: pb.Message, wanted: Fields) -> None:
     """Check what the statuses of a message made of it; all that is not wanted must be empty."""
     names = ["status", "cost_micros", "currency_code", "error_code", "error_title", "pricing_category", "billable"]
-    told = pb.Message()
+    shown = pb.Message()
     for name in (*names, "conversation_origin"):
         if name != "billable" or found.HasField("billable"):
-            setattr(told, name, getattr(found, name))
-    assert told == pb.Message(**wanted)
+            setattr(shown, name, getattr(found, name))
+    assert shown == pb.Message(**wanted)
     assert found.raw_json == ""
     assert len(found.status_events) >= 1
 

@@ -1,4 +1,4 @@
-"""Webhook items that can't be recorded: kept once, with the reason, beside neighbours that are recorded."""
+"""Webhook items that can't be recorded are stored once, with the reason; the others are recorded."""
 
 import json
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ def reader(value: Any) -> Any:
 
 BAD: list[tuple[str, Any, str]] = [
     ("messages", text(0, **{"from": None}), "from: neither a phone number nor a user id"),
-    ("messages", text(0, **{"from": "0151"}), "from: no phone number"),
-    ("messages", text(0, **{"from": 49151}), "from: no phone number"),
+    ("messages", text(0, **{"from": "0151"}), "from: not a phone number"),
+    ("messages", text(0, **{"from": 49151}), "from: not a phone number"),
     ("messages", text(0, id=None), "id: Field required"),
     ("messages", text(0, id="a\0b"), "id: contains NUL"),
     ("messages", text(0, id="\udc00"), "id: contains half a surrogate pair"),
@@ -42,16 +42,16 @@ BAD: list[tuple[str, Any, str]] = [
     ("messages", text(0, type=[]), "type: "),
     ("messages", text(0, text={"body": "a\0b"}), "content: contains NUL"),
     ("messages", text(0, text={"body": {"a": 1}}), "content: "),
-    ("messages", None, "is no object"),
+    ("messages", None, "is not an object"),
     ("statuses", status(0, id=None), "id: Field required"),
     ("statuses", status(0, timestamp="soon"), "timestamp: not from 1970 to 9998"),
     ("statuses", status(0, status=7), "status: "),
-    ("statuses", [], "is no object"),
+    ("statuses", [], "is not an object"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "item", "reason"), BAD)
-async def test_a_poisonous_item_is_kept_with_its_reason(stack: Stack, kind: str, item: Any, reason: str) -> None:
+async def test_an_unreadable_item_is_stored_with_its_reason(stack: Stack, kind: str, item: Any, reason: str) -> None:
     await salon(stack, phone_number_id="1")
     neighbours = {"messages": [text(1), text(2)], "statuses": [status(3), status(4)]}
     neighbours[kind].insert(1, item)
@@ -66,7 +66,7 @@ async def test_a_poisonous_item_is_kept_with_its_reason(stack: Stack, kind: str,
     assert await failures(stack) == [found]
 
 
-async def test_what_is_of_an_unknown_kind_is_kept(stack: Stack) -> None:
+async def test_items_of_unknown_kinds_are_stored(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     error = {"code": 130429, "title": "Rate limit hit"}
     bodies = [
@@ -82,7 +82,7 @@ async def test_what_is_of_an_unknown_kind_is_kept(stack: Stack) -> None:
     assert len(await failures(stack)) == len(bodies)
 
 
-async def test_those_of_an_unknown_salon_are_kept_and_named(stack: Stack) -> None:
+async def test_items_of_an_unknown_salon_are_stored_and_reported(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     kinds = {"messages": [text(0), None], "statuses": [status(0), status(1, status="played")], "errors": [{"code": 1}]}
     parts = [
@@ -92,7 +92,7 @@ async def test_those_of_an_unknown_salon_are_kept_and_named(stack: Stack) -> Non
     ]
     parts.append(webhook_body("no id", messages=[text(3)]))
     body = json.dumps({"entry": [entry for part in parts for entry in json.loads(part)["entry"]]}).encode()
-    for recorded in ({"messages": 1}, {"duplicates": 1}):  # a repeat is told the same, and kept once
+    for recorded in ({"messages": 1}, {"duplicates": 1}):  # a repeat gets the same reply and is stored once
         reply = await stack.messaging.IngestWebhook(signed(body))
         assert list(reply.unknown_phone_number_ids) == ["303", "404"]
         assert {field.name: count for field, count in reply.ListFields()[:-1]} == {
@@ -111,14 +111,14 @@ async def test_those_of_an_unknown_salon_are_kept_and_named(stack: Stack) -> Non
     assert await failures(stack) == []
 
 
-async def test_the_same_item_of_two_unknown_numbers_is_kept_for_each(stack: Stack) -> None:
+async def test_the_same_item_of_two_unknown_numbers_is_stored_for_each(stack: Stack) -> None:
     for name in ("404", "405"):
         assert await ingest(stack, webhook_body(name, errors=[{"code": 1}])) == {"unknown": 1}
     kept = (await stack.messaging.ListWebhookFailures(pb.ListWebhookFailuresRequest())).webhook_failures
     assert sorted(found.phone_number_id for found in kept) == ["404", "405"]
 
 
-async def test_a_large_item_is_cut_off(stack: Stack) -> None:
+async def test_a_large_item_is_truncated(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await ingest(stack, webhook_body("1", messages=[text(0, id=None, text={"body": "x" * 100_000})]))
     [found] = await failures(stack)
@@ -150,7 +150,7 @@ async def test_an_item_nested_too_deeply_does_not_lose_its_neighbours(stack: Sta
 
 
 @pytest.mark.parametrize("place", ["entry", "change", "value", "contact", "metadata"])
-async def test_what_is_nested_too_deeply_elsewhere_loses_only_itself(stack: Stack, place: str) -> None:
+async def test_deep_nesting_elsewhere_affects_only_itself(stack: Stack, place: str) -> None:
     await salon(stack, phone_number_id="1")
     whole = json.loads(webhook_body("1", messages=[text(1)], contacts=[{"wa_id": "1"}]))
     more: dict[str, Any] = whole["entry"][0]
@@ -188,14 +188,14 @@ async def test_failures_are_listed_newest_first_in_pages_of_their_salon(stack: S
     assert list(unknown.webhook_failures) == []
 
 
-async def test_a_message_that_is_not_there_is_not_found(stack: Stack) -> None:
+async def test_an_unknown_message_is_not_found(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await salon(stack, "salon-2", phone_number_id="2")
     await ingest(stack, webhook_body("1", messages=[text(1), text(2)], statuses=[status(1), status(9)]))
     one = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id=SALON, whatsapp_id="wamid.1"))
     both = pb.GetMessageRequest(salon_id=SALON, message_id=one.message_id.upper(), whatsapp_id="wamid.1")
     assert await stack.messaging.GetMessage(both) == one
-    assert [told.status for told in one.status_events] == [pb.MESSAGE_STATUS_READ]
+    assert [event.status for event in one.status_events] == [pb.MESSAGE_STATUS_READ]
     missing = [
         pb.GetMessageRequest(salon_id="salon-2", whatsapp_id="wamid.1"),
         pb.GetMessageRequest(salon_id="salon-2", message_id=one.message_id),

@@ -1,4 +1,4 @@
-"""Webhook bodies read part by part give what one call of `json.loads` gives, for any content."""
+"""Webhook bodies that are scanned in parts equal those that `json.loads` reads."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.messaging.webhook import json_scanner
-from services.messaging.webhook.json_scanner import Part, Shape, Unreadable, elements, load, members, scan, text_of
+from services.messaging.webhook.json_scanner import Part, Shape, Unreadable, elements, json_text, load, members, scan
 
 RANDOM = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 SHAPE: Shape = {"a": [{"b": {"c": (None,)}}], "d": {"a": None}}
@@ -48,7 +48,7 @@ def asked(value: Any, shape: Shape = SHAPE) -> Any:
 @settings(RANDOM, max_examples=500)
 @given(value=VALUES, ascii=st.booleans(), indent=st.sampled_from([None, 1]), window=st.integers(9, 40))
 @example(value={"a": [{"b": {"c": ["x" * 20_000, "\\" * 9_001, '"' * 9_001]}}]}, ascii=True, indent=None, window=8192)
-def test_any_json_is_read_as_by_the_library(value: Any, ascii: bool, indent: int | None, window: int) -> None:
+def test_any_json_is_read_as_by_json_loads(value: Any, ascii: bool, indent: int | None, window: int) -> None:
     payload = json.dumps(value, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_scanner, "WINDOW", window if len(payload) < 10_000 else 8192)
@@ -59,7 +59,7 @@ def test_any_json_is_read_as_by_the_library(value: Any, ascii: bool, indent: int
 
 @settings(RANDOM, max_examples=300)
 @given(payload=st.binary(max_size=40) | st.text('{}[]",:\\ a1', max_size=40).map(str.encode))
-def test_what_is_no_json_is_told_so(payload: bytes) -> None:
+def test_anything_but_json_is_an_error(payload: bytes) -> None:
     try:
         found = parsed(payload, None)
     except (ValueError, Unreadable):
@@ -72,7 +72,7 @@ def test_what_is_no_json_is_told_so(payload: bytes) -> None:
 
 @settings(RANDOM, max_examples=200)
 @given(value=VALUES, cut=st.integers(1, 10_000))
-def test_a_body_that_is_cut_off_is_no_json(value: Any, cut: int) -> None:
+def test_a_truncated_body_is_not_json(value: Any, cut: int) -> None:
     payload = json.dumps([value]).encode()
     with pytest.raises((ValueError, Unreadable)):
         parsed(payload[: -1 - cut % len(payload)], [None])
@@ -86,13 +86,13 @@ def test_a_body_that_is_cut_off_is_no_json(value: Any, cut: int) -> None:
         (b"[" + b"1," * 70_000 + b"1]", "is larger than 131072 bytes"),
         (b'"' + b"x" * 131_072 + b'"', "is larger than 131072 bytes"),
         (b"9" * 140_000, "is larger than 131072 bytes"),
-        (b"{1}", "is no JSON"),
-        (b"[1}", "is no JSON"),
-        (b'"\\x"', "is no JSON"),
-        (b"nul", "is no JSON"),
+        (b"{1}", "is not JSON"),
+        (b"[1}", "is not JSON"),
+        (b'"\\x"', "is not JSON"),
+        (b"nul", "is not JSON"),
     ],
 )
-def test_a_part_that_cannot_be_read_is_told_so(payload: bytes, reason: str) -> None:
+def test_an_unreadable_part_is_an_error_and_its_neighbors_are_read(payload: bytes, reason: str) -> None:
     steps = scan(b"[1, " + payload + b", 2]", [None])
     while True:
         try:
@@ -104,7 +104,7 @@ def test_a_part_that_cannot_be_read_is_told_so(payload: bytes, reason: str) -> N
     assert members(part) is None
     assert elements(part) is None
     with pytest.raises(Unreadable, match=f"^{reason}$"):
-        text_of(part)
+        json_text(part)
 
 
 def test_too_many_parts_are_refused() -> None:

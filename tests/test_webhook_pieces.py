@@ -1,4 +1,4 @@
-"""Webhook bodies that are recorded in several transactions, and salons that come and go meanwhile."""
+"""Webhook bodies that are recorded in several transactions, and salons that are created or deleted meanwhile."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.ops.v1.ops_pb2 import InvalidateSalonRequest
 from services.messaging import salons
-from services.messaging.messages import lock
+from services.messaging.message_write_queries import message_lock
 from services.messaging.webhook.parse import MOST_ITEMS
 from tests.load import tells_when_to_retry, until, waiting_for_a_lock
 from tests.locks import holding
@@ -24,12 +24,12 @@ CUSTOMER = "16505550001"
 def test_no_lock_is_shared_by_two_salons() -> None:
     names = [f"wamid.{number}" for number in range(10_000)]
     salon_ids = ("salon-1", "salon-2", "salon-12", "salon")
-    taken = [{lock(salon_id, name) for name in names} for salon_id in salon_ids]
+    taken = [{message_lock(salon_id, name) for name in names} for salon_id in salon_ids]
     assert [len(locks) for locks in taken] == [64] * 4
     assert len(set().union(*taken)) == 4 * 64
 
 
-async def test_a_piece_holds_few_locks_and_one_connection(stack: Stack) -> None:
+async def test_a_transaction_of_a_body_holds_few_locks_and_one_connection(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await ingest(stack, webhook_body("1", messages=[text(0, **{"from": CUSTOMER})]))
     body = webhook_body("1", messages=[text(n, **{"from": CUSTOMER}) for n in range(1, 3000)])
@@ -42,7 +42,7 @@ async def test_a_piece_holds_few_locks_and_one_connection(stack: Stack) -> None:
         assert await recording == {"messages": 2999}
 
 
-async def test_a_salon_that_is_locked_loses_no_other_and_its_rest_comes_with_the_repeat(stack: Stack) -> None:
+async def test_a_locked_salon_affects_no_other_and_its_rest_is_recorded_by_the_repeat(stack: Stack) -> None:
     for name in ("1", "2"):
         await salon(stack, f"salon-{name}", phone_number_id=name)
     await ingest(stack, webhook_body("1", messages=[text(0, **{"from": CUSTOMER})]))
@@ -60,7 +60,7 @@ async def test_a_salon_that_is_locked_loses_no_other_and_its_rest_comes_with_the
     assert await ingest(stack, body) == {"duplicates": 1099}
 
 
-async def test_a_body_whose_caller_goes_away_is_recorded_once_by_its_repeats(stack: Stack) -> None:
+async def test_a_body_whose_caller_leaves_is_recorded_once_by_its_repeats(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     kinds = {"messages": [text(n, **{"from": f"1650556{n:04}"}) for n in range(2000)] + [None], "statuses": [status(1)]}
     request = signed(webhook_body("1", **kinds))
@@ -75,7 +75,7 @@ async def test_a_body_whose_caller_goes_away_is_recorded_once_by_its_repeats(sta
     assert rows(stack.database_url, "SELECT count(*) FROM webhook_failures") == [(1,)]
 
 
-async def test_pieces_count_as_the_whole(stack: Stack) -> None:
+async def test_several_transactions_count_like_one(stack: Stack) -> None:
     """Repeats, failures and unknown kinds in different pieces, in any order of the body's names."""
     await salon(stack, phone_number_id="1")
     items = [text(n % 450) for n in range(500)] + [7, text("u", type="hologram")]
@@ -105,9 +105,7 @@ def first_contact(number: int) -> pb.RecordMessageRequest:
     return message_request(f"wamid.{number}", phone_number=f"+491511234{number:04}")
 
 
-async def test_a_salon_is_not_known_for_good(
-    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_known_salon_expires(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(salons, "KNOWN_SECONDS", 1)
     async with running(database_url, redis_url) as stack:
         await salon(stack)
@@ -120,7 +118,7 @@ async def test_a_salon_is_not_known_for_good(
         await stack.messaging.RecordMessage(first_contact(3))
 
 
-async def test_a_salon_that_is_not_found_is_asked_for_again(stack: Stack) -> None:
+async def test_a_salon_that_is_not_found_is_read_again(stack: Stack) -> None:
     await salon(stack, region_code="DE")
     await stack.messaging.RecordMessage(first_contact(1))
     await end_salon(stack)

@@ -1,4 +1,4 @@
-"""What a webhook body costs and leaves, and what becomes of it while the booking service is away."""
+"""The statements and rows of a webhook body, and bodies that arrive while the booking service is down."""
 
 import asyncio
 import json
@@ -60,7 +60,7 @@ async def test_an_unknown_type_is_stored_as_such(stack: Stack) -> None:
     assert (found.type, found.content) == (pb.MESSAGE_TYPE_UNKNOWN, "hi")
 
 
-async def test_the_raw_item_is_what_came(stack: Stack) -> None:
+async def test_the_raw_item_is_stored_unchanged(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     odd = '{"a": [1e400, -1e999, 0.1, 12345678901234567890, 1.0, "\\ud800", "\\u0000", null, true, {}, [], "💇", 2e-7]}'
     body = webhook_body("1", messages=[text(1, odd="ODD")]).replace(b'"ODD"', odd.encode())
@@ -71,7 +71,7 @@ async def test_the_raw_item_is_what_came(stack: Stack) -> None:
     assert json.loads(found.raw_json) == {**text(1), "odd": kept}
 
 
-async def test_a_new_salon_takes_its_messages_at_once(stack: Stack) -> None:
+async def test_a_new_salon_gets_its_messages_at_once(stack: Stack) -> None:
     body = webhook_body("1", messages=[text(1)])
     for _ in range(2):
         assert await ingest(stack, body) == {"rejected": 1}
@@ -93,7 +93,7 @@ async def test_messages_follow_a_phone_number_id_to_another_salon(stack: Stack) 
                 break
 
 
-async def test_a_salon_that_was_asked_for_is_not_asked_for_again(stack: Stack) -> None:
+async def test_a_salon_is_read_once(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await warm(stack.booking.GetSalonByPhoneNumberId, GetSalonByPhoneNumberIdRequest(phone_number_id="1"))
     counters = stack.servers["booking"].cache.counters
@@ -103,7 +103,7 @@ async def test_a_salon_that_was_asked_for_is_not_asked_for_again(stack: Stack) -
     assert (counters.hits, counters.misses) == before
 
 
-async def test_a_body_is_taken_while_booking_is_away_where_its_salon_is_known(stack: Stack) -> None:
+async def test_a_body_of_a_cached_salon_is_recorded_while_booking_is_down(stack: Stack) -> None:
     for name in ("1", "2"):
         await salon(stack, f"salon-{name}", phone_number_id=name)
     await warm(stack.booking.GetSalonByPhoneNumberId, GetSalonByPhoneNumberIdRequest(phone_number_id="1"))
@@ -120,7 +120,7 @@ async def test_a_body_is_taken_while_booking_is_away_where_its_salon_is_known(st
     assert written(stack) == (1, 2, 0)  # the items of the salon that is known, all the same
 
 
-async def test_a_body_refused_while_booking_was_away_is_written_once_later(database_url: str, redis_url: str) -> None:
+async def test_a_body_refused_while_booking_was_down_is_recorded_once_later(database_url: str, redis_url: str) -> None:
     body = webhook_body("1", messages=[text(1)], statuses=[status(2)])
     async with running(database_url, redis_url) as stack:
         await salon(stack, phone_number_id="1")
@@ -133,7 +133,7 @@ async def test_a_body_refused_while_booking_was_away_is_written_once_later(datab
         assert written(stack) == (1, 1, 1)
 
 
-async def test_a_body_that_is_cut_off_or_too_large_writes_nothing(stack: Stack) -> None:
+async def test_a_truncated_or_too_large_body_writes_nothing(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     body = webhook_body("1", messages=[text(1)], statuses=[status(2)])
     for end in (1, 10, len(body) // 2, len(body) - 1):

@@ -11,7 +11,7 @@ BODIES = Path(__file__).parent / "data" / "whatsapp"
 PHONE_NUMBER_ID = "106540352242922"
 SHEENA, PABLO, JOERG, JOAO = "+16505551234", "+16505555678", "+4915112345678", "+5511987654321"
 PABLO_ID, ANA_ID, MIKA_ID = "US.13491208655302741918", "BR.2093847561029384", "FI.7719203348817720"
-# Sent by the salon, and told of in statuses; what it answers to is not always there.
+# Sent by the salon, and reported in statuses; the message that it answers is not always recorded.
 REMINDER = "wamid.HRYLMTY1MDU1NTEyMzQVAgARGBIzN0FDM0E1QTJGODNCREYwN0Y2QgA="
 EDITED = "wamid.HBgLMTY1MDM4Nzk0MzkVAgASGBQzQTRBNjU5OUFFRTAzODEwMTQ0RgA="
 OWN: Fields = {"cost_micros": 50_000, "currency_code": "EUR"}

@@ -1,25 +1,29 @@
-"""A TCP proxy between a service and a server that injects network faults."""
+"""A TCP proxy that stands between a service and a server, and does to the traffic what networks do.
+
+`python -m tools.proxy PORT:SERVER_PORT ...` runs proxies that only pass bytes on, for faults of the process itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 
 class Proxy:
-    """Forwards bytes. Its attributes select faults, for open connections too.
+    """Passes bytes on; its attributes say what goes wrong from now on, for connections that are open, too.
 
-    latency: delay of each chunk, in each direction, in s.
-    blackhole: drop all bytes, but close nothing.
+    latency: delay of every piece, each way, in s.
+    blackhole: swallow all, and close nothing.
     refuse: close each new connection at once.
-    cut_at: close the connection when the client sends these bytes, and don't forward them; once.
-    cut_after: the same, but forward them, and drop the server's answer; once.
-    lose: drop each chunk of the server that begins with these bytes; `lost` counts them.
+    cut_at: close a connection whose client sends these bytes, which do not get through; once.
+    cut_after: the same, but they get through, and it is the server's answer that does not; once.
+    lose: swallow each piece of the server's that begins with these bytes; `lost` counts them.
     """
 
     def __init__(self) -> None:
-        """Inject no fault yet."""
+        """Do nothing to the traffic yet."""
         self.port = 0
         self.latency = 0.0
         self.blackhole = False
@@ -47,20 +51,20 @@ class Proxy:
         self._open |= {to_client, to_server}
         try:
             with suppress(OSError):
-                await self._forward(client, to_server, server, to_client)
+                await self._pass_on(client, to_server, server, to_client)
         finally:
             self._open -= {to_client, to_server}
             to_client.transport.abort()
             to_server.transport.abort()
 
-    async def _forward(
+    async def _pass_on(
         self,
         client: asyncio.StreamReader,
         to_server: asyncio.StreamWriter,
         server: asyncio.StreamReader,
         to_client: asyncio.StreamWriter,
     ) -> None:
-        """Forward bytes in both directions until one side ends or the connection is cut."""
+        """Pass bytes on both ways until one side ends or the connection is cut."""
         silent = asyncio.Event()
 
         async def up() -> None:
@@ -99,8 +103,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(port: int) -> AsyncIterator[Proxy]:
-    """Run a proxy to a port of this machine; `Proxy.port` is where it listens."""
+async def proxy(port: int, listen: int = 0) -> AsyncIterator[Proxy]:
+    """Run a proxy to a port of this machine; it listens on the port `listen`, on a free one for 0."""
     between = Proxy()
     connections: set[asyncio.Task[None]] = set()
 
@@ -109,7 +113,7 @@ async def proxy(port: int) -> AsyncIterator[Proxy]:
         connections.add(task)
         task.add_done_callback(connections.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", listen)
     between.port = server.sockets[0].getsockname()[1]
     try:
         yield between
@@ -118,3 +122,16 @@ async def proxy(port: int) -> AsyncIterator[Proxy]:
         between.reset()
         await asyncio.gather(*connections, return_exceptions=True)
         await server.wait_closed()
+
+
+async def main(*pairs: str) -> None:
+    """Run a proxy for each PORT:SERVER_PORT, until the process is ended."""
+    async with AsyncExitStack() as stack:
+        for pair in pairs:
+            listen, port = map(int, pair.split(":"))
+            await stack.enter_async_context(proxy(port, listen))
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

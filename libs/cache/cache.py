@@ -76,6 +76,13 @@ class Cache:
         await self._batcher.close()
         await self.store.close()
 
+    def database_moved(self) -> None:
+        """Stop using the cache until an epoch of the new primary is in force; call it before the first statement there.
+
+        Until then a process that still reads from the old primary may store old rows under the epoch of before.
+        """
+        self.store.mark_lost(NotInForceError("the database has another history"))
+
     async def settle(self) -> None:
         """Wait for the loads and fills that are under way now."""
         await self.loader.settle()

@@ -64,8 +64,8 @@ class Store:
         self._slot: Slot = only_slot
         self._connections: dict[int, RespConnection] = {}  # by slot
         self._histories: dict[RespConnection, bytes] = {}  # the line of INFO that says a master has the data it had
-        # With `wait` each read checks that the server's data were not replaced; otherwise each poll does.
-        self._is_strict = settings.without is WithoutRedis.WAIT
+        # With `wait` and `refuse` each read checks that the server's data were not replaced; otherwise each poll does.
+        self._is_strict = settings.without is not WithoutRedis.BOUNDED
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,12 +1,11 @@
-"""Pooled access to Postgres: settings, availability, timings."""
+"""Pooled access to Postgres, with failover, statistics and fair shares."""
 
-from libs.db.canary import OtherNumbering
 from libs.db.connection import BEGIN, COMMIT, ROLLBACK, Connection, NotReplicated
 from libs.db.fairness import FairLimit, for_searches, for_writes
-from libs.db.history import History
+from libs.db.history import History, OtherNumbering
 from libs.db.pool import Database, DatabaseUnavailable, PoolExhausted
 from libs.db.settings import DatabaseSettings, split_pool_parameters
-from libs.db.statement import Statement, nothing, records
+from libs.db.statement import Statement, json_rows, no_result
 from libs.db.stats import STATEMENT_LOST, QueryStats, SlowQuery
 
 __all__ = [
@@ -28,7 +27,7 @@ __all__ = [
     "Statement",
     "for_searches",
     "for_writes",
-    "nothing",
-    "records",
+    "json_rows",
+    "no_result",
     "split_pool_parameters",
 ]

@@ -1,7 +1,8 @@
-"""A connection that stays registered with the event loop, and its short ways for look-ups and writes.
+"""A connection with a short path for the statements of RPCs, on psycopg's wrapper of libpq (psycopg.pq).
 
-Between the tick that sends a statement and the one that reads its answer, psycopg adds the socket to the loop and
-removes it again, and what it does besides waiting costs as much once more: together half of a look-up (decision 0025).
+psycopg's cursors add the socket to the event loop for each answer and remove it again. That and their bookkeeping cost
+half of a cold read: with cursors, cold reads take 5-10 % more CPU at 32 in flight, 20-25 % more one by one (decision
+0025). `run` leaves the socket in the loop. Cursors still work, for statements that are sent less often.
 """
 
 import asyncio
@@ -9,33 +10,33 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
-from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.generators import execute
-from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.waiting import READY_R, WAIT_R, WAIT_RW, Wait
+from psycopg.types.numeric import Int8BinaryLoader
+from psycopg.types.string import ByteaBinaryLoader
 
 from libs.db.history import HISTORY, History
-from libs.db.statement import Statement, columns, nothing, numbered, raw_cursor
+from libs.db.statement import Statement, names_and_rows, no_result, numbered
 from libs.db.stats import STATEMENT_LOST, QueryStats, TimedCursor
 
-T = TypeVar("T")
-
 CANCEL_SECONDS = 1.0  # then the connection is closed: its server may hang
-POKE_SECONDS = 0.5  # after which one who waits looks for an answer unasked
+POLL_SECONDS = 0.5  # how often a waiting statement reads although the event loop reported nothing
 
-BEGIN, COMMIT, ROLLBACK = (Statement(word, {}, nothing) for word in ("BEGIN", "COMMIT", "ROLLBACK"))
-
-
-# The function of the server that waits for synchronous standbys: it names itself in its warning, in any language.
+BEGIN, COMMIT, ROLLBACK = (Statement(query, {}, no_result) for query in ("BEGIN", "COMMIT", "ROLLBACK"))
+_BACKEND_PID = Statement("SELECT pg_backend_pid()", {}, lambda _, rows: int(rows[0][0]))
+_READ_HISTORY = Statement(HISTORY, {}, lambda _, rows: rows[0])
+_SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+# The column names of each query text. Reading them from each result costs more than encoding its rows.
+_column_names: dict[str, list[str]] = {}
+# The function of the server that waits for synchronous standbys. Its warning names it in any language.
 _REPLICATION_WAIT = "SyncRepWaitForLSN"
 
 
@@ -46,12 +47,11 @@ class NotReplicated(psycopg.OperationalError):
 class Connection(psycopg.AsyncConnection[Any]):
     """A connection whose statements are counted in `queries`.
 
-    `rows` is its cursor for rows that become bytes of messages; its results must be taken before the next await.
-    `on_pooled` is called when its server turns out to be shared with others, so that nothing may stay prepared.
-    `may_begin` says whether `run` may begin a transaction.
+    `on_pooled` is called when the connection's server turns out to be shared by a pooler, so that no process may leave
+    a statement prepared. `began` is when the last statement was sent, by time.perf_counter.
 
-    A COMMIT is never canceled: if its caller is, `ending` is the task that waits for the answer. Until it is done, the
-    connection can't be used. `began` is when the last statement was sent, by time.perf_counter.
+    A COMMIT is never canceled: if its caller is, `ending` is the task that waits for the answer. The connection can't
+    be used until that task is done. While `endings` has `most_endings` such tasks, no transaction begins.
     """
 
     queries: QueryStats
@@ -60,248 +60,94 @@ class Connection(psycopg.AsyncConnection[Any]):
     committing = False
     ending: asyncio.Task[None] | None = None
     on_pooled: Callable[[], None] = staticmethod(lambda: None)
-    may_begin: Callable[[], bool] = staticmethod(lambda: True)
+    endings: Collection[asyncio.Task[None]] = ()
+    most_endings = 1
 
     def __init__(self, pgconn: PGconn, *args: Any) -> None:
-        """Take over what has been connected."""
+        """Prepare a new connection."""
         super().__init__(pgconn, *args)
         self.cursor_factory = TimedCursor
-        self.rows = raw_cursor(self)
-        self._adapt = Transformer(self.rows)
-        self.add_notice_handler(self._notice)
+        self.add_notice_handler(self._on_notice)
+        types = self.cursor(binary=True)
+        for name in ("text", "jsonb"):
+            types.adapters.register_loader(name, ByteaBinaryLoader)
+        types.adapters.register_loader("timestamptz", Int8BinaryLoader)
+        self._adapt = Transformer(types)
         self._not_replicated = False
-        self._prepared_names: dict[str, bytes] = {}
-        # Behind a pooler other processes' statements may be on the same server: names must differ from theirs.
-        self._token = secrets.token_hex(6)
-        self._names = count()
+        self._prepared_names: dict[bytes, bytes] = {}
+        # Behind a pooler, statements of other processes may be on the same server: names must differ from theirs.
+        self._prefix = secrets.token_hex(6)
+        self._numbers = count()
         self._watched = -1
-        self._answer: asyncio.Future[None] | None = None
+        self._readable: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def look_up(self, query: str, params: Sequence[Any]) -> tuple[PGresult, list[Any]]:
-        """Return the result, and the rows as `encoder` takes them, of a statement with `$1`, `$2`...
-
-        The connection must be in autocommit. The texts must be few: each stays prepared, unless none may be.
-        """
-        adapt = self._adapt
-        started = self.began = time.perf_counter()
-        try:
-            values = adapt.dump_sequence(params, [PyFormat.TEXT] * len(params))
-            result = await self._answer_to(query, values)
-        except Exception:
-            self.queries.errors += 1
-            raise
-        finally:
-            self.queries.add(query, time.perf_counter() - started)
-        adapt.set_pgresult(result)
-        return result, adapt.load_rows(0, result.ntuples, tuple)
-
-    async def _answer_to(self, query: str, values: Sequence[Any], *, again: bool = False) -> PGresult:
-        pgconn = self.pgconn
-        if self.prepare_threshold is None:
-            pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
-            return await self._result()
-        try:
-            name = self._prepared_names.get(query) or await self._prepare(query)
-            pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
-            return await self._result()
-        except STATEMENT_LOST:
-            if again:
-                self.pooled()
-            else:
-                await self.statement_lost()
-            return await self._answer_to(query, values, again=True)
-
-    async def statement_lost(self) -> None:
-        """Prepare anew from now on, after psycopg deallocated all statements; or no more, if the server is shared."""
-        self._prepared_names.clear()
-        if self.pgconn.transaction_status == TransactionStatus.IDLE:
-            self.pgconn.send_query_params(b"SELECT pg_backend_pid()::text", [])
-            result = await self._result()
-            if int(result.get_value(0, 0) or 0) == self.pgconn.backend_pid:
-                return
-        self.pooled()
-
-    def pooled(self) -> None:
-        """Prepare nothing from now on."""
-        self.prepare_threshold = None
-        self.on_pooled()
-
-    async def read_history(self) -> bool:
-        """Read the line of history; return whether the server is shared with others, by a pooler.
-
-        `history` is None where the server is a standby. Raises: psycopg.Error.
-        """
-        self.began = time.perf_counter()
-        self.pgconn.send_query_params(HISTORY.encode(), [])
-        result = await self._result()
-        pid, system, timeline = ((result.get_value(0, column) or b"").decode() for column in range(3))
-        self.history = History(int(system), int(timeline, 16)) if int(timeline, 16) else None
-        return int(pid) != self.pgconn.backend_pid
-
-    async def _prepare(self, query: str) -> bytes:
-        name = f"parlor_{self._token}_{next(self._names)}".encode()
-        self.pgconn.send_prepare(name, query.encode())
-        await self._result()
-        self._prepared_names[query] = name
-        return name
-
-    async def _result(self) -> PGresult:
-        """Return the one result of what was sent: as `wait(execute(...))` does, without its generators."""
-        pgconn, result = self.pgconn, None
-        if not pgconn.flush():
-            try:
-                await self._readable()
-            except asyncio.CancelledError:
-                await self._cancel(execute(pgconn))
-                raise
-            pgconn.consume_input()
-            if not pgconn.is_busy():
-                result = pgconn.get_result()
-        if result is None or pgconn.is_busy() or pgconn.get_result() is not None:
-            self._unwatch()  # not all is here, see wait
-            rest = await self.wait(execute(pgconn))
-            result = result or rest[0]
-        if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-            raise error_from_result(result)
-        return result
+    async def fetch(self, query: str, params: Sequence[Any]) -> tuple[list[str], list[Any]]:
+        """Run one statement; return its column names and its rows, in the types that `encoder` takes."""
+        return (await self.run(Statement(query, params, names_and_rows)))[0]  # type: ignore[no-any-return]
 
     async def run(self, *statements: Statement[Any]) -> list[Any]:
         """Send statements in one round trip; return the result of each.
 
-        A statement that fails ends the row: those after it are not executed. Raises: its error, unless the `read` of
-        one before it raises.
+        If a statement fails, those after it are not executed. Raises: its error, unless the `read` of a statement
+        before it raises.
         """
         started = self.began = time.perf_counter()
         is_idle = self.pgconn.transaction_status == TransactionStatus.IDLE
-        if is_idle and statements[0] is BEGIN and not self.may_begin():
+        if is_idle and statements[0] is BEGIN and len(self.endings) >= self.most_endings:
             raise psycopg.OperationalError("too many commits wait for the synchronous standby")
+        is_repeated = False
         try:
-            try:
-                return self._read(statements, await self._send(statements))
-            except STATEMENT_LOST:
-                if is_idle:
-                    await self.rollback()
-                await self.statement_lost()
-                if not is_idle:
-                    raise
-            return self._read(statements, await self._send(statements))
+            while True:
+                try:
+                    return await self._send(statements)
+                except STATEMENT_LOST:
+                    if is_idle:
+                        await self.rollback()
+                    await self._statement_lost(is_repeated=is_repeated)
+                    if not is_idle:
+                        raise
+                is_repeated = True
         except psycopg.Error:
             self.queries.errors += 1
             raise
         finally:
-            self.queries.add_all([statement.query for statement in statements], time.perf_counter() - started)
+            self.queries.add(time.perf_counter() - started, *statements)
 
     async def commit(self) -> None:
         """Commit."""
         await self.run(COMMIT)
 
     async def rollback(self) -> None:
-        """Roll back; psycopg would deallocate all prepared statements, too."""
+        """Roll back. psycopg would also deallocate all prepared statements."""
         if self.pgconn.transaction_status != TransactionStatus.IDLE:
             await self.run(ROLLBACK)
 
-    async def _send(self, statements: Sequence[Statement[Any]]) -> list[PGresult]:
-        """Return the results of statements, up to the first error.
+    async def read_history(self) -> bool:
+        """Read `history`, None on a standby; return whether a pooler shares the server with others.
 
-        By libpq's pipeline mode: psycopg's own costs more than the round trips that it saves.
+        Raises: psycopg.Error.
         """
-        pgconn = self.pgconn
-        sent = []
-        for statement in statements:
-            query, names = numbered(statement.query)
-            values = self._adapt.dump_sequence([statement.params[name] for name in names], [PyFormat.TEXT] * len(names))
-            is_kept = names and self.prepare_threshold is not None  # BEGIN and the like have no plan worth keeping
-            name = (self._prepared_names.get(query) or await self._prepare(query)) if is_kept else b""
-            sent.append((query, name, values))
-        pgconn.enter_pipeline_mode()
-        try:
-            for query, name, values in sent:
-                if name:
-                    pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
-                else:
-                    pgconn.send_query_params(query.encode(), values, result_format=Format.BINARY)
-            pgconn.pipeline_sync()
-            self.committing = statements[-1] is COMMIT
-            results = await self.wait(_results(pgconn))
-        finally:
-            if self.ending is None:
-                self._end_pipeline()
-        if self._not_replicated:
-            self._not_replicated = False
-            raise NotReplicated("the wait for the synchronous standby was canceled")
-        return results
+        self.began = time.perf_counter()
+        [(pid, system, timeline)] = await self._send([_READ_HISTORY])
+        self.history = History(int(system), int(timeline, 16)) if int(timeline, 16) else None
+        return bool(pid != self.pgconn.backend_pid)
 
-    def _end_pipeline(self) -> None:
-        self.committing = False
-        if self.pgconn.status == ConnStatus.OK:
-            self.pgconn.exit_pipeline_mode()
-
-    async def _end(self, commit: Awaitable[Any]) -> None:
-        """Wait for the answer to a COMMIT that nobody else waits for any more."""
-        try:
-            with suppress(psycopg.Error):
-                await commit
-        finally:
-            self._end_pipeline()
-
-    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.source_function == _REPLICATION_WAIT:
-            self._not_replicated = True
-
-    def _read(self, statements: Sequence[Statement[Any]], results: Sequence[PGresult]) -> list[Any]:
-        found = []
-        for statement, result in zip(statements, results, strict=False):
-            if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-                raise error_from_result(result)
-            rows: list[Any] = []
-            if result.ntuples:
-                self._adapt.set_pgresult(result)
-                rows = self._adapt.load_rows(0, result.ntuples, tuple)
-            found.append(statement.read(columns(result, statement.query), rows))
-        return found
-
-    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:  # noqa: ASYNC109
-        """Wait as psycopg does, but for one registration of the socket instead of one a statement.
-
-        What is not plain waiting for an answer is left to psycopg.
-        """
-        try:
-            state = next(gen)
-            while state == WAIT_R and timeout is None:
-                await self._readable()
-                state = gen.send(READY_R)
-                self._unwatch()  # not all is here; if that is for an error of the socket, uvloop has forgotten it
-        except StopIteration as end:
-            answer: T = end.value
-            return answer
-        except asyncio.CancelledError:
-            if not self.committing:
-                await self._cancel(_continued(gen, WAIT_R))
-            elif self.ending is None:
-                self.ending = asyncio.create_task(self._end(self.wait(_continued(gen, WAIT_R))))
-            else:
-                self.hang_up()
-            raise
-        if not self.committing:
-            return await super().wait(_continued(gen, state), interval, timeout)
-        rest = asyncio.ensure_future(super().wait(_continued(gen, state), interval, timeout))
-        try:
-            return await asyncio.shield(rest)
-        except asyncio.CancelledError:
-            self.ending = asyncio.create_task(self._end(rest))
-            raise
+    def stop_preparing(self) -> None:
+        """Prepare nothing from now on."""
+        self.prepare_threshold = None
+        self.on_pooled()
 
     def is_overdue(self, seconds: float) -> bool:
-        """Return whether a statement has been under way for longer than that."""
+        """Return whether a statement has been running for longer than that."""
         is_active = self.pgconn.transaction_status == TransactionStatus.ACTIVE
         return is_active and time.perf_counter() - self.began > seconds
 
     def hang_up(self) -> None:
-        """Break the connection from this side, without a word to the server, which may never answer.
+        """Break the connection from this side, without waiting for the server, which may never answer.
 
-        The statement under way fails with an OperationalError, and so does the next one. The socket stays open until
-        then: its number must not be reused while the loop watches it.
+        The running statement fails with an OperationalError, and so does the next one. The socket stays open until
+        then: its number must not be reused while the event loop watches it.
         """
         with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
             shared.shutdown(socket.SHUT_RDWR)
@@ -311,70 +157,166 @@ class Connection(psycopg.AsyncConnection[Any]):
         await super().close()
         self._unwatch()
 
-    async def _cancel(self, gen: PQGen[Any]) -> None:
-        """Have the server end the statement, and read what it answers; else close the connection."""
+    async def cancel_safe(self, *, timeout: float = CANCEL_SECONDS) -> None:  # noqa: ASYNC109
+        """Cancel as psycopg does, but break the connection if the server does not react within CANCEL_SECONDS."""
         try:
-            with suppress(psycopg.Error):
-                await self.cancel_safe(timeout=CANCEL_SECONDS)
-                await self.wait(gen, timeout=CANCEL_SECONDS)
+            await super().cancel_safe(timeout=min(timeout, CANCEL_SECONDS))
+        except psycopg.Error:
+            self.hang_up()
+            raise
+
+    async def _send(self, statements: Sequence[Statement[Any]]) -> list[Any]:
+        """Send statements in libpq's pipeline mode; return their results.
+
+        psycopg's own pipeline mode costs more than the round trips that it saves.
+        """
+        pgconn, adapt = self.pgconn, self._adapt
+        commands = []
+        for statement in statements:
+            query, keys = numbered(statement.query)
+            values = adapt.dump_sequence(list(map(statement.params.__getitem__, keys)), [PyFormat.TEXT] * len(keys))
+            name = b""
+            if keys and self.prepare_threshold is not None:  # BEGIN and the like have no plan worth keeping
+                name = self._prepared_names.get(query) or await self._prepare(query)
+            commands.append((query, name, values))
+        pgconn.enter_pipeline_mode()
+        for query, name, values in commands:
+            if name:
+                pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
+            else:
+                pgconn.send_query_params(query, values, result_format=Format.BINARY)
+        self.committing = statements[-1] is COMMIT
+        results = await self._receive()
+        if self._not_replicated:
+            self._not_replicated = False
+            raise NotReplicated("the wait for the synchronous standby was canceled")
+        found = []
+        for statement, result in zip(statements, results, strict=False):
+            if result.status not in _SUCCESS:
+                raise error_from_result(result)
+            rows: list[Any] = []
+            if result.ntuples:
+                adapt.set_pgresult(result)
+                rows = adapt.load_rows(0, result.ntuples, tuple)
+            names = _column_names.get(statement.query)
+            if names is None:
+                names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+                _column_names[statement.query] = names
+            found.append(statement.read(names, rows))
+        return found
+
+    async def _prepare(self, query: bytes) -> bytes:
+        name = f"parlor_{self._prefix}_{next(self._numbers)}".encode()
+        self.pgconn.enter_pipeline_mode()
+        self.pgconn.send_prepare(name, query)
+        [result] = await self._receive()
+        if result.status not in _SUCCESS:
+            raise error_from_result(result)
+        self._prepared_names[query] = name
+        return name
+
+    async def _statement_lost(self, *, is_repeated: bool) -> None:
+        """Prepare all statements again, since psycopg may have deallocated them; none if a pooler shares the server."""
+        self._prepared_names.clear()
+        if self.pgconn.transaction_status == TransactionStatus.IDLE and not is_repeated:
+            [pid] = await self._send([_BACKEND_PID])
+            if pid == self.pgconn.backend_pid:
+                return
+        self.stop_preparing()
+
+    async def _receive(self) -> list[PGresult]:
+        """End a pipeline; return the results of its commands, up to the first error.
+
+        If the caller is canceled, the server cancels the statement, unless it is a COMMIT.
+        """
+        try:
+            self.pgconn.pipeline_sync()
+            return await self._results()
+        except asyncio.CancelledError:
+            if self.committing:
+                self.ending = asyncio.create_task(self._end_commit())
+            else:
+                await self._cancel()
+            raise
+        finally:
+            if self.ending is None:
+                self.committing = False
+
+    async def _results(self) -> list[PGresult]:
+        """Return the results that come before the end of a pipeline, and leave pipeline mode."""
+        pgconn = self.pgconn
+        while pgconn.flush():  # more than the socket takes at once
+            readable = self._watch()
+            asyncio.get_running_loop().add_writer(self._watched, self._on_readable)
+            await readable
+            self._unwatch()
+            pgconn.consume_input()
+        results: list[PGresult] = []
+        while True:
+            await self._watch()
+            pgconn.consume_input()
+            while not pgconn.is_busy():
+                result = pgconn.get_result()  # None at the end of each command
+                if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
+                    pgconn.exit_pipeline_mode()
+                    return results
+                if result is not None:
+                    results.append(result)
+            self._unwatch()  # uvloop has forgotten the socket if it reported an error of it
+
+    async def _cancel(self) -> None:
+        """Have the server cancel the statement and read its answer, or close the connection."""
+        try:
+            with suppress(psycopg.Error, TimeoutError):
+                await self.cancel_safe()
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await self._results()
         finally:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 await self.close()
 
-    def _readable(self) -> "asyncio.Future[None]":
+    async def _end_commit(self) -> None:
+        """Wait for the answer to a COMMIT whose caller was canceled."""
+        try:
+            with suppress(psycopg.Error):
+                await self._results()
+        except asyncio.CancelledError:
+            self.hang_up()
+            raise
+        finally:
+            self.committing = False
+
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.source_function == _REPLICATION_WAIT:
+            self._not_replicated = True
+
+    def _watch(self) -> Awaitable[None]:
         """Return a future that is done when there is something to read."""
         loop = asyncio.get_running_loop()
         if self._watched < 0:
-            # A number of our own: libpq closes its socket as it likes, and the next connection gets that number.
+            # A descriptor of our own: libpq may close its socket at any time, and another may get that number.
             self._watched = os.dup(self.pgconn.socket)
-            loop.add_reader(self._watched, self._told)
+            loop.add_reader(self._watched, self._on_readable)
         if self._timer is None:
-            self._timer = loop.call_later(POKE_SECONDS, self._poke)
-        self._answer = loop.create_future()
-        return self._answer
+            self._timer = loop.call_later(POLL_SECONDS, self._on_timer)
+        self._readable = loop.create_future()
+        return self._readable
 
-    def _told(self) -> None:
-        if self._answer is None or self._answer.done():
-            self._unwatch()  # nobody reads: the loop would tell it for ever
+    def _on_readable(self) -> None:
+        if self._readable is None or self._readable.done():
+            self._unwatch()  # no statement waits: the loop would call this forever
         else:
-            self._answer.set_result(None)
+            self._readable.set_result(None)
 
-    def _poke(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_result(None)
 
     def _unwatch(self) -> None:
         if self._watched >= 0:
-            asyncio.get_running_loop().remove_reader(self._watched)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._watched)
+            loop.remove_writer(self._watched)
             os.close(self._watched)
             self._watched = -1
-
-
-def _results(pgconn: PGconn) -> PQGen[list[PGresult]]:
-    """Return the results of what was sent in pipeline mode."""
-    while pgconn.flush():
-        if (yield WAIT_RW) & READY_R:
-            pgconn.consume_input()
-    results: list[PGresult] = []
-    yield WAIT_R
-    pgconn.consume_input()
-    while True:
-        while pgconn.is_busy():
-            yield WAIT_R
-            pgconn.consume_input()
-        result = pgconn.get_result()  # None at the end of each statement
-        if result is not None:
-            if result.status == ExecStatus.PIPELINE_SYNC:
-                return results
-            results.append(result)
-
-
-def _continued(gen: PQGen[T], state: Wait) -> PQGen[T]:
-    """Return a generator that goes on where another waits: that can't be begun again."""
-    while True:
-        try:
-            state = gen.send((yield state))
-        except StopIteration as end:
-            answer: T = end.value
-            return answer

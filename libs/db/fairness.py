@@ -1,16 +1,17 @@
-"""Connections lent fairly: the callers of one key, such as a salon, wait for each other and not everybody for them."""
+"""Fair shares of the pool: callers of one key, such as a salon, wait for each other but not for those of other keys."""
 
 import asyncio
 from collections import Counter, deque
+from dataclasses import dataclass, field
 
 from libs.db.connection import Connection
-from libs.db.pool import WAITING_PER_CONNECTION, Database, Lease, PoolExhausted
+from libs.db.pool import WAITING_PER_CONNECTION, Database, PoolExhausted
 
 
 class FairLimit:
-    """Lends connections of a pool: at most `each` to one key and `total` to all at once, but at least one.
+    """Lends at most `each` connections to one key and `total` to all keys at once, and at least one.
 
-    Keys that wait take turns, however many callers each has.
+    Waiting keys take turns, however many callers each has.
     """
 
     def __init__(self, database: Database, each: int, total: int) -> None:
@@ -20,20 +21,21 @@ class FairLimit:
         self._total = max(1, total)
         self._lent: Counter[str] = Counter()
         self._all_lent = 0
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn it is comes first
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the key whose turn is next comes first
 
-    def connection(self, key: str) -> "FairLease":
+    def connection(self, key: str) -> "FairConnectionLease":
         """Lend a connection as `Database.connection` does.
 
         The acquisition timeout counts once for the turn and once for the connection.
         Raises: DatabaseUnavailable; PoolExhausted, also if too many callers of the key wait.
         """
-        return FairLease(self, key, self._database.connection())
+        return FairConnectionLease(self, self._database, key)
 
     async def acquire(self, key: str) -> None:
         """Wait for a turn; `release` must follow."""
         if self._all_lent < self._total and self._lent[key] < self._each:
-            self._lend(key)
+            self._all_lent += 1
+            self._lent[key] += 1
             return
         queue = self._waiting.setdefault(key, deque())
         if len(queue) >= self._database.settings.connection_limit * WAITING_PER_CONNECTION:
@@ -48,7 +50,9 @@ class FairLimit:
             if turn.done() and not turn.cancelled():
                 self.release(key)  # the turn came together with the cancellation
             elif turn in queue:
-                self._leave(key, queue, turn)
+                queue.remove(turn)
+                if not queue and self._waiting.get(key) is queue:
+                    del self._waiting[key]
             if isinstance(error, TimeoutError):
                 self._database.exhaustions += 1
                 raise PoolExhausted from error
@@ -63,20 +67,8 @@ class FairLimit:
         if self._waiting:
             self._wake()
 
-    def _lend(self, key: str) -> None:
-        self._all_lent += 1
-        self._lent[key] += 1
-
-    def _leave(self, key: str, queue: deque[asyncio.Future[None]], turn: asyncio.Future[None]) -> None:
-        queue.remove(turn)
-        if not queue and self._waiting.get(key) is queue:
-            del self._waiting[key]
-
     def _wake(self) -> None:
-        """Give the free turn to the first key that may have it, and put that key last.
-
-        Few keys are passed over: those that have as many connections as they may have.
-        """
+        """Give the free turn to the first key that is below its limit, and put that key last."""
         for key in self._waiting:
             if self._lent[key] < self._each:
                 break
@@ -86,11 +78,39 @@ class FairLimit:
         turn = queue.popleft()
         if queue:
             self._waiting[key] = queue
-        if turn.done():  # cancelled
+        if turn.done():  # canceled
             self._wake()
         else:
-            self._lend(key)
+            self._all_lent += 1
+            self._lent[key] += 1
             turn.set_result(None)
+
+
+@dataclass(slots=True)
+class FairConnectionLease:
+    """A connection of a `FairLimit` for the length of a block."""
+
+    limit: FairLimit
+    database: Database
+    key: str
+    conn: Connection = field(init=False)
+
+    async def __aenter__(self) -> Connection:
+        """Wait for the turn, then acquire a connection."""
+        await self.limit.acquire(self.key)
+        try:
+            self.conn = await self.database.acquire()
+        except BaseException:
+            self.limit.release(self.key)
+            raise
+        return self.conn
+
+    async def __aexit__(self, *error: object) -> None:
+        """Release both."""
+        try:
+            await self.database.release(self.conn)
+        finally:
+            self.limit.release(self.key)
 
 
 def for_writes(database: Database) -> FairLimit:
@@ -100,36 +120,8 @@ def for_writes(database: Database) -> FairLimit:
 
 
 def for_searches(database: Database) -> FairLimit:
-    """Return the limit of what reads much: a quarter of the pool, two connections for one key.
+    """Return the limit of reads of many rows: a quarter of the pool, two connections for one key.
 
-    So another quarter at least is left to what reads little.
+    With the limit of writes, this leaves at least a quarter of the pool to all other reads.
     """
     return FairLimit(database, 2, database.settings.connection_limit // 4)
-
-
-class FairLease:
-    """A connection for the length of a block, in turn."""
-
-    __slots__ = ("_key", "_lease", "_limit")
-
-    def __init__(self, limit: FairLimit, key: str, lease: Lease) -> None:
-        """Take nothing yet."""
-        self._limit = limit
-        self._key = key
-        self._lease = lease
-
-    async def __aenter__(self) -> Connection:
-        """Wait for the turn, then take a connection."""
-        await self._limit.acquire(self._key)
-        try:
-            return await self._lease.__aenter__()
-        except BaseException:
-            self._limit.release(self._key)
-            raise
-
-    async def __aexit__(self, *error: object) -> None:
-        """Give it back."""
-        try:
-            await self._lease.__aexit__(*error)
-        finally:
-            self._limit.release(self._key)

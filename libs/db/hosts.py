@@ -1,7 +1,7 @@
-"""The hosts of a database, each asked twice a second whether it is the primary, and of which line of history.
+"""The hosts of a database. Each is asked twice a second whether it is the primary, and for its history.
 
-A host that hangs keeps nobody waiting: each has a task and a connection of its own, which is closed when its time is
-over, without asking that host to cancel anything.
+Each host has a task and a connection of its own, so a host that hangs delays no other. When its time is up, the
+connection is closed without a request to cancel.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import psycopg
-from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
 from libs.db.connection import Connection
@@ -24,50 +23,50 @@ OF_ALL_HOSTS = ("target_session_attrs", "load_balance_hosts")
 
 
 def split_hosts(conninfo: str) -> list[str]:
-    """Return a connection string for each host of one, in their order; it says nothing about which to prefer."""
+    """Return a connection string for each host of one, in their order, without preferences among them."""
     parameters = {name: value for name, value in conninfo_to_dict(conninfo).items() if name not in OF_ALL_HOSTS}
     lists = {name: str(parameters.pop(name)).split(",") for name in PER_HOST if name in parameters}
     count = max([len(values) for name, values in lists.items() if name != "port"], default=1)
     return [
         make_conninfo(
-            "", **parameters, **{name: values[place if len(values) > 1 else 0] for name, values in lists.items()}
+            "", **parameters, **{name: values[index if len(values) > 1 else 0] for name, values in lists.items()}
         )
-        for place in range(count)
+        for index in range(count)
     ]
 
 
 class _Probe(Connection):
     """A connection that is closed instead of canceling its statement."""
 
-    async def _cancel(self, gen: PQGen[object]) -> None:
+    async def _cancel(self) -> None:
         await self.close()
 
 
 class Host:
-    """One host. `history` is None while it is no primary or does not answer, for which `problem` is the reason.
+    """One host. `history` is None while it is not a primary or does not answer; `problem` says why.
 
-    `connects` counts its connections: where the one before was lost, so probably were all others.
+    `connects` counts its connections: if the previous one was lost, all others to the host probably were, too.
     """
 
     def __init__(self, conninfo: str, on_change: Callable[[], None]) -> None:
-        """Prepare; nothing connects before `watch`. `on_change` is called after it has changed."""
+        """Prepare; nothing connects before `watch`. `on_change` is called after a change of history or connects."""
         self.conninfo = conninfo
         self.history: History | None = None
         self.problem = ""
         self.connects = 0
-        self.asked = asyncio.Event()
+        self.probed = asyncio.Event()
         self._on_change = on_change
         self._wake = asyncio.Event()
         self._conn: _Probe | None = None
         self._connect_seconds = max(ANSWER_SECONDS, timeout_from_conninfo(conninfo_to_dict(conninfo)))
 
     async def watch(self) -> None:
-        """Ask for ever: every half second, and at once after `ask_again`."""
+        """Probe every half second, and at once after `probe_now`, until canceled."""
         try:
             while True:
                 before = self.history, self.connects
-                self.history = await self._ask()
-                self.asked.set()
+                self.history = await self._probe()
+                self.probed.set()
                 if (self.history, self.connects) != before:
                     self._on_change()
                 with suppress(TimeoutError):
@@ -77,14 +76,14 @@ class Host:
         finally:
             await self._close()
 
-    def ask_again(self, *, reconnect: bool = False) -> None:
-        """Ask at once; by a new connection where the host's name may mean another server by now."""
+    def probe_now(self, *, reconnect: bool = False) -> None:
+        """Probe at once; on a new connection if the host's name may have come to mean another server."""
         if reconnect and self._conn is not None:
             self._conn.hang_up()
         self._wake.set()
 
-    async def _ask(self) -> History | None:
-        """Ask on the connection, or on a new one if that is dead."""
+    async def _probe(self) -> History | None:
+        """Read the history on the connection, or on a new one if it is dead."""
         if self._conn is not None:
             with suppress(psycopg.Error, OSError, TimeoutError):
                 return await self._read(self._conn)
@@ -113,11 +112,11 @@ class Host:
 
 
 def newest(hosts: Sequence[Host], current: Host | None, since: History | None) -> Host | None:
-    """Return the host whose line of history is the newest, `current` of several.
+    """Return the primary with the newest history; among equals, `current`.
 
-    It is of the same cluster as `since` if one is, and then not older.
+    If a host has the cluster of `since`, it is one of that cluster's hosts, and its history is not older.
     """
-    found = {host: host.history for host in hosts if host.history}
-    if since and (same := {host: history for host, history in found.items() if history.system == since.system}):
-        found = {host: history for host, history in same.items() if history >= since}
-    return max(found, key=lambda host: (found[host].timeline, host is current), default=None)
+    primaries = {host: host.history for host in hosts if host.history}
+    if since and (same := {host: history for host, history in primaries.items() if history.system == since.system}):
+        primaries = {host: history for host, history in same.items() if history >= since}
+    return max(primaries, key=lambda host: (primaries[host].timeline, host is current), default=None)

@@ -1,4 +1,4 @@
-"""Settings of the database access, under the names that the predecessor's operators know."""
+"""Settings of the database access, under the names of Prisma's connection parameters."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from psycopg.pq import Conninfo
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-# Parameters of Prisma's that are settings of ours, with the setting's name.
+# Prisma's parameters that are settings of ours, with the name of the setting.
 POOL_PARAMETERS = {
     "connection_limit": "connection_limit",
     "pool_timeout": "pool_timeout",
@@ -23,15 +23,17 @@ DEFAULT_SCHEMA = "public"
 
 
 def split_pool_parameters(url: str) -> tuple[str, dict[str, str]]:
-    """Return the URL as libpq takes it, and what Prisma's parameters say about the pool, by the names of our settings.
+    """Return the URL for libpq, and the values of Prisma's pool parameters by the names of our settings.
 
-    A DSN that is no URL (`host=... dbname=...`) has none of Prisma's and comes back as it is.
-    Raises: ValueError, which names the parameter, if one is unknown to both or has a bad value.
+    A DSN (`host=... dbname=...`) is returned unchanged, without parameters.
+    Raises: ValueError, which names the parameter, if neither knows it or its value is invalid.
     """
     base, _, parameters = url.partition("?")
     if not base.startswith("postgres"):
         return url, {}
-    query = dict(parse_qsl(parameters.replace("+", "%2B"), keep_blank_values=True))  # to libpq a plus is no space
+    query = dict(
+        parse_qsl(parameters.replace("+", "%2B"), keep_blank_values=True)
+    )  # libpq does not read a plus as a space
     taken = {POOL_PARAMETERS[name]: query.pop(name) for name in POOL_PARAMETERS if name in query}
     if "query_timeout" in taken:
         taken["query_timeout"] = _milliseconds("socket_timeout", taken["query_timeout"])
@@ -45,20 +47,22 @@ def _milliseconds(name: str, seconds: str) -> str:
     try:
         return str(round(float(seconds) * 1000))
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{name} is no number of seconds") from error
+        raise ValueError(f"{name} is not a number of seconds") from error
 
 
 def _translate(query: dict[str, str]) -> None:
-    """Replace Prisma's other parameters by those of libpq."""
+    """Replace Prisma's other parameters with those of libpq."""
     schema = query.pop("schema", DEFAULT_SCHEMA)
     if not schema.replace("_", "").isalnum():
-        raise ValueError("schema is no name of a schema")
+        raise ValueError("schema is not the name of a schema")
     if schema != DEFAULT_SCHEMA:
         query["options"] = " ".join(filter(None, [query.get("options"), f"-csearch_path={schema}"]))
     accept = query.pop("sslaccept", None)
     if accept == "strict":
         query["sslmode"] = "verify-full"
-        query.setdefault("sslrootcert", query.pop("sslcert", "system"))  # Prisma's sslcert is the authority's
+        query.setdefault(
+            "sslrootcert", query.pop("sslcert", "system")
+        )  # Prisma's sslcert is the authority's certificate
     elif accept == "accept_invalid_certs":
         query["sslmode"] = "require"
         query.pop("sslcert", None)
@@ -67,10 +71,10 @@ def _translate(query: dict[str, str]) -> None:
 
 
 def _check_attributes(url: str) -> None:
-    """Raise ValueError if a URL asks for a standby, and ProgrammingError if it is none.
+    """Raise ValueError if a URL asks for a standby, and ProgrammingError if it is not a URL.
 
-    A service always connects to the primary, also if the transactions of its login are read-only by default, which
-    libpq would not take for `read-write`.
+    A service always connects to the primary. libpq's `read-write` would refuse the primary if the transactions of the
+    login are read-only by default.
     """
     wanted = conninfo_to_dict(url).get("target_session_attrs", "any")
     if wanted not in ("any", "primary", "read-write"):
@@ -78,7 +82,7 @@ def _check_attributes(url: str) -> None:
 
 
 class DatabaseSettings(BaseSettings):
-    """How a process connects to Postgres. services x workers x (limit + 1) must fit max_connections."""
+    """How a process connects to Postgres. max_connections must be at least services x workers x (limit + 1)."""
 
     model_config = SettingsConfigDict(env_prefix="DB_", env_ignore_empty=True, hide_input_in_errors=True)
 
@@ -86,7 +90,7 @@ class DatabaseSettings(BaseSettings):
     connection_limit: int = Field(20, ge=1, le=1000, description="Most connections of this process.")
     pool_timeout: int = Field(20, ge=1, le=3600, description="Longest wait for a connection, in s.")
     statement_cache_size: int = Field(100, ge=0, le=10_000, description="Prepared statements kept on a connection.")
-    pgbouncer: bool = Field(False, description="A pooler lends servers by the transaction: prepare nothing.")
+    pgbouncer: bool = Field(False, description="A pooler assigns servers per transaction: prepare no statements.")
     query_timeout: int = Field(10_000, ge=1, le=3_600_000, description="Longest time of a statement, in ms.")
     lock_timeout: int = Field(2_000, ge=1, le=3_600_000, description="Longest wait for a lock, in ms.")
     slow_query_threshold: int = Field(1_000, ge=0, le=3_600_000, description="From when a statement is slow, in ms.")
@@ -95,8 +99,8 @@ class DatabaseSettings(BaseSettings):
     def read(cls, *variables: str, environ: Mapping[str, str] = os.environ) -> Self:
         """Return the settings of the environment; the URL is that of the first of `variables` that is set.
 
-        The URL may carry pool parameters; an explicit DB_* variable wins over them.
-        Raises: ValueError, which names the variable, if the URL is missing or a value is bad.
+        The URL may have pool parameters; an explicit DB_* variable overrides them.
+        Raises: ValueError, which names the variable, if the URL is missing or a value is invalid.
         """
         name = next((variable for variable in variables if environ.get(variable)), None)
         if name is None:
@@ -105,7 +109,7 @@ class DatabaseSettings(BaseSettings):
             url, parameters = split_pool_parameters(environ[name])
             _check_attributes(url)
         except ProgrammingError as error:
-            raise ValueError(f"{name} is no connection string of Postgres") from error
+            raise ValueError(f"{name} is not a connection string of Postgres") from error
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         of_url: dict[str, Any] = {

@@ -1,65 +1,51 @@
-"""A statement as a value: several of them can share a round trip (`Connection.run`)."""
+"""A statement as a value: `Connection.run` sends several of them in one round trip."""
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from psycopg import AsyncConnection, AsyncCursor
-from psycopg.pq.abc import PGresult
-from psycopg.types.numeric import Int8BinaryLoader
-from psycopg.types.string import ByteaBinaryLoader
-
 T = TypeVar("T")
 
-# The names of a statement's columns, by its text: asking the driver anew costs more than making the messages. The texts
-# are composed of constants, so they are few.
-_columns: dict[str, list[str]] = {}
-_PARAMETER = re.compile(r"%\((\w+)\)s")
+_PARAMETER = re.compile(r"%(?:\((\w+)\))?s")
+_NUMBER = re.compile(r"\$[0-9]+")
 
 
 class Statement(NamedTuple, Generic[T]):
-    """A query with parameters such as `%(salon_id)s`; what `read` makes of its column names and rows is its result.
+    """A query with its parameters; the result is what `read` returns for its column names and rows.
 
-    The rows are as `encoder` takes them: text as bytes, times in us since 2000. The texts of queries must be few: each
-    stays prepared.
+    Parameters are written `%(name)s`, `%s` or `$1`. Rows have the types that `encoder` takes: bytes for text and JSON,
+    microseconds since 2000 for times. Each query text stays prepared on each connection, so there must be few.
     """
 
     query: str
-    params: Mapping[str, Any]
+    params: Any  # a mapping for %(name)s, else a sequence
     read: Callable[[list[str], list[Any]], T]
 
 
-def raw_cursor(conn: AsyncConnection[Any]) -> AsyncCursor[Any]:
-    """Return a cursor whose rows `encoder` takes: text and JSON as bytes, times in us since 2000."""
-    cursor = conn.cursor(binary=True)
-    for name in ("text", "jsonb"):
-        cursor.adapters.register_loader(name, ByteaBinaryLoader)
-    cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-    return cursor
+def no_result(names: list[str], rows: list[Any]) -> None:
+    """Read the result of a statement whose rows do not matter."""
 
 
-def nothing(names: list[str], rows: list[Any]) -> None:
-    """Read the result of a statement that has none."""
+def names_and_rows(names: list[str], rows: list[Any]) -> tuple[list[str], list[Any]]:
+    """Read the column names and the rows of a statement."""
+    return names, rows
 
 
-def records(rows: Iterable[Any]) -> str:
-    """Return named tuples as JSON, for `json_to_recordset`."""
-    return json.dumps([row._asdict() for row in rows], default=datetime.isoformat)
+def json_rows(rows: Iterable[Any]) -> str:
+    """Return named tuples as JSON for `json_to_recordset`, each with its `place` among them."""
+    return json.dumps([{"place": place, **row._asdict()} for place, row in enumerate(rows)], default=datetime.isoformat)
 
 
 @cache
-def numbered(query: str) -> tuple[str, list[str]]:
-    """Return a query with `$1`, `$2`... for its parameters, as Postgres has them, and the parameters' names."""
-    names = list(dict.fromkeys(_PARAMETER.findall(query)))
-    return _PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", query), names
-
-
-def columns(result: PGresult | None, query: str) -> list[str]:
-    """Return the names of a statement's columns."""
-    names = _columns.get(query)
-    if names is None and result is not None:
-        names = _columns[query] = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
-    return names or []
+def numbered(query: str) -> tuple[bytes, list[Any]]:
+    """Return a query with the parameters `$1`, `$2`..., and the key of each in the statement's `params`."""
+    if not (found := _PARAMETER.findall(query)):
+        return query.encode(), list(range(len(set(_NUMBER.findall(query)))))
+    if not any(found):
+        numbers = iter(range(1, len(found) + 1))
+        return _PARAMETER.sub(lambda _: f"${next(numbers)}", query).encode(), list(range(len(found)))
+    names = list(dict.fromkeys(found))
+    return _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", query).encode(), names

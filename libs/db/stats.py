@@ -1,8 +1,7 @@
-"""What the statements of a process cost: counts, times, and the last slow ones."""
+"""Counts and times of a process's statements, and the last slow ones."""
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, LiteralString, Self, cast
@@ -13,13 +12,15 @@ from psycopg.errors import DuplicatePreparedStatement, InvalidSqlStatementName
 from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
-# What a pooler makes of prepared statements: they are on another server, or somebody else's are on this one.
+from libs.db.statement import Statement
+
+# Behind a pooler, a prepared statement may be on another server, or another client's may be on this one.
 STATEMENT_LOST = (InvalidSqlStatementName, DuplicatePreparedStatement)
 
 
 @dataclass(frozen=True, slots=True)
 class SlowQuery:
-    """A statement over the threshold: its text without parameters, its time in ms, when it was sent."""
+    """A statement at or over the threshold: its text without parameters, its duration in ms, when it ended."""
 
     query: str
     duration_ms: float
@@ -28,7 +29,7 @@ class SlowQuery:
 
 @dataclass(slots=True)
 class QueryStats:
-    """Counters of the statements sent; `slow` holds the last 100 over `threshold` seconds."""
+    """Counters of the statements sent; `slow` holds the last 100 that took at least `threshold` seconds."""
 
     threshold: float
     executed: int = 0
@@ -37,29 +38,30 @@ class QueryStats:
     seconds: float = 0.0
     slow: deque[SlowQuery] = field(default_factory=lambda: deque(maxlen=100))
 
-    def add(self, query: Query, seconds: float) -> None:
-        """Count one statement."""
-        self.executed += 1
+    def add(self, seconds: float, *queries: Query | Statement[Any]) -> None:
+        """Count statements that shared a round trip of so many seconds."""
+        self.executed += len(queries)
         self.seconds += seconds
         if seconds >= self.threshold:
             self.slow_total += 1
-            text = query.as_string() if isinstance(query, Composable) else query
-            text = text.decode() if isinstance(text, bytes) else str(text)
-            self.slow.append(SlowQuery(" ".join(text.split()), seconds * 1000, datetime.now(UTC)))
+            text = " ".join("; ".join(map(_text, queries)).split())
+            self.slow.append(SlowQuery(text, seconds * 1000, datetime.now(UTC)))
 
-    def add_all(self, queries: Sequence[str], seconds: float) -> None:
-        """Count statements that shared a round trip."""
-        self.executed += len(queries) - 1
-        self.add("; ".join(queries) if seconds >= self.threshold else "", seconds)
+
+def _text(query: Query | Statement[Any]) -> str:
+    if isinstance(query, Statement):
+        return query.query
+    text = query.as_string() if isinstance(query, Composable) else query
+    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 class TimedCursor(AsyncCursor[Any]):
-    """A cursor that counts what it executes, in the `queries` of its connection."""
+    """A cursor that counts its statements in the `queries` of its connection."""
 
     async def execute(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Self:
-        """Execute as psycopg does."""
+        """Execute as psycopg does; without a prepared statement if a pooler has lost it."""
         conn = cast(Any, self.connection)
         queries: QueryStats = conn.queries
         started = conn.began = time.perf_counter()
@@ -67,7 +69,7 @@ class TimedCursor(AsyncCursor[Any]):
             try:
                 return await super().execute(cast(LiteralString, query), params, prepare=prepare, binary=binary)
             except STATEMENT_LOST:
-                conn.pooled()  # psycopg knows which statements it has deallocated
+                conn.stop_preparing()  # psycopg knows which statements it has deallocated itself
                 if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                     raise
             return await super().execute(cast(LiteralString, query), params, prepare=False, binary=binary)
@@ -75,4 +77,4 @@ class TimedCursor(AsyncCursor[Any]):
             queries.errors += 1
             raise
         finally:
-            queries.add(query, time.perf_counter() - started)
+            queries.add(time.perf_counter() - started, query)

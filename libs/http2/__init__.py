@@ -5,8 +5,8 @@
     server.listen("127.0.0.1:50051")
     await server.start()
 
-It serves what grpc.aio's server serves, at a fraction of the CPU, and knows nothing of what it serves. Its one
-dependency besides grpcio is ngh2, a binding of libnghttp2.
+It serves what grpc.aio's server serves, at a fraction of the CPU. Besides grpcio it depends only on ngh2, a binding of
+libnghttp2.
 """
 
 from libs.http2.framing import Metadata, Refused

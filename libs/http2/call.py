@@ -1,8 +1,7 @@
-"""One call: its request as it comes in, its handler, its reply."""
+"""One call: its request, its handler, its reply."""
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from inspect import CORO_CREATED, getcoroutinestate
@@ -20,25 +19,26 @@ from libs.http2.framing import (
     inflate,
     inflate_light,
     is_frame,
+    overloaded,
     status_trailers,
     write_metadata,
 )
+from libs.http2.request_stream import MESSAGE_BYTES, RequestStream
 
 if TYPE_CHECKING:
     from libs.http2.connection import Connection
 
-INFLATED_AT_ONCE = 16 * 1024  # bytes; more is inflated in a thread
-LIGHT_BYTES = 1024  # of a request or its metadata, which are not counted
-MESSAGE_BYTES = 128  # that a message takes besides its own
-LEAST_RATE = 16 * 1024  # bytes of a request that a client has to send in a second, beyond `receive_timeout`
-UNREAD_BYTES = 256 * 1024  # of requests that a handler has not read; beyond it the client's window is not opened
-UNSENT_BYTES = 256 * 1024  # of a stream's replies; beyond it `write` waits
+INFLATED_AT_ONCE = 16 * 1024  # bytes; a larger message is inflated in a thread
+LIGHT_BYTES = 1024  # a smaller request, or its metadata, is not counted
+LEAST_RATE = 16 * 1024  # bytes that a client must send per second after `receive_timeout`
+TOO_MANY_REQUESTS = "the server has too many unfinished requests"
+UNSENT_BYTES = 256 * 1024  # of a stream's replies; above it `write` waits
 
 log = logging.getLogger(__name__)
 
 
 class Call(Context):
-    """A call of a method; the connection tells it what comes in and whether its stream is closed."""
+    """A call of a method. The connection passes it the data of the request, and the end of its stream."""
 
     __slots__ = (
         "_connection",
@@ -48,18 +48,14 @@ class Call(Context):
         "_is_ended",
         "_is_finished",
         "_messages",
-        "_read",
-        "_requests",
-        "_task",
+        "_stream",
         "_tick",
-        "_unacknowledged",
-        "_unread",
         "is_closed",
         "stream_id",
+        "task",
     )
 
     def __init__(self, connection: "Connection", stream_id: int, head: Head, handler: Any) -> None:
-        """Begin with what the headers say."""
         super().__init__(head, connection)
         self.stream_id = stream_id
         self.is_closed = False
@@ -69,14 +65,16 @@ class Call(Context):
         self._is_finished = False
         self._is_ended = False
         self._messages: Messages | None = None
+        self._stream: RequestStream | None = None
         self._held = 0
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._tick: int | None = None
         if head.timeout is not None:
-            self._set_deadline(head.timeout)
+            self.deadline = asyncio.get_running_loop().time() + head.timeout
+            self._tick = connection.deadlines.add(self, self.deadline, head.timeout)
 
     def begin(self, end: bool) -> None:
-        """Begin to serve it; `end` says that no data follow the headers."""
+        """Begin to serve the call; `end` means that no data follow the headers."""
         if self._head.size > LIGHT_BYTES:
             try:
                 self._take_room(self._head.size)
@@ -84,28 +82,26 @@ class Call(Context):
                 self._refuse_request(refused)
                 return
         if self._handler.request_streaming:
-            self._requests: deque[tuple[bool, bytes]] = deque()
-            self._read: asyncio.Future[None] | None = None
-            self._unread = self._unacknowledged = 0
+            self._stream = RequestStream(self._connection, self.stream_id)
             self._connection.start(self, self._run_streaming())
         if end:
             self.receive(b"", end)
 
-    # What comes in
+    # The request
 
     def receive(self, data: bytes, end: bool) -> None:
-        """Take data of the request."""
+        """Receive data of the request; `end` means that no more follow."""
         if self._is_finished:
             self._connection.acknowledge(self.stream_id, len(data))
-        elif self._handler.request_streaming:
-            self._receive_stream(data, end)
+        elif self._stream is not None:
+            self._receive_stream(self._stream, data, end)
         else:
             self._receive_only(data, end)
 
     def _receive_only(self, data: bytes, end: bool) -> None:
         self._is_ended = end
         self._connection.acknowledge(self.stream_id, len(data))
-        if end and self._messages is None and len(data) <= LIGHT_BYTES and is_frame(data):  # as nearly all requests are
+        if end and self._messages is None and len(data) <= LIGHT_BYTES and is_frame(data):  # nearly all requests are
             self._start(data[PREFIX_SIZE:], compressed=False)
             return
         try:
@@ -113,42 +109,33 @@ class Call(Context):
             if not end:
                 return
             message = messages.next()
-            if message is None:
-                if messages:
-                    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the message of the request is not whole")
-                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, the request has none")
-            if messages:
-                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "the method takes one message, the request has more")
+            if message is None and messages:
+                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the message of the request is not whole")
+            if message is None or messages:
+                text = f"the method takes one message, the request has {'none' if message is None else 'more'}"
+                raise Refused(grpc.StatusCode.UNIMPLEMENTED, text)
         except Refused as refused:
             self._refuse_request(refused)
             return
         self._start(message[1], compressed=message[0])
 
-    def _receive_stream(self, data: bytes, end: bool) -> None:
+    def _receive_stream(self, stream: RequestStream, data: bytes, end: bool) -> None:
         self._is_ended = end
-        self._unacknowledged += len(data)
         try:
             messages = self._hold(data)
             while (message := messages.next()) is not None:
                 self._take_room(MESSAGE_BYTES)
-                self._unread += MESSAGE_BYTES + len(message[1])
-                self._requests.append(message)
+                stream.add(message)
             if end and messages:
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the last message of the request is not whole")
         except Refused as refused:
             self._refuse_request(refused)
+            self._connection.acknowledge(self.stream_id, len(data))
             return
-        self._acknowledge_stream()
-        if self._read is not None and not self._read.done():
-            self._read.set_result(None)
-
-    def _acknowledge_stream(self) -> None:
-        if self._unread <= UNREAD_BYTES:
-            size, self._unacknowledged = self._unacknowledged, 0
-            self._connection.acknowledge(self.stream_id, size)
+        stream.received(len(data), end)
 
     def _hold(self, data: bytes) -> Messages:
-        """Keep data until its message is whole. Raises: Refused if that is too much."""
+        """Keep data until its message is complete. Raises: Refused if it is too large."""
         if self._messages is None:
             self._messages = Messages(self._connection.limits.message_of(self._head.path))
         self._take_room(len(data))
@@ -156,48 +143,42 @@ class Call(Context):
         return self._messages
 
     def _take_room(self, size: int) -> None:
-        """Take of the room that the process has for requests, until the call has ended. Raises: Refused."""
+        """Reserve memory for the request until the call has ended. Raises: Refused."""
         if not self._connection.take_room(size):
-            text = "the server has too many unfinished requests"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000"))
+            raise overloaded(TOO_MANY_REQUESTS)
         self._held += size
 
     @property
     def unfinished(self) -> int:
-        """The bytes held of a request that is not whole; 0 if it is."""
+        """The bytes held of an incomplete request; 0 if it is complete."""
         return 0 if self._is_ended or self._is_finished else self._held
 
     def drop_request(self) -> None:
-        """Refuse the request, whose room others need."""
-        text = "the server has too many unfinished requests"
-        self._refuse_request(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000")))
+        """Refuse the request, to free its memory for others."""
+        self._refuse_request(overloaded(TOO_MANY_REQUESTS))
 
     def is_late(self, seconds: float) -> bool:
-        """Return whether the request should be whole, when the call has been open for so long."""
-        if self._is_ended or self._is_finished or self._handler.request_streaming:
+        """Return whether the request is overdue when the call has been open for `seconds`."""
+        if self._is_ended or self._is_finished or self._stream is not None:
             return False
         return seconds > self._connection.limits.receive_timeout + self._held / LEAST_RATE
 
     def time_out(self) -> None:
-        """End the call, whose client does not send its request."""
+        """End the call: its request was not received in time."""
         self._connection.counters.requests_timed_out += 1
         self.end_with(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time")
 
     def _release(self, size: int) -> None:
-        """Give back what `_hold` took of the process's share."""
+        """Release memory of the request."""
         self._connection.release_room(size)
         self._held -= size
 
-    # Its handler
+    # The handler
 
     def _start(self, message: bytes, *, compressed: bool) -> None:
         self._messages = None
         run = self._run_unary_stream if self._handler.response_streaming else self._run_unary
         self._connection.start(self, run(message, compressed))
-
-    def started(self, task: "asyncio.Task[None]") -> None:
-        """Take the task that runs the handler."""
-        self._task = task
 
     async def _run_unary(self, message: bytes, compressed: bool) -> None:
         handler = self._handler
@@ -232,7 +213,7 @@ class Call(Context):
             self._end()
 
     async def _request(self, message: bytes, compressed: bool) -> Any:
-        """Return a message as the handler takes it. Raises: Refused."""
+        """Return a message as the handler's argument. Raises: Refused."""
         if compressed:
             message = await self._inflate(message)
         parse: Callable[[bytes], Any] | None = self._handler.request_deserializer
@@ -245,7 +226,7 @@ class Call(Context):
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text) from error
 
     async def _inflate(self, message: bytes) -> bytes:
-        """Return a compressed message as it was. Raises: Refused."""
+        """Return a decompressed message. Raises: Refused."""
         encoding, loop = self._head.encoding, asyncio.get_running_loop()
         inflated = inflate_light(message, encoding, INFLATED_AT_ONCE)
         if inflated is None:
@@ -260,22 +241,17 @@ class Call(Context):
 
     async def read(self) -> Any:
         """Return the next message of a streaming request, grpc.aio.EOF at its end."""
-        while not self._requests:
-            if self._is_ended:
-                return grpc.aio.EOF
-            self._read = asyncio.get_running_loop().create_future()
-            await self._read
-        compressed, message = self._requests.popleft()
+        stream: Any = self._stream
+        if (found := await stream.next()) is None:
+            return grpc.aio.EOF
+        compressed, message = found
         request = await self._request(message, compressed)
         self._release(MESSAGE_BYTES + PREFIX_SIZE + len(message))
-        self._unread -= MESSAGE_BYTES + len(message)
-        if self._unacknowledged:
-            self._acknowledge_stream()
-            self._connection.flush_soon()
+        stream.has_read(message)
         return request
 
     async def _write_all(self, replies: Any) -> None:
-        """Send what a handler yields, or let it write; then finish."""
+        """Send what a handler yields, or wait while it writes; then finish."""
         if hasattr(replies, "__aiter__"):
             async with aclosing(replies):
                 async for reply in replies:
@@ -284,16 +260,16 @@ class Call(Context):
             await replies
         self.finish()
 
-    # Its reply
+    # The reply
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Send the headers of the reply now, with metadata. Raises: grpc.aio.UsageError if they are sent."""
+        """Send the headers of the reply now, with metadata. Raises: grpc.aio.UsageError if they were sent."""
         if self._has_head:
             raise grpc.aio.UsageError("the headers of the reply are sent")
         self._send_head(write_metadata(initial_metadata))
 
     async def write(self, message: Any) -> None:
-        """Send a message of a streaming reply; wait while the client is slow to take those before.
+        """Send a message of a streaming reply; wait while the client has not taken earlier ones.
 
         Raises: grpc.aio.UsageError if the call has ended.
         """
@@ -309,7 +285,7 @@ class Call(Context):
         return reply if serialize is None else serialize(reply)
 
     def _reply(self, reply: Any) -> None:
-        """Send the one reply and the status."""
+        """Send the reply of a unary method, and the status."""
         if self._is_finished:
             return
         if self._code:
@@ -318,8 +294,7 @@ class Call(Context):
         message = self._serialize(reply)
         if not self._connection.has_room(len(message)):
             self._connection.counters.replies_refused += 1
-            text = "the server holds too many replies that clients have not taken"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ("grpc-retry-pushback-ms", "1000"))
+            raise overloaded("the server holds too many replies that clients have not taken")
         self._is_finished = True
         head = None if self._has_head else RESPONSE
         self._connection.send_reply(self.stream_id, head, message, self._trailers())
@@ -346,7 +321,7 @@ class Call(Context):
         return trailers
 
     def _refuse_request(self, refused: Refused) -> None:
-        """Answer a request that can't be served, and end its handler."""
+        """Answer an invalid or too large request, and cancel its handler."""
         self._refuse(refused)
         self.cancel()
         self._end_if_unstarted()
@@ -358,32 +333,25 @@ class Call(Context):
         self.finish()
 
     def _fail(self, error: BaseException) -> None:
-        """Answer what a handler raised.
+        """Answer an exception of a handler.
 
-        A cancellation ends here. The task would keep it, and it the frames, and they the task: cycles that the garbage
-        collector has to find, and after thousands of cancelled calls that held the event loop for 30 ms.
+        A cancellation is not raised further. The task would keep it, the exception the frames, and they the task: a
+        cycle. After thousands of canceled calls the garbage collector held the event loop for 30 ms.
         """
         if isinstance(error, Refused):
             self._refuse(error)
-        elif isinstance(error, grpc.aio.AbortError):
-            self.finish()
-        elif isinstance(error, asyncio.CancelledError):
+            return
+        if isinstance(error, asyncio.CancelledError):
             self._code = self._code or grpc.StatusCode.CANCELLED.value[0]
-            self.finish()
         elif not isinstance(error, Exception):
             raise error
-        else:
+        elif not isinstance(error, grpc.aio.AbortError):
             log.error("a handler failed: %s", self._head.path, exc_info=error)
             self._code = self._code or grpc.StatusCode.UNKNOWN.value[0]
             self._details = "the handler of the method failed"
-            self.finish()
+        self.finish()
 
-    # Its end
-
-    def _set_deadline(self, seconds: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self.deadline = now + seconds
-        self._tick = self._connection.deadlines.add(self, self.deadline, seconds)
+    # The end
 
     def expire(self) -> None:
         """End the call at its deadline."""
@@ -392,7 +360,7 @@ class Call(Context):
         self.end_with(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def end_with(self, code: grpc.StatusCode, details: str) -> None:
-        """Answer with a status now, and end the handler."""
+        """Answer with a status now, and cancel the handler."""
         self.is_cancelled = True
         self._code, self._details, self._trailing = code.value[0], details, ()
         self.finish()
@@ -400,28 +368,28 @@ class Call(Context):
         self._end_if_unstarted()
 
     def cancel(self) -> None:
-        """End the handler."""
-        if (task := self._task) is not None:
+        """Cancel the handler."""
+        if (task := self.task) is not None:
             task.cancel()
             if isinstance(run := task.get_coro(), Coroutine) and getcoroutinestate(run) == CORO_CREATED:
-                self._task = None  # it never begins, so that it ends nothing
+                self.task = None  # it never begins, so its `finally` does not run
 
     def close(self) -> None:
-        """Take note that the stream is closed: by its end, or before it by the client."""
+        """Handle the end of the stream: the call has ended, or its client has canceled it."""
         self.is_closed = True
-        if self._handler.request_streaming and self._unacknowledged:
-            self._connection.acknowledge(self.stream_id, self._unacknowledged)
+        if self._stream is not None:
+            self._stream.close()
         if not self._is_finished:
             self._is_finished = self.is_cancelled = True
             self.cancel()
             self._end_if_unstarted()
 
     def _end_if_unstarted(self) -> None:
-        if self._task is None and not self.is_done:
+        if self.task is None and not self.is_done:
             self._end()
 
     def _end(self) -> None:
-        """Let go of all that the call holds."""
+        """Release everything that the call holds."""
         if self._tick is not None:
             self._connection.deadlines.discard(self, self._tick)
             self._tick = None

@@ -1,4 +1,4 @@
-"""What a handler knows of its call: grpc.aio's ServicerContext."""
+"""The context of a call, like grpc.aio's ServicerContext."""
 
 import asyncio
 import logging
@@ -18,16 +18,16 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Peer(Protocol):
-    """Whom a call comes from."""
+    """The client of a call."""
 
     peer: str
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return who the client is, by its certificate; nothing without one."""
+        """Return the properties of the client's certificate; none without one."""
 
 
 class Context(ABC):
-    """The context of a call. What grpc.aio offers besides, such as compression of replies, is not there."""
+    """The context of a call. It lacks some of grpc.aio's features, such as compression of replies."""
 
     __slots__ = (
         "_callbacks",
@@ -42,7 +42,7 @@ class Context(ABC):
     )
 
     def __init__(self, head: Head, peer: Peer) -> None:
-        """Begin a call; `deadline` is by the event loop's clock."""
+        """`deadline` is a time of the event loop's clock."""
         self._head = head
         self._peer = peer
         self._code = 0
@@ -62,11 +62,11 @@ class Context(ABC):
         return self._peer.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return who the client is, by its certificate; nothing without one."""
+        """Return the properties of the client's certificate; none without one."""
         return self._peer.auth_context()
 
     def peer_identity_key(self) -> str | None:
-        """Return which property of `auth_context` names the client."""
+        """Return the name of the property of `auth_context` that identifies the client."""
         known = self.auth_context()
         names = ("x509_subject_alternative_name", "x509_common_name")
         return next((name for name in names if name in known), None)
@@ -83,11 +83,11 @@ class Context(ABC):
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Set the metadata that goes out with the status."""
+        """Set the metadata sent with the status."""
         self._trailing = tuple(trailing_metadata)
 
     def trailing_metadata(self) -> Metadata:
-        """Return the metadata that goes out with the status."""
+        """Return the metadata sent with the status."""
         return self._trailing
 
     def set_code(self, code: grpc.StatusCode) -> None:
@@ -109,12 +109,12 @@ class Context(ABC):
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
     ) -> NoReturn:
-        """End the call with a status that is not OK. Raises: grpc.aio.AbortError, which the handler lets pass."""
+        """End the call with a status that is not OK. Raises: grpc.aio.AbortError, which the handler must not catch."""
         self._code = code.value[0] or grpc.StatusCode.UNKNOWN.value[0]
         self._details = details or self._details
         if trailing_metadata:
             self._trailing = tuple(trailing_metadata)
-        self.finish()  # the handler may take its time, or catch the error
+        self.finish()  # now, since the handler may catch the error or delay it
         raise grpc.aio.AbortError
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Context(ABC):
         return self.is_done
 
     def add_done_callback(self, callback: OnDone) -> None:
-        """Have a function called with this context when the call has ended."""
+        """Call a function with this context when the call has ended."""
         if self.is_done:
             callback(self)
         elif self._callbacks is None:
@@ -143,7 +143,7 @@ class Context(ABC):
             self._callbacks.append(callback)
 
     def end(self) -> None:
-        """Note that the call has ended, and tell so."""
+        """Mark the call as ended, and call the callbacks."""
         self.is_done = True
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():

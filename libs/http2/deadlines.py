@@ -4,10 +4,10 @@ import asyncio
 import heapq
 from typing import Protocol
 
-TICK_SECONDS = 0.01  # a deadline is met within this time,
-FAR_SECONDS = 10.0  # or within ten times of it, if it is farther away: so there are never many ticks
-ENDED_AT_ONCE = 64  # calls; a moment later, the next
-FARTHEST_SECONDS = 3600.0  # what is farther away than this is no deadline
+TICK_SECONDS = 0.01  # precision of deadlines,
+FAR_SECONDS = 10.0  # and a tenth of it for those further away than this, to have few ticks
+ENDED_AT_ONCE = 64  # calls per turn of the event loop
+FARTHEST_SECONDS = 3600.0  # a deadline further away is ignored
 
 
 class Expires(Protocol):
@@ -18,21 +18,20 @@ class Expires(Protocol):
 
 
 class Deadlines:
-    """The deadlines of a server's calls, in ticks; times are the event loop's."""
+    """The deadlines of a server's calls, grouped by ticks; times are the event loop's."""
 
     def __init__(self) -> None:
-        """Start with none."""
         self._calls: dict[int, set[Expires]] = {}
         self._ticks: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0
 
     def __len__(self) -> int:
-        """Return how many calls there are that have not ended."""
+        """Return the number of calls with a deadline that have not ended."""
         return sum(map(len, self._calls.values()))
 
     def add(self, call: Expires, deadline: float, seconds: float) -> int:
-        """End a call at its deadline, `seconds` from now; return the tick, which `discard` takes."""
+        """End a call at its deadline, `seconds` from now; return the tick, for `discard`."""
         if seconds > FARTHEST_SECONDS:
             return 0
         tick = int(deadline / TICK_SECONDS) + 1
@@ -47,7 +46,7 @@ class Deadlines:
         return tick
 
     def discard(self, call: Expires, tick: int) -> None:
-        """Forget a call that has ended."""
+        """Remove a call that has ended."""
         if (calls := self._calls.get(tick)) is not None:
             calls.discard(call)
 
@@ -58,7 +57,7 @@ class Deadlines:
         self._timer = asyncio.get_running_loop().call_at(self._timer_tick * TICK_SECONDS, self._expire)
 
     def _expire(self) -> None:
-        """End the calls that are due, so many at a time: the handlers of all then end at once."""
+        """End the calls that are due, some at a time: their handlers all end in the next tick."""
         self._timer = None
         now, ended = asyncio.get_running_loop().time(), 0
         while self._ticks and self._ticks[0] * TICK_SECONDS <= now and ended < ENDED_AT_ONCE:

@@ -1,4 +1,4 @@
-"""How gRPC lies in HTTP/2: requests' headers, messages with their prefix, compression, statuses and metadata.
+"""gRPC over HTTP/2: headers of requests, messages with their prefix, compression, statuses and metadata.
 
 See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
@@ -17,7 +17,7 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 PREFIX_SIZE = 5
-UNFRAMED_BYTES = 64 * 1024  # of a message; a larger one is sent after its prefix, not copied to it
+UNFRAMED_BYTES = 64 * 1024  # a larger message is sent after its prefix, not copied
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 ACCEPTED_ENCODINGS = "identity,deflate,gzip"
 STEP_BYTES = 256 * 1024  # inflated at a time
@@ -27,7 +27,7 @@ _CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?(;.*)?", re.IGNORECASE)
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
-# Not for handlers: what HTTP/2 and gRPC use themselves, as with grpcio's server.
+# Headers of HTTP/2 and gRPC, which are no metadata for handlers, as with grpcio's server.
 _RESERVED = frozenset(
     (
         *(b":method", b":scheme", b":path", b":authority", b"te", b"content-type"),
@@ -41,21 +41,24 @@ _TEXT = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 class Refused(Exception):
-    """Ends a call whose request can't be served, with a status."""
+    """Ends an invalid or excessive call with a status."""
 
     def __init__(self, code: grpc.StatusCode, details: str, *trailers: tuple[str, str]) -> None:
-        """Carry a status, and more trailers."""
         super().__init__(details)
         self.code = code
         self.details = details
         self.trailers = trailers
 
 
+def overloaded(details: str) -> Refused:
+    """Return the error of an exhausted limit; clients retry after 1 s."""
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, details, ("grpc-retry-pushback-ms", "1000"))
+
+
 class NotGrpc(Exception):
-    """Ends a request that is no gRPC request, with the status of HTTP."""
+    """Ends a request that is no gRPC request, with an HTTP status."""
 
     def __init__(self, status: bytes) -> None:
-        """Carry a status."""
         super().__init__(status)
         self.status = status
 
@@ -107,7 +110,7 @@ def _seconds(timeout: bytes) -> float:
 
 
 def _read(headers: Headers) -> Iterator[tuple[str, str | bytes]]:
-    """Return metadata as a handler sees it: the values of names in `-bin` are bytes. Raises: Refused."""
+    """Return metadata as handlers get it: values of `-bin` names are bytes. Raises: Refused."""
     for name, value in headers:
         if name.endswith(b"-bin"):
             for part in value.split(b","):
@@ -132,13 +135,13 @@ def _decode(name: bytes, value: bytes) -> bytes:
 
 
 class Heads:
-    """The heads of a server's requests: most come with headers that came before, and those are read once.
+    """Reads the headers of requests, and remembers the result: most requests repeat earlier headers.
 
     A warm read costs 11 % less with it.
     """
 
     def __init__(self, max_metadata: int) -> None:
-        """Bound the metadata of a request, in bytes."""
+        """`max_metadata` is the maximum size of a request's metadata, in bytes."""
         self._max_metadata = max_metadata
         self._known: dict[Headers, Head] = {}
 
@@ -193,16 +196,15 @@ def is_frame(data: bytes) -> bool:
 
 
 class Messages:
-    """The messages of one request, read from its data as that comes in; `max_size` bounds one.
+    """Splits the data of one request into messages of at most `max_size` bytes.
 
-    The data stay in the pieces that came, and a message is copied once: a buffer that grows takes up to twice as much,
-    and moves.
+    The data stay in the pieces received, so that a message is copied once: a growing buffer would be copied again and
+    take up to twice the memory.
     """
 
     __slots__ = ("_is_compressed", "_length", "_max_size", "_parts", "_place", "_size")
 
     def __init__(self, max_size: int) -> None:
-        """Begin with no data."""
         self._parts: deque[bytes] = deque()
         self._place = 0  # in the first part
         self._size = 0
@@ -215,14 +217,14 @@ class Messages:
         return self._size + (self._length >= 0)
 
     def add(self, data: bytes) -> None:
-        """Take data. Raises: Refused, as soon as a prefix says that its message is too large."""
+        """Add data. Raises: Refused, as soon as the prefix of a too large message is received."""
         if data:
             self._parts.append(data)
             self._size += len(data)
             self._read_prefix()
 
     def next(self) -> tuple[bool, bytes] | None:
-        """Return the next message, and whether it is compressed; None if it is not here yet. Raises: Refused."""
+        """Return the next message, and whether it is compressed; None if it is incomplete. Raises: Refused."""
         if not 0 <= self._length <= self._size:
             return None
         message, is_compressed, self._length = self._take(self._length), self._is_compressed, -1
@@ -240,12 +242,12 @@ class Messages:
             raise _too_large(self._length, self._max_size)
 
     def _take(self, size: int) -> bytes:
-        """Return the next bytes, which are here."""
+        """Remove and return the next `size` bytes, which must be there."""
         self._size -= size
         taken: list[bytes] = []
         while size:
             first, place = self._parts[0], self._place
-            part = first[place : place + size]  # a part that is taken whole is not copied here
+            part = first[place : place + size]  # a slice of all is no copy
             size -= len(part)
             self._place += len(part)
             if self._place == len(first):
@@ -256,7 +258,7 @@ class Messages:
 
 
 def inflate_light(message: bytes, encoding: bytes | None, most: int) -> bytes | None:
-    """Return a compressed message as it was, None unless that is clear after so many bytes of it."""
+    """Return a decompressed message of at most `most` bytes; None if it is larger or invalid."""
     if encoding is None:
         return None
     inflating = zlib.decompressobj(_WINDOW_BITS[encoding])
@@ -268,7 +270,7 @@ def inflate_light(message: bytes, encoding: bytes | None, most: int) -> bytes | 
 
 
 def inflate(message: bytes, encoding: bytes | None, max_size: int) -> bytes:
-    """Return a compressed message as it was, a step at a time, so that a bomb takes no more than `max_size` bytes.
+    """Return a decompressed message. It is decompressed in steps, so that a bomb takes no more than `max_size` bytes.
 
     Raises: Refused.
     """
@@ -297,7 +299,7 @@ def inflate(message: bytes, encoding: bytes | None, max_size: int) -> bytes:
 
 
 def _too_large(size: int, max_size: int) -> Refused:
-    text = f"SERVER: Received message larger than max ({size} vs. {max_size})"  # as grpcio's server says it
+    text = f"SERVER: Received message larger than max ({size} vs. {max_size})"  # the text of grpcio's server
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 

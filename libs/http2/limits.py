@@ -1,4 +1,4 @@
-"""What one server takes on, and for how long."""
+"""Limits and counters of one server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a server; times are in seconds, sizes in bytes. 0 means none for the times of a connection.
+    """Limits of a server; times are in seconds, sizes in bytes. For times of a connection 0 means no limit.
 
-    `max_message` bounds one message of a request, inflated; `max_messages` has the bounds of single methods, by path.
-    `max_receiving`, `max_sending` and `max_calls` bound what all calls of the process hold together: their requests,
-    replies that no client has taken, and themselves. A quarter of each is kept for connections that hold little. A
-    client has `receive_timeout` to send a request, and more for a large one.
+    `max_message` is the size of one decompressed request message; `max_messages` has that of single methods, by path.
+    `max_receiving`, `max_sending` and `max_calls` limit all calls of the process together: the bytes of requests, the
+    bytes of replies that clients have not taken, and the number of calls. A quarter of each is reserved for connections
+    that hold little. A client has `receive_timeout` to send a request, and more time for a large one.
     """
 
     max_message: int = 16 * MIB
@@ -33,18 +33,18 @@ class Limits:
     receive_timeout: float = 30
     handshake_timeout: float = 10
     resets: tuple[int, int] = (1000, 200)
-    """How many streams a client may reset: at once, and per second from then on."""
+    """How many streams a client may reset: in a burst, and per second."""
     control_frames: tuple[int, int] = (1000, 100)
-    """How many PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames a client may send: at once, and per second."""
+    """How many PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames a client may send: in a burst, and per second."""
 
     def message_of(self, path: str) -> int:
-        """Return the size of the largest message in a request of a method."""
+        """Return the maximum size of a request message of a method, by its path."""
         return self.max_messages.get(path, self.max_message)
 
 
 @dataclass
 class Counters:
-    """What a server has seen since it started; `connections`, `calls`, `receiving` and `sending` are held now."""
+    """Counts since the server started; `connections`, `calls`, `receiving` and `sending` are current values."""
 
     connections: int = 0
     connections_opened: int = 0
@@ -68,12 +68,11 @@ class Counters:
 
 
 class TokenBucket:
-    """Allows `burst` events at once and `rate` a second from then on."""
+    """Allows `burst` events at once, and `rate` per second."""
 
     __slots__ = ("_burst", "_rate", "_tokens", "_updated")
 
     def __init__(self, burst: int, rate: int, now: float) -> None:
-        """Start full."""
         self._burst, self._rate, self._tokens, self._updated = burst, rate, float(burst), now
 
     def take(self, now: float) -> bool:

@@ -15,24 +15,25 @@ from typing import Any, NamedTuple
 import grpc
 import ngh2
 
-from libs.http2.connection import BEGUN_AT_ONCE, LIGHT_BYTES, STREAM_WINDOW, Connection
+from libs.http2.connection import LIGHT_BYTES, STREAM_WINDOW, Connection
 from libs.http2.deadlines import Deadlines
 from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
+from libs.http2.output import BEGUN_AT_ONCE, Output
 from libs.http2.tls import Tls
 
-LOOK_SECONDS = 1.0
-LOOKED_AT_ONCE = 500  # connections
-STALLED_SECONDS = 1.0  # after which a client that takes nothing may lose its replies to others
-TURNS_SECONDS = 0.002  # given at once to the connections that have sent more than is taken at a time
+CHECK_SECONDS = 1.0
+CHECKED_AT_ONCE = 500  # connections
+STALLED_SECONDS = 1.0  # without progress, after which a client may lose its replies to make room for others
+TURNS_SECONDS = 0.002  # in a row for the connections whose input waits
 BACKLOG = 1024
-CLOSING_SECONDS = 1.0  # for a client to take the last bytes
+CLOSING_SECONDS = 1.0  # for a client to read the last bytes
 
 log = logging.getLogger(__name__)
 
 
 class _CallDetails(NamedTuple):
-    """What a generic handler is asked with, as grpc.HandlerCallDetails has it."""
+    """The argument of a generic handler, like grpc.HandlerCallDetails."""
 
     method: str
     invocation_metadata: Metadata
@@ -50,9 +51,9 @@ class Server:
         share_port: bool = False,
         explain: Callable[[Refused], Metadata] = attrgetter("trailers"),
     ) -> None:
-        """Prepare; nothing listens before `listen`. `share_port`: other processes may listen there, too.
+        """Nothing listens before `listen`. With `share_port` other processes may listen on the port, too.
 
-        `explain` returns the metadata of a call that is refused before it reaches its handler.
+        `explain` returns the trailers of a call that is refused before it reaches its handler.
         """
         self.explain = explain
         self.limits = limits or Limits()
@@ -63,7 +64,7 @@ class Server:
         self.most_receiving = self.limits.max_receiving * 3 // 4
         self.most_streams = BEGUN_AT_ONCE
         self.most_calls = self.limits.max_calls * 3 // 4
-        self.inflating = ThreadPoolExecutor(1, "inflate")  # one at a time: a large message takes twice its size
+        self.inflating = ThreadPoolExecutor(1, "inflate")  # one thread: a large message takes twice its size
         self.counters = Counters()
         self.deadlines = Deadlines()
         self.heads = Heads(self.limits.max_metadata)
@@ -84,14 +85,14 @@ class Server:
         self._unread: deque[Connection] = deque()
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
-        self._looking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._closed = asyncio.Event()
 
     # Handlers
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Add handlers that are asked for each call's method, in their order."""
+        """Add handlers, which are asked in order for the method of each call."""
         self._generic_handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
@@ -111,9 +112,9 @@ class Server:
     # Listening
 
     def listen(self, address: str) -> int:
-        """Listen on `host:port`, `[ipv6]:port` or `unix:path`; return the port, 0 of a path.
+        """Listen on `host:port`, `[ipv6]:port` or `unix:path`; return the port, 0 for a path.
 
-        Raises: OSError if that can't be, or a file of the certificate can't be read.
+        Raises: OSError, also if a file of the certificate can't be read.
         """
         if self._tls is not None:
             self._tls.context()
@@ -139,10 +140,10 @@ class Server:
     async def start(self) -> None:
         """Begin to serve."""
         await self._accept()
-        self._looking = asyncio.create_task(self._look())
+        self._checking = asyncio.create_task(self._check())
 
     async def _accept(self) -> None:
-        """Accept connections, with the certificate that is there now."""
+        """Accept connections, with the current certificate."""
         loop, handshake_timeout, context = asyncio.get_running_loop(), None, None
         if self._tls is not None:
             self._tls_changed, handshake_timeout = self._tls.changed(), self.limits.handshake_timeout
@@ -151,7 +152,7 @@ class Server:
         for listening in self._sockets:
             server = await loop.create_server(
                 lambda: Connection(self),
-                sock=listening.dup(),  # the socket itself stays open when this server is closed for another certificate
+                sock=listening.dup(),  # the socket stays open when the certificate changes
                 backlog=BACKLOG,
                 ssl=context,
                 ssl_handshake_timeout=handshake_timeout,
@@ -163,7 +164,7 @@ class Server:
     # Connections
 
     def add(self, connection: Connection) -> bool:
-        """Take a connection; return False if there are too many, or the server stops."""
+        """Add a connection; return False if there are too many, or the server stops."""
         if self._is_stopping or len(self._connections) >= self.limits.max_connections:
             self.counters.connections_refused += 1
             return False
@@ -173,7 +174,7 @@ class Server:
         return True
 
     def remove(self, connection: Connection) -> bool:
-        """Forget a connection that has ended; return whether it was taken."""
+        """Remove a connection that has ended; return whether it had been added."""
         if connection not in self._connections:
             return False
         self._connections.discard(connection)
@@ -182,10 +183,10 @@ class Server:
             self._closed.set()
         return True
 
-    def make_room(self, asking: Connection, size: int) -> bool:
-        """Return whether a reply has room that is not light, or comes when little is left.
+    def make_room(self, asking: Output, size: int) -> bool:
+        """Return whether a reply has room when three quarters of MAX_SENDING are in use.
 
-        It may take the room of connections whose clients take nothing: they are closed.
+        A connection that holds little may use the last quarter. Connections of stalled clients are closed to make room.
         """
         counters, most = self.counters, self.most_sending
         if asking.sending + size <= LIGHT_BYTES:
@@ -200,9 +201,10 @@ class Server:
         return counters.sending + size <= most
 
     def make_request_room(self, asking: Connection, size: int) -> bool:
-        """Return whether a request has room that is not light, or comes when little is left.
+        """Return whether a request has room when three quarters of MAX_RECEIVING are in use.
 
-        It may take the room of unfinished requests: those of the connection that holds most, if that is another.
+        A connection that holds little may use the last quarter. Unfinished requests of the connection that holds most,
+        unless that is this one, are dropped to make room.
         """
         counters, most = self.counters, self.most_receiving
         if asking.receiving + size <= LIGHT_BYTES:
@@ -214,34 +216,34 @@ class Server:
         return True
 
     def has_unread(self) -> bool:
-        """Return whether connections wait for their turn."""
+        """Return whether input of connections waits."""
         return bool(self._unread)
 
-    def take_later(self, connection: Connection) -> None:
-        """Give a connection its turn after those that wait already."""
+    def receive_later(self, connection: Connection) -> None:
+        """Handle the input of a connection after that of the connections that wait already."""
         if not self._unread:
-            asyncio.get_running_loop().call_soon(self._take_turns)
+            asyncio.get_running_loop().call_soon(self._receive_in_turns)
         self._unread.append(connection)
 
-    def _take_turns(self) -> None:
-        """Take what connections have sent, in turns, and then let the rest of the process have its turn."""
+    def _receive_in_turns(self) -> None:
+        """Handle the input of connections in turns, for 2 ms; then let other tasks run."""
         end = time.perf_counter() + TURNS_SECONDS
         self.most_streams = self.counters.streams + BEGUN_AT_ONCE
         while self._unread and time.perf_counter() < end:
             connection = self._unread.popleft()
-            if connection.take_slices():
+            if connection.receive_slices():
                 self._unread.append(connection)
         if self._unread:
-            asyncio.get_running_loop().call_soon(self._take_turns)
+            asyncio.get_running_loop().call_soon(self._receive_in_turns)
 
-    async def _look(self) -> None:
-        """See to all connections, and to the certificate, every second."""
+    async def _check(self) -> None:
+        """Check all connections, and whether the certificate has changed, every second."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             now = asyncio.get_running_loop().time()
             for number, connection in enumerate(list(self._connections), 1):
-                connection.look(now)
-                if not number % LOOKED_AT_ONCE:
+                connection.check(now)
+                if not number % CHECKED_AT_ONCE:
                     await asyncio.sleep(0)
             try:
                 await self._read_certificate_again()
@@ -256,13 +258,13 @@ class Server:
             log.info("the certificate was read again")
 
     def retire(self) -> None:
-        """Tell the clients to open new connections, elsewhere if they can; those that come here are served, too."""
+        """Send GOAWAY on all connections. New connections are still served."""
         for connection in list(self._connections):
             connection.shut_down()
 
     async def stop(self, grace: float | None) -> None:
-        """Take no new calls, let those under way end within `grace` seconds, and end the rest as UNAVAILABLE."""
-        self._is_stopping = True  # a listener accepts what has come before it is closed
+        """Refuse new calls, let those under way end within `grace` seconds, and end the rest as UNAVAILABLE."""
+        self._is_stopping = True  # a listener may still accept connections that arrived before it was closed
         for listener in self._listeners:
             listener.close()
         for listening in self._sockets:
@@ -275,13 +277,13 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
         await self._all_closed(CLOSING_SECONDS)
-        if self._looking:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        if self._checking:
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
         self.inflating.shutdown(wait=False)
 
     async def _all_closed(self, seconds: float) -> None:
-        """Wait until there is no connection, but not longer."""
+        """Wait until there is no connection, for `seconds` at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._connections:
@@ -289,5 +291,5 @@ class Server:
                     await self._closed.wait()
 
     async def wait_for_termination(self) -> None:
-        """Wait for ever: the server ends when it is stopped."""
+        """Wait until canceled."""
         await asyncio.Event().wait()

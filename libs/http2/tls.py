@@ -1,4 +1,4 @@
-"""TLS: what a server shows of itself, whom it lets in, and who a client says it is."""
+"""TLS: certificates of the server, and identities of clients."""
 
 import ssl
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 class Tls:
     """The files of a server's certificate and key, in PEM.
 
-    With `client_ca_file` a client must have a certificate that one of these authorities has signed.
+    With `client_ca_file` a client must have a certificate signed by one of these CAs.
     """
 
     cert_file: Path
@@ -36,7 +36,7 @@ class Tls:
 
 
 def auth_context(ssl_object: Any) -> Mapping[str, Iterable[bytes]]:
-    """Return what grpcio's server tells of a client's certificate; nothing of a connection without TLS."""
+    """Return the properties of a client's certificate as grpcio's server does; none without TLS."""
     if ssl_object is None:
         return {}
     found: dict[str, list[bytes]] = {"transport_security_type": [b"ssl"]}

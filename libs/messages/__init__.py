@@ -1,11 +1,10 @@
 """Rows of Postgres as the bytes of protobuf messages."""
 
-from libs.messages.encode import elements, encode_row, encoder, prefix
+from libs.messages.encode import encode_repeated, encode_row, encoder, length_prefix
 from libs.messages.fetch import (
     SNAPSHOT_XMIN,
     Batch,
     Loaded,
-    fetch_all,
     fetch_batch,
     fetch_encoded,
     fetch_loaded,
@@ -23,10 +22,9 @@ __all__ = [
     "SNAPSHOT_XMIN",
     "Batch",
     "Loaded",
-    "elements",
+    "encode_repeated",
     "encode_row",
     "encoder",
-    "fetch_all",
     "fetch_batch",
     "fetch_encoded",
     "fetch_loaded",
@@ -35,7 +33,7 @@ __all__ = [
     "fetch_raw",
     "fetch_returned",
     "fetch_rows",
-    "prefix",
+    "length_prefix",
     "text_array",
     "unnest",
     "where",

@@ -1,4 +1,4 @@
-"""Serving and calling gRPC: the server, what happens to each RPC, the error model, pages, mutations, channels."""
+"""gRPC servers and channels: serving, the handling of each RPC, errors, pages, idempotent writes."""
 
 import libs.server.transport  # noqa: F401 - before anything imports grpc
 from libs.server import errors
@@ -9,7 +9,7 @@ from libs.server.pagination import Page, fitting, given, names_given, page, resp
 from libs.server.server import Server, Service, main, serve
 from libs.server.settings import ServerSettings
 from libs.server.slices import Slices
-from libs.server.times import moment, period, whole_seconds
+from libs.server.validation import moment, period, whole_seconds
 
 __all__ = [
     "IdempotentWrites",

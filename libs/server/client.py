@@ -1,7 +1,7 @@
-"""Channels to our own services: what is safe to repeat is retried.
+"""Channels to our own services, which retry RPCs that are safe to repeat.
 
-What is safe stands in the protos: reads are NO_SIDE_EFFECTS, some mutations IDEMPOTENT; any other is retried only if
-its request has a request_id, which is filled in where the caller left it empty.
+These are reads (NO_SIDE_EFFECTS in the proto), IDEMPOTENT methods, and methods whose request has a request_id. An
+empty request_id is filled in.
 """
 
 import json
@@ -24,7 +24,7 @@ _SAFE = (MethodOptions.NO_SIDE_EFFECTS, MethodOptions.IDEMPOTENT)
 
 
 def service_config(*services: ServiceDescriptor) -> dict[str, Any]:
-    """Return the gRPC service config that retries what is safe to repeat."""
+    """Return the gRPC service config that retries the methods that are safe to repeat."""
     names = [
         {"service": service.full_name, "method": method.name}
         for service in services
@@ -35,7 +35,7 @@ def service_config(*services: ServiceDescriptor) -> dict[str, Any]:
 
 
 def channel(address: str, *services: ServiceDescriptor) -> grpc.aio.Channel:
-    """Return a channel that retries RPCs of `services` while they are UNAVAILABLE, as far as that is safe."""
+    """Return a channel that retries UNAVAILABLE RPCs of `services` if they are safe to repeat."""
     options = [
         ("grpc.enable_retries", 1),
         ("grpc.service_config", json.dumps(service_config(*services))),
@@ -51,12 +51,12 @@ def _may_repeat(method: MethodDescriptor) -> bool:
 
 
 class FillRequestId(grpc.aio.UnaryUnaryClientInterceptor):
-    """Gives a request_id to each request that has the field and no value in it."""
+    """Fills the request_id of each request in which it is empty."""
 
     async def intercept_unary_unary(
         self, continuation: Callable[[Any, Any], Awaitable[Any]], client_call_details: Any, request: Any
     ) -> Any:
-        """Call on, with a copy of the request if it was changed."""
+        """Continue, with a changed copy of the request if its request_id is empty."""
         if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
             filled = type(request)()
             filled.CopyFrom(request)

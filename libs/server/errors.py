@@ -1,7 +1,7 @@
-"""The error model: what a handler raises, what a driver raises, and the google.rpc.Status that a caller gets.
+"""The error model: maps what handlers and drivers raise to the google.rpc.Status that a caller gets.
 
-Every error carries ErrorInfo{reason, domain "parlor", metadata}; what may pass by itself carries RetryInfo, too, which
-also goes out as `grpc-retry-pushback-ms`. The text is our own, never a driver's.
+Every error carries ErrorInfo{reason, domain "parlor", metadata}. Errors that a retry may resolve also carry RetryInfo,
+and the trailer `grpc-retry-pushback-ms`. Messages are ours, never a driver's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ from libs.db import STATEMENT_LOST, DatabaseUnavailable, PoolExhausted
 DOMAIN = "parlor"
 RETRY_MS = 250
 PUSHBACK = "grpc-retry-pushback-ms"
-MOST_VIOLATIONS = 16  # a client takes 8 KB of metadata, in which an error travels
+MOST_VIOLATIONS = 16  # clients accept 8 KB of metadata, which contains the error
 
 
 class RpcError(Exception):
-    """An error with the status code, reason and details that the caller shall get."""
+    """An error with the status code, reason and details that the caller gets."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class RpcError(Exception):
         metadata: Mapping[str, str] | None = None,
         retry_ms: int | None = None,
     ) -> None:
-        """Make an error; `retry_ms` says when a retry may help."""
+        """`retry_ms` is the delay after which a retry may help, in ms."""
         super().__init__(message)
         self.code = code
         self.reason = reason
@@ -49,7 +49,7 @@ class RpcError(Exception):
             self.details.append(RetryInfo(retry_delay=delay))
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Return the details as gRPC carries them."""
+        """Return the trailers that carry the details."""
         status = Status(code=self.code.value[0], message=self.message)
         for detail in self.details:
             packed = AnyMessage()
@@ -62,7 +62,7 @@ class RpcError(Exception):
 
 
 def invalid_fields(violations: Sequence[tuple[str, str]], reason: str = "INVALID_FIELD") -> RpcError:
-    """Return the error of bad fields: pairs of the field's path and what is wrong with it; the first of them."""
+    """Return the error of invalid fields: pairs of path and description, of which the first 16 are shown."""
     violations = violations[:MOST_VIOLATIONS]
     listed = [BadRequest.FieldViolation(field=field, description=description) for field, description in violations]
     message = "; ".join(f"{field}: {description}" if field else description for field, description in violations)
@@ -70,7 +70,7 @@ def invalid_fields(violations: Sequence[tuple[str, str]], reason: str = "INVALID
 
 
 def not_found(kind: str, name: str) -> RpcError:
-    """Return the error of something that does not exist: `not_found("salon", "salon-1")` is SALON_NOT_FOUND."""
+    """Return the error of a missing resource: `not_found("salon", "salon-1")` has the reason SALON_NOT_FOUND."""
     return RpcError(
         grpc.StatusCode.NOT_FOUND,
         f"{kind.upper()}_NOT_FOUND",
@@ -90,14 +90,14 @@ def already_exists(field: str, kind: str, name: str) -> RpcError:
 
 
 def failed_precondition(reason: str, subject: str, message: str, **metadata: str) -> RpcError:
-    """Return the error of a state that does not allow what was asked; a retry will not help."""
+    """Return the error of a state that does not allow the request; a retry does not help."""
     violation = PreconditionFailure.Violation(type=reason, subject=subject, description=message)
     details = PreconditionFailure(violations=[violation])
     return RpcError(grpc.StatusCode.FAILED_PRECONDITION, reason, message, details, metadata=metadata)
 
 
 def etag_mismatch(kind: str, name: str) -> RpcError:
-    """Return the error of a request that names an older version."""
+    """Return the error of a request with an outdated etag."""
     return RpcError(
         grpc.StatusCode.ABORTED,
         "ETAG_MISMATCH",
@@ -107,28 +107,28 @@ def etag_mismatch(kind: str, name: str) -> RpcError:
 
 
 def unavailable(reason: str, message: str) -> RpcError:
-    """Return the error of a part that is away; a retry may help."""
+    """Return the error of an unavailable dependency; a retry may help."""
     return RpcError(grpc.StatusCode.UNAVAILABLE, reason, message, retry_ms=RETRY_MS)
 
 
 def exhausted(reason: str, message: str) -> RpcError:
-    """Return the error of a part that is full; a retry may help."""
+    """Return the error of an exhausted limit; a retry may help."""
     return RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, message, retry_ms=RETRY_MS)
 
 
 def query_timeout() -> RpcError:
-    """Return the error of a statement or request over its time."""
+    """Return the error of a statement or request that exceeded its time limit."""
     return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT", "the request took longer than it may")
 
 
 def conflict() -> RpcError:
-    """Return the error of transactions in each other's way."""
+    """Return the error of conflicting transactions."""
     message = "concurrent changes are in each other's way"
     return RpcError(grpc.StatusCode.ABORTED, "CONFLICT", message, retry_ms=RETRY_MS)
 
 
 def internal() -> RpcError:
-    """Return the error of whatever nobody foresaw."""
+    """Return the error of an unexpected exception."""
     return RpcError(grpc.StatusCode.INTERNAL, "INTERNAL", "something went wrong in the service; its log says what")
 
 
@@ -137,7 +137,7 @@ def _database_unavailable() -> RpcError:
 
 
 def _commit_unknown(request: Any) -> RpcError:
-    """Return the error of a commit of unknown outcome: UNAVAILABLE if a repeat is safe, since proxies repeat that."""
+    """Return the error of a commit of unknown outcome: UNAVAILABLE only if a repeat is safe: proxies repeat it."""
     message = "the change may have been made or not; "
     if getattr(request, "request_id", ""):
         return unavailable("COMMIT_UNKNOWN", message + "a retry with the same request_id is safe")
@@ -145,7 +145,7 @@ def _commit_unknown(request: Any) -> RpcError:
     return RpcError(grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN", message)
 
 
-# What drivers and libs raise, most special first.
+# Exceptions of drivers and libs, most specific first.
 TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[], RpcError]]] = (
     (DatabaseUnavailable, _database_unavailable),
     (PoolExhausted, lambda: exhausted("POOL_EXHAUSTED", "no database connection came free in time")),
@@ -157,12 +157,12 @@ TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[]
             psycopg.errors.DeadlockDetected,
             psycopg.errors.LockNotAvailable,  # after the lock timeout
             psycopg.errors.SerializationFailure,
-            *STATEMENT_LOST,  # by a pooler that lends the server to others; nothing is prepared from then on
+            *STATEMENT_LOST,  # by a pooler; from then on nothing is prepared
         ),
         conflict,
     ),
     (psycopg.errors.DiskFull, lambda: unavailable("DATABASE_FULL", "the database has no room for more")),
-    # Away, shutting down, failing over, full: all of class 08, 53, 57, and a lost connection.
+    # Unreachable, shutting down, failing over, full: classes 08, 53, 57, and lost connections.
     (psycopg.errors.ReadOnlySqlTransaction, _database_unavailable),
     (psycopg.OperationalError, _database_unavailable),
     (psycopg.InterfaceError, _database_unavailable),
@@ -170,9 +170,9 @@ TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[]
 
 
 def of_exception(error: Exception, constraints: Mapping[str, Callable[[Any], RpcError]], request: Any) -> RpcError:
-    """Return the error that the caller gets for what a handler raised; INTERNAL for what is in no table.
+    """Return the error that the caller gets for an exception of a handler; INTERNAL if it is not in TABLE.
 
-    `constraints` says what the violation of a named constraint means to a request.
+    `constraints` returns the error for a violated constraint, by the constraint's name.
     """
     if isinstance(error, RpcError):
         return error

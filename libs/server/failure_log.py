@@ -1,4 +1,4 @@
-"""Logs failed RPCs: one line each, at most LINES_A_SECOND of each method and reason, of canceled RPCs one a minute."""
+"""Logs failed RPCs, a line each: at most 10 per second of each method and reason, 1 per minute of canceled RPCs."""
 
 import re
 import time
@@ -11,9 +11,9 @@ import structlog
 from libs.server.errors import RpcError
 
 LINES_A_SECOND = 10
-LIMITS = {"CANCELLED": (1, 60)}  # lines, seconds: a client that gives up thousands of RPCs costs nothing else
+LIMITS = {"CANCELLED": (1, 60)}  # lines, seconds: a client may cancel thousands of RPCs
 
-# Failures of the service itself. Each of them is logged.
+# Failures of the service itself: each one is logged.
 LEVELS = {"INTERNAL": "error", "DATABASE_FULL": "error", "COMMIT_UNKNOWN": "warning"}
 
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -23,14 +23,13 @@ log = structlog.get_logger()
 
 
 class FailureLog:
-    """The failed RPCs of one method, as the log shows them.
+    """Logs the failed RPCs of one method.
 
-    A line has no text of an RpcError: it may repeat a name from the request. It has the caller's ids only if they have
-    the form of an id, since they are not masked.
+    A line does not contain an RpcError's message, which may quote the request, and contains the caller's IDs only if
+    they are well-formed: they are not masked.
     """
 
     def __init__(self, method: str) -> None:
-        """Prepare; `method` is the full name of the method."""
         self._method = method
         self._period: dict[str, int] = {}
         self._lines: dict[str, int] = {}
@@ -45,7 +44,7 @@ class FailureLog:
         request: Any,
         raised: BaseException | None = None,
     ) -> None:
-        """Log one failed RPC, which took so long; `request` is None if it could not be parsed."""
+        """Log one failed RPC that took `seconds`; `request` is None if it could not be parsed."""
         level = LEVELS.get(reason, "info")
         if level == "info" and not self._may_log(reason):
             return
@@ -61,7 +60,7 @@ class FailureLog:
         getattr(log, level)("rpc", **{name: value for name, value in event.items() if value is not None})
 
     def _may_log(self, reason: str) -> bool:
-        """Count a line; return whether the limit has room for it. The next line that has tells how many had none."""
+        """Count a line; return whether it is within the limit. The next line logged has the number of skipped ones."""
         most, seconds = LIMITS.get(reason, (LINES_A_SECOND, 1))
         period = int(time.monotonic() / seconds)
         if self._period.get(reason) != period:

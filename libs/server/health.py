@@ -1,7 +1,7 @@
 """grpc.health.v1 by service name.
 
-Not grpc_health's own servicer: there a Watch never ends, and the server, whose drain waits for every stream, would take
-as long as it may (30 s) to end; and a watcher that is slow to read keeps everybody's status from being set.
+grpc_health's servicer does not fit: its Watch never ends, so that a drain, which waits for every stream, would take its
+full 30 s; and one slow watcher blocks the setting of a status.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
-    """The health of one server; the empty name is the process, SERVING until it drains."""
+    """The health of one server. The empty name is the process, SERVING until it drains."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, Any] = {"": SERVING}
@@ -23,35 +23,35 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
     async def set(self, service: str, status: Any) -> None:
-        """Set the status of a service; once draining, it stays NOT_SERVING."""
+        """Set the status of a service. Once draining it stays NOT_SERVING."""
         self._statuses[service] = NOT_SERVING if self._draining else status
-        self._tell()
+        self._notify()
 
     async def drain(self) -> None:
-        """Say NOT_SERVING to all who ask and all who watch, and end every Watch."""
+        """Set all to NOT_SERVING, and end every Watch."""
         self._draining = True
         self._statuses = dict.fromkeys(self._statuses, NOT_SERVING)
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def Check(self, request: Any, context: Any) -> HealthCheckResponse:
-        """Tell the status; NOT_FOUND for a service that is not here."""
+        """Return the status; NOT_FOUND for an unknown service."""
         if request.service not in self._statuses:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return HealthCheckResponse(status=self._statuses[request.service])
 
     async def Watch(self, request: Any, context: Any) -> None:
-        """Tell the status, and each change of it, until the caller leaves or the server drains."""
-        told = None
+        """Send the status, and each change of it, until the caller cancels or the server drains."""
+        sent = None
         while True:
             changed, draining = self._changed, self._draining
             status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
-            if status != told:
+            if status != sent:
                 await context.write(HealthCheckResponse(status=status))
-                told = status
+                sent = status
             if draining:
                 return
             await changed.wait()

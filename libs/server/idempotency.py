@@ -1,7 +1,7 @@
-"""IdempotentWrites that a caller may safely repeat (AIP-155).
+"""Writes that a caller may safely repeat, by their request_id (AIP-155).
 
-The reply to a request_id is kept for 24 h, in a row written by the transaction that did the work. The same id again
-answers that reply; with another body it is an error. Two at once do the work once: the second waits for the first.
+The transaction of the write stores the reply in a row, which is kept for 24 h. A second request with the same ID gets
+that reply, or an error if the request differs. Of two concurrent ones, the second waits for the first.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from libs.db import (
     PoolExhausted,
     Statement,
     for_writes,
-    nothing,
+    no_result,
 )
 from libs.server.errors import invalid_fields
 
@@ -38,53 +38,50 @@ log = structlog.get_logger()
 
 
 class Replayed(Exception):
-    """Ends a handler whose reply was given before; the interceptor answers `body`."""
+    """Raised in a handler whose request was answered before; the dispatcher returns `body`."""
 
     def __init__(self, body: bytes) -> None:
-        """Carry the bytes of the reply."""
         super().__init__()
         self.body = body
 
 
 class Write:
-    """A mutation under way: what its `first` statements have found. Set `reply` before the block ends."""
+    """A write under way: the results of its `first` statements. Set `reply` before the block ends."""
 
     conn: Connection
     invalidate: Callable[..., None]
 
     def __init__(self) -> None:
-        """Prepare; nothing has begun."""
         self.first: list[Any] = []
         self.reply: Any = None  # a message or its bytes
 
     async def lock(self, names: Iterable[str], *then: Statement[Any]) -> list[Any]:
-        """Wait for the transactions that hold any of these names, as `locks` do; hold them to the end or `unlock`.
+        """Lock names, as `locks` does, until the transaction ends or `unlock`.
 
-        Return the results of statements that are executed `then`, in the same round trip.
+        Returns the results of the statements `then`, which are executed in the same round trip.
         """
         return (await self.conn.run(_SAVEPOINT, _locks(names), *then))[2:]
 
     async def unlock(self, *then: Statement[Any]) -> list[Any]:
-        """Undo all since `lock`, and let go of its names: who waits for more while holding some may deadlock.
+        """Undo everything since `lock`, and release its names: waiting for more while holding some may deadlock.
 
-        `then` is as in `lock`.
+        Returns the results of the statements `then`, as `lock` does.
         """
         return (await self.conn.run(_ROLLBACK_TO_SAVEPOINT, *then))[1:]
 
 
 class IdempotentWrites:
-    """The mutations of one service; `table` keeps their replies.
+    """The writes of one service; `table` keeps their replies.
 
-    They have half of the pool's connections at most, those of one salon a quarter.
+    They use at most half of the pool's connections, those of one salon a quarter.
     """
 
     def __init__(self, cache: Cache, database: Database, table: str) -> None:
-        """Prepare the statements."""
         self._cache = cache
         self._limit = for_writes(database)
         self._select = f"""
             SELECT request_hash, reply FROM {table} WHERE salon_id = %(salon_id)s AND request_id = %(request_id)s::uuid
-                AND created_at > now() - interval '24 hours'"""  # noqa: S608 - the name is a literal of ours
+                AND created_at > now() - interval '24 hours'"""  # noqa: S608 - the name is a literal in our code
         self._insert = f"""
             INSERT INTO {table} AS r (salon_id, request_id, request_hash, reply)
             VALUES (%(salon_id)s, %(request_id)s::uuid, %(hash)s, %(reply)s)
@@ -105,9 +102,10 @@ class IdempotentWrites:
     ) -> AsyncIterator[Write]:
         """Run the block as the transaction of a request: it commits at the end, and rolls back on an error.
 
-        `tags` are what it invalidates. `locks` are names on which such transactions wait for each other, besides
-        the request_id. The statements `first` are sent in the round trip that begins the transaction, and executed
-        when the locks are held. Raises: Replayed; REQUEST_ID_REUSED; what `Cache.transaction` and they raise.
+        `tags` are invalidated. `locks` are names that the transaction locks, besides the request_id. The statements
+        `first` are sent in the round trip that begins the transaction, and executed under the locks.
+
+        Raises: Replayed; REQUEST_ID_REUSED; the exceptions of `Cache.transaction` and of the statements.
         """
         write = Write()
         begins: list[Statement[Any]] = [BEGIN, _locks(locks)]
@@ -130,7 +128,7 @@ class IdempotentWrites:
 
         async def commit(conn: Connection) -> None:
             if kept and write.reply is not None:
-                commits.insert(0, Statement(self._insert, kept | {"reply": _bytes(write.reply)}, nothing))
+                commits.insert(0, Statement(self._insert, kept | {"reply": _bytes(write.reply)}, no_result))
             await conn.run(*commits)
 
         try:
@@ -138,12 +136,12 @@ class IdempotentWrites:
             async with self._cache.transaction(*tags, lease=lease, begin=begin, commit=commit) as transaction:
                 write.invalidate = transaction.invalidate
                 yield write
-        except Replayed:  # answers a write that another process may not have answered yet
+        except Replayed:  # the reply of a write that another process may not have answered yet
             await self._cache.all_seen()
             raise
 
     async def purge(self, connect: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]) -> None:
-        """Delete the replies older than 24 h, now and every hour, for ever."""
+        """Delete the replies older than 24 h, every hour, until canceled."""
         while True:
             try:
                 deleted = PURGE_ROWS
@@ -155,26 +153,26 @@ class IdempotentWrites:
             await asyncio.sleep(PURGE_SECONDS)
 
 
-# Where commits wait for a standby this one does, too; so then has what was committed before, though it was visible
-# earlier: if the wait of its own commit was canceled.
+# With a synchronous standby, waits until the standby has everything committed before: the write that is replayed may be
+# visible and not replicated, if the wait of its own commit was canceled.
 _REPLICATED = Statement(
     "SELECT CASE WHEN current_setting('synchronous_standby_names') <> ''"
     " THEN pg_logical_emit_message(true, 'parlor', '')::text END",
     {},
-    nothing,
+    no_result,
 )
-_SAVEPOINT = Statement("SAVEPOINT unlocked", {}, nothing)
-_ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, nothing)
-# The locks come first: a transaction that waits for one and has an id keeps what others have written from being stored.
+_SAVEPOINT = Statement("SAVEPOINT unlocked", {}, no_result)
+_ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT unlocked", {}, no_result)
+# The locks come first: a transaction that has an ID while it waits keeps loads of other writes from being stored.
 _LOCKS = """
     SELECT (SELECT count(pg_advisory_xact_lock(lock)) FROM unnest(%(locks)s::bigint[]) AS lock),
         pg_current_xact_id()::text::bigint, cache_epoch()"""
 
 
 def _locks(names: Iterable[str]) -> Statement[tuple[int, str]]:
-    """Return what waits for the transactions that hold any of these names.
+    """Return a statement that locks these names until the transaction ends.
 
-    Its result is this transaction's id, and the epoch of the cache that is in force.
+    Its result is the transaction's ID, and the epoch of the cache in force.
     """
     locks = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in names)
     return Statement(_LOCKS, {"locks": f"{{{','.join(map(str, locks))}}}"}, _begun)
@@ -185,7 +183,7 @@ def _begun(_: Sequence[str], rows: Sequence[tuple[int, int, bytes]]) -> tuple[in
 
 
 def _replay(request_hash: bytes, _: Sequence[str], rows: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise what ends a request whose id has a reply."""
+    """Raise Replayed if the request_id has a reply. Raises: REQUEST_ID_REUSED."""
     for found, reply in rows:
         if found != request_hash:
             raise invalid_fields([("request_id", "was used for another request")], "REQUEST_ID_REUSED")

@@ -52,13 +52,13 @@ def _mask_in(value: Any) -> Any:
 
 
 def _mask_all(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    # The two ids are known to be hexadecimal, in which any digits may follow each other.
+    # The two IDs are hexadecimal: any digits may follow each other.
     texts: dict[str, Callable[[Any], Any]] = {"timestamp": str, "trace_id": str, "request_id": str, "exception": mask}
     return {name: texts.get(name, _mask_in)(value) for name, value in event.items()}
 
 
 def configure(level: str, **fields: str) -> None:
-    """Log to standard error from `level` on, each line with `fields`; what libraries log, from `warning` on, too."""
+    """Log to standard error from `level` on, with `fields` on each line; libraries' logs from `warning` on."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""Serves the metrics of Prometheus over HTTP, on the event loop: idle clients take a socket each, and no thread."""
+"""Serves Prometheus metrics over HTTP on the event loop: an idle client takes a socket, and no thread."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,9 +8,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-MOST_CONNECTIONS = 32  # beyond which the oldest is closed
+MOST_CONNECTIONS = 32  # if there are more, the oldest is closed
 MOST_HEAD_BYTES = 16 * 1024
-TIMEOUT_SECONDS = 5.0  # for a whole scrape, from the connection on
+TIMEOUT_SECONDS = 5.0  # for a whole scrape, from its connection on
 
 _NO_GET = b"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -55,7 +55,7 @@ class _Scrapes:
             writer.close()
 
     def end(self) -> None:
-        """End all."""
+        """Close all."""
         for task in self._tasks:
             task.cancel()
 
@@ -65,7 +65,7 @@ class _Scrapes:
             return _NO_GET
         fields = dict(header.lower().partition(": ")[::2] for header in headers)
         encode, content_type = choose_encoder(fields.get("accept", ""))
-        async with self._collecting:  # in a thread: a worker asks the others
+        async with self._collecting:  # in a thread: workers read files
             body = await asyncio.to_thread(encode, self._registry)
         about = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close"
         return f"HTTP/1.1 200 OK\r\n{about}\r\n\r\n".encode() + body

@@ -16,14 +16,14 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.cache import digest
-from libs.messages import Loaded, elements
+from libs.messages import Loaded, encode_repeated
 from libs.server.errors import RpcError, invalid_fields
 
 F = TypeVar("F", bound="Filters")
 
 DEFAULT_SIZE = 50
 LARGEST_SIZE = 200
-LARGEST_BYTES = 3 * 1024 * 1024  # a client takes 4 MB unless it is told otherwise
+LARGEST_BYTES = 3 * 1024 * 1024  # clients accept 4 MB by default
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
 _LAST_MICROS = 253_402_300_799_999_999
 _IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
@@ -39,34 +39,34 @@ class Page(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows to read: one more than the page has, which tells whether there is a next one."""
+        """How many rows to read: one more than the page has, to know whether there is a next page."""
         return self.size + 1
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters of a statement: `rows`, and behind which it begins, `after` and `id`, if not at the first."""
+        """The parameters of a statement: `rows`, and on later pages `after` and `id` of the last row shown."""
         begin = {"after": self.after_micros, "id": self.after_id} if self.after_id else {}
         return {"rows": self.rows, **begin}
 
     def fill(self, response: type[Message], rows: Sequence[bytes], time: str, identifier: str) -> bytes:
         """Return the bytes of a response with the page's rows, and its next_page_token if there was one row more.
 
-        The rows go into the response's field 1; `time` (or a number) and `identifier` name the columns that sort
-        them. A page of large rows ends sooner, see `fitting`.
+        The rows go into the response's field 1. `time` (or a number) and `identifier` name the columns that sort them.
+        A page of large rows is shorter, see `fitting`.
         """
         shown = fitting(rows[: self.size])
-        body = elements(shown)
+        body = encode_repeated(shown)
         if len(rows) > len(shown):
             row, number = _layout(response)
             last = row.FromString(shown[-1])
             token = self.token(getattr(last, time), getattr(last, identifier))
-            body += elements([token.encode()], number)
+            body += encode_repeated([token.encode()], number)
         return body
 
     def token(self, time: Timestamp | int, identifier: str) -> str:
         """Return the token of the page after a row."""
         after = time if isinstance(time, int) else time.seconds * 1_000_000 + time.nanos // 1000
-        token = f'["{self.filters}",{after},"{identifier}"]'  # JSON, since none of them has anything to be escaped
+        token = f'["{self.filters}",{after},"{identifier}"]'  # JSON; none of them needs escaping
         return b2a_base64(token.encode(), newline=False).translate(_URLSAFE).decode()
 
 
@@ -83,19 +83,19 @@ def _layout(response: type[Message]) -> tuple[type[Message], int]:
 
 
 class Filters(Protocol):
-    """What chooses the rows of a list, a NamedTuple: a filter that is empty, false or None lets all pass."""
+    """The filters of a list, a NamedTuple: one that is empty, false or None does not apply."""
 
     def _asdict(self) -> dict[str, Any]: ...
 
 
 def given(wanted: tuple[Filters, Page]) -> dict[str, Any]:
-    """Return the parameters of a list's statement by name: the filters that are given, and those of the page."""
+    """Return the parameters of a list's statement by name: the filters that apply, and those of the page."""
     filters, page = wanted
     return {name: value for name, value in filters._asdict().items() if value} | page.params
 
 
 def names_given(wanted: tuple[Filters, Page]) -> tuple[str, ...]:
-    """Return what the text of a list's statement depends on: the names of its parameters."""
+    """Return the names of a list's parameters, on which the text of its statement depends."""
     return tuple(given(wanted))
 
 
@@ -107,7 +107,7 @@ def responses(
     identifier: str,
     missing: Callable[[F], RpcError] | None = None,
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return the response of each list as `Page.fill` does, or the error of one that belongs to what is not there."""
+    """Return the response of each list as `Page.fill` does, or its `missing` error if the list is None."""
     return [
         Loaded(
             xmin, missing(filters) if rows is None and missing else page.fill(response, rows or [], time, identifier)
@@ -117,7 +117,7 @@ def responses(
 
 
 def fitting(rows: Sequence[bytes]) -> Sequence[bytes]:
-    """Return the first messages, as many as a reply may carry by LARGEST_BYTES; at least one if there is one."""
+    """Return as many of the first messages as fit into LARGEST_BYTES, at least one if there is one."""
     if sum(map(len, rows)) <= LARGEST_BYTES:
         return rows
     total = 0
@@ -129,14 +129,14 @@ def fitting(rows: Sequence[bytes]) -> Sequence[bytes]:
 
 
 def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
-    """Return the size in force: 0 is the default, above 200 is 200."""
+    """Return the page size in use: the default for 0, at most 200."""
     return min(page_size or default, LARGEST_SIZE)
 
 
 def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -> Page:
-    """Read a request's page; `filters` are all that the token must have been made for.
+    """Return a request's page. `filters` are all the filters of the request.
 
-    Raises: INVALID_FIELD for a token that is none of ours or was made for other filters.
+    Raises: INVALID_FIELD for a token that is not ours or was made for other filters.
     """
     made_for = digest(*filters)
     if not page_token:

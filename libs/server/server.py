@@ -1,4 +1,4 @@
-"""Serves one service: start, health, metrics, graceful end."""
+"""Runs one service: start, health, metrics, graceful shutdown."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ from libs.server import logs
 from libs.server.dispatcher import Dispatcher
 from libs.server.errors import RpcError
 from libs.server.health import NOT_SERVING, SERVING, HealthServicer
-from libs.server.metrics import Figures
+from libs.server.metrics import ServerMetrics
 from libs.server.metrics_endpoint import serve_metrics
 from libs.server.ops import OpsService
 from libs.server.settings import ServerSettings, explain
@@ -37,11 +37,11 @@ OPS = ops_pb2.DESCRIPTOR.services_by_name["OpsService"].full_name
 
 @dataclass(frozen=True)
 class Service:
-    """What a server needs to know of the service it serves.
+    """A service to serve.
 
-    `salon_tags` returns all cache tags of a salon that the service can name; `constraints` says what the violation
-    of a named constraint means to a request; `largest_requests` are sizes in bytes, by the name of the method, where
-    they aren't LARGEST_REQUEST_BYTES; `background` runs while the server does; `close` ends what it opened.
+    `salon_tags` returns all cache tags of a salon that the service can name. `constraints` returns the error for a
+    violated constraint, by the constraint's name. `largest_requests` are sizes in bytes by the method's name; other
+    methods have LARGEST_REQUEST_BYTES. `background` runs while the server does. `close` closes the service's resources.
     """
 
     descriptor: ServiceDescriptor
@@ -56,7 +56,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs: its port, and what it stands on. `drain` lets the RPCs under way end and takes no more."""
+    """A running server. `drain` refuses new RPCs and returns when those under way have ended."""
 
     port: int
     cache: Cache
@@ -72,25 +72,25 @@ async def serve(
     service: Service,
     worker: Worker = ALONE,
 ) -> AsyncIterator[Server]:
-    """Serve until the block ends; then drain, and close everything. Workers share the ports, which are reserved.
+    """Serve until the block ends; then drain and close everything. Workers share the ports, which must be reserved.
 
-    Health: the service's own name is NOT_SERVING while draining or without a database; the empty name is the process,
-    which answers cached reads even then. Raises: CannotListen.
+    Health: the service's name is NOT_SERVING while the server drains or has no database. The empty name is the process,
+    which answers cached reads even without a database. Raises: CannotListen.
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
-    exchange = WorkerMetrics(registry, database.queries, worker)
+    metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
-    methods: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
-    cache.warmer.busy = lambda: len(methods.deadlines) > 0
-    service.add(service.servicer, methods)
-    ops = OpsService(cache, database, exchange, service.salon_tags)
-    ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, methods)
-    shared = not worker.is_alone  # else a port in use is an error
+    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
+    cache.warmer.busy = lambda: bool(dispatcher.running)
+    service.add(service.servicer, dispatcher)
+    ops = OpsService(cache, database, metrics, service.salon_tags)
+    ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, dispatcher)
+    shared = not worker.is_alone  # alone, a port in use is an error
     server: Any = make_transport(
-        settings, [methods], LARGEST_REQUEST_BYTES, methods.largest_requests, share_port=shared
+        settings, [dispatcher], LARGEST_REQUEST_BYTES, dispatcher.largest_requests, share_port=shared
     )
-    registry.register(Figures(cache, database, server.counters))
+    registry.register(ServerMetrics(cache, database, server.counters))
     ProcessCollector(registry=registry)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])
@@ -103,22 +103,23 @@ async def serve(
             server.retire()
             await asyncio.sleep(settings.drain_delay / 1000)
         if isinstance(server, GrpcioTransport):
-            await methods.drain()
+            await dispatcher.drain()
         await server.stop(settings.drain_timeout / 1000)
 
     async with AsyncExitStack() as stack:
         if service.close:
             stack.push_async_callback(service.close)
         stack.push_async_callback(database.close)
+        database.on_move = cache.database_moved
         await database.open(lambda available: healths.set(name, SERVING if available else NOT_SERVING))
         stack.push_async_callback(cache.close)
         await cache.open()
         await healths.set(OPS, SERVING)
         for work in service.background:
             stack.callback(asyncio.create_task(work()).cancel)
-        await stack.enter_async_context(exchange.open())
+        await stack.enter_async_context(metrics.open())
         if settings.metrics_port is not None:
-            await stack.enter_async_context(_metrics(settings, exchange.registry, shared))
+            await stack.enter_async_context(_metrics(settings, metrics, shared))
         await server.start()
         stack.push_async_callback(drain)
         yield Server(port, cache, database, drain)
@@ -134,8 +135,9 @@ def _listen(server: Transport, settings: ServerSettings) -> int:
 
 
 @asynccontextmanager
-async def _metrics(settings: ServerSettings, registry: CollectorRegistry, shared: bool) -> AsyncIterator[None]:
-    host, port = settings.host, settings.metrics_port or 0
+async def _metrics(settings: ServerSettings, metrics: WorkerMetrics, shared: bool) -> AsyncIterator[None]:
+    host, port, registry = settings.host, settings.metrics_port or 0, CollectorRegistry()
+    registry.register(metrics)
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(serve_metrics(host, port, registry, share_port=shared))
@@ -152,9 +154,9 @@ def main(
     *,
     read_only: bool = False,
 ) -> None:
-    """Run a service as a process until SIGTERM or SIGINT; what keeps it from starting is said in one line.
+    """Run a service as a process until SIGTERM or SIGINT. A failure to start is one line on standard error.
 
-    Reads <NAME>_DATABASE_URL, else DATABASE_URL. A `read_only` service's login may only read.
+    Reads <NAME>_DATABASE_URL, else DATABASE_URL. The login of a `read_only` service may only read.
     """
     try:
         server_settings = ServerSettings.read(port)
@@ -169,7 +171,7 @@ def main(
         try:
             cache = Cache(cache_settings, database.connection, bytes, namespaces, read_only=read_only)
             service = build(cache, database)
-        except ValueError as error:  # of settings of the service's own
+        except ValueError as error:  # of the service's own settings
             _fail(name, explain(error))
         over, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in SIGNALS:
@@ -177,9 +179,9 @@ def main(
         worker.watch_parent(loop, over.set)
         async with serve(settings, database, cache, service, worker) as server:
             structlog.get_logger().info("serving", port=server.port)
-            worker.tell_ready()
+            worker.report_ready()
             gc.collect()
-            gc.freeze()  # else a full collection walks all that was imported: 50 ms each (decision 0021)
+            gc.freeze()  # a full collection otherwise walks all that was imported, in 50 ms (decision 0021)
             await over.wait()
             structlog.get_logger().info("draining")
 
@@ -201,7 +203,7 @@ def main(
 
 @contextmanager
 def _reserved(settings: ServerSettings) -> Iterator[ServerSettings]:
-    """Keep the ports for the workers of this process; yield the settings with their numbers."""
+    """Reserve the ports for the workers of this process; yield the settings with the ports' numbers."""
     with ExitStack() as stack:
         ports = {"port": settings.port, "metrics_port": settings.metrics_port}
         taken = {
@@ -213,6 +215,6 @@ def _reserved(settings: ServerSettings) -> Iterator[ServerSettings]:
 
 
 def _fail(name: str, message: str) -> NoReturn:
-    """End the process with code 2 and a message for people."""
+    """End the process with code 2 and a message."""
     print(f"{name}: {message}", file=sys.stderr)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Work that would hold the event loop, done in slices between which everything else runs."""
+"""Long computations on the event loop, in slices of a millisecond."""
 
 import asyncio
 import time
@@ -11,17 +11,16 @@ SLICE_SECONDS = 0.001
 
 
 class Slices:
-    """The long work of one process: of all that is under way a slice at a time, in turn.
+    """Runs the long computations of one process one slice at a time, in turn.
 
-    So the event loop is held for about one slice between other tasks, however much work there is.
+    However many there are, other tasks wait for one slice at most.
     """
 
     def __init__(self) -> None:
-        """Begin with no work."""
         self._turn = asyncio.Lock()
 
     async def each(self, steps: Iterator[T | None]) -> AsyncIterator[T]:
-        """Yield what an iterator yields except None, with which it says that it may be interrupted."""
+        """Yield the items of `steps` except None. A step that yields None may be interrupted there."""
         while True:
             async with self._turn:
                 end = time.perf_counter() + SLICE_SECONDS

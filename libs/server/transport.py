@@ -1,4 +1,4 @@
-"""What carries the RPCs: our own server on libnghttp2 or grpcio's, behind one interface (decision 0027)."""
+"""The transport of RPCs: our server on libnghttp2, or grpcio's, behind one interface (decision 0027)."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-# grpcio reads this when it is imported. By default its pollers hand each RPC from thread to thread; without them a
-# server polls in one thread, which takes about a sixth less CPU one by one (decision 0015).
+# grpcio reads this when it is imported. By default its pollers pass each RPC from thread to thread; without them a
+# server polls in one thread, which takes about a sixth less CPU for one RPC at a time (decision 0027).
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 import grpc
@@ -27,14 +27,14 @@ log = structlog.get_logger()
 
 
 class Transport(Protocol):
-    """A server of gRPC: generated servicers are added to it before it starts."""
+    """A gRPC server. Generated servicers are added to it before it starts."""
 
     @property
     def counters(self) -> "Counters | None":
-        """What it has seen; None if it does not count."""
+        """The counters of the transport; None if it has none."""
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Add handlers that are asked for each call's method."""
+        """Add handlers, which are asked for the method of each call."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Add the methods of a service."""
@@ -46,10 +46,10 @@ class Transport(Protocol):
         """Begin to serve."""
 
     def retire(self) -> None:
-        """Send the clients to other servers, but serve them, and new ones, until `stop`."""
+        """Send GOAWAY to the clients, but serve them and new ones until `stop`."""
 
     async def stop(self, grace: float) -> None:
-        """Take no new calls; end those that take longer than `grace` seconds."""
+        """Refuse new calls; end those that take longer than `grace` seconds."""
 
 
 def make_transport(
@@ -60,10 +60,10 @@ def make_transport(
     *,
     share_port: bool,
 ) -> Transport:
-    """Return the server that the settings name; grpcio's if ngh2 is not installed.
+    """Return the server of SERVER_TRANSPORT; grpcio's if ngh2 is not installed.
 
-    `largest` is the size of the largest message of a request in bytes; `largest_of` has that of single methods, by
-    path. grpcio's server has one limit for all: there a handler must check its own.
+    `largest` is the size of the largest request message in bytes, `largest_of` that of single methods, by path.
+    grpcio's server has one limit for all, so handlers must check the size, too.
     """
     if settings.server_transport == "http2":
         try:
@@ -111,7 +111,7 @@ def _http2(
 
 @lru_cache(64)
 def _explained(code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]) -> Any:
-    """Return the metadata of a refusal, with what every error of ours carries."""
+    """Return the trailers of an error of the transport, with our error details."""
     pushback = next((value for name, value in trailers if name == PUSHBACK), None)
     reasons = {
         grpc.StatusCode.INVALID_ARGUMENT: "MALFORMED_REQUEST",
@@ -123,7 +123,7 @@ def _explained(code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, s
 
 
 class GrpcioTransport:
-    """grpcio's own server."""
+    """grpcio's server."""
 
     counters: "Counters | None" = None
 
@@ -135,7 +135,7 @@ class GrpcioTransport:
         *,
         share_port: bool,
     ) -> None:
-        """Prepare; nothing listens before `listen`. `largest` is the size of the largest request, in bytes."""
+        """`largest` is the size of the largest request, in bytes. Nothing listens before `listen`."""
         options = {
             "grpc.max_receive_message_length": largest,
             "grpc.max_send_message_length": LARGEST_MESSAGE_BYTES,
@@ -143,9 +143,9 @@ class GrpcioTransport:
             "grpc.max_connection_age_grace_ms": settings.max_connection_age_grace,
             "grpc.keepalive_timeout_ms": settings.keepalive_timeout,
             "grpc.http2.min_ping_interval_without_data_ms": 1000,
-            # By default the core cancels RPCs that wait for the event loop, without a reason: some beyond 1000, all
-            # beyond 3000. Here they wait, and Dispatcher says OVERLOADED. For the same reason there is no
-            # max_concurrent_streams: streams beyond it, that come before the client knows of it, are UNAVAILABLE.
+            # By default the core cancels RPCs that wait for the event loop, without a reason: some over 1000, all over
+            # 3000. With this they wait, and Dispatcher answers OVERLOADED. max_concurrent_streams is not set, since
+            # streams over it that arrive before the client knows the limit fail with UNAVAILABLE.
             "grpc.server.max_pending_requests": MOST_PENDING,
             "grpc.server.max_pending_requests_hard_limit": MOST_PENDING,
         }
@@ -159,7 +159,7 @@ class GrpcioTransport:
         self._tls_files = settings.tls_files
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Add handlers that are asked for each call's method."""
+        """Add handlers, which are asked for the method of each call."""
         self._server.add_generic_rpc_handlers(tuple(handlers))
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ class GrpcioTransport:
             if self._tls_files is None:
                 return self._server.add_insecure_port(address)
             return self._server.add_secure_port(address, _credentials(self._tls_files))
-        except RuntimeError as error:  # grpc says no more than that
+        except RuntimeError as error:  # grpc gives no other reason
             raise OSError("is the port in use?") from error
 
     async def start(self) -> None:
@@ -180,19 +180,19 @@ class GrpcioTransport:
         await self._server.start()
 
     def retire(self) -> None:
-        """Do nothing: grpcio has no way to send clients away before it refuses them."""
+        """Do nothing: grpcio can't send GOAWAY before it refuses calls."""
 
     async def stop(self, grace: float) -> None:
-        """Take no new calls; end those that take longer than `grace` seconds."""
+        """Refuse new calls; end those that take longer than `grace` seconds."""
         await self._server.stop(grace)
 
 
 def _credentials(files: tuple[Path, Path, Path | None]) -> grpc.ServerCredentials:
-    """Return credentials that are read again when their files change. Raises: OSError."""
+    """Return credentials that follow changes of their files. Raises: OSError."""
     cert_file, key_file, client_ca_file = files
     used: list[list[int]] = []
 
-    def read_again() -> Any:
+    def read_changed() -> Any:
         changed = [file.stat().st_mtime_ns for file in files if file]
         if used == [changed]:
             return None
@@ -204,4 +204,4 @@ def _credentials(files: tuple[Path, Path, Path | None]) -> grpc.ServerCredential
         pair = key_file.read_bytes(), cert_file.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair], authorities)
 
-    return grpc.dynamic_ssl_server_credentials(read(), read_again, client_ca_file is not None)
+    return grpc.dynamic_ssl_server_credentials(read(), read_changed, client_ca_file is not None)

@@ -1,19 +1,16 @@
-"""The figures of a service that has several workers, added up by whichever of them is asked.
+"""The metrics of a service with several workers: each writes its samples to a file, and any worker adds up the files.
 
-Each worker tells its own on a unix socket in the folder that they share, and leaves there a copy of whatever it has
-told. A worker that takes a dead one's place counts on from that copy, and until then the others read it. So no counter
-that was seen ever falls, as if the service were one process; what a killed worker had counted since it was last asked
-is lost.
+A worker writes its file every second, and before it returns the sum. A worker that replaces a dead one continues from
+the counters in its file. So no counter ever falls, and a killed worker loses at most a second of counts.
 """
 
 import asyncio
-import socket
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
-from functools import cached_property
-from pathlib import Path
-from typing import TypeAlias
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from math import inf
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -21,158 +18,100 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from libs.db.stats import QueryStats, SlowQuery
-from libs.server.metrics import LEAST
 from libs.server.workers import Worker
 
-ANSWER_SECONDS = 1.0
-MOST_SLOW_QUERIES = 100
+# Gauges of which the service has the least of its workers' values. All others are added up.
+LEAST = frozenset({"parlor_cache_connected", "parlor_db_available", "process_start_time_seconds", "process_max_fds"})
+STALE_SECONDS = 5.0  # gauges in an older file do not count: its worker died, or hangs
 
-Sample: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]  # its name and labels
-
-
-class Family(BaseModel):
-    """A metric, as Prometheus has it."""
-
-    name: str
-    documentation: str
-    type: str
-    samples: list[tuple[Sample, float]]
+Key: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]  # metric, sample, labels
 
 
-class Telling(BaseModel):
-    """What a worker, or the whole service, has to tell."""
+class Snapshot(BaseModel):
+    """The metrics of one worker or, added up, of several; `time` is the monotonic clock's, in s."""
 
-    families: list[Family] = []
-    slow: list[SlowQuery] = []
+    time: float = -inf
+    metrics: dict[str, tuple[str, str]] = {}  # type and help
+    samples: list[tuple[Key, int | float]] = []
+    slow_queries: list[SlowQuery] = []
 
-    def counted(self) -> "Telling":
-        """Return what stays true when the worker is gone: all but its gauges."""
-        return Telling(families=[each for each in self.families if each.type != "gauge"], slow=self.slow)
-
-    def value(self, name: str, *labels: str) -> float:
-        """Return the sample with these values of its labels. Raises: KeyError."""
-        return self._values[name, *labels]
-
-    def count(self, name: str, *labels: str) -> int:
-        """Return a sample that is a whole number. Raises: KeyError."""
-        return int(self.value(name, *labels))
-
-    @cached_property
-    def _values(self) -> dict[tuple[str, ...], float]:
-        return {
-            (name, *(value for _, value in labels)): value
-            for family in self.families
-            for (name, labels), value in family.samples
-        }
-
-
-def add_up(tellings: Iterable[Telling]) -> Telling:
-    """Return the sum of tellings; of what is only true if it is for all, the least."""
-    families: dict[str, Family] = {}
-    values: dict[str, dict[Sample, float]] = {}
-    slow: list[SlowQuery] = []
-    for telling in tellings:
-        slow += telling.slow
-        for family in telling.families:
-            families.setdefault(family.name, family)
-            found = values.setdefault(family.name, {})
-            for sample, value in family.samples:
-                least = family.name in LEAST or sample[0].endswith("_created")
-                before = found.get(sample)
-                found[sample] = value if before is None else min(before, value) if least else before + value
-    return Telling(
-        families=[each.model_copy(update={"samples": list(values[each.name].items())}) for each in families.values()],
-        slow=sorted(slow, key=lambda each: each.time)[-MOST_SLOW_QUERIES:],
-    )
+    def add(self, other: "Snapshot") -> "Snapshot":
+        """Return the sum, with the last 100 slow queries. A stale snapshot adds no gauges."""
+        values, is_stale = dict(self.samples), other.time < self.time - STALE_SECONDS
+        for key, value in other.samples:
+            if not (is_stale and other.metrics[key[0]][0] == "gauge"):
+                before = values.get(key)
+                values[key] = value if before is None else min(before, value) if key[0] in LEAST else before + value
+        slow_queries = sorted([*self.slow_queries, *other.slow_queries], key=lambda each: each.time)[-100:]
+        metrics, samples = self.metrics | other.metrics, list(values.items())
+        return Snapshot(time=self.time, metrics=metrics, samples=samples, slow_queries=slow_queries)
 
 
 class WorkerMetrics(Collector):
-    """The figures of one worker and, through it, of all; `registry` has those of all."""
+    """Collects the metrics of all workers; `own` has those of this worker."""
 
     def __init__(self, own: CollectorRegistry, queries: QueryStats, worker: Worker) -> None:
-        self._own = own
-        self._queries = queries
-        self._worker = worker
-        self._before = Telling()
-        self._telling = threading.Lock()
-        self.registry = own
-        if not worker.is_alone:
-            self.registry = CollectorRegistry()
-            self.registry.register(self)
+        self._own, self._queries, self._worker = own, queries, worker
+        self._files = [worker.folder / f"{number}.json" for number in range(worker.count)]
+        self._earlier = Snapshot()
+        self._writing = threading.Lock()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Answer the other workers, if there are any, until the block ends."""
-        if self._worker.is_alone:
-            yield
-            return
-        self._before = self._left_by(self._worker.number)
-        server = await asyncio.start_unix_server(self._answer, self._path(self._worker.number, "socket"))
+        """Write this worker's file every second until the block ends, and once more then."""
+        if not self._worker.is_alone:
+            self._earlier = self._read(self._worker.number).model_copy(update={"time": -inf})  # without its gauges
+        task = asyncio.create_task(self._write_every_second())
         try:
             yield
         finally:
-            await asyncio.to_thread(self._tell)
-            server.close()
+            task.cancel()
+            await asyncio.to_thread(self._write)
 
-    async def total(self) -> Telling:
-        """Return the figures of the whole service."""
-        return self._figures() if self._worker.is_alone else await asyncio.to_thread(self._total)
+    async def values(self) -> tuple[dict[str, Any], list[SlowQuery]]:
+        """Return all samples, such as that of `parlor_cache_reads_total near`, and the last slow queries."""
+        total = await asyncio.to_thread(self._total)
+        values = {" ".join([name, *dict(labels).values()]): value for (_, name, labels), value in total.samples}
+        return values, total.slow_queries
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every metric of the whole service."""
-        for family in self._total().families:
-            metric = Metric(family.name, family.documentation, family.type)
-            for (name, labels), value in family.samples:
-                metric.add_sample(name, dict(labels), value)
-            yield metric
+    def collect(self) -> Iterable[Metric]:
+        """Return every metric. The counts of other workers are up to a second old."""
+        total = self._total()
+        metrics = {name: Metric(name, text, kind) for name, (kind, text) in total.metrics.items()}
+        for (metric, name, labels), value in total.samples:
+            metrics[metric].add_sample(name, dict(labels), value)
+        return metrics.values()
 
-    def _total(self) -> Telling:
-        others = [self._ask(number) for number in range(self._worker.count) if number != self._worker.number]
-        return add_up([self._tell(), *others])
+    def _total(self) -> Snapshot:
+        total = self._write()
+        for number in range(self._worker.count):
+            total = total if number == self._worker.number else total.add(self._read(number))
+        return total
 
-    def _figures(self) -> Telling:
-        families = [
-            Family(
-                name=metric.name,
-                documentation=metric.documentation,
-                type=metric.type,
-                samples=[((each.name, tuple(each.labels.items())), each.value) for each in metric.samples],
+    async def _write_every_second(self) -> None:
+        while not self._worker.is_alone:
+            with suppress(OSError):  # such as a full disk
+                await asyncio.to_thread(self._write)
+            await asyncio.sleep(1)
+
+    def _write(self) -> Snapshot:
+        """Return this worker's metrics, once they are in its file: what was shown must be there for a replacement."""
+        with self._writing:
+            found = list(self._own.collect())
+            samples = [((each.name, s.name, tuple(s.labels.items())), s.value) for each in found for s in each.samples]
+            metrics = {each.name: (each.type, each.documentation) for each in found}
+            own = Snapshot(
+                time=time.monotonic(), metrics=metrics, samples=samples, slow_queries=list(self._queries.slow)
             )
-            for metric in self._own.collect()
-        ]
-        return Telling(families=families, slow=list(self._queries.slow))
+            snapshot = own.add(self._earlier)
+            if not self._worker.is_alone:
+                new = self._files[self._worker.number].with_suffix(".new")
+                new.write_text(snapshot.model_dump_json())
+                new.replace(self._files[self._worker.number])
+        return snapshot
 
-    def _tell(self) -> Telling:
-        """Return this worker's figures, after they are left for those who ask when it is gone."""
-        with self._telling:
-            told = add_up([self._before, self._figures()])
-            new = self._path(self._worker.number, "new")
-            new.write_text(told.model_dump_json())
-            new.replace(self._path(self._worker.number, "json"))
-        return told
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        told = await asyncio.to_thread(self._tell)
-        writer.write(told.model_dump_json().encode())
-        writer.close()
-
-    def _ask(self, number: int) -> Telling:
-        """Return the figures of another worker, what it has left if it does not answer."""
+    def _read(self, number: int) -> Snapshot:
         try:
-            with socket.socket(socket.AF_UNIX) as asking:
-                asking.settimeout(ANSWER_SECONDS)
-                asking.connect(str(self._path(number, "socket")))
-                with asking.makefile("rb") as answer:
-                    return Telling.model_validate_json(answer.read())
-        except (OSError, ValueError):  # away, or gone while it answered
-            return self._left_by(number)
-
-    def _left_by(self, number: int) -> Telling:
-        """Return what was told last in a worker's place, as far as it stays true."""
-        try:
-            return Telling.model_validate_json(self._path(number, "json").read_bytes()).counted()
-        except FileNotFoundError:
-            return Telling()
-
-    def _path(self, number: int, kind: str) -> Path:
-        return self._worker.folder / f"{number}.{kind}"
+            return Snapshot.model_validate_json(self._files[number].read_bytes())
+        except FileNotFoundError:  # not written yet
+            return Snapshot()

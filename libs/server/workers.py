@@ -1,7 +1,7 @@
-"""Several processes that serve one port, and the parent that starts them and does nothing else.
+"""Worker processes that serve one port, and their parent, which only supervises them.
 
-Each worker listens by itself (SO_REUSEPORT) and has an event loop of its own; the kernel gives each new connection to
-one of them. They are forked, so the parent must have no thread and no object of gRPC's.
+Each worker has an event loop and a listening socket (SO_REUSEPORT); the kernel distributes new connections. Workers are
+forked, so the parent must have no threads and no gRPC objects.
 """
 
 import asyncio
@@ -26,22 +26,22 @@ import structlog
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
-LONG_LIFE_SECONDS = 60.0  # who lived so long is started again at once
+LONG_LIFE_SECONDS = 60.0  # a worker that ran this long is restarted without delay
 HEARTBEAT_SECONDS = 1.0
 
 log = structlog.get_logger()
 
 
 class CannotListen(Exception):
-    """A port is in use, or the address is not this machine's."""
+    """A port is in use, or the address is not local."""
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Keep a port for this process's workers while the socket is open. Raises: CannotListen if anybody uses it.
+    """Reserve a port for this process's workers while the socket is open. Raises: CannotListen if it is in use.
 
-    Whoever listens with SO_REUSEPORT shares the port, silently, with every other service of the same user that does. So
-    the port is taken alone first, and shared only then; who tries to take it alone from then on fails, since the
-    socket that holds it has no SO_REUSEADDR any more. That socket does not listen: no connection waits at it.
+    With SO_REUSEPORT alone, two services of one user would share the port silently. So the port is first bound without
+    it, and then shared with a second socket. Other services can't bind it alone, since this socket has no SO_REUSEADDR.
+    The socket does not listen: it gets no connections.
     """
     try:
         family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
@@ -61,8 +61,9 @@ def reserve(host: str, port: int) -> socket.socket:
 class Worker:
     """One of `count` workers: its number, the folder they share, and the ends of two pipes.
 
-    `parent` ends when the parent wants the worker to end, or is gone itself; a byte to `ready` says that it serves.
-    `heartbeats` is memory shared with the parent: for each worker when its event loop ran last, 0 before it serves.
+    `parent` is closed when the worker must end, or when the parent has died. A byte written to `ready` means that the
+    worker serves. `heartbeats` is memory shared with the parent: when each worker's event loop last ran, in s of the
+    monotonic clock, 0 before it serves.
     """
 
     number: int
@@ -74,11 +75,11 @@ class Worker:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this is the only process, which has no parent of ours."""
+        """Whether there is only this process, without a parent."""
         return self.count == 1
 
     def watch_parent(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
-        """Have `end` called when it is time to drain."""
+        """Call `end` when the parent shuts down or dies."""
 
         def ended() -> None:
             loop.remove_reader(self.parent)
@@ -87,8 +88,8 @@ class Worker:
         if not self.is_alone:
             loop.add_reader(self.parent, ended)
 
-    def tell_ready(self) -> None:
-        """Tell the parent that this worker serves, and from now on that its event loop runs."""
+    def report_ready(self) -> None:
+        """Report to the parent that this worker serves, and from now on its heartbeats."""
         if not self.is_alone:
             os.write(self.ready, b".")
             self._beat()
@@ -102,19 +103,19 @@ ALONE = Worker(0, 1, Path(), -1, -1, (c_double * 1)())
 
 
 class _Stopped(Exception):
-    """A signal came."""
+    """SIGTERM or SIGINT was received."""
 
 
 def supervise(count: int, work: Callable[[Worker], None], timeout: float) -> int:
-    """Run `work` in `count` processes until SIGTERM or SIGINT; return the exit code of the whole.
+    """Run `work` in `count` processes until SIGTERM or SIGINT; return the exit code.
 
-    The first must serve before the others start: what keeps it from serving is said once, and ends everything. Later a
-    worker that dies is started again, after a pause that doubles up to 10 s. One whose event loop has not run for
-    `timeout` seconds (0: for ever) is killed: the kernel goes on giving it connections, which would hang. The pipe
-    whose end tells the workers to drain closes when this process ends, however it does.
+    The first worker must serve before the others start, so that a configuration error is reported once. Later a worker
+    that dies is restarted, after a pause that doubles up to 10 s. A worker whose event loop has not run for `timeout`
+    seconds (0: no limit) is killed: the kernel would still give it connections. The workers drain when a pipe closes,
+    which happens even if this process is killed.
     """
     gc.collect()
-    gc.freeze()  # a worker's collections leave what was imported alone, and so shared: 11 MB of its own, not 30
+    gc.freeze()  # a worker's garbage collections then leave imported objects shared: 11 MB of private memory, not 30
     with tempfile.TemporaryDirectory(prefix="parlor-") as folder:
         return _Supervisor(count, work, timeout, Path(folder)).run()
 
@@ -125,7 +126,7 @@ class _Supervisor:
         self._work = work
         self._timeout = timeout
         self._heartbeats = multiprocessing.get_context("fork").RawArray(c_double, count)
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self._folder = folder
         self._parent, self._own_end = os.pipe()
         self._is_ready, self._ready = os.pipe()
@@ -168,7 +169,7 @@ class _Supervisor:
         return process
 
     def _become(self, worker: Worker) -> None:
-        """Be the worker."""
+        """Run as the worker, in the child process."""
         os.close(self._own_end)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
@@ -177,7 +178,7 @@ class _Supervisor:
         self._work(worker)
 
     def _watch(self) -> None:
-        """Wait until a worker dies, hangs or is due to be started again, and see to it."""
+        """Wait until a worker dies, hangs or is due to be restarted, and handle it."""
         timeout = max(0.0, min(self._due.values(), default=math.inf) - time.monotonic())
         timeout = min(timeout, HEARTBEAT_SECONDS)
         ended = wait([process.sentinel for process in self._running.values()], timeout)
@@ -185,7 +186,7 @@ class _Supervisor:
         self._kill_hung(now)
         for number in [number for number, process in self._running.items() if process.sentinel in ended]:
             process, pause = self._running.pop(number), self._pause(number, now - self._started[number])
-            process.join()  # its sentinel may tell a moment before its exit code is there
+            process.join()  # the sentinel may fire before the exit code is available
             log.error("worker died", worker=number, code=process.exitcode, pause_seconds=pause)
             self._due[number] = now + pause
         for number in [number for number, due in self._due.items() if due <= now]:
@@ -193,9 +194,9 @@ class _Supervisor:
             self._start(number)
 
     def _kill_hung(self, now: float) -> None:
-        """Kill the workers whose event loop hangs; but not if this process, too, has stood still meanwhile."""
-        stood_still, self._looked = now - self._looked > 2 * HEARTBEAT_SECONDS, now
-        if stood_still or not self._timeout:
+        """Kill the workers whose event loop hangs, unless this process was suspended, too."""
+        was_suspended, self._checked = now - self._checked > 2 * HEARTBEAT_SECONDS, now
+        if was_suspended or not self._timeout:
             return
         for number, process in self._running.items():
             last = self._heartbeats[number]
@@ -204,7 +205,7 @@ class _Supervisor:
                 process.kill()
 
     def _pause(self, number: int, lived: float) -> float:
-        """Return how long to wait before a worker is started again."""
+        """Return how long to wait before a worker is restarted, in s."""
         before = 0.0 if lived > LONG_LIFE_SECONDS else self._pauses.get(number, 0.0)
         self._pauses[number] = min(2 * before, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
         return self._pauses[number]

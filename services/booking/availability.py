@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.messages import prefix
+from libs.messages import length_prefix
 from libs.server import Page, period, whole_seconds
 from parlor.booking.v1.booking_pb2 import SearchAvailabilityRequest, SearchAvailabilityResponse, Slot
 from services.booking import opening_hours
@@ -139,7 +139,7 @@ class _SlotPrefixes(dict[str, bytes]):
 
     def __missing__(self, resource_id: str) -> bytes:
         resource = Slot(resource_id=resource_id).SerializeToString()
-        self[resource_id] = prefix(len(resource) + self.times_size) + resource
+        self[resource_id] = length_prefix(len(resource) + self.times_size) + resource
         return self[resource_id]
 
 

@@ -9,7 +9,7 @@ from zoneinfo import available_timezones
 
 from libs.cache import Cache, Reply, Tag, digest
 from libs.db import Database, Statement, for_searches
-from libs.messages import elements
+from libs.messages import encode_repeated
 from libs.server import IdempotentWrites, Service, Slices, Write, errors, moment, names_given, page, whole_seconds
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
@@ -363,7 +363,9 @@ def _batch_reply(replies: Mapping[str, Reply], names: Sequence[str], kind: str, 
             raise errors.not_found(kind, parent + name)
     source = max((reply.source for reply in replies.values()), key=("hit", "miss", "bypass").index)
     return Reply(
-        elements([replies[name].body or b"" for name in names]), source, max(reply.age_ms for reply in replies.values())
+        encode_repeated([replies[name].body or b"" for name in names]),
+        source,
+        max(reply.age_ms for reply in replies.values()),
     )
 
 

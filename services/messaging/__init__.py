@@ -1,5 +1,5 @@
-"""The messaging service: owns conversations, their WhatsApp messages, and what the AI said in them.
+"""The messaging service: owns conversations, their WhatsApp messages and their AI messages.
 
-It promises that a message is recorded once however often it comes, that its status only moves forward in whatever order
-the statuses come, and that a read shows every write that was acknowledged before it.
+A message is recorded once, however often it arrives. Its status only moves forward, in any order of arrival of the
+status events. A read shows every write that was acknowledged before it.
 """

@@ -1,4 +1,4 @@
-"""The statements on AI messages, one function each."""
+"""The statements on AI messages."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -17,9 +17,9 @@ AI_MESSAGE = (
 
 
 async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage | None:
-    """Insert an AI message, without its text if the customer was erased; return None if there is no conversation.
+    """Insert an AI message; return None if its conversation does not exist.
 
-    An erasure under way is waited for.
+    The text is left out if the customer was erased. Waits for an erasure that is running.
     Source: index conversations_pkey.
     """
     query = f"""
@@ -39,7 +39,7 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
 
 
 class AiMessageFilters(NamedTuple):
-    """Whose AI messages to list."""
+    """The conversation whose AI messages to list."""
 
     salon_id: str
     conversation_id: str
@@ -48,7 +48,7 @@ class AiMessageFilters(NamedTuple):
 async def list_ai_messages(
     conn: AsyncConnection[Any], wanted: Sequence[tuple[AiMessageFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListAiMessagesResponse for each page, newest first. All are first pages, or none is.
+    """Return a ListAiMessagesResponse for each page, newest first. Either all are first pages or none is.
 
     Source: report, "AI Message Indexes" 11; index idx_ai_messages_conversation_created.
     """

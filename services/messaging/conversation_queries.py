@@ -1,4 +1,4 @@
-"""The statements on conversations, one function each."""
+"""The statements on conversations."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from libs.messages import (
     SNAPSHOT_XMIN,
     Loaded,
-    elements,
+    encode_repeated,
     encoder,
     fetch_batch,
     fetch_one,
@@ -36,7 +36,7 @@ NEWEST = "ORDER BY last_message_at DESC, conversations.conversation_id DESC LIMI
 
 
 class Named(NamedTuple):
-    """What names a conversation: at least one is not empty, and all that are not must agree."""
+    """The names of a conversation: at least one is not empty, and all that are not must match."""
 
     salon_id: str
     conversation_id: str
@@ -49,37 +49,37 @@ class Named(NamedTuple):
         return {field: value for field, value in self._asdict().items() if value}
 
     def __str__(self) -> str:
-        """Return the name for error texts: the id, or the field asked by. Its value would identify a customer."""
+        """Return the name for error texts: the id, or the name of the field, since its value identifies a customer."""
         return f"{self.salon_id}/{self.conversation_id or ('phone_number' if self.phone_number else 'user_id')}"
 
 
-class Wanted(NamedTuple):
-    """A conversation to read, with how many of its newest messages."""
+class ConversationQuery(NamedTuple):
+    """A conversation to read, and the number of its newest messages."""
 
     named: Named
     messages: int
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters of its statement."""
+        """The parameters of the statement."""
         return {**self.named.given, "messages": self.messages}
 
     def names(self) -> tuple[str, ...]:
-        """Return what the text of its statement depends on: the names of its parameters."""
+        """Return the names of the parameters, on which the text of the statement depends."""
         return tuple(self.params)
 
 
 async def conversations_with_messages(
-    conn: AsyncConnection[Any], wanted: Sequence[Wanted]
+    conn: AsyncConnection[Any], wanted: Sequence[ConversationQuery]
 ) -> list[Loaded[bytes | None]]:
-    """Return each conversation with its newest messages, newest first, in one statement. All are named alike.
+    """Return each conversation with its newest messages, newest first, in one statement. All give the same names.
 
-    Of several of a user_id it is the one with the newest activity.
+    Among several conversations of a user_id, it returns the one with the newest activity.
     Source: report, "N+1 Query Elimination"; indexes conversations_pkey, salon_id_phone_number or
     idx_conversations_salon_user, and idx_messages_conversation_created.
     """
-    query = conversation_statement(wanted[0].names())
-    xmin, names, columns, slices = await fetch_batch(conn, query, [each.params for each in wanted])
+    statement = conversation_statement(wanted[0].names())
+    xmin, names, columns, slices = await fetch_batch(conn, statement, [query.params for query in wanted])
     first = names.index("message_id")
     firsts = [slices[place].start for place in range(len(wanted))]
     named = [[column[row] for row in firsts] for column in columns[:first]]
@@ -92,7 +92,7 @@ async def conversations_with_messages(
             found.append(Loaded(xmin, None))
             continue
         newest = fitting(messages[rows]) if columns[first][rows.start] is not None else []
-        found.append(Loaded(xmin, conversation + elements(newest, Conversation.MESSAGES_FIELD_NUMBER)))
+        found.append(Loaded(xmin, conversation + encode_repeated(newest, Conversation.MESSAGES_FIELD_NUMBER)))
     return found
 
 
@@ -119,8 +119,8 @@ def conversation_statement(names: tuple[str, ...]) -> str:
         ) AS message ON message.salon_id = conversation.salon_id"""
 
 
-class Filters(NamedTuple):
-    """Which conversations of a salon to list; what is empty or false lets all pass."""
+class ConversationFilters(NamedTuple):
+    """Which conversations of a salon to list; a filter that is empty or false is not applied."""
 
     salon_id: str
     status: str
@@ -130,7 +130,7 @@ class Filters(NamedTuple):
 
 
 async def list_conversations(
-    conn: AsyncConnection[Any], wanted: Sequence[tuple[Filters, Page]]
+    conn: AsyncConnection[Any], wanted: Sequence[tuple[ConversationFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
     """Return a ListConversationsResponse for each page, newest activity first. All have the same filters.
 
@@ -146,8 +146,8 @@ async def list_conversations(
 def conversations_statement(names: tuple[str, ...]) -> str:
     """Return the statement that lists conversations; `names` are those of its parameters.
 
-    Each of its branches is served by an index: that of the tag, else of the assignee, the unread or the status. Without
-    any filter there is a branch for each status.
+    An index serves each of its branches: that of the tag, the assignee, the unread or the status. Without a filter
+    there is a branch for each status.
     """
     types = {
         "salon_id": "text",
@@ -198,7 +198,7 @@ async def update_conversation(
     column: Literal["status", "assignee", "tags", "unread_count"],
     value: object,
 ) -> Conversation:
-    """Set a column of a conversation; return it as it is now."""
+    """Set a column of a conversation; return the updated conversation."""
     query = f"""
         UPDATE conversations SET {column} = %s, revision = revision + 1 WHERE salon_id = %s AND conversation_id = %s
         RETURNING {CONVERSATION}"""

@@ -1,4 +1,4 @@
-"""The statements that read messages, one function each."""
+"""The statements that read messages."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from libs.messages import (
     SNAPSHOT_XMIN,
     Loaded,
-    elements,
+    encode_repeated,
     encoder,
     fetch_one,
     fetch_pages,
@@ -41,8 +41,10 @@ async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, what
     return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
 
 
-async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: str, whatsapp_id: str) -> bytes | None:
-    """Return a message with its raw item and its status events, oldest first; of both ids, where both are given.
+async def message_with_events(
+    conn: AsyncConnection[Any], salon_id: str, message_id: str, whatsapp_id: str
+) -> bytes | None:
+    """Return a message with its raw item and its status events, oldest first. Both ids must match, if given.
 
     Source: indexes messages_pkey, whatsapp_id, raw_messages_pkey, message_status_events_pkey.
     """
@@ -65,11 +67,11 @@ async def whole_message(conn: AsyncConnection[Any], salon_id: str, message_id: s
     columns = list(zip(*rows, strict=True))
     message = encoder(Message, *names[:first])([column[:1] for column in columns[:first]])[0]
     events = encoder(MessageStatusEvent, *names[first:])(columns[first:]) if rows[0][first] is not None else []
-    return message + elements(events, Message.STATUS_EVENTS_FIELD_NUMBER)
+    return message + encode_repeated(events, Message.STATUS_EVENTS_FIELD_NUMBER)
 
 
 class MessageFilters(NamedTuple):
-    """Which messages of a salon to list; what is empty lets all pass."""
+    """Which messages of a salon to list; an empty filter is not applied."""
 
     salon_id: str
     conversation_id: str
@@ -80,7 +82,7 @@ class MessageFilters(NamedTuple):
 async def list_messages(
     conn: AsyncConnection[Any], wanted: Sequence[tuple[MessageFilters, Page]]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListMessagesResponse for each page, newest first. All have the same filters, with different values.
+    """Return a ListMessagesResponse for each page, newest first. All pages have the same filters.
 
     Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,
     idx_messages_phone_salon.

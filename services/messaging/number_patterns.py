@@ -41,9 +41,9 @@ def in_whatsapp_id(name: str) -> str:
     texts = []
     for before in range(3):
         letters = base64.b64encode(bytes(before) + data + bytes(2)).decode()
-        whole, rest = divmod((before + len(data)) * 8, 6)
-        last = _BASE64.index(letters[whole])  # shares its low bits with the next byte
-        texts.append(letters[-(-before * 8 // 6) : whole] + f"[{_BASE64[last : last + 2 ** (6 - rest)]}]" * (rest > 0))
+        end, rest = divmod((before + len(data)) * 8, 6)
+        last = _BASE64.index(letters[end])  # shares its low bits with the next byte
+        texts.append(letters[-(-before * 8 // 6) : end] + f"[{_BASE64[last : last + 2 ** (6 - rest)]}]" * (rest > 0))
     return f"(?:{'|'.join(texts)})"
 
 

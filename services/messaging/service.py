@@ -1,32 +1,295 @@
-"""The RPCs of the messaging service, put together."""
+"""The RPCs of the messaging service, in the proto's order: each validates, names its tags, queries and replies."""
 
-from libs.cache import Cache
-from libs.db import Database
-from libs.server import Service, channel
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
+from typing import Any, Literal
+
+from libs.cache import Cache, Reply, digest
+from libs.db import Database, Statement, for_searches
+from libs.messages import Loaded
+from libs.server import IdempotentWrites, RpcError, Service, channel, errors, moment, names_given, page, size
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
-from services.messaging.ai import AiRpcs
-from services.messaging.conversations import ConversationRpcs
-from services.messaging.erasure import ErasureRpcs
-from services.messaging.ingest import WebhookRpcs
-from services.messaging.messages import MessageRpcs
+from services.cache_tags import CacheTags, of_name
+from services.messaging import (
+    ai_queries,
+    conversation_queries,
+    erasure,
+    message_queries,
+    message_write_queries,
+    search,
+    status_queries,
+)
+from services.messaging.ai_queries import AiMessageFilters
+from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
+from services.messaging.message_queries import MessageFilters
+from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
-from services.messaging.salons import Salons
-from services.messaging.search import SearchRpcs
+from services.messaging.salons import Salons, SalonUnknown
 from services.messaging.settings import MessagingSettings
+from services.messaging.status_queries import NewStatus
+from services.messaging.webhook.failure_queries import list_failures
+from services.messaging.webhook.ingest import WebhookIngest
+from services.phones import e164, is_national
 
 KIB = 1024
 # Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
 LARGEST_REQUESTS = {"RecordMessage": 512 * KIB, "RecordAiMessage": 512 * KIB, "IngestWebhook": 8704 * KIB}
+DEFAULT_MESSAGES = 10
+MOST_TAGS = 50
 
 
-class MessagingService(MessageRpcs, WebhookRpcs, ConversationRpcs, SearchRpcs, ErasureRpcs, AiRpcs):
+class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     """Conversations and their messages."""
+
+    def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
+        """Prepare."""
+        self.cache = cache
+        self.database = database
+        self.salons = salons
+        self.tags = CacheTags(cache)
+        self.searches = for_searches(database)
+        self.write = IdempotentWrites(cache, database, "messaging_requests")
+        database.canary = "messaging_requests"
+        secret = settings.whatsapp_app_secret.get_secret_value()
+        self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+
+    async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
+        """Record a message. If it begins a conversation, the salon must exist."""
+        salon_known = request.salon_id in self.salons.known
+        message = _new_message(request, await self._phone_number(request), salon_known=salon_known)
+        try:
+            return await self._record_message(request, message)
+        except SalonUnknown:
+            async with self.database.connection() as conn:
+                salon_known = await message_write_queries.has_conversation(conn, message)
+            if not salon_known:
+                await self.salons.get(request.salon_id)
+            return await self._record_message(request, message._replace(salon_known=True))
+
+    async def _record_message(self, request: pb.RecordMessageRequest, message: NewMessage) -> Any:
+        salon_id = request.salon_id
+        names = (message.whatsapp_id, message.user_id, message.phone_number)
+        locks = [message_lock(salon_id, name) for name in names if name]
+        first: list[Statement[Any]] = [message_write_queries.insert_messages([message])]
+        if message.phone_number and message.user_id:
+            first.insert(0, message_write_queries.assign_phone_numbers([message]))
+        async with self.write(request, salon_id, locks=locks, first=first) as write:
+            *numbered, inserted = write.first
+            conversations = [*chain(*numbered), *(recorded.conversation for recorded in inserted)]
+            write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
+            recorded = inserted[0].encoded() if inserted else None
+            if recorded is None and request.whatsapp_id:
+                recorded = await message_queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
+            if recorded is None:
+                raise _window_closed(message) if message.salon_known else SalonUnknown
+            write.reply = recorded
+        return recorded
+
+    async def RecordMessageStatus(self, request: pb.RecordMessageStatusRequest, context: Any) -> Any:
+        """Record a status event of a message, and fold it into the message."""
+        salon_id, whatsapp_id = request.salon_id, request.whatsapp_id
+        status = [_new_status(request)]
+        first: list[Statement[Any]] = [status_queries.insert_statuses(status), status_queries.fold_statuses(status)]
+        async with self.write(request, salon_id, locks=[message_lock(salon_id, whatsapp_id)], first=first) as write:
+            _, changed = write.first
+            conversations = [message.conversation for message in changed]
+            write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
+            message = write.reply = (
+                changed[0].encoded()
+                if changed
+                else await message_queries.message_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+                or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+            )
+        return message
+
+    async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
+        """Record every message and status of a webhook body."""
+        return await self.webhooks.ingest(request)
+
+    async def GetConversation(self, request: pb.GetConversationRequest, context: Any) -> Reply:
+        """Return the conversation with a customer and its newest messages."""
+        named = await self._named(request)
+        limit = size(request.message_limit, DEFAULT_MESSAGES)
+        tag = of_name(self.tags.conversations(request.salon_id), named.conversation_id, named.phone_number)
+        reply = await self.cache.get_batched(
+            tag.key("get", digest(named, limit)),
+            ConversationQuery(named, limit),
+            conversation_queries.conversations_with_messages,
+            batch=ConversationQuery.names,
+            rows=limit + 1,
+            repeatable=not is_national(request.phone_number),
+        )
+        if reply.body is None:
+            raise errors.not_found("conversation", str(named))
+        return reply
+
+    async def GetMessage(self, request: pb.GetMessageRequest, context: Any) -> bytes:
+        """Return a message with its raw item and its status events."""
+        salon_id, message_id, whatsapp_id = request.salon_id, request.message_id, request.whatsapp_id
+        async with self.database.connection() as conn:
+            message = await message_queries.message_with_events(conn, salon_id, message_id, whatsapp_id)
+        if message is None:
+            raise errors.not_found("message", f"{salon_id}/{message_id or 'whatsapp_id'}")
+        return message
+
+    async def ListWebhookFailures(self, request: pb.ListWebhookFailuresRequest, context: Any) -> bytes:
+        """List the webhook items of a salon that could not be recorded."""
+        list_page = page(request.page_size, request.page_token, "ListWebhookFailures", request.salon_id)
+        async with self.database.connection() as conn:
+            failures = await list_failures(conn, request.salon_id, list_page)
+        return list_page.fill(pb.ListWebhookFailuresResponse, failures, "create_time", "webhook_failure_id")
+
+    async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
+        """List a salon's conversations."""
+        status = _bare_name(pb.ConversationStatus, request.status) if request.status else ""
+        filters = ConversationFilters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
+        list_page = page(request.page_size, request.page_token, "ListConversations", *filters)
+        return await self.cache.get_batched(
+            self.tags.conversations(request.salon_id).key("list", digest(list_page)),
+            (filters, list_page),
+            conversation_queries.list_conversations,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def UpdateConversationStatus(
+        self, request: pb.UpdateConversationStatusRequest, context: Any
+    ) -> pb.Conversation:
+        """Change the status of a conversation."""
+        return await self._update(request, "status", lambda _: _bare_name(pb.ConversationStatus, request.status))
+
+    async def AssignConversation(self, request: pb.AssignConversationRequest, context: Any) -> pb.Conversation:
+        """Assign a conversation to somebody, or to nobody."""
+        return await self._update(request, "assignee", lambda _: request.assignee)
+
+    async def TagConversation(self, request: pb.TagConversationRequest, context: Any) -> pb.Conversation:
+        """Add tags to a conversation and remove others."""
+
+        def tags(conversation: pb.Conversation) -> list[str]:
+            left = sorted(set(conversation.tags).difference(request.remove_tags).union(request.add_tags))
+            if len(left) > MOST_TAGS:
+                raise errors.invalid_fields(
+                    [("add_tags", f"the conversation would have {len(left)} tags, {MOST_TAGS} are allowed")]
+                )
+            return left
+
+        return await self._update(request, "tags", tags)
+
+    async def MarkConversationRead(self, request: pb.MarkConversationReadRequest, context: Any) -> pb.Conversation:
+        """Mark all messages of a conversation as read."""
+        return await self._update(
+            request, "unread_count", lambda conversation: 0 if conversation.unread_count else None
+        )
+
+    async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
+        """List messages of a salon, a conversation or a customer."""
+        salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
+        phone_number = await self._phone_number(request)
+        filters = (salon_id, conversation_id, phone_number, request.direction)
+        list_page = page(request.page_size, request.page_token, "ListMessages", *filters)
+        direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
+        tag = of_name(self.tags.messages(salon_id), conversation_id, phone_number)
+        return await self.cache.get_batched(
+            tag.key(digest(list_page)),
+            (MessageFilters(salon_id, conversation_id, phone_number, direction), list_page),
+            message_queries.list_messages,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=not is_national(request.phone_number),
+        )
+
+    async def SearchMessages(self, request: pb.SearchMessagesRequest, context: Any) -> Reply:
+        """Find messages by the words in them, or by similar ones."""
+        salon_id = request.salon_id
+        list_page = page(request.page_size, request.page_token, "SearchMessages", salon_id, request.query)
+
+        async def load(conn: Any) -> Loaded[bytes | RpcError]:
+            return await search.search_page(conn, salon_id, request.query, list_page)
+
+        key = self.tags.messages(salon_id).key("search", digest(list_page))
+        return await self.cache.get(key, load, connect=partial(self.searches.connection, salon_id), repeatable=True)
+
+    async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
+        """Remove what identifies a customer, and the texts written with them."""
+        salon_id, tags = request.salon_id, self.tags
+        named = Named(salon_id, "", await self._phone_number(request), request.user_id)
+        async with self.database.connection() as conn:
+            locks = {message_lock(salon_id, name) for name in await erasure.customer_names(conn, named)}
+        try:
+            async with self.write(request, salon_id, locks=tuple(locks)) as write:
+                customer = await erasure.lock_customer(write.conn, named)
+                conversations = [(conversation_id, "") for conversation_id in customer.conversation_ids]
+                conversations += [("", phone_number) for phone_number in customer.phone_numbers]
+                write.invalidate(*tags.of_conversations(salon_id, *conversations))
+                write.invalidate(*(tags.ai_messages(salon_id, found) for found in customer.conversation_ids))
+                reply = write.reply = await erasure.erase_customer(write.conn, customer)
+        finally:  # also for a repeated request: the first one may have ended right after its commit
+            await self.cache.erase(tags.messages(salon_id), tags.conversations(salon_id))
+        return reply
+
+    async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
+        """Record a message to or from an AI model."""
+        tag = self.tags.ai_messages(request.salon_id, request.conversation_id.lower())
+        async with self.write(request, request.salon_id, tag) as write:
+            message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
+            if message is None:
+                raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
+        return message
+
+    async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:
+        """List the AI messages of a conversation."""
+        salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
+        list_page = page(request.page_size, request.page_token, "ListAiMessages", salon_id, conversation_id)
+        return await self.cache.get_batched(
+            self.tags.ai_messages(salon_id, conversation_id).key(digest(list_page)),
+            (AiMessageFilters(salon_id, conversation_id), list_page),
+            ai_queries.list_ai_messages,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def _phone_number(self, request: Any) -> str:
+        """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
+        if not request.phone_number:
+            return ""
+        return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
+
+    async def _named(self, request: Any) -> Named:
+        """Return the names of a request's conversation."""
+        phone_number = await self._phone_number(request)
+        return Named(request.salon_id, request.conversation_id.lower(), phone_number, request.user_id)
+
+    async def _update(
+        self,
+        request: Any,
+        column: Literal["status", "assignee", "tags", "unread_count"],
+        value: Callable[[pb.Conversation], object],
+    ) -> pb.Conversation:
+        """Set a column of a request's conversation to what `value` returns for it; None leaves it unchanged."""
+        named = await self._named(request)
+        async with self.write(request, request.salon_id) as write:
+            conversation = await conversation_queries.lock_conversation(write.conn, named)
+            if conversation is None:
+                raise errors.not_found("conversation", str(named))
+            if getattr(request, "etag", "") not in ("", conversation.etag):
+                raise errors.etag_mismatch("conversation", str(named))
+            if (new := value(conversation)) is not None:
+                tag = self.tags.conversations(request.salon_id)
+                write.invalidate(tag, of_name(tag, conversation.conversation_id))
+                write.invalidate(of_name(tag, "", conversation.phone_number))
+                conversation = await conversation_queries.update_conversation(write.conn, conversation, column, new)
+            write.reply = conversation
+        return conversation
 
 
 def build(cache: Cache, database: Database, settings: MessagingSettings | None = None) -> Service:
-    """Return the service as a server takes it, with a channel to the booking service."""
+    """Return the service for a server, with a channel to the booking service."""
     settings = settings or MessagingSettings()
     to_booking = channel(settings.booking_address, booking_pb2.DESCRIPTOR.services_by_name["BookingService"])
     salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
@@ -40,3 +303,54 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
         close=to_booking.close,
     )
+
+
+def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_known: bool) -> NewMessage:
+    return NewMessage(
+        salon_id=request.salon_id,
+        salon_known=salon_known,
+        phone_number=phone_number or None,
+        user_id=request.user_id or None,
+        customer_name="",
+        direction=_bare_name(pb.MessageDirection, request.direction),
+        whatsapp_id=request.whatsapp_id or None,
+        type=_bare_name(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT),
+        content=request.content,
+        media_id=request.media_id or None,
+        reply_to_whatsapp_id=request.reply_to_whatsapp_id or None,
+        error_code=None,
+        error_title=None,
+        cost_micros=request.cost_micros,
+        currency_code=request.currency_code or None,
+        language=None,
+        created_at=moment(request, "send_time") or datetime.now(UTC),
+        item=None,
+    )
+
+
+def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
+    return NewStatus(
+        salon_id=request.salon_id,
+        whatsapp_id=request.whatsapp_id,
+        status=_bare_name(pb.MessageStatus, request.status),
+        occurred_at=moment(request, "event_time"),
+        error_code=request.error_code or None,
+        error_title=request.error_title or None,
+        pricing_category=request.pricing_category or None,
+        billable=request.billable if request.HasField("billable") else None,
+        cost_micros=request.cost_micros or None,
+        currency_code=request.currency_code if request.cost_micros else None,
+        conversation_origin=request.conversation_origin or None,
+    )
+
+
+def _window_closed(message: NewMessage) -> RpcError:
+    subject = f"conversation/{message.salon_id}/{'phone_number' if message.phone_number else 'user_id'}"
+    text = "the customer wrote nothing in the 24 h before: only a TEMPLATE may be sent"
+    return errors.failed_precondition("SERVICE_WINDOW_CLOSED", subject, text)
+
+
+def _bare_name(kind: Any, value: int) -> str:
+    """Return the name of an enum value without the enum's prefix, as the database stores it."""
+    name: str = kind.Name(value)
+    return name.removeprefix(kind.Name(0).removesuffix("UNSPECIFIED"))

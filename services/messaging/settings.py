@@ -5,7 +5,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class MessagingSettings(BaseSettings):
-    """What the messaging service needs besides its database and cache."""
+    """The settings of the messaging service besides those of its database and cache."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True)
 
@@ -15,11 +15,11 @@ class MessagingSettings(BaseSettings):
         min_length=1, description="Secret of the WhatsApp app: webhook bodies are signed with it."
     )
     retention_raw_items: int | None = Field(
-        None, ge=1, description="How long the items are kept that messages came in, in days; unset: for ever."
+        None, ge=1, description="How long raw webhook items of messages are kept, in days; unset: forever."
     )
     retention_failures: int | None = Field(
-        None, ge=1, description="How long webhook items are kept that could not be recorded, in days; unset: for ever."
+        None, ge=1, description="How long webhook items that could not be recorded are kept, in days; unset: forever."
     )
     retention_ai_messages: int | None = Field(
-        None, ge=1, description="How long the texts of AI messages are kept, in days; unset: for ever."
+        None, ge=1, description="How long the texts of AI messages are kept, in days; unset: forever."
     )

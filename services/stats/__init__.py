@@ -1,5 +1,5 @@
-"""The stats service: owns no table and may only read.
+"""The stats service: figures of a salon. It owns no table and only reads.
 
-It promises that a count is one statement, that bookings and salons in it are never older than the last acknowledged
-write, and that every reply says when it was counted.
+Each reply is counted by one statement and says when. Its bookings and salons are never older than the last acknowledged
+write.
 """

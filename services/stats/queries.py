@@ -1,6 +1,6 @@
-"""The statements of the stats service, one function each.
+"""The statements of the stats service.
 
-Each counts for many periods at once. A period of a salon that is not there has no row, which is SALON_NOT_FOUND.
+Each counts many periods at once. A period of a salon that does not exist has no row and is answered SALON_NOT_FOUND.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, elements, encoder, fetch_batch, fetch_pages, unnest
+from libs.messages import SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, fetch_pages, unnest
 from libs.server import RpcError
 from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
@@ -23,14 +23,14 @@ from parlor.stats.v1.stats_pb2 import (
     SalonStats,
 )
 
-# A sum as the proto can carry it.
+# A sum that fits the proto's int64.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
 COST = "jsonb_build_object('currency_code', currency_code, 'cost_micros', cost)"
 TYPES = {"salon_id": "text", "start_time": "timestamptz", "end_time": "timestamptz", "bucket": "text"}
 
 
 class Period(NamedTuple):
-    """What to count: a salon's rows from `start_time` to `end_time`, excluded."""
+    """A period of a salon, from `start_time` to `end_time`, exclusive."""
 
     salon_id: str
     start_time: datetime
@@ -38,7 +38,7 @@ class Period(NamedTuple):
 
 
 class Buckets(NamedTuple):
-    """What to count in each `bucket` of a period: day, week or month."""
+    """A period of a salon in buckets: `bucket` is day, week or month."""
 
     salon_id: str
     start_time: datetime
@@ -46,7 +46,7 @@ class Buckets(NamedTuple):
     bucket: str
 
 
-# LIMIT has Postgres look each up by salons_pkey: a plain join may read all salons.
+# With LIMIT, Postgres reads each salon by salons_pkey; a plain join may read all salons.
 SALON = "LATERAL (SELECT salon_id, time_zone FROM salons WHERE salon_id = wanted.salon_id LIMIT 1) AS s"
 PERIODS = f"{SNAPSHOT_XMIN}, {unnest(TYPES, Period._fields)}, {SALON}"
 PERIOD = "wanted.start_time, wanted.end_time"
@@ -77,7 +77,7 @@ SALON_STATS = f"""
 
 
 async def salon_stats(conn: AsyncConnection[Any], periods: Sequence[Period]) -> list[Loaded[bytes | RpcError]]:
-    """Count each period in one statement that reads indexes only, and no message's price but of those that have one.
+    """Count the bookings, messages, costs and new conversations of each period, by index-only scans.
 
     Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, idx_messages_salon_created,
     idx_messages_salon_priced, idx_conversations_salon_started.
@@ -149,9 +149,9 @@ async def ai_analytics(conn: AsyncConnection[Any], periods: Sequence[Period]) ->
 
 
 def _bucketed(table: str, time: str, counted: Mapping[str, str]) -> str:
-    """Return the statement that cuts periods by the salon's wall clock and counts in each; empty buckets are included.
+    """Return the statement that counts in buckets of the salon's wall clock, including empty ones.
 
-    `counted` has what to count by the names of the columns.
+    `counted` has the aggregate of each column.
     """
     filled = ", ".join(f"coalesce({column}, 0) AS {column}" for column in counted)
     counts = ", ".join(f"{count} AS {column}" for column, count in counted.items())
@@ -176,7 +176,7 @@ def _bucketed(table: str, time: str, counted: Mapping[str, str]) -> str:
 
 
 def _first_moment(wall_time: str) -> str:
-    """Return the first moment of a wall time: AT TIME ZONE alone gives the second where clocks go back across it."""
+    """Return the first moment with a wall time: AT TIME ZONE returns the second one when clocks are set back."""
     moment = f"({wall_time} AT TIME ZONE time_zone)"
     earlier = f"({moment} - interval '1 hour')"
     return f"CASE WHEN {earlier} AT TIME ZONE time_zone = {wall_time} THEN {earlier} ELSE {moment} END"
@@ -224,11 +224,14 @@ async def _counted(
 async def _listed(
     conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, buckets: Sequence[Buckets]
 ) -> list[Loaded[bytes | RpcError]]:
-    """Return the rows of each period as a response; their first column is the moment."""
-    xmin, names, columns, slices = await fetch_batch(conn, query, [each._asdict() for each in buckets])
+    """Return the rows of each period as a response; their first column is as_of."""
+    xmin, names, columns, slices = await fetch_batch(conn, query, [period._asdict() for period in buckets])
     rows = encoder(kind, *names[1:])(columns[1:]) if columns else []
     as_of = encoder(response, "as_of")([columns[0][:1]])[0] if columns else b""
     return [
-        Loaded(xmin, elements(rows[slices[place]]) + as_of if place in slices else not_found("salon", each.salon_id))
-        for place, each in enumerate(buckets)
+        Loaded(
+            xmin,
+            encode_repeated(rows[slices[place]]) + as_of if place in slices else not_found("salon", period.salon_id),
+        )
+        for place, period in enumerate(buckets)
     ]

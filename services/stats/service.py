@@ -1,4 +1,4 @@
-"""The RPCs of the stats service."""
+"""The RPCs of the stats service, in the proto's order."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -16,10 +16,10 @@ from services.stats.queries import Buckets, Period
 
 
 class StatsService(stats_pb2_grpc.StatsServiceServicer):
-    """What happened in a salon, counted."""
+    """Figures of a salon's bookings, conversations, messages and AI messages."""
 
     def __init__(self, cache: Cache) -> None:
-        """Take what the RPCs stand on."""
+        """Prepare."""
         self.cache = cache
         self.tags = CacheTags(cache)
 
@@ -45,27 +45,28 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         return await self._counted(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
 
     def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
-        """Return the reads to be expected of a busy salon: its figures of this month."""
+        """Return the reads to make for a busy salon in advance: its figures of this month."""
         return [lambda: self.GetSalonStats(pb.GetSalonStatsRequest(salon_id=salon.salon_id, **salon.this_month), None)]
 
     async def _counted(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
-        """Return a period's figures, cached under their name and the period."""
+        """Return a period's figures, cached under `name` and the period."""
         start, end = period(request)
         key = tag.key(name, _compact(start), _compact(end))
-        wanted = Period(request.salon_id, start, end)
-        return await self.cache.get_batched(key, wanted, load, rows=_rows(start, end), repeatable=True)
+        return await self.cache.get_batched(
+            key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True
+        )
 
     async def _listed(self, name: str, request: Any, load: LoadMany) -> Reply:
-        """Return a period's figures by bucket, cached as those of `_counted`."""
+        """Return a period's figures by bucket, cached under `name`, the bucket and the period."""
         start, end = period(request)
         bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
         key = self.tags.stats(request.salon_id).key(name, bucket, _compact(start), _compact(end))
-        wanted = Buckets(request.salon_id, start, end, bucket)
-        return await self.cache.get_batched(key, wanted, load, rows=_rows(start, end), repeatable=True)
+        buckets = Buckets(request.salon_id, start, end, bucket)
+        return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True)
 
 
 def build(cache: Cache, database: Database) -> Service:
-    """Return the service as a server takes it."""
+    """Return the service for a server."""
     stats = StatsService(cache)
     return Service(
         descriptor=pb.DESCRIPTOR.services_by_name["StatsService"],
@@ -77,10 +78,10 @@ def build(cache: Cache, database: Database) -> Service:
 
 
 def _rows(start: datetime, end: datetime) -> int:
-    """Return as how many rows a period counts: a month takes a sixteenth of a statement, a year one of its own."""
+    """Return the weight of a period in a batch, in rows: a month takes a sixteenth of a statement, a year all of it."""
     return 2 + (end - start).days
 
 
 def _compact(time: datetime) -> str:
-    """Return a moment without colons, which part a key."""
+    """Return a time without colons, which separate the parts of a key."""
     return time.strftime("%Y%m%dT%H%M%S.%f")

@@ -12,7 +12,7 @@ from ops.servers import Valkey
 from tests.cache.away import ready
 from tests.cache.shop import Start, until
 from tests.conftest import valkey_binary
-from tests.sentinels import ask, follow, replicated
+from tests.sentinels import ask, replicated
 
 POLL = 200  # ms
 
@@ -34,7 +34,7 @@ async def start(pool: AsyncConnectionPool, masters: tuple[Valkey, Valkey]) -> As
 async def test_a_master_demoted_in_place_is_left_within_a_poll(start: Start, masters: tuple[Valkey, Valkey]) -> None:
     shop = await start(poll=POLL)
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
-    follow(masters[0], masters[1])
+    masters[0].follow(masters[1])
     await until(lambda: not shop.cache.store.ready)
     assert (await shop.read())[:2] == (b"old", "bypass")
 
@@ -44,7 +44,7 @@ async def test_a_write_to_a_master_demoted_in_place_is_left_pending(
 ) -> None:
     shop = await start(poll=POLL)
     await shop.text()
-    follow(masters[0], masters[1])
+    masters[0].follow(masters[1])
     await shop.write("new")
     assert await shop.text() == "new"
     other = await start(redis_url=masters[1].url, poll=POLL)
@@ -56,13 +56,16 @@ async def test_a_master_demoted_and_promoted_again_holds_nothing(start: Start, m
     shop = await start(poll=POLL)
     await shop.text()
     epoch = shop.cache.store.epoch
-    follow(masters[0], masters[1])
-    follow(masters[0], None)
+    masters[0].follow(masters[1])
+    masters[0].follow(None)
     await until(lambda: shop.cache.store.ready and shop.cache.store.epoch != epoch)
     assert (await shop.read())[:2] == (b"old", "miss")
 
 
-@pytest.mark.parametrize(("without", "poll"), [(WithoutRedis.BOUNDED, POLL), (WithoutRedis.WAIT, 30_000)])
+@pytest.mark.parametrize(
+    ("without", "poll"),
+    [(WithoutRedis.BOUNDED, POLL), (WithoutRedis.WAIT, 30_000), (WithoutRedis.REFUSE, 30_000)],
+)
 async def test_a_master_demoted_to_its_promoted_replica_does_not_show_what_that_had_not_seen(
     pool: AsyncConnectionPool, without: WithoutRedis, poll: int
 ) -> None:
@@ -72,10 +75,10 @@ async def test_a_master_demoted_to_its_promoted_replica_does_not_show_what_that_
             reader, writer = await start(poll=poll, without=without), await start(poll=poll, without=without)
             assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
             await until(lambda: ask(servers.replica, "DBSIZE") == ask(servers.master, "DBSIZE"))
-            follow(servers.replica, None)
+            servers.replica.follow(None)
             await writer.write("new")
             assert ask(servers.master, "INFO", "replication")["connected_slaves"] == 0
-            follow(servers.master, servers.replica)
+            servers.master.follow(servers.replica)
             await until(lambda: ask(servers.master, "INFO", "replication").get("master_link_status") == "up")
             if without is WithoutRedis.BOUNDED:
                 await asyncio.sleep(1.5 * POLL / 1000)
@@ -83,7 +86,7 @@ async def test_a_master_demoted_to_its_promoted_replica_does_not_show_what_that_
 
 
 async def test_a_process_that_starts_on_a_replica_does_not_use_it(start: Start, masters: tuple[Valkey, Valkey]) -> None:
-    follow(masters[0], masters[1])
+    masters[0].follow(masters[1])
     shop = await start(poll=POLL, wait=False)
     assert (await shop.read())[:2] == (b"old", "bypass")
 

@@ -12,7 +12,7 @@ from ops.process import free_port
 from ops.servers import Valkey
 from tests.cache.away import hanging, ready
 from tests.cache.shop import Shop, Start, until
-from tests.sentinels import NAME, Replicated, Sentinel, ask, follow, hosts, is_master, replicated, sentinel_url
+from tests.sentinels import NAME, Replicated, Sentinel, ask, hosts, is_master, replicated, sentinel_url
 
 POLL = 200  # ms
 LOGIN = "an-acl-user"  # its password
@@ -99,9 +99,9 @@ async def test_a_replica_that_all_sentinels_name_is_not_used_before_it_is_promot
             await asyncio.sleep(0.3)  # three more attempts
         [line] = [log for log in logs if log["event"] == "redis away"]
         assert line["reason"].count("the server is a replica") == 3
-        follow(running.replica, None)
+        running.replica.follow(None)
         assert await hits_on(shop, running.replica)
-    follow(running.replica, running.master)
+    running.replica.follow(running.master)
 
 
 WRONG = {

@@ -12,9 +12,9 @@ import grpc
 import psycopg
 import pytest
 
-from tests.failover.postgres_pair import Pair, hang, pair, wake
 from tests.load import FIRST, until
 from tests.stack import Stack, booking_request, failure, message_request, rows, running, salon
+from tools.postgres_pair import Pair, hang, pair, wake
 
 WAITING = "FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename LIKE 'parlor%'"
 BOOKINGS = "SELECT count(*) FROM bookings"
@@ -45,7 +45,7 @@ def send(request: Any) -> Callable[[Stack], Awaitable[Any]]:
 
 
 @pytest.mark.parametrize("function", ["pg_cancel_backend", "pg_terminate_backend"])
-async def test_a_wait_that_an_operator_ends_is_told_and_its_repeat_waits(
+async def test_a_wait_that_an_operator_cancels_is_an_error_and_its_repeat_waits(
     both: Pair, redis_url: str, function: str
 ) -> None:
     request = booking_request(FIRST, request_id=str(uuid4()))
@@ -69,7 +69,7 @@ async def test_a_wait_that_is_ended_without_a_request_id_may_not_be_repeated(bot
         assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")
 
 
-async def test_a_standby_that_is_given_up_ends_the_wait_well(both: Pair, redis_url: str) -> None:
+async def test_removing_the_standby_ends_the_wait_with_success(both: Pair, redis_url: str) -> None:
     async with waiting(both, redis_url, send(booking_request(FIRST))) as (_, first):
         with psycopg.connect(both.primary.dsn, autocommit=True) as conn:
             conn.execute("ALTER SYSTEM SET synchronous_standby_names = ''")

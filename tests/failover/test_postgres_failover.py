@@ -15,9 +15,9 @@ from pydantic import SecretStr
 
 from libs.db import Database, DatabaseSettings
 from parlor.booking.v1 import booking_pb2
-from tests.failover.postgres_pair import Pair, hang, pair, wake
 from tests.load import DAY, FIRST, until
 from tests.stack import Stack, booking_request, message_request, running, salon
+from tools.postgres_pair import Pair, hang, pair, wake
 
 DEADLINE_SECONDS = 0.7
 # ABORTED is COMMIT_UNKNOWN of a request without a request_id.
@@ -97,7 +97,7 @@ async def test_a_caller_that_goes_away_does_not_cancel_a_commit(synchronous: Pai
         assert (await rpc(request)).booking_code
 
 
-async def test_commits_that_nobody_waits_for_leave_half_of_the_pool(synchronous: Pair, redis_url: str) -> None:
+async def test_commits_whose_callers_left_use_at_most_half_of_the_pool(synchronous: Pair, redis_url: str) -> None:
     async with running(synchronous.url(), redis_url) as stack:
         for number in range(6):
             await salon(stack, salon_id=f"s{number}", phone_number_id=str(number))
@@ -120,7 +120,7 @@ async def test_commits_that_nobody_waits_for_leave_half_of_the_pool(synchronous:
 
 
 @pytest.mark.parametrize("wakes", ["before the next write", "after the next write"])
-async def test_an_old_primary_that_wakes_is_not_written_to(replicated: Pair, redis_url: str, wakes: str) -> None:
+async def test_an_old_primary_that_wakes_up_gets_no_writes(replicated: Pair, redis_url: str, wakes: str) -> None:
     async with served(replicated, redis_url) as stack:
         made = [(await stack.booking.CreateBooking(booking_request(FIRST + n * DAY))).booking_code for n in range(3)]
         replicated.caught_up()
@@ -179,7 +179,7 @@ async def test_a_primary_that_is_killed_is_followed_by_its_standby(synchronous: 
 
 
 @pytest.mark.parametrize("silent_first", [True, False])
-async def test_a_host_that_accepts_and_never_answers_keeps_nobody_waiting(replicated: Pair, silent_first: bool) -> None:
+async def test_a_host_that_accepts_and_never_answers_delays_no_caller(replicated: Pair, silent_first: bool) -> None:
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()

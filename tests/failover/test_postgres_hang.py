@@ -1,4 +1,4 @@
-"""A Postgres that accepts and never answers again: nobody waits for it for longer than a statement may take."""
+"""A Postgres that accepts and never answers again: no caller waits longer than the statement timeout and 1 s."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, nothing
+from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, no_result
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.load import until
@@ -24,9 +24,9 @@ LONGEST_SECONDS = 0.5 + 1 + 1 + 2.5
 
 Send = Callable[[Connection], Awaitable[Any]]
 WAYS: dict[str, Send] = {
-    "a look-up": lambda conn: conn.look_up("SELECT $1::text", ["a"]),
+    "a fetch": lambda conn: conn.fetch("SELECT $1::text", ["a"]),
     "a cursor": lambda conn: conn.execute("SELECT 1"),
-    "statements together": lambda conn: conn.run(BEGIN, Statement("SELECT %(a)s::text", {"a": "a"}, nothing)),
+    "statements together": lambda conn: conn.run(BEGIN, Statement("SELECT %(a)s::text", {"a": "a"}, no_result)),
     "a commit": lambda conn: conn.commit(),
 }
 
@@ -76,7 +76,7 @@ async def test_a_statement_over_its_time_ends_from_this_side(url: str, between: 
             await send(conn)
 
 
-async def test_callers_who_share_a_load_are_all_told_in_time(url: str, between: Proxy, redis_url: str) -> None:
+async def test_callers_who_share_a_load_all_fail_in_time(url: str, between: Proxy, redis_url: str) -> None:
     database = {"query_timeout": QUERY_TIMEOUT_MS}
     async with running(url, redis_url, database=database) as stack:
         await salon(stack)
@@ -96,7 +96,7 @@ async def test_callers_who_share_a_load_are_all_told_in_time(url: str, between: 
                     break
 
 
-async def test_a_caller_that_gives_up_on_a_server_that_hangs_is_told_at_once(url: str, between: Proxy) -> None:
+async def test_a_caller_can_give_up_on_a_server_that_hangs(url: str, between: Proxy) -> None:
     async with opened(url) as database, database.connection() as conn:
         await conn.execute("SELECT 1")
         between.blackhole = True

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.failover.checked_load import DEADLINE_SECONDS, CheckedLoad
-from tests.failover.postgres_pair import Pair, hang, pair, wake
 from tests.processes import processes, stubs
 from tests.stack import rows, running
+from tools.postgres_pair import Pair, hang, pair, wake
 
 BACK_SECONDS = 2.0
 POLL_SECONDS = 1.0

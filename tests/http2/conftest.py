@@ -28,7 +28,7 @@ class Served:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address."""
         return f"127.0.0.1:{self.port}"
 
     async def channel(self, *options: tuple[str, Any], **more: Any) -> grpc.aio.Channel:
@@ -63,7 +63,7 @@ def method(channel: Any, name: str) -> Any:
 
 @pytest.fixture
 async def exits() -> AsyncIterator[AsyncExitStack]:
-    """What is to be closed after the test."""
+    """Closes what the test opens."""
     async with AsyncExitStack() as stack:
         yield stack
 

@@ -1,4 +1,4 @@
-"""How the transports differ on what is odd in a request: each case with both answers, and the reason.
+"""How the transports differ on odd requests: each case with both answers, and the reason.
 
 Two more have no place in the test that compares them. A path that is not UTF-8 ends grpcio's server as a whole; ours
 answers UNIMPLEMENTED. And once grpcio has refused a header of a connection, it refuses others that HPACK encodes by
@@ -79,7 +79,7 @@ DIFFERENCES = {
     "PUT": _KNOWN_METHOD,
     "OPTIONS": _METHOD,
     "method in lower case": _METHOD,
-    "scheme grpc": Difference("INTERNAL", SERVED, "ours does not look at the scheme"),
+    "scheme grpc": Difference("INTERNAL", SERVED, "ours does not check the scheme"),
     "no path": _MISSING,
     "no method": _MISSING,
     "no scheme": _MISSING,

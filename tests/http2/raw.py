@@ -1,4 +1,4 @@
-"""A client that sends any request: headers as they are given, any bytes as its body, in any frames."""
+"""A client that sends arbitrary requests: any headers, any bytes as the body, in any frames."""
 
 import asyncio
 import struct
@@ -22,12 +22,12 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def message(body: bytes, flag: int = 0, length: int | None = None) -> bytes:
-    """Return a message of gRPC; its prefix may lie."""
+    """Return a gRPC message; its prefix may be wrong."""
     return bytes([flag]) + (len(body) if length is None else length).to_bytes(4, "big") + body
 
 
 def headers(path: bytes, *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a request that is in order."""
+    """Return the headers of a valid request."""
     pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"test")]
     return [*pseudo, (b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]
 
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What came back; `reset` is the code of a RST_STREAM, None if there was none."""
+    """An answer; `reset` is the code of a RST_STREAM, None if there was none."""
 
     heads: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
@@ -72,7 +72,7 @@ class Raw(asyncio.Protocol):
     """A connection."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        """Prepare; `window` is that of each stream."""
+        """`window` is that of each stream."""
         self._receive_window = window
         self.goaways: list[tuple[int, int]] = []
         self.settings: dict[int, int] = {}
@@ -151,17 +151,17 @@ class Raw(asyncio.Protocol):
         return stream, answer
 
     def data(self, stream: int, payload: bytes, *, end: bool = False) -> None:
-        """Send a frame of a stream, whatever its window."""
+        """Send a frame of a stream, regardless of its window."""
         self._window -= len(payload)
         self._windows[stream] -= len(payload)
         self.send(frame(DATA, END_STREAM if end else 0, stream, payload))
 
     def open_windows(self) -> None:
-        """Let the server send as much as it likes."""
+        """Open the window of a stream completely."""
         self.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WINDOW)))
 
     def answer_pings(self) -> None:
-        """Answer the pings that have come."""
+        """Answer the pings received."""
         for payload in self._pings:
             self.send(frame(PING, ACK, 0, payload))
         self._pings.clear()

@@ -10,16 +10,15 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 SERVICE = "test.v1.Test"
-DETAILS = b"\x08\x03\x12\x04oops\xff"  # not even a google.rpc.Status: a transport does not look
+DETAILS = b"\x08\x03\x12\x04oops\xff"  # no valid google.rpc.Status: a transport does not check it
 
 Handler = Callable[[Any, Any], Any]
 
 
 class Servicer:
-    """Its methods tell the test what they see: `context` is the last call's, `ended` how a slow handler ended."""
+    """Records what its methods see: `context` is the last call's, `ended` how a slow handler ended."""
 
     def __init__(self) -> None:
-        """Begin."""
         self.context: Any = None
         self.begun = asyncio.Event()
         self.proceed = asyncio.Event()
@@ -30,7 +29,7 @@ class Servicer:
         self.written = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return what a server takes."""
+        """Return the generic handlers."""
         kinds: dict[str, tuple[Any, Handler]] = {
             "Echo": (grpc.unary_unary_rpc_method_handler, self.echo),
             "Report": (grpc.unary_unary_rpc_method_handler, self.report),
@@ -75,12 +74,12 @@ class Servicer:
         await self.talking(requests, context)
 
     async def report(self, request: bytes, context: Any) -> bytes:
-        """Answer with what the context says of the call."""
+        """Answer with what the context contains."""
         metadata = [[name, list(value) if isinstance(value, bytes) else value] for name, value in _own(context)]
         return json.dumps({"metadata": metadata, "has_deadline": context.time_remaining() is not None}).encode()
 
     async def slow(self, request: bytes, context: Any) -> bytes:
-        """Answer when the test says so."""
+        """Answer when the test sets `proceed`."""
         context.add_done_callback(self.callbacks.put_nowait)
         self.begun.set()
         self.entered.put_nowait(None)
@@ -136,8 +135,8 @@ class Servicer:
 
 
 def _noted(servicer: Servicer, method: Handler) -> Handler:
-    """Return the method; what context it was called with is noted."""
-    # grpcio looks at what kind of function it is, so there is one of each kind.
+    """Return the method, wrapped so that its context is recorded."""
+    # grpcio distinguishes kinds of functions, so there is one of each kind.
     if asyncio.iscoroutinefunction(method):
 
         async def call(request: Any, context: Any) -> Any:

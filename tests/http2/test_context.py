@@ -1,4 +1,4 @@
-"""What a handler can do and see through its context; the same on both transports unless a test says otherwise."""
+"""The context of handlers, which is the same on both transports unless a test claims otherwise."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ async def test_an_abort_that_the_handler_catches_ends_the_call_all_the_same(serv
     assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "no")
 
 
-async def test_abort_is_answered_at_once_whatever_the_handler_does_then(served: Served) -> None:
+async def test_abort_is_answered_before_the_handler_ends(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> None:
         try:
@@ -303,7 +303,7 @@ async def test_the_handler_sees_the_deadline_and_is_cancelled_at_it(served: Serv
             remaining.append(context.time_remaining())
             served.servicer.ended.put_nowait("over")
 
-    raw = await served.raw()  # which has no clock of its own
+    raw = await served.raw()  # which does not enforce the deadline itself
     request = Request(headers(f"/{SERVICE}/Run".encode(), (b"grpc-timeout", b"300m")), (message(b""),))
     async with asyncio.timeout(10):
         answer = await raw.call(request)

@@ -1,4 +1,4 @@
-"""The same request to both transports, in order or not: they give the same answer but for what differences.py names."""
+"""Both transports answer valid and invalid requests in the same way, except for the cases in differences.py."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ def outcome(answer: Answer) -> str:
 
 
 def content(answer: Answer) -> tuple[object, ...]:
-    """Return all that a client sees of an answer, as far as it is to be the same."""
+    """Return the parts of an answer that must be the same."""
     pairs = [[pair for pair in head if pair[0] not in _NOT_COMPARED] for head in answer.heads]
     head, trailers = (pairs[0] if len(pairs) > 1 else []), (pairs[-1] if pairs else [])
     details = unquote_to_bytes(answer.trailers.get(b"grpc-message", b"")).decode()
@@ -52,11 +52,11 @@ def _body(body: bytes) -> object:
 
 
 def problem(draft: Draft, grpcio: Answer, http2: Answer) -> str | None:
-    """Return what is wrong with the two answers, if anything is."""
+    """Return what is wrong with the two answers, None if nothing is."""
     theirs, ours = outcome(grpcio), outcome(http2)
     found = f"{draft.method} with {draft.odd or 'nothing odd'}: {content(grpcio)} {content(http2)}"
     if ours in ("INTERNAL", "UNKNOWN") and "a handler that fails" not in draft.odd:
-        return f"the caller is told that we failed: {found}"
+        return f"the caller gets an internal error: {found}"
     if not DIFFERENCES.keys() & draft.odd and len(draft.odd) < 2:
         return None if content(grpcio) == content(http2) else found
     named = [DIFFERENCES.get(name) or Difference(SAME[name], SAME[name], "") for name in draft.odd]

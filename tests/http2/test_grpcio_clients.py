@@ -1,4 +1,4 @@
-"""grpcio's clients, sync and aio, against each transport: what they can ask for, and the limits they meet."""
+"""grpcio's clients, sync and aio, against each transport: features and limits."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Every kind of method, with messages one by one and faster than the other side takes them."""
+"""Every kind of method, with messages one by one and faster than the other side reads them."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -45,7 +45,6 @@ class Load:
     """Callers that read and write, each one call after the other; what failed, and how many did not."""
 
     def __init__(self, stub: Any) -> None:
-        """Begin nothing yet."""
         self.stub = stub
         self.answered = 0
         self.failed: Counter[str] = Counter()
@@ -53,7 +52,7 @@ class Load:
         self._starts = count(1_800_000_000, 3600)
 
     async def call(self) -> None:
-        """Call for ever."""
+        """Call until canceled."""
         while True:
             try:
                 await self.stub.GetSalon(pb.GetSalonRequest(salon_id=SALON), timeout=30)

@@ -1,4 +1,4 @@
-"""A server that stops: what is under way ends, what comes is sent elsewhere, and nothing waits for ever."""
+"""A server that stops: calls under way end, new calls are refused, and nothing waits forever."""
 
 import asyncio
 import time

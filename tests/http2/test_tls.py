@@ -1,4 +1,4 @@
-"""TLS on both transports: what a client must show, what a handler sees of it, and certificates that change."""
+"""TLS on both transports: client certificates, what handlers see of them, and changed certificates."""
 
 import asyncio
 import ssl
@@ -21,13 +21,13 @@ RELOAD_SECONDS = 5.0  # two are promised; the machine may be busy
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """The authority of servers and clients."""
+    """The CA of servers and clients."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def stranger() -> trustme.CA:
-    """An authority that nobody trusts."""
+    """An untrusted CA."""
     return trustme.CA()
 
 
@@ -53,7 +53,7 @@ class Files:
 
 
 def credentials(authority: trustme.CA, issued: trustme.LeafCert | None = None) -> grpc.ChannelCredentials:
-    """Return what a client shows and whom it trusts."""
+    """Return the credentials of a client."""
     root = authority.cert_pem.bytes()
     if issued is None:
         return grpc.ssl_channel_credentials(root)
@@ -212,7 +212,7 @@ async def test_a_certificate_that_cannot_be_read_leaves_the_last_one_in_use(
     served = await serve(transport, **files.settings)
     for spoil in (lambda: files.cert.write_text("nothing"), files.cert.unlink):
         spoil()
-        await asyncio.sleep(1.5)  # longer than between two looks
+        await asyncio.sleep(1.5)  # longer than between two checks
         assert await shown(served) == first
         assert await method(await connect(served), "Echo")(b"hi", timeout=20) == b"hi"
     second = files.write(authority)

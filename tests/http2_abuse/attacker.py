@@ -1,4 +1,4 @@
-"""What a hostile client sends: frames made by hand, on connections that read or don't."""
+"""A hostile client: frames made by hand, on connections that read or don't."""
 
 import asyncio
 import ssl
@@ -104,7 +104,7 @@ class Frame(NamedTuple):
 
 
 class Peer(asyncio.Protocol):
-    """A hostile connection: it sends what it is told to, and answers nothing."""
+    """A hostile connection: it sends what a test wants, and answers nothing."""
 
     transport: asyncio.Transport
     opened: ClassVar[set["Peer"]] = set()
@@ -160,35 +160,35 @@ class Peer(asyncio.Protocol):
             self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Send the first bytes."""
         self.transport = transport  # type: ignore[assignment]
         self.opened.add(self)
         if not self._reads:
             self.transport.pause_reading()
 
     def data_received(self, received: bytes) -> None:
-        """Take what came."""
+        """Handle input."""
         self.received += len(received)
         if self._keeps:
             self._received += received
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Take note of the end."""
+        """Record the end."""
         self._writable.set()
         self.opened.discard(self)
         if not self._closed.done():
             self._closed.set_result(None)
 
     def pause_writing(self) -> None:
-        """Wait with the next bytes."""
+        """Stop sending."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Continue to send."""
         self._writable.set()
 
     async def send(self, *parts: bytes, seconds: float = 10) -> bool:
-        """Send as fast as the server takes it; return whether it took all of it in that time."""
+        """Send as fast as the server reads; return whether it read everything in that time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for part in parts:
@@ -239,7 +239,7 @@ class Uploader(Peer):
         self._http2.initiate_connection()
 
     def data_received(self, received: bytes) -> None:
-        """Take what came, and send what that allows."""
+        """Handle input, and send what it allows."""
         super().data_received(received)
         self._http2.receive_data(received)
         self._http2.events()

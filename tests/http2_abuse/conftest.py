@@ -1,4 +1,4 @@
-"""The server under attack and its neighbour, each in a process of its own."""
+"""The server under attack and its neighbour, each in a separate process."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ SETTLED = {"connections": 2, "receiving": 0, "sending": 0, "tasks": 4, "deadline
 
 @dataclass
 class Outcome:
-    """What an attack did to the neighbour and the process; `state` is what the server told at its end."""
+    """What an attack did to the neighbour and the process; `state` is the server's at its end."""
 
     p99_ms: float
     memory: int
@@ -98,7 +98,7 @@ class Target:
         self.ca_file = ca_file
 
     async def state(self, request: bytes = b"") -> dict[str, Any]:
-        """Return what the server tells of itself, on a connection of its own."""
+        """Return the server's state, over a new connection."""
         async with self.channel() as channel:
             return await ask(channel, request)
 
@@ -107,7 +107,7 @@ class Target:
         return is_so(await self.state())
 
     def channel(self) -> grpc.aio.Channel:
-        """Return a channel with a connection of its own."""
+        """Return a channel with a new connection."""
         target, options = f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)]
         if self.ca_file is None:
             return grpc.aio.insecure_channel(target, options)
@@ -167,22 +167,22 @@ class Target:
                 await attack()
             Peer.drop_all()
             await asyncio.sleep(LEAST_SECONDS - (loop.time() - began))
-            told = await self.neighbour.round()
+            calls = await self.neighbour.round()
         finally:
             watching.cancel()
             Peer.drop_all()
         memory = max(peak, self.memory.memory_info().rss) - before
-        return Outcome(told.p99_ms, memory, told.failures, await self.settled())
+        return Outcome(calls.p99_ms, memory, calls.failures, await self.settled())
 
 
 async def ask(channel: grpc.aio.Channel, request: bytes = b"") -> dict[str, Any]:
-    """Return what a server tells of itself."""
+    """Return the state of a server."""
     method: Any = channel.unary_unary("/abuse/State")
     return dict(json.loads(await method(request, timeout=10)))
 
 
 async def until(is_so: Callable[[], Awaitable[bool] | bool], seconds: float = 5) -> None:
-    """Wait until something is so. Raises: TimeoutError."""
+    """Wait until a condition holds. Raises: TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
             found = is_so()

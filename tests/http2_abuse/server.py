@@ -27,7 +27,6 @@ class Errors(logging.Handler):
     """Keeps what is logged at ERROR."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         super().__init__(logging.ERROR)
         self.texts: list[str] = []
         self._formatter = logging.Formatter("%(message)s")
@@ -41,12 +40,11 @@ class Holds:
     """For how long the event loop was held: by the clock, and in CPU time, which other processes don't change."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.clear()
         self._timer: asyncio.TimerHandle | None = None
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -57,7 +55,7 @@ class Holds:
         self._last, self._last_cpu = time.perf_counter(), time.thread_time()
 
     def sample(self) -> None:
-        """Look at the clocks; again in a moment."""
+        """Read the clocks; again in a moment."""
         now, cpu = time.perf_counter(), time.thread_time()
         held, self._last = now - self._last - SAMPLE_SECONDS, now
         held_cpu, self._last_cpu = cpu - self._last_cpu, cpu
@@ -105,7 +103,7 @@ class Dispatcher:
             yield request
 
     async def state(self, request: bytes, context: Any) -> bytes:
-        """Tell what the process holds; `clear` forgets the longest holds first."""
+        """Return what the process holds; `clear` resets the longest holds first."""
         if request == b"clear":
             self.holds.clear()
             self.errors.texts.clear()
@@ -125,7 +123,7 @@ class Dispatcher:
 
 
 async def serve(limits: Limits, tls: Tls | None) -> None:
-    """Serve for ever."""
+    """Serve until canceled."""
     errors, holds = Errors(), Holds()
     logging.getLogger().addHandler(errors)
     server = Server(limits=limits, tls=tls)

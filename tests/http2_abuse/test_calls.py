@@ -1,4 +1,4 @@
-"""Calls that are many, large, slow, or never what they seem."""
+"""Many, large, slow and deceptive calls."""
 
 import asyncio
 import gzip

@@ -53,7 +53,7 @@ async def test_more_connections_than_allowed_are_closed_and_the_rest_is_served(t
         assert not any(peer.is_closed for peer in peers)
 
     before = await target.state()
-    # The state is asked for on a connection of its own, for which there is room: 900 of them stay open.
+    # 900 connections stay open, so that there is room for the one that reads the state.
     state = await target.endures(attack)
     assert state["connections_refused"] >= before["connections_refused"] + 200
 
@@ -104,7 +104,7 @@ async def test_client_that_closes_its_half_ends_its_calls(target: Target) -> Non
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A certificate for localhost, its key, and its authority."""
+    """A certificate for localhost, its key, and its CA."""
     folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1")
     files = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"

@@ -1,4 +1,4 @@
-"""What is no HTTP/2, what breaks its rules, and what follows them and only costs."""
+"""Input that is no HTTP/2, that breaks its rules, or that follows them and only costs work."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from tests.http2_abuse.conftest import Target, until
 
 FLOOD_SECONDS = 0.7
 BEGIN = MAGIC + settings()
-TOLD = [http2.PROTOCOL_ERROR]
+PROTOCOL_ERRORS = [http2.PROTOCOL_ERROR]
 
 
 async def test_random_bytes_and_other_protocols_end_their_connections(target: Target) -> None:

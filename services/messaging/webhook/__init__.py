@@ -1,1 +1,1 @@
-"""Webhook bodies of WhatsApp: from bytes to what is recorded."""
+"""Webhook bodies of WhatsApp: `ingest` records them; `parse` reads their messages and statuses."""

@@ -1,7 +1,8 @@
-"""JSON of a webhook body, read a part at a time: what one call of `json.loads` does in 0.3 s for 8 MB.
+"""Reads the JSON of a webhook body: a small one by `json.loads`, a large one in parts.
 
-`scan` finds where the parts of a body are, without making objects of them; `load` makes the object of one part. So a
-body needs little more memory than its bytes, and a part that can't be read loses only itself.
+`json.loads` takes 0.3 s for 8 MB, which would block every other RPC. `scan` finds where the parts of a body are,
+without building objects; `load` builds the object of one part. So a body needs little more memory than its bytes, and a
+part that can't be read does not affect the others.
 """
 
 import json
@@ -14,30 +15,30 @@ from typing import Any, TypeAlias
 MOST_NESTED = 64
 LARGEST_PART = 131_072  # bytes
 MOST_PARTS = 100_000  # of a body
-WINDOW = 8_192  # bytes looked through before others may run
-MOST_KEPT = 65_536  # characters of an item that can't be recorded
-LARGEST_SMALL = 65_536  # bytes of a body that is read at once
+WINDOW = 8_192  # bytes scanned before other tasks may run
+MOST_STORED = 65_536  # characters of an item that can't be recorded
+LARGEST_SMALL = 65_536  # bytes of a body that is read by json.loads
 
 Steps: TypeAlias = Generator[None, None, "Part"]
-# What to look into: an object by its names, a list by its one element. None: it is one part.
+# The parts to find: of an object by name, of a list by its one element. None: the value is one part.
 Shape: TypeAlias = "Mapping[str, Shape] | Sequence[Shape] | None"
 
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
-# A string, whose last group is empty where it goes on behind the window; what opens; what closes.
+# A string, whose group is empty if it continues after the window; an opening bracket; a closing bracket.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|([{\[])|[}\]]', re.DOTALL)
 _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
-# A number that Python may not hold as JSON has it, or something that looks like one.
-_FAR = re.compile(r"(?<![0-9])[0-9]{309}|[eE]\+?[0-9]{3}|NaN|Infinity")
+# A number that may exceed Python's float or int, or something that looks like one.
+_HUGE = re.compile(r"(?<![0-9])[0-9]{309}|[eE]\+?[0-9]{3}|NaN|Infinity")
 _MOST_DIGITS = 309
 
 
 class Unreadable(Exception):
-    """An item that can't be recorded; its text says which field, and why."""
+    """An item can't be recorded; the text names the field and the reason."""
 
 
-class Far(float):
-    """A number that JSON has and Python does not hold, such as 1e400: it keeps its text."""
+class HugeNumber(float):
+    """A number that JSON allows and Python's float does not hold, such as 1e400, with its text."""
 
     def __init__(self, text: str) -> None:
         """Keep the text."""
@@ -45,12 +46,12 @@ class Far(float):
 
 
 class Part:
-    """A part of a body: where it is, how deeply it is nested, and its own parts if it was looked into."""
+    """A part of a body: its position, its depth of nesting, and its own parts if the shape names them."""
 
     __slots__ = ("depth", "end", "parts", "payload", "start")
 
     def __init__(self, payload: bytes, start: int, end: int, depth: int, parts: Any = None) -> None:
-        """Make a part of `payload`; `parts` are those of an object by name, or those of a list."""
+        """Describe a part of `payload`; `parts` are those of an object by name, or those of a list."""
         self.payload = payload
         self.start = start
         self.end = end
@@ -59,59 +60,62 @@ class Part:
 
     @property
     def raw(self) -> bytes:
-        """Its bytes."""
+        """The bytes of the part."""
         return self.payload[self.start : self.end]
 
 
+class Leaves(Sequence[Part]):
+    """The elements of a list, held as numbers: 100,000 objects would slow down the garbage collector."""
+
+    def __init__(self, payload: bytes) -> None:
+        """Begin with no element."""
+        self._payload = payload
+        self._positions = array("Q")
+
+    def add(self, part: Part) -> None:
+        """Add an element."""
+        self._positions.extend((part.start, part.end, part.depth))
+
+    def __len__(self) -> int:
+        """Return the number of elements."""
+        return len(self._positions) // 3
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return an element."""
+        if index >= len(self):
+            raise IndexError
+        return Part(self._payload, *self._positions[3 * index : 3 * index + 3])
+
+
 def is_small(payload: bytes) -> bool:
-    """Say whether a body takes so little time that it can be read at once, and nests too deeply in no way."""
+    """Return whether a body can be read at once: it is short and can't be nested too deeply."""
     return len(payload) <= LARGEST_SMALL and payload.count(b"[") + payload.count(b"{") <= MOST_NESTED
 
 
-class Leaves(Sequence[Part]):
-    """The elements of a list that are not looked into: numbers, since 100,000 objects hold up the garbage collector."""
-
-    def __init__(self, payload: bytes) -> None:
-        """Begin with none."""
-        self._payload = payload
-        self._places = array("Q")
-
-    def add(self, part: Part) -> None:
-        """Take one more."""
-        self._places.extend((part.start, part.end, part.depth))
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._places) // 3
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return one of them."""
-        if index >= len(self):
-            raise IndexError
-        return Part(self._payload, *self._places[3 * index : 3 * index + 3])
-
-
-def parse(payload: bytes, shape: Shape) -> Generator[None, None, Any]:
+def read_json(payload: bytes, shape: Shape) -> Generator[None, None, Any]:
     """Return a body: as objects if it is small, else as the parts that `shape` names. Raises: ValueError."""
     if is_small(payload):
         try:
             return _loads(payload.decode())
         except ValueError:
-            pass  # perhaps but for one item
+            pass  # perhaps only one item is malformed
     return (yield from scan(payload, shape))
 
 
 def scan(payload: bytes, shape: Shape) -> Steps:
-    """Return a body as the parts that `shape` names, yielding now and then. Raises: ValueError for what is no JSON."""
+    """Return a body as the parts that `shape` names; yield where other tasks may run.
+
+    Raises: ValueError if the body is not JSON.
+    """
     scanner = _Scanner(payload)
     part = yield from scanner.part(scanner.space(0), shape)
     if scanner.space(part.end) != len(payload):
-        raise ValueError("there is something behind the body")
+        raise ValueError("there is something after the body")
     return part
 
 
 def load(value: Any) -> Any:
-    """Return a part as an object; what is none is returned as it is. Raises: Unreadable."""
+    """Return the object of a part; return any other value as it is. Raises: Unreadable."""
     if not isinstance(value, Part):
         return value
     if value.depth > MOST_NESTED:
@@ -121,11 +125,11 @@ def load(value: Any) -> Any:
     try:
         return _loads(value.raw.decode("utf-8", "surrogatepass"))
     except ValueError:
-        raise Unreadable("is no JSON") from None
+        raise Unreadable("is not JSON") from None
 
 
-def peek(value: Any) -> Any:
-    """Return a part as an object, None if it can't be read."""
+def load_or_none(value: Any) -> Any:
+    """Return the object of a part, None if it can't be read."""
     try:
         return load(value)
     except Unreadable:
@@ -133,50 +137,52 @@ def peek(value: Any) -> Any:
 
 
 def members(value: Any) -> Mapping[str, Any] | None:
-    """Return the members of an object, those that the shape names; None if it is no object that can be read."""
-    found = _inside(value)
-    return found if isinstance(found, dict) else None
+    """Return the members of an object (of a part, those that the shape names), None if it is not a readable object."""
+    if isinstance(value, Part):
+        value = load_or_none(value) if value.parts is None else value.parts
+    return value if isinstance(value, dict) else None
 
 
 def elements(value: Any) -> Sequence[Any] | None:
-    """Return the elements of a list; None if it is no list that can be read."""
-    found = _inside(value)
-    return found if isinstance(found, list | Leaves) else None
+    """Return the elements of a list, None if it is not a readable list."""
+    if isinstance(value, Part):
+        value = load_or_none(value) if value.parts is None else value.parts
+    return value if isinstance(value, list | Leaves) else None
 
 
-def text_of(value: Any, *, sort_keys: bool = False) -> str:
-    """Return JSON in ASCII, with texts for numbers that Python does not hold. Raises: Unreadable."""
+def json_text(value: Any, *, sort_keys: bool = False) -> str:
+    """Return JSON in ASCII, with strings for numbers that Python does not hold. Raises: Unreadable."""
     value = load(value)
     try:
         return json.dumps(value, allow_nan=False, sort_keys=sort_keys)
     except ValueError:
-        return json.dumps(_plain(value), sort_keys=sort_keys)
+        return json.dumps(_without_huge_numbers(value), sort_keys=sort_keys)
 
 
-def kept(value: Any) -> tuple[str, bytes]:
-    """Return what to keep of an item that can't be recorded, in ASCII, and the bytes that tell it from others."""
+def stored_item(value: Any) -> tuple[str, bytes]:
+    """Return the text to store of an item that can't be recorded, in ASCII, and the bytes that identify the item."""
     try:
-        text = text_of(value, sort_keys=True)
+        text = json_text(value, sort_keys=True)
     except Unreadable:
         raw = value.raw
-        return raw[:MOST_KEPT].replace(b"\0", b" ").decode("ascii", "backslashreplace")[:MOST_KEPT], raw
-    return text[:MOST_KEPT], text.encode()
+        return raw[:MOST_STORED].replace(b"\0", b" ").decode("ascii", "backslashreplace")[:MOST_STORED], raw
+    return text[:MOST_STORED], text.encode()
 
 
 class _Scanner:
-    """Goes through a body. Its methods raise ValueError where that is no JSON."""
+    """Scans a body. Its methods raise ValueError if the body is not JSON."""
 
     def __init__(self, payload: bytes) -> None:
         self._payload = payload
         self._parts = 0
 
     def space(self, at: int) -> int:
-        """Return the first place from `at` on that is no white space."""
+        """Return the first position from `at` on that is not white space."""
         found = _SPACE.match(self._payload, at)
         return found.end() if found else at
 
     def part(self, at: int, shape: Shape) -> Steps:
-        """Return the part that begins at a place."""
+        """Return the part that begins at a position."""
         yield
         self._parts += 1
         if self._parts > MOST_PARTS:
@@ -204,7 +210,7 @@ class _Scanner:
             at = self.space(name.end)
             if self._payload[at : at + 1] != b":":
                 raise ValueError("a colon is missing")
-            key = str(peek(name) or "") if name.end - name.start < WINDOW else ""
+            key = str(load_or_none(name) or "") if name.end - name.start < WINDOW else ""
             part = yield from self.part(self.space(at + 1), shape.get(key))
             if key in shape:
                 parts[key] = part
@@ -226,12 +232,12 @@ class _Scanner:
         return Part(self._payload, start, at, deepest + 1, leaves if shape is None else parts)
 
     def _open(self, start: int, closing: bytes) -> tuple[int, bool]:
-        """Return where the first element begins, or the end if there is none, and which of them it is."""
+        """Return where the first element begins, or the end of an empty list or object, and whether it is the end."""
         at = self.space(start + 1)
         return (at + 1, True) if self._payload[at : at + 1] == closing else (at, False)
 
     def _next(self, end: int, closing: bytes) -> tuple[int, bool]:
-        """Return where the next element begins, or the end if there is none, and which of them it is."""
+        """Return where the next element begins, or the end if there is none, and whether it is the end."""
         at = self.space(end)
         found = self._payload[at : at + 1]
         if found == closing:
@@ -241,7 +247,7 @@ class _Scanner:
         return self.space(at + 1), False
 
     def _leaf(self, start: int) -> Steps:
-        """Return a string, list or object that is not looked into: its end is found by its strings and brackets."""
+        """Return a string, list or object as one part: its strings and brackets show where it ends."""
         at, depth, deepest = start, 0, 0
         while at < len(self._payload):
             following = at + WINDOW
@@ -262,7 +268,7 @@ class _Scanner:
         raise ValueError("the end is missing")
 
     def _string(self, at: int) -> Generator[None, None, int]:
-        """Return the end of a string, of which `at` is not the beginning."""
+        """Return the end of a string; `at` is inside it."""
         while found := _STRING.match(self._payload, at, at + WINDOW):
             if found[1]:
                 return found.end()
@@ -273,28 +279,24 @@ class _Scanner:
         raise ValueError("the end of a string is missing")
 
 
-def _inside(value: Any) -> Any:
-    return value.parts if isinstance(value, Part) and value.parts is not None else peek(value)
-
-
 def _loads(text: str) -> Any:
-    if _FAR.search(text):
-        return json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=Far)
+    if _HUGE.search(text):
+        return json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=HugeNumber)
     return json.loads(text)
 
 
-def _integer(text: str) -> int | Far:
-    return int(text) if len(text) < _MOST_DIGITS else Far(text)
+def _integer(text: str) -> int | HugeNumber:
+    return int(text) if len(text) < _MOST_DIGITS else HugeNumber(text)
 
 
 def _number(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else Far(text)
+    return number if math.isfinite(number) else HugeNumber(text)
 
 
-def _plain(value: Any) -> Any:
+def _without_huge_numbers(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: _without_huge_numbers(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value.text if isinstance(value, Far) else value
+        return [_without_huge_numbers(part) for part in value]
+    return value.text if isinstance(value, HugeNumber) else value

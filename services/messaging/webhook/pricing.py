@@ -1,50 +1,40 @@
-"""What a status says of the price of its message.
+"""The price of a message, as a status reports it.
 
-Meta's `pricing` names a category and whether the message is billed. It has no amount (as of 2026); a provider between
-Meta and us may add one with its `currency`: `amount` as a decimal or as {"value", "offset"}, the shape of Meta's
+Meta's `pricing` names a category and whether the message is billed, without an amount (as of 2026). A provider between
+Meta and us may add an amount with its `currency`: `amount` as a decimal or as {"value", "offset"}, the shape of Meta's
 payments, or `amount_micros`. A price that can't be read is left out.
 """
 
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
-from services.messaging.webhook.content import word
+from services.messaging.webhook.content import text_field
 
 MOST_MICROS = 10**15
 _CURRENCY = re.compile("[A-Z]{3}")
 
 
-class Price(NamedTuple):
-    """A price as a status event has it: None where nothing is said. A cost comes with its currency, or not at all."""
-
-    pricing_category: str | None = None
-    billable: bool | None = None
-    cost_micros: int | None = None
-    currency_code: str | None = None
-
-
-def price(pricing: Any) -> Price:
-    """Read a status's `pricing`."""
+def read_pricing(pricing: Any) -> dict[str, Any]:
+    """Return the price fields of a status event; None for unknown ones. A cost comes with its currency."""
     if not isinstance(pricing, dict):
-        return Price()
-    billable = _billable(pricing)
-    currency = word(pricing, "currency", 3) or ""
+        return dict.fromkeys(("pricing_category", "billable", "cost_micros", "currency_code"))
+    billable, kind = pricing.get("billable"), text_field(pricing, "type") or ""
+    if not isinstance(billable, bool):  # Meta is about to drop it in favor of the type
+        billable = True if kind == "regular" else False if kind.startswith("free_") else None
+    currency = text_field(pricing, "currency", 3) or ""
     cost = _micros(pricing) if _CURRENCY.fullmatch(currency) and billable is not False else None
-    return Price(word(pricing, "category", 64), billable, cost, currency if cost else None)
-
-
-def _billable(pricing: Mapping[str, Any]) -> bool | None:
-    """Return what `billable` says, else what the type does: Meta is about to drop the former."""
-    found, kind = pricing.get("billable"), word(pricing, "type") or ""
-    if isinstance(found, bool):
-        return found
-    return True if kind == "regular" else False if kind.startswith("free_") else None
+    return {
+        "pricing_category": text_field(pricing, "category", 64),
+        "billable": billable,
+        "cost_micros": cost,
+        "currency_code": currency if cost else None,
+    }
 
 
 def _micros(pricing: Mapping[str, Any]) -> int | None:
-    """Return the amount in millionths, None for none, for nothing and for what can't be."""
+    """Return the amount in millionths; None if it is missing, zero, negative, too large or not a number."""
     amount = pricing.get("amount")
     try:
         if "amount_micros" in pricing:

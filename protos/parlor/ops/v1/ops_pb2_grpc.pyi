@@ -5,8 +5,8 @@ The ops service: metrics and cache invalidation, for operators. Each of the thre
 RPCs.
 
 Counters cover all workers of the service since it started, other figures all workers now; any worker can answer.
-Counts that a worker made since the last call are lost if it is killed. Rates are in percent with two decimals, times
-in ms.
+Counts of other workers are up to a second old; a worker that is killed loses at most a second of counts. Rates are in
+percent with two decimals, times in ms.
 """
 
 from collections import abc as _abc

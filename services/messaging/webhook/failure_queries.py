@@ -1,4 +1,4 @@
-"""The statements on webhook items that could not be recorded, one function each."""
+"""The statements on webhook items that could not be recorded."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from services.messaging.webhook.parse import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
-    """Keep the failures that are not there yet; return the digest of each.
+    """Store the failures that are not stored yet; return the digest of each.
 
-    Of a salon, or, with "" for its id, those that came for a phone_number_id that belongs to none.
+    They belong to a salon or, if its id is "", to a phone_number_id that belongs to no salon.
     Source: index webhook_failures_digest_key.
     """
     query = """
@@ -28,23 +28,23 @@ def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Fail
         ORDER BY digest
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING digest"""
-    given = [
+    rows = [
         {
             "digest": failure.digest.hex(),
             "kind": failure.kind,
             "reason": failure.reason,
-            "item": failure.excerpt,
+            "item": failure.item,
             "phone_number": failure.phone_number,
             "user_id": failure.user_id,
         }
         for failure in failures
     ]
-    params = {"salon_id": salon_id, "phone_number_id": phone_number_id, "failures": json.dumps(given)}
+    params = {"salon_id": salon_id, "phone_number_id": phone_number_id, "failures": json.dumps(rows)}
     return Statement(query, params, lambda _, rows: {digest for (digest,) in rows})
 
 
 async def list_failures(conn: AsyncConnection[Any], salon_id: str, page: Page) -> list[bytes]:
-    """Return up to one failure more than the page has, newest first.
+    """Return up to one failure more than the page holds, newest first.
 
     Source: index idx_webhook_failures_salon_created.
     """

@@ -1,21 +1,26 @@
-"""The statements that write messages and their conversations, one function each."""
+"""The statements that record messages and create, revive or rename their conversations."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from psycopg import AsyncConnection
 
-from libs.db import Statement, records
+from libs.db import Statement, json_rows
+from libs.messages import encode_row
+from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
-from services.messaging.status_queries import Changed, Place, changed, fold, place
+from services.messaging.status_fold import folded_status
+
+MOST_LOCKS = 64
 
 
 class NewMessage(NamedTuple):
-    """A message to record; the words are those of the columns.
+    """A message to record, with the values of the columns.
 
-    `salon_known`: whether it may begin a conversation. `language` None: that of the salon's newest message. `item`:
-    the JSON that it came as.
+    `salon_known`: the message may begin a conversation. `language` None: that of the salon's newest message. `item`:
+    the message as JSON in the webhook body.
     """
 
     salon_id: str
@@ -38,14 +43,55 @@ class NewMessage(NamedTuple):
     item: str | None
 
 
-def _upsert(place: str, conflict: str) -> str:
-    """Return the statement that creates or revives the conversations of customers that have a phone number, or not."""
+class ConversationKey(NamedTuple):
+    """The id of a conversation and its phone number, "" if it has none."""
+
+    conversation_id: str
+    phone_number: str
+
+
+class WrittenMessage(NamedTuple):
+    """A message that a statement returned: its conversation, the names and the values of its columns."""
+
+    conversation: ConversationKey
+    names: list[str]
+    row: Sequence[Any]
+
+    @property
+    def is_of_unknown_type(self) -> bool:
+        """Whether WhatsApp's type of the message is not among ours."""
+        return bool(self.row[self.names.index("type")] == b"MESSAGE_TYPE_UNKNOWN")
+
+    def encoded(self) -> bytes:
+        """Return the message in bytes."""
+        return encode_row(Message, self.names, self.row)
+
+
+def written_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
+    """Read the result of a statement that returns MESSAGE."""
+    return [
+        WrittenMessage(ConversationKey(row[2].decode(), (row[3] or b"").decode()), names, row)  # see MESSAGE
+        for row in rows
+    ]
+
+
+def message_lock(salon_id: str, name: str) -> str:
+    """Return the name of the lock of a whatsapp_id, user_id or phone number of a salon.
+
+    Each salon has MOST_LOCKS locks, shared by all its names: Postgres has room for some 6400 locks of all transactions,
+    and a change of a webhook body has hundreds of names.
+    """
+    return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
+
+
+def _upsert_conversations(condition: str, conflict: str) -> str:
+    """Return the statement that creates or revives the conversations of the customers that meet a condition."""
     return f"""
         INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, customer_named_at, started_at,
             last_message_at, unread_count, service_window_expires_at)
         SELECT salon_id, phone_number, user_id, customer_name, customer_named_at, started_at, last_message_at,
             unread_count, service_window_expires_at
-        FROM customer WHERE {place} ORDER BY salon_id, phone_number, user_id
+        FROM customer WHERE {condition} ORDER BY salon_id, phone_number, user_id
         ON CONFLICT {conflict} DO UPDATE SET
             status = 'ACTIVE', revision = c.revision + 1,
             user_id = coalesce(excluded.user_id, c.user_id),
@@ -63,29 +109,28 @@ def _upsert(place: str, conflict: str) -> str:
             c.service_window_expires_at"""
 
 
-def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[Changed]]:
-    """Insert the messages whose whatsapp_id the salon does not have yet, and create or revive their conversations.
+def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
+    """Insert messages, and create or revive their conversations; return the inserted messages.
 
-    Return the inserted ones. Left out, too, is what the service window does not allow: the caller rolls back then.
-    A customer without a phone number is the one of whom another message, or a conversation, has one with
-    their user_id; a conversation is begun only where `salon_known`, else its messages are left out.
-    The caller holds the locks of the whatsapp_ids, the user_ids and the phone numbers, so that no message and no status
-    of them comes in between. Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key,
-    idx_conversations_salon_user, message_status_events_pkey.
+    Messages are left out if the salon already has their whatsapp_id, if the service window does not allow them (the
+    caller rolls back then), or if they would begin a conversation and not `salon_known`. A message without a phone
+    number belongs to the conversation with its user_id, under the phone number of that conversation or of another
+    message with the user_id.
+    The caller holds the locks of the whatsapp_ids, the user_ids and the phone numbers, so that no other transaction
+    records messages or statuses of them meanwhile.
+    Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key, idx_conversations_salon_user,
+    message_status_events_pkey.
     """
-    return Statement(_INSERT_MESSAGES, {"messages": records(messages)}, changed)
+    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, written_messages)
 
 
 _INSERT_MESSAGES = f"""
     WITH given AS (
         SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-        FROM ROWS FROM (json_to_recordset(%(messages)s::json) AS (salon_id text, salon_known boolean,
+        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, salon_known boolean,
             phone_number text, user_id text, customer_name text, direction text, whatsapp_id text, type text,
             content text, media_id text, reply_to_whatsapp_id text, error_code int, error_title text,
-            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text
-        )) WITH ORDINALITY AS given (salon_id, salon_known, phone_number, user_id, customer_name, direction,
-            whatsapp_id, type, content, media_id, reply_to_whatsapp_id, error_code, error_title, cost_micros,
-            currency_code, language, created_at, item, place)
+            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text)
         ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
     ), named AS (
         SELECT given.*, gen_random_uuid() AS message_id, coalesce(
@@ -115,8 +160,10 @@ _INSERT_MESSAGES = f"""
             count(*) FILTER (WHERE direction = 'INBOUND') AS unread_count,
             max(created_at) FILTER (WHERE direction = 'INBOUND') + interval '24 hours' AS service_window_expires_at
         FROM fresh GROUP BY salon_id, customer, phone
-    ), with_phone AS ({_upsert("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
-    ), without_phone AS ({_upsert("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL")}
+    ), with_phone AS ({_upsert_conversations("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
+    ), without_phone AS ({
+    _upsert_conversations("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL")
+}
     ), placed AS (
         SELECT * FROM fresh JOIN (SELECT * FROM with_phone UNION ALL SELECT * FROM without_phone) AS conversation
         USING (salon_id, customer)
@@ -130,17 +177,18 @@ _INSERT_MESSAGES = f"""
                 SELECT m.language FROM messages AS m WHERE m.salon_id = placed.salon_id
                 ORDER BY m.created_at DESC LIMIT 1
             ), ''), created_at, placed.cost_micros, placed.currency_code,
-            CASE WHEN direction = 'INBOUND' THEN 'RECEIVED' ELSE said.status END,
-            coalesce(placed.error_code, said.error_code), coalesce(placed.error_title, said.error_title),
-            said.pricing_category, said.billable, said.cost_micros, said.currency_code, said.conversation_origin
+            CASE WHEN direction = 'INBOUND' THEN 'RECEIVED' ELSE folded.status END,
+            coalesce(placed.error_code, folded.error_code), coalesce(placed.error_title, folded.error_title),
+            folded.pricing_category, folded.billable, folded.cost_micros, folded.currency_code,
+            folded.conversation_origin
         FROM placed, LATERAL ({
-    fold(
+    folded_status(
         "placed.salon_id",
         "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
         "placed.cost_micros",
         "placed.currency_code",
     )
-}) AS said
+}) AS folded
         WHERE direction = 'INBOUND' OR type = 'TEMPLATE' OR created_at < service_window_expires_at
         RETURNING {MESSAGE}
     ), raw AS (
@@ -151,7 +199,7 @@ _INSERT_MESSAGES = f"""
 
 
 async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> bool:
-    """Say whether there is a conversation that the message belongs to: its salon is known then.
+    """Return whether the conversation of a message exists: its salon is known then.
 
     Source: indexes salon_id_phone_number, idx_conversations_salon_user.
     """
@@ -161,22 +209,25 @@ async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> b
     return bool((await conn.execute(query, message._asdict())).rowcount)
 
 
-def tell_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[Place]]:
-    """Give the conversations of a user_id without a phone number the one that a new message tells; return those.
+def assign_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[ConversationKey]]:
+    """Assign the phone number of a new message to the conversation of its user_id that has none; return those.
 
-    A number that has a conversation already stays with that. The caller holds the locks of both.
+    A phone number that has a conversation already stays with it. The caller holds the locks of the phone numbers and
+    the user_ids.
     Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
     """
-    told = [message for message in messages if message.phone_number and message.user_id]
-    return Statement(_TELL_PHONE_NUMBERS, {"messages": records(told)}, lambda _, rows: list(map(place, rows)))
+    return Statement(
+        _ASSIGN_PHONE_NUMBERS,
+        {"messages": json_rows(message for message in messages if message.phone_number and message.user_id)},
+        lambda _, rows: [ConversationKey(identifier.decode(), number.decode()) for identifier, number in rows],
+    )
 
 
-_TELL_PHONE_NUMBERS = """
+_ASSIGN_PHONE_NUMBERS = """
     WITH given AS (
         SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
-        FROM ROWS FROM (json_to_recordset(%(messages)s::json) AS (salon_id text, user_id text, phone_number text,
-            whatsapp_id text
-        )) WITH ORDINALITY AS given (salon_id, user_id, phone_number, whatsapp_id, place)
+        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, user_id text, phone_number text,
+            whatsapp_id text)
         WHERE NOT EXISTS (
             SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         )
@@ -190,18 +241,18 @@ _TELL_PHONE_NUMBERS = """
             WHERE k.salon_id = given.salon_id AND k.phone_number = given.phone_number
         )
         ORDER BY c.salon_id, given.phone_number, c.conversation_id
-    ), told AS (
+    ), assigned AS (
         UPDATE conversations AS c SET phone_number = found.phone_number FROM found
         WHERE c.salon_id = found.salon_id AND c.conversation_id = found.conversation_id
         RETURNING c.salon_id, c.conversation_id, c.phone_number
     ), locked AS (
-        SELECT m.salon_id, m.message_id, told.phone_number
-        FROM told JOIN messages AS m
-            -- No index by the salon: with it Postgres may read all the salon's messages for each conversation.
-            ON m.conversation_id = told.conversation_id AND m.salon_id || '' = told.salon_id
+        SELECT m.salon_id, m.message_id, assigned.phone_number
+        FROM assigned JOIN messages AS m
+            -- The || rules out an index by salon: Postgres might read all its messages for each conversation.
+            ON m.conversation_id = assigned.conversation_id AND m.salon_id || '' = assigned.salon_id
         ORDER BY m.message_id FOR NO KEY UPDATE OF m
     ), moved AS (
         UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
         WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id
     )
-    SELECT salon_id, conversation_id::text, phone_number FROM told"""
+    SELECT conversation_id::text, phone_number FROM assigned"""

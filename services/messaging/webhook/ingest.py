@@ -1,0 +1,141 @@
+"""Records webhook bodies: their messages, their statuses, and the items that can't be recorded."""
+
+from collections.abc import AsyncIterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+from libs.db import Statement
+from libs.server import IdempotentWrites, Slices
+from parlor.booking.v1.booking_pb2 import Salon
+from parlor.messaging.v1 import messaging_pb2 as pb
+from services.cache_tags import CacheTags
+from services.messaging import message_write_queries, status_queries
+from services.messaging.message_write_queries import NewMessage, message_lock
+from services.messaging.salons import Salons
+from services.messaging.status_queries import NewStatus
+from services.messaging.webhook.failure_queries import insert_failures
+from services.messaging.webhook.json_scanner import is_small
+from services.messaging.webhook.parse import Change, Failure, read_webhook
+
+MOST_UNKNOWN_IDS = 100  # in a reply
+
+
+class WebhookIngest:
+    """Records webhook bodies."""
+
+    def __init__(self, write: IdempotentWrites, tags: CacheTags, salons: Salons, secret: str) -> None:
+        """Prepare; `secret` is that of the WhatsApp app, which signs the bodies."""
+        self._write = write
+        self._tags = tags
+        self._salons = salons
+        self._secret = secret
+        self._slices = Slices()
+
+    async def ingest(self, request: pb.IngestWebhookRequest) -> pb.IngestWebhookResponse:
+        """Record every message and status of a body, in transactions of some items of one salon each.
+
+        If a transaction fails, the other salons' items are recorded nevertheless; then the error is raised, so that the
+        sender repeats the body. What was recorded is a duplicate then.
+        """
+        reply = pb.IngestWebhookResponse()
+        salons: dict[str, Salon | None] = {"": None}
+        unknown: set[str] = set()
+        failed: dict[str, Exception] = {}
+        async for number, change in self._changes(request.payload, request.signature):
+            if number in failed:
+                continue
+            try:
+                if number not in salons:
+                    salons[number] = await self._salons.of_phone_number_id(number)
+                if (salon := salons[number]) is not None:
+                    await self._record(request, salon, change, reply)
+                else:
+                    unknown |= {number} - {""}
+                    await self._store_without_salon(request, number, change, reply)
+            except Exception as error:
+                failed[number] = error
+        for error in failed.values():
+            raise error
+        reply.unknown_phone_number_ids.extend(sorted(unknown)[:MOST_UNKNOWN_IDS])
+        return reply
+
+    async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
+        """Yield the changes of a body; those of a large one in slices, between which other tasks run."""
+        steps = read_webhook(payload, signature, self._secret)
+        if is_small(payload):
+            for found in steps:
+                if found is not None:
+                    yield found
+        else:
+            async for found in self._slices.each(steps):
+                yield found
+
+    async def _record(
+        self, request: pb.IngestWebhookRequest, salon: Salon, change: Change, reply: pb.IngestWebhookResponse
+    ) -> None:
+        """Record a change of a salon in one transaction, and count what is new."""
+        salon_id = salon.salon_id
+        messages = [_new_message(salon, vars(message)) for message in change.messages]
+        statuses = [NewStatus(salon_id=salon_id, **vars(status)) for status in change.statuses]
+        statements = _statements(salon_id, messages, statuses, change.failures)
+        if not statements:
+            return
+        names = {status.whatsapp_id for status in statuses}
+        for message in messages:
+            names.update(filter(None, (message.whatsapp_id, message.user_id, message.phone_number)))
+        locks = {message_lock(salon_id, name) for name in names}
+        async with self._write(request, salon_id, locks=locks, first=list(statements.values())) as write:
+            found = dict(zip(statements, write.first, strict=True))
+            inserted, changed = found.get("messages", ()), found.get("changed", ())
+            conversations = map(attrgetter("conversation"), chain(inserted, changed))
+            write.invalidate(*self._tags.of_conversations(salon_id, *found.get("numbered", ()), *conversations))
+        recorded, failed = found.get("statuses", ()), found.get("failures", set())
+        unknown_kinds = failed.intersection(failure.digest for failure in change.failures if failure.is_unknown_kind)
+        unknown_types = sum(map(attrgetter("is_of_unknown_type"), inserted))
+        reply.messages += len(inserted) - unknown_types
+        reply.statuses += len(recorded)
+        reply.unknown += unknown_types + len(unknown_kinds)
+        reply.rejected += len(failed) - len(unknown_kinds)
+        items = len(messages) + len(statuses) + len(change.failures)
+        reply.duplicates += items - len(inserted) - len(recorded) - len(failed)
+
+    async def _store_without_salon(
+        self, request: pb.IngestWebhookRequest, number: str, change: Change, reply: pb.IngestWebhookResponse
+    ) -> None:
+        """Store the items of a phone_number_id that belongs to no known salon."""
+        unknown = sum(failure.is_unknown_kind and failure.kind == "OTHER" for failure in change.failures)
+        if failures := change.without_salon(number):
+            async with self._write(request, "", first=[insert_failures("", number, failures)]):
+                pass
+        reply.unknown += unknown
+        reply.rejected += len(failures) - unknown
+
+
+def _statements(
+    salon_id: str, messages: Sequence[NewMessage], statuses: Sequence[NewStatus], failures: Sequence[Failure]
+) -> dict[str, Statement[Any]]:
+    """Return the statements that record items, in their order, by the name of their result."""
+    statements: dict[str, Statement[Any]] = {}
+    if any(message.phone_number and message.user_id for message in messages):
+        statements["numbered"] = message_write_queries.assign_phone_numbers(messages)
+    if messages:
+        statements["messages"] = message_write_queries.insert_messages(messages)
+    if statuses:
+        statements["statuses"] = status_queries.insert_statuses(statuses)
+        statements["changed"] = status_queries.fold_statuses(statuses)
+    if failures:
+        statements["failures"] = insert_failures(salon_id, "", failures)
+    return statements
+
+
+def _new_message(salon: Salon, fields: dict[str, Any]) -> NewMessage:
+    return NewMessage(
+        salon_id=salon.salon_id,
+        salon_known=True,
+        direction="INBOUND",
+        cost_micros=0,
+        currency_code=None,
+        language=salon.language_code,
+        **fields,
+    )

@@ -1,0 +1,175 @@
+"""The readers of one process, and the reads that they check."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parlor.stats.v1 import stats_pb2
+from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, day, phone, request
+from tools.coherence.state import CUSTOMERS, INDEX, ITEMS, PERIODS, SALONS, SERVICES, WRITERS
+
+AT_ONCE = 3  # reads of this process under way at each service
+PAUSE_SECONDS = 0.005
+BATCH = 100
+LONGEST_PAGE = 200
+LAST_DAY = 3000
+NS = 1_000_000  # of a ms
+
+
+class Read(NamedTuple):
+    """The fields of a request, the items that it asks for, and which version of each a reply shows."""
+
+    fields: dict[str, Any]
+    items: Sequence[int]
+    shown: Callable[[Any], Sequence[int]]
+
+
+class Reader(Client):
+    """Readers of all salons, more often of their first customers and bookings than of their last."""
+
+    async def run(self) -> None:
+        """Read until the end, once there is something to read."""
+        while self.state.total("ready") < WRITERS:  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(RETRY_SECONDS)
+        self.state.count("ready")
+        reads = [(name, stub) for name, stubs in self.stubs.items() for stub in stubs]
+        await asyncio.gather(*(self.read_on(name, stub) for name, stub in reads * AT_ONCE))
+
+    async def read_on(self, service: str, stub: Any) -> None:
+        """Make one read after another at a service."""
+        while self.running:
+            rpc = self.random.choice(SERVICES[service])
+            salon = self.random.randrange(SALONS)
+            read: Read = getattr(self, rpc)(salon)
+            new = request(service, rpc, **read.fields)
+            if rpc != "GetSalonByPhoneNumberId":
+                new.salon_id = f"salon-{salon}"
+            answered = await self.make(rpc, getattr(stub, rpc), new, read)
+            await asyncio.sleep(PAUSE_SECONDS if answered else RETRY_SECONDS)
+
+    async def make(self, rpc: str, call: Any, new: Any, read: Read) -> bool:
+        """Make a read and check it; return whether it was answered."""
+        state = self.state
+        known = [state.known(item) for item in read.items]
+        least = known if self.spec.is_shown_final else [state.acknowledged(item) for item in read.items]
+        began, source = time.monotonic_ns(), ""
+        state.count((rpc, "rpcs"))
+        try:
+            reply = call(new, timeout=TIMEOUT_SECONDS)
+            shown = read.shown(await reply)
+            source = str(dict(await reply.trailing_metadata())["x-cache"])
+            state.count((rpc, source))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                state.count((rpc, "failed"))
+                self.failed(rpc, error)
+                return False
+            shown = [0] * len(read.items)  # a wrong negative answer is stale, too
+        state.count((rpc, "reads"), len(shown) if rpc == "BatchGetBookings" else 1)
+        self.check(rpc, read.items, least, shown, source, began)
+        if any(low <= version < high for low, version, high in zip(least, shown, known, strict=True)):
+            state.count((rpc, "split"))
+        return True
+
+    def check(
+        self, rpc: str, items: Sequence[int], least: Sequence[int], shown: Sequence[int], source: str, began: int
+    ) -> None:
+        """Compare the versions that a reply shows with the least that it must."""
+        bound_ms = self.spec.behind_ms + (self.spec.near_ms if source == "near" else 0)
+        stale = False
+        for item, wanted, version in zip(items, least, shown, strict=True):
+            self.state.see(item, version)
+            if version >= wanted:
+                continue
+            age_ns = self.state.age_ns(item, version, began)
+            self.state.note_age(age_ns)
+            if age_ns > bound_ms * NS or not bound_ms:
+                stale = True
+                versions = {"shown": version, "known": wanted, "acknowledged": self.state.acknowledged(item)}
+                self.found(rpc, item=ITEMS[item], **versions, age_ms=age_ns / NS, source=source, at=time.time())
+        if stale:
+            self.state.count((rpc, "stale"))
+
+    def GetSalon(self, salon: int) -> Read:
+        """Read a salon's name."""
+        return Read({}, [INDEX["name", salon]], lambda reply: [int(reply.name)])
+
+    def GetSalonByPhoneNumberId(self, salon: int) -> Read:
+        """Read a salon's name by its other key."""
+        return Read({"phone_number_id": f"10{salon}"}, [INDEX["name", salon]], lambda reply: [int(reply.name)])
+
+    def GetBookingByCode(self, salon: int) -> Read:
+        """Read a booking's revision."""
+        item = self._booking(salon)
+        return Read({"booking_code": self.state.code(item)}, [item], lambda reply: [reply.revision])
+
+    def BatchGetBookings(self, salon: int) -> Read:
+        """Read the revisions of up to 100 bookings."""
+        items = self.state.bookings(salon, range(CUSTOMERS))[:BATCH]
+        codes = [self.state.code(item) for item in items]
+        return Read({"booking_codes": codes}, items, lambda reply: [each.revision for each in reply.bookings])
+
+    def ListBookings(self, salon: int) -> Read:
+        """List the bookings of a customer, in which none may be missing."""
+        customer = self._low(CUSTOMERS)
+        items = self.state.bookings(salon, [customer])
+        codes = [self.state.code(item) for item in items]
+
+        def shown(reply: Any) -> list[int]:
+            revisions = {booking.booking_code: booking.revision for booking in reply.bookings}
+            return [revisions.get(code, 0) for code in codes]
+
+        return Read({"customer_phone": phone(customer), "page_size": LONGEST_PAGE}, items, shown)
+
+    def ListBookingEvents(self, salon: int) -> Read:
+        """List the history of a booking, which has an event for each revision."""
+        item = self._booking(salon)
+
+        def shown(reply: Any) -> list[int]:
+            return [self.state.known(item) if reply.next_page_token else len(reply.booking_events)]
+
+        return Read({"booking_code": self.state.code(item), "page_size": LONGEST_PAGE}, [item], shown)
+
+    def GetSalonStats(self, salon: int) -> Read:
+        """Count the bookings that were moved at least so many times."""
+        times = self._low(PERIODS)
+        fields = {"start_time": day(times), "end_time": day(LAST_DAY)}
+        return Read(fields, [INDEX["bookings moved", salon, times]], lambda reply: [reply.bookings])
+
+    def ListBookingStats(self, salon: int) -> Read:
+        """Count the changes of all bookings' status."""
+        began = self.spec.began
+        period = {"start_time": Timestamp(seconds=began - DAY), "end_time": Timestamp(seconds=began + 10 * DAY)}
+
+        def shown(reply: Any) -> list[int]:
+            return [sum(bucket.confirmed + 2 * bucket.completed for bucket in reply.booking_stats)]
+
+        return Read({**period, "bucket": stats_pb2.TIME_BUCKET_MONTH}, [INDEX["status changes", salon]], shown)
+
+    def GetConversation(self, salon: int) -> Read:
+        """Read a conversation with its newest message."""
+        customer = self._low(CUSTOMERS)
+        fields = {"phone_number": phone(customer), "message_limit": 1}
+        return Read(fields, [INDEX["message", salon, customer]], _newest)
+
+    def ListMessages(self, salon: int) -> Read:
+        """Read the newest message of a customer."""
+        customer = self._low(CUSTOMERS)
+        fields = {"phone_number": phone(customer), "page_size": 1}
+        return Read(fields, [INDEX["message", salon, customer]], _newest)
+
+    def _low(self, end: int) -> int:
+        return int(end * self.random.random() ** 2)
+
+    def _booking(self, salon: int) -> int:
+        """Return a booking that has a code."""
+        items = self.state.bookings(salon, [self._low(CUSTOMERS)])
+        return items[int(len(items) * self.random.random() ** 6)]
+
+
+def _newest(reply: Any) -> list[int]:
+    return [int(message.content) for message in reply.messages] or [0]

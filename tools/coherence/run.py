@@ -1,0 +1,123 @@
+"""A run: start the system and its load, let faults happen, and report what was found."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from ops.process import StartError
+from ops.up import Plan, data_folder
+from tools.coherence.client import TIMEOUT_SECONDS, phone, run_client
+from tools.coherence.faults import POSTGRES, Faults
+from tools.coherence.reader import Reader
+from tools.coherence.report import Report
+from tools.coherence.state import ITEMS, PROCESSES, READERS, WRITERS, State
+from tools.coherence.system import System, running
+from tools.coherence.writer import Writer
+
+READY_SECONDS = 60
+END_SECONDS = 4 * TIMEOUT_SECONDS
+TICK_SECONDS = 0.2
+
+Clients = list["Future[list[dict[str, Any]]]"]
+
+
+def run(seconds: float, mode: str, seed: int, console: Console, *, faults: bool = True, only: str = "") -> Report:
+    """Run for so long, and report. Raises: StartError if something does not start, or ends by itself."""
+    report = Report(mode, seed, seconds)
+    plan = Plan(Path(), None, ephemeral=True, scale=None, ports={}, metrics_port=0)
+    with ExitStack() as stack:
+        folder = stack.enter_context(data_folder(plan))
+        console.print(f"starting: mode {mode}, seed {seed}", highlight=False)
+        system = stack.enter_context(running(folder, mode))
+        state = State(folder / "state")
+        spec = system.spec(folder / "state", mode, seed, int(time.time()))
+        pool = stack.enter_context(ProcessPoolExecutor(PROCESSES, get_context("spawn")))
+        stack.callback(state.end)
+        kinds: list[Any] = [Writer] * WRITERS + [Reader] * READERS
+        clients: Clients = [pool.submit(run_client, kind, spec, number) for number, kind in enumerate(kinds)]
+        until_ready(state, clients)
+        columns = (BarColumn(16), TextColumn("{task.completed:.0f} of {task.total:.0f} s, {task.description}"))
+        with Progress(*columns, console=console) as progress:
+            watch(report, state, system, clients, Faults(system, seed, mode, only) if faults else None, progress)
+        state.end()
+        for client in clients:
+            report.findings += client.result(END_SECONDS)
+        report.lost += lost(system.postgres.primary.dsn, state)
+        report.finish(state)
+    return report
+
+
+def until_ready(state: State, clients: Clients) -> None:
+    """Wait until the first writes are done and the readers have begun. Raises: StartError."""
+    deadline = time.monotonic() + READY_SECONDS
+    while state.total("ready") < PROCESSES:
+        check(clients)
+        if time.monotonic() > deadline:
+            raise StartError("the first writes and reads took more than a minute")
+        time.sleep(TICK_SECONDS)
+
+
+def check(clients: Clients) -> None:
+    """Raise StartError if a client process has ended."""
+    for client in clients:
+        if client.done():
+            raise StartError(f"a client process ended: {client.exception()!r}")
+
+
+def watch(
+    report: Report, state: State, system: System, clients: Clients, faults: Faults | None, progress: Progress
+) -> None:
+    """Let faults happen until the time is over; after each of Postgres look for lost writes."""
+    task = progress.add_task("", total=report.seconds)
+    began = time.monotonic()
+    next_fault = faults.calm() if faults else report.seconds
+    while (passed := time.monotonic() - began) < report.seconds:
+        counts = f"{state.total('reads'):,} reads, {state.total('acknowledged'):,} writes, {len(report.faults)} faults"
+        text = f"{counts}, {state.total('stale'):,} stale, {len(report.lost)} lost"
+        progress.update(task, completed=passed, description=text)
+        check(clients)
+        if faults and passed >= next_fault:
+            what = faults.happen()
+            report.faults.append((round(passed, 1), what))
+            progress.console.print(f"{passed:6.1f} s  {what}", highlight=False)
+            if what.startswith(POSTGRES):
+                report.lost += lost(system.postgres.primary.dsn, state)
+            next_fault = time.monotonic() - began + faults.calm()
+        time.sleep(TICK_SECONDS)
+    progress.update(task, completed=report.seconds)
+    report.seconds = round(passed, 1)
+
+
+def lost(dsn: str, state: State) -> list[str]:
+    """Return the acknowledged writes that the database does not have."""
+    acknowledged = [state.acknowledged(item) for item in range(len(ITEMS))]
+    names: dict[str, Callable[..., tuple[str, ...]]] = {
+        "name": lambda item, salon: (f"salon-{salon}",),
+        "message": lambda item, salon, customer: (f"salon-{salon}", phone(customer)),
+        "booking": lambda item, salon, *_: (f"salon-{salon}", state.code(item)),
+    }
+    expected = {
+        item: names[str(kind)](item, *place)
+        for item, (kind, *place) in enumerate(ITEMS)
+        if kind in names and acknowledged[item] and not (kind == "booking" and not state.code(item))
+    }
+    with psycopg.connect(dsn) as conn:
+        salons = conn.execute("SELECT salon_id, name::int FROM salons").fetchall()
+        bookings = conn.execute("SELECT salon_id, booking_code, revision FROM bookings").fetchall()
+        messages = conn.execute(
+            "SELECT salon_id, phone_number, max(content::int) FROM messages GROUP BY salon_id, phone_number"
+        ).fetchall()
+    versions = {row[:-1]: row[-1] for row in (*salons, *bookings, *messages)}
+    return [
+        f"{ITEMS[item]}: {acknowledged[item]} was acknowledged, {versions.get(name, 0)} is in the database"
+        for item, name in expected.items()
+        if versions.get(name, 0) < acknowledged[item]
+    ]
