@@ -16,11 +16,11 @@ import psycopg
 import pytest
 from rich.progress import Progress
 
-from ops.indexes import index_states
+from ops.indexes import index_states, verify
 from ops.sample_data import load_sample_data
 from tests.stack import Stack
 from tools.report.cases import cases
-from tools.report.measure import Effort, measure_rows
+from tools.report.measure import DIRECTIONS, Effort, check_database, measure_rows
 from tools.report.page import ms
 from tools.report.readers import connected
 from tools.report.reference import LINES
@@ -169,13 +169,18 @@ async def test_check_fails_without_the_cache(databases: tuple[str, str], redis_u
     assert not all(check.ok for check in query_checks(rows))
 
 
-def test_a_dropped_index_is_created_again(database_url: str) -> None:
+@pytest.mark.parametrize("name", ["idx_messages_phone_salon", "whatsapp_id"])
+def test_a_dropped_index_is_created_again(database_url: str, name: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
-        with without(database_url, "idx_messages_phone_salon"):
-            assert {index.name for index in index_states(conn) if index.state == "missing"} == {
-                "idx_messages_phone_salon"
-            }
+        with without(database_url, name):
+            assert {index.name for index in index_states(conn) if index.state == "missing"} == {name}
         assert all(index.state == "present" for index in index_states(conn))
+
+
+def test_an_index_counts_as_used_only_if_a_plan_uses_it(database_url: str) -> None:
+    load_sample_data(database_url, 1)
+    [check] = [each for each in check_database(verify(database_url, [DIRECTIONS]), database_url) if "used" in each.name]
+    assert (check.figure, check.ok) == ("1 of 15", False)
 
 
 @pytest.mark.parametrize(("after", "verdict"), [(25.0, "met"), (25.1, "NOT met")])

@@ -85,14 +85,21 @@ def copy(database_url: str, name: str = "before") -> str:
 
 @contextmanager
 def without(database_url: str, index: str) -> Iterator[None]:
-    """Drop an index, and create it again at the end. An empty name drops nothing."""
+    """Drop an index, or its unique constraint, and create it again at the end. An empty name drops nothing."""
     if not index:
         yield
         return
     with psycopg.connect(database_url, autocommit=True) as conn:
-        rows = conn.execute("SELECT pg_get_indexdef(%s::regclass)", [index]).fetchall()
-        conn.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(index)))
+        query = """
+            SELECT coalesce('ALTER TABLE ' || conrelid::regclass || ' DROP CONSTRAINT ' || conname,
+                            'DROP INDEX ' || indexrelid::regclass),
+                   coalesce('ALTER TABLE ' || conrelid::regclass || ' ADD CONSTRAINT ' || conname || ' '
+                            || pg_get_constraintdef(pg_constraint.oid), pg_get_indexdef(indexrelid))
+            FROM pg_index LEFT JOIN pg_constraint ON conindid = indexrelid AND contype = 'u'
+            WHERE indexrelid = %s::regclass"""
+        [(drop, create)] = conn.execute(query, [index]).fetchall()
+        conn.execute(drop)
         try:
             yield
         finally:
-            conn.execute(rows[0][0])
+            conn.execute(create)
