@@ -119,7 +119,7 @@ async def check_crowd(reads: Sequence[Read], after: After, channels: Channels) -
     await timed(lambda read: call(read, ("cache-control", "no-cache")), reads, callers=CROWD)
     failures = await _pool_failures(channels) - began
     calls = 2 * len(reads)
-    answered = f"{calls - errors:,} of {calls:,} calls by {CROWD} callers answered, half of them uncached"
+    answered = f"{calls - errors:,} of {calls:,} calls by {CROWD} callers, half of them uncached"
     return [
         Check("Callers at once", answered, "all answered", "120+", errors == 0),
         Check("Exhaustions and connection errors", str(failures), "none", "0/day", failures == 0),
