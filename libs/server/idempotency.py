@@ -96,14 +96,16 @@ class IdempotentWrites:
         self,
         request: Any,
         salon_id: str,
-        *tags: Tag,
+        *,
+        invalidates: Sequence[Tag] = (),
         locks: Iterable[str] = (),
         first: Sequence[Statement[Any]] = (),
     ) -> AsyncIterator[Write]:
         """Run the block as the transaction of a request: it commits at the end, and rolls back on an error.
 
-        `tags` are invalidated. `locks` are names that the transaction locks, besides the request_id. The statements
-        `first` are sent in the round trip that begins the transaction, and executed under the locks.
+        `invalidates` are the cache tags to invalidate; `Write.invalidate` adds those that only the block knows. `locks`
+        are names that the transaction locks, besides the request_id. The statements `first` are sent in the round trip
+        that begins the transaction, and executed under the locks.
 
         Raises: Replayed; REQUEST_ID_REUSED; the exceptions of `Cache.transaction` and of the statements.
         """
@@ -133,7 +135,7 @@ class IdempotentWrites:
 
         try:
             lease = self._limit.connection(salon_id)
-            async with self._cache.transaction(*tags, lease=lease, begin=begin, commit=commit) as transaction:
+            async with self._cache.transaction(*invalidates, lease=lease, begin=begin, commit=commit) as transaction:
                 write.invalidate = transaction.invalidate
                 yield write
         except Replayed:  # the reply of a write that another process may not have answered yet
