@@ -7,6 +7,7 @@ that reply, or an error if the request differs. Of two concurrent ones, the seco
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -45,15 +46,14 @@ class Replayed(Exception):
         self.body = body
 
 
+@dataclass(eq=False, slots=True)
 class Write:
     """A write under way: the results of its `first` statements. Set `reply` before the block ends."""
 
-    conn: Connection
-    invalidate: Callable[..., None]
-
-    def __init__(self) -> None:
-        self.first: list[Any] = []
-        self.reply: Any = None  # a message or its bytes
+    conn: Connection = field(init=False)
+    invalidate: Callable[..., None] = field(init=False)
+    first: list[Any] = field(init=False)
+    reply: Any = None  # a message or its bytes
 
     async def lock(self, names: Iterable[str], *then: Statement[Any]) -> list[Any]:
         """Lock names, as `locks` does, until the transaction ends or `unlock`.
