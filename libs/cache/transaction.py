@@ -57,9 +57,13 @@ class Transaction:
 
         A parent is registered no later than its sub-tag: a sub-tag that is opened takes over what its parent knows.
         """
-        version_keys = dict.fromkeys([key for tag in tags for key in (parent_key(tag.name), tag.version_key)])
-        if new := [key for key in version_keys if key not in self.registrations]:
-            self.registrations.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
+        new: dict[str, None] = {}
+        for tag in tags:
+            for key in (parent_key(tag.name), tag.version_key):
+                if key not in self.registrations:
+                    new[key] = None
+        if new:
+            self.registrations.update(dict.fromkeys(new, self._store.register(list(new), self.xact_id)))
 
     async def registered(self) -> None:
         """Return when every registration is done. Raises: StoreAway."""

@@ -53,21 +53,19 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
 
     async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:
         """Create or replace a salon; invalidate its cache entries under the old and the new phone_number_id."""
-        salon, tags = request.salon, self.tags
+        salon, salon_id, tags = request.salon, request.salon.salon_id, self.tags
         if salon.time_zone not in _time_zones():
             raise errors.invalid_fields([("salon.time_zone", "must be an IANA time zone, such as Europe/Berlin")])
         check_special_hours("salon.special_hours", salon.special_hours)
         async with self.write(
             request,
-            salon.salon_id,
-            tags.salon(salon.salon_id),
-            tags.phone_number_id(salon.phone_number_id),
-            tags.stats(salon.salon_id),
-            locks=(f"salon {salon.salon_id}",),
+            salon_id,
+            invalidates=[tags.salon(salon_id), tags.phone_number_id(salon.phone_number_id), tags.stats(salon_id)],
+            locks=(f"salon {salon_id}",),
         ) as write:
-            before = await salon_queries.lock_salon(write.conn, salon.salon_id)
+            before = await salon_queries.lock_salon(write.conn, salon_id)
             if salon.etag and (before is None or salon.etag != before.etag):
-                raise errors.etag_mismatch("salon", salon.salon_id)
+                raise errors.etag_mismatch("salon", salon_id)
             if before is not None:
                 write.invalidate(tags.phone_number_id(before.phone_number_id))
             after = write.reply = await salon_queries.upsert_salon(write.conn, salon)
@@ -111,7 +109,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         salon_id, resource_id = request.salon_id, request.resource_id
         check_special_hours("special_hours", request.special_hours)
         lock = resource_lock(salon_id, resource_id)
-        async with self.write(request, salon_id, self.tags.bookings(salon_id), locks=(lock,)) as write:
+        async with self.write(request, salon_id, invalidates=[self.tags.bookings(salon_id)], locks=(lock,)) as write:
             before = await resource_queries.lock_resource(write.conn, salon_id, resource_id)
             if request.etag and (before is None or request.etag != before.etag):
                 raise errors.etag_mismatch("resource", f"{salon_id}/{resource_id}")
@@ -142,7 +140,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         insert = booking_write_queries.insert_booking(request, phone, code, start, end)
         locks = (resource_lock(salon_id, resource_id),) if resource_id else ()
         tags = self.tags.of_bookings(salon_id, code)
-        async with self.write(request, salon_id, *tags, locks=locks, first=[insert]) as write:
+        async with self.write(request, salon_id, invalidates=tags, locks=locks, first=[insert]) as write:
             booked: BookedSlot | None = write.first[0]
             if booked is None:
                 raise slot_unavailable(request)
@@ -194,7 +192,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         confirms = request.status == pb.BOOKING_STATUS_CONFIRMED
         read = booking_write_queries.resource_of if confirms else booking_write_queries.lock_booking
         first: Statement[Any] = read(salon_id, code)
-        async with self.write(request, salon_id, *self.tags.of_bookings(salon_id, code), first=[first]) as write:
+        tags = self.tags.of_bookings(salon_id, code)
+        async with self.write(request, salon_id, invalidates=tags, first=[first]) as write:
             if confirms:
                 before = await self._lock_with_resources(write, request, write.first[0])
             else:
@@ -209,7 +208,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         """Move a booking to another time or resource, or both."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         first = booking_write_queries.resource_of(salon_id, code)
-        async with self.write(request, salon_id, *self.tags.of_bookings(salon_id, code), first=[first]) as write:
+        tags = self.tags.of_bookings(salon_id, code)
+        async with self.write(request, salon_id, invalidates=tags, first=[first]) as write:
             before = await self._lock_with_resources(write, request, write.first[0], request.resource_id)
             transitions.check_time(before.booking, hold_expired=before.hold_expired)
             start, end = transitions.new_times(request, before.booking)
@@ -263,7 +263,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         phone = await e164("phone_number", request.phone_number, lambda: self._region_code(salon_id))
         tags = self.tags.of_bookings(salon_id)
         try:
-            async with self.write(request, salon_id, *tags) as write:
+            async with self.write(request, salon_id, invalidates=tags) as write:
                 codes = await self._lock_bookings_of_customer(write, salon_id, phone)
                 write.invalidate(*self.tags.of_bookings(salon_id, *codes.values()))
                 erased = write.reply = await booking_write_queries.erase_customer(

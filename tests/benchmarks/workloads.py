@@ -15,7 +15,7 @@ from libs.cache.keys import VERSION_SUFFIX, parent_key
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
-from services.cache_tags import CacheTags, of_name, of_names
+from services.cache_tags import CacheTags, conversation_tag
 
 T = TypeVar("T")
 NOW = 1_737_158_400  # 2025-01-18: the data set's messages end here
@@ -201,12 +201,12 @@ class Trace:
             return "messaging", messaging.ListMessagesRequest(salon_id=salon.salon_id), [messages]
         found = self._popular(salon.customers).conversation_id
         request = messaging.ListMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
-        return "messaging", request, [of_name(messages, found)]
+        return "messaging", request, [conversation_tag(messages, found)]
 
     def _GetConversation(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
         request = messaging.GetConversationRequest(salon_id=salon.salon_id, phone_number=phone)
-        return "messaging", request, [of_name(self.tags.conversations(salon.salon_id), "", phone)]
+        return "messaging", request, [conversation_tag(self.tags.conversations(salon.salon_id), "", phone)]
 
     def _ListAiMessages(self, salon: Salon) -> Any:
         found = self._popular(salon.customers).conversation_id
@@ -226,10 +226,8 @@ class Trace:
             direction=messaging.MESSAGE_DIRECTION_INBOUND,
             content="hi",
         )
-        wholes = self.tags.messages(salon.salon_id), self.tags.conversations(salon.salon_id)
-        return "messaging", request, [
-            tag for of in wholes for tag in of_names(of, [customer.conversation_id], [customer.phone_number])
-        ]  # fmt: skip
+        names = customer.conversation_id, customer.phone_number
+        return "messaging", request, self.tags.of_conversations(salon.salon_id, names)
 
     def _RecordAiMessage(self, salon: Salon) -> Any:
         found = self._popular(salon.customers).conversation_id
@@ -243,8 +241,9 @@ class Trace:
         request = messaging.AssignConversationRequest(
             salon_id=salon.salon_id, phone_number=customer.phone_number, assignee=f"user-{next(self._numbers) % 3}"
         )
-        names = [customer.conversation_id], [customer.phone_number]
-        return "messaging", request, of_names(self.tags.conversations(salon.salon_id), *names)
+        tag = self.tags.conversations(salon.salon_id)
+        sub_tags = [conversation_tag(tag, customer.conversation_id), conversation_tag(tag, "", customer.phone_number)]
+        return "messaging", request, [tag, *sub_tags]
 
     def _CreateBooking(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
