@@ -1,4 +1,4 @@
-"""The three services as processes of their own, as `parlor up` starts them."""
+"""The three services as processes, as `parlor up` starts them."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager

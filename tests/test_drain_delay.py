@@ -112,7 +112,7 @@ async def test_no_call_fails_in_a_rolling_restart(replicas: list[Replica], pytes
     assert done["OK"] > 100
 
 
-async def test_a_draining_service_serves_on_and_says_not_serving_at_once(replicas: list[Replica]) -> None:
+async def test_a_draining_service_is_not_serving_at_once_and_still_serves(replicas: list[Replica]) -> None:
     one = replicas[0]
     async with one.connected() as before:
         assert await one.health(before) == SERVING

@@ -42,7 +42,7 @@ OUTCOMES = {
 
 
 class Served:
-    """The three services on an event loop of their own, whose holds are measured."""
+    """The three services on a separate event loop, whose blocking is measured."""
 
     def __init__(self, stack: Stack, holds: Holds, loop: asyncio.AbstractEventLoop, exits: ExitStack) -> None:
         """Connect to them."""
@@ -250,7 +250,7 @@ def test_the_limit_is_of_the_message_as_it_was_before_its_compression(
     assert served.call(method, exact + b"\0", compressed) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_the_longest_lists_that_are_allowed_hold_nobody_up(served: Served) -> None:
+def test_the_longest_allowed_lists_do_not_block_the_event_loop(served: Served) -> None:
     times = {"open_time": {"hours": 9}, "close_time": {"hours": 18}}
     dates = [
         {"date": {"year": 2026 + n // 300, "month": 1 + n // 28 % 12, "day": 1 + n % 28}, **times} for n in range(400)

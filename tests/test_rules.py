@@ -73,7 +73,7 @@ def evaluate(request: Message) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
-def test_no_pair_of_extreme_values_makes_a_rule_fail(method: MethodDescriptor) -> None:
+def test_no_pair_of_extreme_values_breaks_a_rule(method: MethodDescriptor) -> None:
     kind = GetMessageClass(method.input_type)
     values = list(extremes(method.input_type))
     for one, other in itertools.chain(zip(values, values, strict=True), pairs(values, MOST_PAIRS)):

@@ -53,7 +53,7 @@ def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Proce
 
 @asynccontextmanager
 async def callers(started: Processes) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Connect often, and write the salon that is read."""
+    """Open the connections, and create the salon that is read."""
     address, own = f"127.0.0.1:{started.services['booking'].port}", [("grpc.use_local_subchannel_pool", 1)]
     await until(lambda: len(workers(started)) == 2)
     async with AsyncExitStack() as exits:
@@ -146,7 +146,7 @@ async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_ki
 
 
 async def test_sigterm_drains_every_worker(started: Processes) -> None:
-    """Calls that wait for a row when the signal comes are answered once they have it; new ones are UNAVAILABLE."""
+    """Calls that wait for a row at the signal are answered once they get it; new ones are UNAVAILABLE."""
     async with (
         callers(started) as channels,
         await psycopg.AsyncConnection.connect(started.database_url) as holder,
@@ -185,14 +185,14 @@ async def test_a_hung_worker_is_killed_and_replaced(started: Processes) -> None:
         await asyncio.gather(*(stub(each).GetSalon(GET, wait_for_ready=True, timeout=10) for each in channels))
 
 
-async def test_a_service_ends_although_a_worker_hangs(started: Processes) -> None:
+async def test_a_service_stops_even_if_a_worker_hangs(started: Processes) -> None:
     async with callers(started):
         os.kill(next(iter(workers(started))), signal.SIGSTOP)
         started.services["booking"].terminate()
         await until(lambda: not started.services["booking"].is_running)
 
 
-async def test_no_worker_is_killed_when_all_processes_stood_still(started: Processes) -> None:
+async def test_no_worker_is_killed_if_all_processes_were_suspended(started: Processes) -> None:
     async with callers(started) as channels:
         before = set(workers(started))
         stopped = [started.services["booking"].pid, *before]
@@ -206,7 +206,7 @@ async def test_no_worker_is_killed_when_all_processes_stood_still(started: Proce
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels))
 
 
-async def test_a_port_of_workers_is_in_use_and_they_end_with_their_parent(started: Processes) -> None:
+async def test_a_port_of_workers_counts_as_in_use_and_they_end_with_their_parent(started: Processes) -> None:
     booking, metrics_port = started.services["booking"], started.metrics_ports["booking"]
     await until(lambda: len(workers(started)) == 2)
     own = psutil.Process(booking.pid).children()
@@ -223,15 +223,17 @@ async def test_a_port_of_workers_is_in_use_and_they_end_with_their_parent(starte
         )
     )
     assert [code for code, _ in failed] == [2, 2, 2, 2]
-    for (_, said), part in zip(failed, [booking.port, booking.port, metrics_port, "WHATSAPP_APP_SECRET"], strict=True):
-        assert str(part) in said.splitlines()[-1]
-        assert "Traceback" not in said
+    for (_, output), part in zip(
+        failed, [booking.port, booking.port, metrics_port, "WHATSAPP_APP_SECRET"], strict=True
+    ):
+        assert str(part) in output.splitlines()[-1]
+        assert "Traceback" not in output
     assert len(failed[-1][1].splitlines()) == 1
     booking.kill()
     await until(lambda: not any(each.is_running() for each in own), 5)
 
 
-def test_our_own_postgres_has_room_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_postgres_has_connections_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_CONNECTION_LIMIT", "30")
     assert connections(1) == 200
     assert connections(4) >= 3 * 4 * 31

@@ -16,7 +16,7 @@ RESET = "RESET 1"
 
 @dataclass(frozen=True)
 class Difference:
-    """What each transport answers to something odd, and why not the same: a status, `HTTP ...` or `RESET ...`."""
+    """The answers of both transports to an odd request, and the reason: a status, `HTTP ...` or `RESET ...`."""
 
     grpcio: str
     http2: str
@@ -122,7 +122,7 @@ DIFFERENCES = {
     "content-length no number": _MALFORMED_TAKEN,
 }
 
-# Odd as well, and answered the same.
+# Odd as well, but with the same answer.
 SAME = {
     "a prefix that says 17 MiB": "RESOURCE_EXHAUSTED",
     "a prefix that says 4 GiB": "RESOURCE_EXHAUSTED",

@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def trailers(self) -> dict[bytes, bytes]:
-        """The trailers, or the headers if they are the whole answer."""
+        """The trailers, or the headers if there is nothing else."""
         return dict(self.heads[-1]) if self.heads else {}
 
     @property

@@ -1,4 +1,4 @@
-"""A servicer of every kind of method, over bytes, that each transport serves."""
+"""A servicer with every kind of method, over bytes."""
 
 import asyncio
 import json
@@ -92,7 +92,7 @@ class Servicer:
         return request
 
     async def flaky(self, request: bytes, context: Any) -> bytes:
-        """Be UNAVAILABLE as often as the request says; push back by so many ms if it names them."""
+        """Be UNAVAILABLE as often as the request says, with a pushback in ms if it has one."""
         self.attempts += 1
         times, _, pushback = request.decode().partition(" ")
         if self.attempts <= int(times):

@@ -62,7 +62,7 @@ async def test_abort_keeps_details_and_metadata_that_were_set_before(served: Ser
     assert tuple(error.trailing_metadata() or ()) == (("a", "b"),)
 
 
-async def test_an_abort_that_the_handler_catches_ends_the_call_all_the_same(served: Served) -> None:
+async def test_an_abort_ends_the_call_even_if_the_handler_catches_it(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> bytes:
         try:
@@ -187,7 +187,7 @@ async def test_an_exception_keeps_the_code_that_was_set(served: Served) -> None:
     assert tuple(error.trailing_metadata() or ()) == (("a", "b"),)
 
 
-async def test_a_reply_that_is_none_is_unknown(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_returns_none_is_unknown(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     served = await serve("http2")  # grpcio's ends such a call OK, with no message
 
     @behaving(served)
@@ -216,7 +216,7 @@ async def test_done_callbacks_are_called_with_the_context_once_the_call_is_over(
         ]
 
 
-async def test_a_callback_that_fails_is_logged_and_harms_nobody(
+async def test_a_failing_callback_is_logged_and_the_others_run(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     called: asyncio.Queue[None] = asyncio.Queue()
@@ -326,7 +326,7 @@ async def test_the_peer_is_the_address_of_the_client(served: Served) -> None:
     assert not host or (host == "127.0.0.1" and int(port) > 0)
 
 
-async def test_what_the_context_lacks_raises(serve: Serve) -> None:
+async def test_missing_context_methods_raise(serve: Serve) -> None:
     lacking = ("set_compression", "disable_next_message_compression", "add_callback", "is_active", "cancel_all")
     served = await serve("http2")
 

@@ -12,7 +12,7 @@ from tests.http2.raw import Raw, headers, message
 from tests.http2.servicer import SERVICE
 
 MESSAGE_BYTES = 32 * 1024
-HELD_BYTES = 2 * 1024 * 1024  # at most, of a stream that the other side does not take: both transports are far below
+HELD_BYTES = 2 * 1024 * 1024  # upper bound of what may be buffered for a stream that the other side does not read
 
 
 async def several(*messages: bytes) -> AsyncIterator[bytes]:
@@ -79,7 +79,7 @@ async def test_a_stream_can_be_answered_before_it_has_ended(served: Served) -> N
 
 
 @pytest.mark.parametrize("name", ["Stream", "Write"])
-async def test_a_slow_reader_holds_up_the_handler_and_gets_all_in_the_end(served: Served, name: str) -> None:
+async def test_a_slow_reader_pauses_the_handler_and_gets_all_messages(served: Served, name: str) -> None:
     count = 1000
     raw = await Raw.connect(served.port, window=2**16 - 1)
     served.exits.callback(raw.close)
@@ -98,7 +98,7 @@ async def test_a_slow_reader_holds_up_the_handler_and_gets_all_in_the_end(served
         assert served.server.counters.sending == 0
 
 
-async def test_a_handler_that_does_not_read_holds_up_its_client(served: Served) -> None:
+async def test_a_handler_that_does_not_read_stops_its_client(served: Served) -> None:
     taken: list[int] = []
 
     async def behavior(request: Any, context: Any) -> None:

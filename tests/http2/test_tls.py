@@ -125,7 +125,7 @@ async def test_a_client_that_trusts_the_authority_is_served(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_without_a_certificate_of_the_authority_a_client_is_unavailable(
+async def test_a_client_without_a_certificate_of_the_authority_is_unavailable(
     serve: Serve, tmp_path: Path, authority: trustme.CA, stranger: trustme.CA, connect: Connect, transport: str
 ) -> None:
     served = await serve(transport, **Files(tmp_path, authority, clients=True).settings)

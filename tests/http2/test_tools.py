@@ -1,4 +1,4 @@
-"""The clients that people have at hand, written in Go: grpcurl and `buf curl`, by reflection, on both transports."""
+"""Common clients written in Go: grpcurl and `buf curl`, with reflection, on both transports."""
 
 import asyncio
 import json

@@ -85,12 +85,12 @@ def data(stream: int, body: bytes, *, end: bool = False) -> bytes:
 
 
 def call(stream: int, block: bytes = ECHO, body: bytes = b"x") -> bytes:
-    """Return a whole call of a small message."""
+    """Return a complete call with a small message."""
     return headers(stream, block) + data(stream, message(body), end=True)
 
 
 def streams(count: int, first: int = 1) -> Iterable[int]:
-    """Return so many ids of streams."""
+    """Return `count` stream IDs."""
     return range(first, first + 2 * count, 2)
 
 

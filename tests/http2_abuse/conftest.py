@@ -65,7 +65,7 @@ class Round:
 
 
 class Neighbour:
-    """A client of a server that does no harm."""
+    """A well-behaved client of a server."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         """Remember its process."""
@@ -114,7 +114,7 @@ class Target:
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(self.ca_file.read_bytes()), options)
 
     async def settled(self) -> dict[str, Any]:
-        """Return the state once nothing is held any more for the attackers. Raises: AssertionError."""
+        """Return the state once nothing is held for the attackers. Raises: AssertionError."""
         loop = asyncio.get_running_loop()
         end = loop.time() + SETTLE_SECONDS
         async with self.channel() as channel:

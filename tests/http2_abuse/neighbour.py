@@ -1,4 +1,4 @@
-"""A client that does no harm: `python -m tests.http2_abuse.neighbour PORT PID [CA]`.
+"""A well-behaved client: `python -m tests.http2_abuse.neighbour PORT PID [CA]`.
 
 It makes a light call every 5 ms on one connection. Each line that it reads ends a round and begins another: it prints
 the times of the calls of the round that ends, in ms, and the statuses of those that failed, as JSON. The times are

@@ -37,7 +37,7 @@ class Errors(logging.Handler):
 
 
 class Holds:
-    """For how long the event loop was held: by the clock, and in CPU time, which other processes don't change."""
+    """How long the event loop was blocked, in wall-clock time and in CPU time, which other processes do not affect."""
 
     def __init__(self) -> None:
         self.clear()
@@ -49,7 +49,7 @@ class Holds:
             self._timer.cancel()
 
     def clear(self) -> None:
-        """Forget those so far."""
+        """Reset."""
         self.longest = self.longest_cpu = 0.0
         self.long = 0
         self._last, self._last_cpu = time.perf_counter(), time.thread_time()
@@ -68,7 +68,7 @@ class Dispatcher:
     """The methods, which take and return bytes."""
 
     def __init__(self, server: Server, errors: Errors, holds: Holds) -> None:
-        """Remember what `state` tells of."""
+        """Remember what `state` reports."""
         self.server = server
         self.errors = errors
         self.holds = holds
@@ -78,7 +78,7 @@ class Dispatcher:
         return request
 
     async def large(self, request: bytes, context: Any) -> bytes:
-        """Answer so many bytes."""
+        """Answer `request` bytes."""
         return b"x" * int(request)
 
     async def sink(self, request: bytes, context: Any) -> bytes:
@@ -86,12 +86,12 @@ class Dispatcher:
         return b"%d" % len(request)
 
     async def slow(self, request: bytes, context: Any) -> bytes:
-        """Answer after so many milliseconds."""
+        """Answer after `request` milliseconds."""
         await asyncio.sleep(int(request) / 1000)
         return request
 
     async def stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        """Answer so many messages of so many bytes: `100 16384`."""
+        """Answer messages; `100 16384`: 100 of 16384 bytes."""
         count, size = map(int, request.split())
         for _ in range(count):
             yield b"x" * size

@@ -66,7 +66,7 @@ class Booking:
     """A booking service and its metrics."""
 
     def __init__(self, port: int, metrics_port: int) -> None:
-        """Remember where it is."""
+        """Remember its ports."""
         self.port = port
         self._metrics_port = metrics_port
 
@@ -137,7 +137,7 @@ async def test_calls_at_once_on_one_channel_wait_and_are_answered(
         ends = await call_at_once(service.port, count)
         assert ends.total() == count
         assert set(ends) <= {"NOT_FOUND", "RESOURCE_EXHAUSTED"}
-        assert transport == "grpcio" or set(ends) == {"NOT_FOUND"}  # ours begins no more than may be under way
+        assert transport == "grpcio" or set(ends) == {"NOT_FOUND"}  # ours begins no more than MAX_CONCURRENT_RPCS
         metrics = await service.metrics()
         assert {name: metrics[METRIC_CODES[name]] for name in ends} == ends
 
@@ -232,7 +232,7 @@ async def test_unfinished_uploads_that_are_no_larger_than_allowed_are_bounded_to
 
 
 def headers_of(path: str) -> Any:
-    """Return a function that returns a whole call of an empty message."""
+    """Return a function that returns a complete call with an empty message."""
     return lambda stream: headers(stream, head(path)) + data(stream, message(b""), end=True)
 
 
@@ -271,9 +271,7 @@ async def test_a_call_counts_until_its_reply_is_gone(database_url: str, redis_ur
         await until(lambda: serves(service, calls=0, sending_bytes=0))
 
 
-async def test_a_thousand_large_searches_that_nobody_reads_hold_up_no_light_call(
-    database_url: str, redis_url: str
-) -> None:
+async def test_1000_large_searches_that_are_not_read_delay_no_small_call(database_url: str, redis_url: str) -> None:
     async with booking(database_url, redis_url, send_timeout=3000) as service:
         await upsert_salon(service)
         start = 1_893_456_000
@@ -296,7 +294,7 @@ async def test_a_thousand_large_searches_that_nobody_reads_hold_up_no_light_call
 
 
 async def upsert_salon(service: Booking) -> None:
-    """Create a salon that is open all week, and has a chair."""
+    """Create a salon that is always open, with a chair."""
     day = {"open_time": {"hours": 0}, "close_time": {"hours": 23}}
     hours = [{"day_of_week": weekday, **day} for weekday in range(1, 8)]
     salon = {"salon_id": SALON, "phone_number_id": "1", "name": "Hair", "time_zone": "UTC", "opening_hours": hours}
@@ -308,7 +306,7 @@ async def upsert_salon(service: Booking) -> None:
         )
 
 
-async def serves(service: Booking, **figures: int) -> bool:
-    """Return whether the metrics of the transport are these."""
+async def serves(service: Booking, **values: int) -> bool:
+    """Return whether the metrics of the transport have these values."""
     found = await service.metrics()
-    return all(found[name] == figure for name, figure in figures.items())
+    return all(found[name] == value for name, value in values.items())
