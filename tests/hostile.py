@@ -1,4 +1,4 @@
-"""A valid request of every RPC, and what nobody should put into its fields."""
+"""A valid request of every RPC, and hostile values of its fields."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HOSTILE: dict[int, list[Any]] = {
 
 @dataclass
 class Rpc:
-    """One RPC: how to call it with bytes, and the bytes' kind."""
+    """One RPC: a call that takes bytes, and the type of its requests."""
 
     method: MethodDescriptor
     call: Any
@@ -64,7 +64,7 @@ class Rpc:
 
 
 def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
-    """Return every RPC of a service, its OpsService too."""
+    """Return every RPC of a service, including its OpsService."""
     services = [*OWN[name].DESCRIPTOR.services_by_name.values(), *ops_pb2.DESCRIPTOR.services_by_name.values()]
     return [
         Rpc(method, unary(channel, f"/{service.full_name}/{method.name}"))
@@ -74,12 +74,12 @@ def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
 
 
 def mine(**fields: Any) -> dict[str, Any]:
-    """Return the fields of a request of the salon."""
+    """Return the fields of a request for the salon."""
     return {"salon_id": SALON, **fields}
 
 
 async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
-    """Fill the database, and return the fields of a request of each RPC that succeeds; of IngestWebhook almost."""
+    """Fill the database, and return fields of each RPC that make it succeed; those of IngestWebhook are unsigned."""
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     moving = (await stack.booking.CreateBooking(booking_request())).booking_code
@@ -148,7 +148,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 def hostile(valid: Message) -> Iterator[tuple[str, bytes]]:
-    """Yield what a request becomes when one of its fields is hostile: the path of the field, and the bytes."""
+    """Yield requests with one hostile field: the path of the field, and the bytes."""
     for path, value in _spoilt(valid, ""):
         yield path, value.SerializeToString()
     for field in valid.DESCRIPTOR.fields:
@@ -177,7 +177,7 @@ def _spoilt(message: Message, path: str) -> Iterator[tuple[str, Message]]:
 
 
 def _ways(message: Message, field: Any) -> Iterator[Any]:
-    """Yield what spoils a field of a copy of a message."""
+    """Yield functions that spoil a field of a copy of a message."""
     yield lambda copy: copy.ClearField(field.name)
     if field.is_repeated:
         first = getattr(message, field.name)[0]

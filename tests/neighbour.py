@@ -1,4 +1,4 @@
-"""A salon that does no harm: `python -m tests.neighbour RPC SALON_ID PORT PID`; see tests/http2_abuse/neighbour.py."""
+"""A well-behaved salon: `python -m tests.neighbour RPC SALON_ID PORT PID`; see tests/http2_abuse/neighbour.py."""
 
 import asyncio
 import itertools
@@ -16,7 +16,7 @@ from tests.stack import PHONE, message_request
 
 
 def call_of(rpc: str, salon_id: str, channel: grpc.aio.Channel) -> Callable[[], Awaitable[Any]]:
-    """Return what makes a call of an RPC."""
+    """Return a function that calls an RPC."""
     booking: Any = booking_pb2_grpc.BookingServiceStub(channel)
     messaging: Any = messaging_pb2_grpc.MessagingServiceStub(channel)
     ids = (f"{uuid4()}.{number}" for number in itertools.count())

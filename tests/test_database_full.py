@@ -21,7 +21,7 @@ from tests.test_errors import GET_SALON, assert_error
 
 
 @pytest.mark.parametrize("table", ["bookings", "booking_requests", "messages", "salons"])
-async def test_a_full_disk_is_named_and_logged(stack: Stack, table: str) -> None:
+async def test_a_full_disk_is_reported_and_logged(stack: Stack, table: str) -> None:
     known = await salon(stack)
     with psycopg.connect(stack.database_url) as conn:
         conn.execute(
@@ -57,7 +57,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S603, S607
 
 
-async def test_a_disk_that_is_full_and_freed(own_postgres: Postgres, redis_url: str, small: Path) -> None:
+async def test_writes_succeed_again_once_a_full_disk_has_space(
+    own_postgres: Postgres, redis_url: str, small: Path
+) -> None:
     ballast = small / "ballast"
     (small / "table").mkdir()
     async with running(own_postgres.dsn, redis_url) as stack:

@@ -17,7 +17,7 @@ GET_SALON = pb.GetSalonRequest(salon_id=SALON)
 
 
 def assert_error(error: Failure, code: grpc.StatusCode, reason: str, *kinds: type[Message]) -> None:
-    """Check all that is the same for every error; `kinds` are its details besides ErrorInfo."""
+    """Check an error; `kinds` are its details besides ErrorInfo."""
     assert (error.code, error.reason, error.domain) == (code, reason, "parlor")
     assert [type(detail) for detail in error.details] == list(kinds)
     assert error.message
@@ -46,7 +46,7 @@ async def test_bad_fields_are_named(stack: Stack) -> None:
     assert error.fields == ["salon_id", "customer_phone", "start_time", "end_time"]
 
 
-async def test_bytes_that_are_no_message_are_refused(stack: Stack) -> None:
+async def test_bytes_that_are_not_a_message_are_refused(stack: Stack) -> None:
     async with stack.channel("booking") as channel:
         for data in (b"\xff", b"\x0a\xff", b"\x0a\x02\xc3\x28", b"\x0a\x0a" * 3):
             error = await failure(unary(channel, "/parlor.booking.v1.BookingService/GetSalon")(data))
@@ -67,7 +67,7 @@ async def test_unknown_resources_are_named(stack: Stack) -> None:
         (
             stack.messaging.GetConversation(messaging_pb2.GetConversationRequest(**named)),
             "conversation",
-            f"{SALON}/phone_number",  # not whose
+            f"{SALON}/phone_number",  # without the value
         ),
     ]
     for call, kind, name in calls:
@@ -76,7 +76,7 @@ async def test_unknown_resources_are_named(stack: Stack) -> None:
         assert error.details == [ResourceInfo(resource_type=f"parlor/{kind}", resource_name=name)]
 
 
-async def test_a_taken_slot_a_wrong_transition_and_a_taken_value_have_different_reasons(stack: Stack) -> None:
+async def test_a_taken_slot_a_wrong_transition_and_a_duplicate_value_have_different_reasons(stack: Stack) -> None:
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     taken = await failure(stack.booking.CreateBooking(booking_request(resource_id="anna")))
@@ -108,8 +108,8 @@ async def test_a_deadlock_is_retried_once(database_url: str, redis_url: str) -> 
     async with running(database_url, redis_url) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
-            await other.execute("SET LOCAL deadlock_timeout = '1min'")  # it is the service that finds the deadlock
-            call = asyncio.ensure_future(salon(stack, name="After"))  # holds its advisory lock, wants the row
+            await other.execute("SET LOCAL deadlock_timeout = '1min'")  # the service's session detects it
+            call = asyncio.ensure_future(salon(stack, name="After"))  # holds its advisory lock, and waits for the row
             await waiting(other)
             await other.execute(
                 "SELECT pg_advisory_xact_lock(classid::bigint << 32 | objid::bigint)"
@@ -150,7 +150,7 @@ async def test_a_request_over_its_timeout_is_query_timeout_and_leaves_nothing_be
         await stack.booking.CreateBooking(booking_request())
 
 
-async def test_a_cancelled_call_leaves_nothing_behind(database_url: str, redis_url: str) -> None:
+async def test_a_canceled_call_leaves_nothing_behind(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, database={"connection_limit": 1}) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
@@ -192,7 +192,7 @@ async def test_a_booking_service_that_is_down_is_booking_unavailable(stack: Stac
     assert_error(error, grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE", RetryInfo)
 
 
-async def test_a_write_that_must_invalidate_and_cannot_is_refused_if_so_set(database_url: str) -> None:
+async def test_in_refuse_mode_a_write_that_cannot_invalidate_is_refused(database_url: str) -> None:
     nowhere = "redis://127.0.0.1:1"
     async with running(database_url, nowhere, cache={"without": "refuse"}) as stack:
         error = await failure(salon(stack))

@@ -23,7 +23,7 @@ from tests.load import until
 from tests.locks import holding, waiting
 from tests.stack import PHONE, booking_request
 
-TRACE = "00000001234567890123456789abcdef"  # with digits that a phone number could have
+TRACE = "00000001234567890123456789abcdef"  # its digits look like a phone number
 PARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")
 BOOKING = "parlor.booking.v1.BookingService"
 
@@ -97,7 +97,7 @@ async def test_malformed_ids_and_texts_of_a_request_are_not_logged(booking: Book
         assert PHONE[3:] not in str(line) and "Quincanary" not in str(line)
 
 
-async def test_a_cancelled_call_is_one_line_of_the_log(booking: Booking) -> None:
+async def test_a_canceled_call_is_one_line_of_the_log(booking: Booking) -> None:
     request = booking_request(request_id=str(uuid4()))
     async with holding(booking.database_url, "LOCK TABLE salons") as other:
         call = booking.stub.CreateBooking(request, metadata=[PARENT])
@@ -127,7 +127,7 @@ async def test_lines_are_limited_by_method_and_reason_and_skipped_ones_are_count
     loop = asyncio.get_running_loop()
     started = loop.time()
     await asyncio.gather(*(fail(pb.GetSalonRequest(salon_id="nobody")) for _ in range(count)))
-    seconds = int(loop.time() - started) + 2  # those that were begun
+    seconds = int(loop.time() - started) + 2  # including partial seconds
     await fail(pb.GetSalonRequest())  # another reason has lines left
     reasons = Counter(line["reason"] for line in booking.lines())
     assert reasons["INVALID_FIELD"] == 1

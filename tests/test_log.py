@@ -1,4 +1,4 @@
-"""What a line of the log hides."""
+"""Personal data is masked in the log."""
 
 import subprocess
 import sys

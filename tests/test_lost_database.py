@@ -1,4 +1,4 @@
-"""A database whose connection is lost, at the worst moment too; see test_faults for one that is killed."""
+"""A lost connection to the database, also during a commit; see test_faults for a killed database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -50,7 +50,7 @@ async def test_after_a_lost_commit_a_retry_with_the_same_request_id_is_safe(
 
 @pytest.mark.parametrize("moment", ["cut_at", "cut_after"])
 @pytest.mark.parametrize("rpc", ["CreateBooking", "UpsertSalon", "RecordMessage"])
-async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
+async def test_a_lost_commit_without_a_request_id_is_aborted(
     stack: Stack, between: Proxy, moment: str, rpc: str
 ) -> None:
     changed = await salon(stack)
@@ -61,7 +61,7 @@ async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
         "RecordMessage": lambda: stack.messaging.RecordMessage(message_request()),
     }
     setattr(between, moment, b"COMMIT\0")
-    assert_error(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # and not when to retry
+    assert_error(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # without a retry delay
 
 
 async def test_a_connection_lost_before_the_commit_is_an_error_and_writes_nothing(stack: Stack, between: Proxy) -> None:

@@ -65,7 +65,7 @@ async def test_1500_connections_take_no_thread_and_delay_no_scrape(started: Proc
     threads = process.num_threads()
     async with connected(port, IDLE, sent):
         assert sample("parlor_db_available") in await asyncio.to_thread(scrape, started, "booking")
-        assert process.num_threads() <= threads + 6  # those that collect
+        assert process.num_threads() <= threads + 6  # those that collect metrics
         assert len([each for each in process.net_connections() if each.laddr.port == port]) < 100
     lines = started.services["booking"].log.read_text().splitlines()
     assert all("event" in json.loads(line) for line in lines), lines

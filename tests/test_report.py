@@ -1,4 +1,4 @@
-"""`parlor report`: what it writes, and that its check can fail."""
+"""`parlor report`: its documents, and its check, which can fail."""
 
 import json
 import re
@@ -35,10 +35,10 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """Reads a document: its tables' cells, and whether every element is closed."""
+    """Parses a document: the cells of its tables, and whether every element is closed."""
 
     def __init__(self, text: str) -> None:
-        """Read it."""
+        """Parse a text."""
         super().__init__()
         self.open: list[str] = []
         self.rows: list[list[str]] = []
@@ -55,40 +55,40 @@ class Page(HTMLParser):
             self.rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        """End one, which must be the last begun."""
+        """End an element, which must be the last begun."""
         assert self.open.pop() == tag, self.getpos()
 
     def handle_data(self, data: str) -> None:
-        """Keep what a cell says."""
-        if self.open and self.open[-1] in ("td", "th"):  # not the small print in a cell
+        """Record the text of a cell."""
+        if self.open and self.open[-1] in ("td", "th"):  # without the small print of a cell
             self.rows[-1][-1] += data
 
 
 class Run:
-    """A quick run of the command: all that it wrote."""
+    """A quick run of the command, and its output."""
 
     def __init__(self, folder: Path) -> None:
-        """Run it."""
+        """Run the command."""
         document, section = folder / "report.html", folder / "performance.md"
         section.write_text("above\n<!-- report -->\nold\n<!-- /report -->\nbelow\n")
         options = ["--quick", "--check", "--json", "--output", str(document), "--markdown", str(section)]
         done = subprocess.run([sys.executable, "-m", "tools.report", *options], capture_output=True, text=True)  # noqa: S603 - ours
-        self.code, self.told = done.returncode, done.stderr
+        self.code, self.output = done.returncode, done.stderr
         self.json = json.loads(done.stdout or "{}")
         assert self.json, done.stderr
         self.html, self.markdown = document.read_text(), section.read_text()
         self.page = Page(self.html)
 
 
-def test_a_quick_report_is_whole(tmp_path: Path) -> None:
-    """One test: on two workers a fixture would run the command twice."""
+def test_a_quick_report_is_complete(tmp_path: Path) -> None:
+    """One test instead of a fixture, which would run the command once per pytest worker."""
     run = Run(tmp_path)
     html_refers_to_nothing_outside(run)
-    every_line_of_the_seeds_tables_stands_in_all_forms(run)
+    every_line_of_the_tables_is_in_all_documents(run)
     every_index_has_its_measured_gain_and_its_plan(run)
     load_and_pools_are_measured(run)
     the_check_is_the_exit_code(run)
-    the_markdown_stays_between_its_markers(run)
+    the_markdown_replaces_the_text_between_its_markers(run)
 
 
 def html_refers_to_nothing_outside(run: Run) -> None:
@@ -99,12 +99,12 @@ def html_refers_to_nothing_outside(run: Run) -> None:
         assert ElementTree.fromstring(svg).findall(".//{http://www.w3.org/2000/svg}text")  # noqa: S314
     assert "<script" not in run.html
     references = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", run.html)
-    assert references  # a chart's clip paths
+    assert references  # clip paths of charts
     assert [reference for reference in references if not reference.startswith("#")] == []
     assert "@import" not in run.html
 
 
-def every_line_of_the_seeds_tables_stands_in_all_forms(run: Run) -> None:
+def every_line_of_the_tables_is_in_all_documents(run: Run) -> None:
     rows = run.json["rows"]
     assert [(row["table"], row["name"]) for row in rows] == [(line.table, line.name) for line in LINES]
     for row in rows:
@@ -131,7 +131,7 @@ def every_index_has_its_measured_gain_and_its_plan(run: Run) -> None:
     for name, index in indexes.items():
         assert index["scans"] > 0 and index["size_bytes"] > 0
         assert shown[name][5] == f"{index['gain']:.1f} %"
-    assert indexes["whatsapp_id"]["gain"] > 50  # without it all messages are read
+    assert indexes["whatsapp_id"]["gain"] > 50  # without the index all messages are read
     assert indexes["idx_messages_phone_salon"]["gain"] > 50
     plans = run.json["plans"]
     assert {plan["index"] for plan in plans} >= set(indexes)
@@ -162,15 +162,15 @@ def the_check_is_the_exit_code(run: Run) -> None:
         assert "not checked" not in shown
 
 
-def the_markdown_stays_between_its_markers(run: Run) -> None:
+def the_markdown_replaces_the_text_between_its_markers(run: Run) -> None:
     assert run.markdown.startswith("above\n<!-- report -->\n")
     assert run.markdown.endswith("<!-- /report -->\nbelow\n")
     assert "\nold\n" not in run.markdown
 
 
 @pytest.fixture
-def seeded(database_url: str) -> Iterator[tuple[str, str]]:
-    """A database with the seed's data set, and its copy."""
+def sample_urls(database_url: str) -> Iterator[tuple[str, str]]:
+    """A database with the sample data, and a copy of it."""
     load_sample_data(database_url, 1)
     name = database_url.rpartition("/")[2] + "_before"
     yield database_url, copy(database_url, name)
@@ -179,8 +179,8 @@ def seeded(database_url: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-async def own_system(seeded: tuple[str, str], redis_url: str, stack: Stack) -> AsyncIterator[System]:
-    yield System(*seeded, redis_url, {name: server.port for name, server in stack.servers.items()})
+async def own_system(sample_urls: tuple[str, str], redis_url: str, stack: Stack) -> AsyncIterator[System]:
+    yield System(*sample_urls, redis_url, {name: server.port for name, server in stack.servers.items()})
 
 
 async def test_the_check_fails_without_the_cache(own_system: System) -> None:
@@ -199,7 +199,7 @@ async def test_the_check_fails_without_the_cache(own_system: System) -> None:
     assert not passed(targets(rows))
 
 
-def test_an_index_that_was_dropped_is_made_again(database_url: str) -> None:
+def test_a_dropped_index_is_created_again(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         for name in ("idx_messages_phone_salon", "whatsapp_id"):
             with without(database_url, name):
@@ -208,7 +208,7 @@ def test_an_index_that_was_dropped_is_made_again(database_url: str) -> None:
 
 
 @pytest.mark.parametrize(("after", "verdict"), [(25.0, "met"), (25.1, "NOT met")])
-def test_a_row_is_judged_by_its_medians_at_the_most_callers(after: float, verdict: str) -> None:
+def test_a_row_is_judged_by_its_medians_with_the_most_callers(after: float, verdict: str) -> None:
     def measured(callers: int, before: float, after: float) -> Measured:
         old, new = Times(1, before, before, before), Times(1, after, after, after)
         return Measured(callers, old, old, new, None, new, 100.0, 0.0)
@@ -233,7 +233,7 @@ def test_the_headline_counts_every_target(ok: list[bool], said: str) -> None:
     assert passed(checks) == all(ok)
 
 
-def test_zipf_ranks_come_up_in_proportion() -> None:
+def test_zipf_ranks_occur_in_proportion() -> None:
     ranks = zipf(100, 100_000, Random(1))
     assert set(ranks) <= set(range(100))
     assert 1.8 < ranks.count(0) / ranks.count(1) < 2.2

@@ -103,7 +103,7 @@ async def test_a_repeat_gets_the_same_reply_and_writes_once(stack: Stack, name: 
     assert contents(stack) == written
 
 
-async def test_a_request_id_of_another_rpc_is_refused(stack: Stack) -> None:
+async def test_a_request_id_used_by_another_rpc_is_refused(stack: Stack) -> None:
     await salon(stack)
     used = str(uuid4())
     await stack.booking.CreateBooking(booking_request(request_id=used))
@@ -153,7 +153,7 @@ async def test_after_24_hours_a_request_id_may_name_another_request(stack: Stack
     assert await stack.booking.CreateBooking(booking_request(request_id=used, notes="another")) == second
 
 
-async def test_a_repeat_is_not_answered_before_the_write_itself_where_writes_wait_for_readers(
+async def test_in_wait_mode_a_repeat_is_not_answered_before_its_write(
     database_url: str,
 ) -> None:
     async with running(database_url, NOWHERE, cache={"without": "wait", "poll": 1000}) as stack:

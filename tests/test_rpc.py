@@ -108,13 +108,13 @@ class Flaky:
     """A booking service that is UNAVAILABLE `failures` times before it answers; `asked` has the requests."""
 
     def __init__(self, failures: int, *metadata: tuple[str, str]) -> None:
-        """Fail so often, with `metadata`."""
+        """Fail `failures` times, with `metadata`."""
         self.failures = failures
         self.metadata = metadata
         self.asked: list[Any] = []
 
     async def answer(self, request: Any, context: Any) -> bytes:
-        """Keep the request; answer an empty message, or fail."""
+        """Record the request; answer an empty message, or fail."""
         self.asked.append(request)
         if len(self.asked) <= self.failures:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet", self.metadata)
@@ -155,7 +155,7 @@ async def test_a_negative_pushback_prevents_the_retry() -> None:
     assert len(flaky.asked) == 1
 
 
-async def test_a_mutation_is_retried_with_the_request_id_that_it_was_given() -> None:
+async def test_a_mutation_is_retried_with_its_request_id() -> None:
     flaky = Flaky(2)
     request = booking_request()
     async with served(flaky) as stub:

@@ -1,4 +1,4 @@
-"""A service as several processes on one port: who answers, what they show together, and how they end."""
+"""A service as several processes on one port: distribution of calls, shared metrics, and shutdown."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -23,10 +23,10 @@ from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from tests.load import DAY, FIRST, until, waiting_for_a_lock
 from tests.processes import Processes
 from tests.stack import SALON, booking_request
-from tests.test_processes import LOCKS, SHARE, STARTING, sample, scrape, start_in_vain, until_away
+from tests.test_processes import LOCKS, SHARE, STARTING, fail_to_start, sample, scrape, until_unavailable
 
-CHANNELS = 24  # each a connection: that all go to one of two workers happens once in eight million times
-WORKER_SECONDS = 3  # that the event loop of a worker may hang
+CHANNELS = 24  # one connection each; the chance that one of two workers gets all is 1 in 8 million
+WORKER_SECONDS = 3  # how long the event loop of a worker may hang
 GET = booking_pb2.GetSalonRequest(salon_id=SALON)
 GOT = sample(
     "grpc_server_handled_total",
@@ -41,7 +41,7 @@ BOOKING = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
 
 @pytest.fixture
 def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
-    """The booking service, of two workers; their calls wait long for a lock."""
+    """The booking service with two workers and a long lock timeout."""
     port, metrics_port = free_ports(2)
     ports = dict.fromkeys(SERVICES, port)  # only booking is started
     plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2)
@@ -71,10 +71,10 @@ def stub(of: grpc.aio.Channel) -> booking_pb2_grpc.BookingServiceAsyncStub:
 
 
 def workers(started: Processes) -> dict[int, int]:
-    """Return how many callers are connected to each worker that listens, by process id."""
+    """Return the number of callers connected to each listening worker, by process ID."""
     booking, found = started.services["booking"], {}
     for child in psutil.Process(booking.pid).children():
-        with suppress(psutil.NoSuchProcess):  # killed since it was listed
+        with suppress(psutil.NoSuchProcess):  # killed after it was listed
             states = [each.status for each in child.net_connections() if each.laddr.port == booking.port]
             if psutil.CONN_LISTEN in states:
                 found[child.pid] = states.count(psutil.CONN_ESTABLISHED)
@@ -82,14 +82,14 @@ def workers(started: Processes) -> dict[int, int]:
 
 
 async def scraped(started: Processes, count: float) -> dict[Any, float]:
-    """Return the metrics once they show so many answers: those of another worker are up to a second old."""
+    """Return the metrics once they show `count` answers; those of another worker are up to a second old."""
     async with asyncio.timeout(20):
         while (shown := await asyncio.to_thread(scrape, started, "booking"))[GOT] != count:
             assert shown[GOT] < count
     return shown
 
 
-async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_killed(started: Processes) -> None:
+async def test_workers_share_a_port_and_sum_their_metrics_even_if_one_is_killed(started: Processes) -> None:
     async with callers(started) as channels:
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels * 5))
         before = workers(started)
@@ -126,7 +126,7 @@ async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_ki
             os.kill(killed, signal.SIGKILL)
             seen = shown[GOT]
             while len(workers(started)) < 2:
-                with suppress(ConnectionError):  # the worker that took the scrape was the one that was killed
+                with suppress(ConnectionError):  # the killed worker had accepted the scrape
                     now = (await asyncio.to_thread(scrape, started, "booking"))[GOT]
                     assert now >= seen
                     seen = now
@@ -139,7 +139,7 @@ async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_ki
     await asyncio.sleep(1.5)  # each worker has written its counts since
     shown = await asyncio.to_thread(scrape, started, "booking")
     assert shown[GOT] >= seen
-    async with callers(started) as channels:  # those of before may all have gone over to the survivor
+    async with callers(started) as channels:  # new connections, because the old ones may all be on the survivor
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels))
         assert all(workers(started).values())
         await scraped(started, shown[GOT] + CHANNELS)
@@ -166,7 +166,7 @@ async def test_sigterm_drains_every_worker(started: Processes) -> None:
         await until(lambda: waiting_for_a_lock(started.database_url, 2 * SHARE))
         assert all(workers(started).values())
         answered: list[object] = []
-        readers = [asyncio.create_task(until_away(stub(each).GetSalon, GET, answered)) for each in channels]
+        readers = [asyncio.create_task(until_unavailable(stub(each).GetSalon, GET, answered)) for each in channels]
         await until(lambda: len(answered) > 200)
         started.services["booking"].terminate()
         await asyncio.gather(*readers)
@@ -213,7 +213,7 @@ async def test_a_port_of_workers_counts_as_in_use_and_they_end_with_their_parent
     port = {"PORT": str(booking.port)}
     failed = await asyncio.gather(
         *(
-            asyncio.to_thread(start_in_vain, name, {**STARTING, **settings})
+            asyncio.to_thread(fail_to_start, name, {**STARTING, **settings})
             for name, settings in (
                 ("booking", {**port, "WORKERS": "2"}),
                 ("booking", {**port, "WORKERS": "1"}),

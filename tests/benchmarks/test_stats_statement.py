@@ -1,4 +1,4 @@
-"""GetSalonStats, 31 days of the biggest salon: the time its statement runs, beside the report's four subqueries."""
+"""GetSalonStats, 31 days of the biggest salon: the time of its statement compared with the report's subqueries."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ ROUNDS = 15
 START = datetime(2024, 12, 15, tzinfo=UTC)
 END = START + timedelta(days=31)
 
-# Report, "Raw SQL for Analytics"; its cost is our cost_micros.
+# From the report, "Raw SQL for Analytics"; its cost is our cost_micros.
 REPORT = """
     SELECT
       (SELECT COUNT(*) FROM bookings WHERE salon_id = {salon} AND start_ts >= {start} AND start_ts < {end}) as bookings,
@@ -31,14 +31,14 @@ REPORT = """
       (SELECT COALESCE(SUM(cost_micros), 0) FROM messages
         WHERE salon_id = {salon} AND created_at >= {start} AND created_at < {end}) as total_cost"""
 
-# Postgres says of each statement how long it ran, planning apart, as EXPLAIN (ANALYZE, TIMING OFF) would.
+# Postgres logs the run time of each statement without planning, as EXPLAIN (ANALYZE, TIMING OFF) would.
 EXPLAINED = """
     LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_analyze = on;
     SET auto_explain.log_timing = off; SET client_min_messages = log; SET plan_cache_mode = force_generic_plan"""
 
 
 @pytest.fixture(scope="module")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def sample_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The sample data at scale 1."""
     with Postgres(tmp_path_factory.mktemp("stats") / "postgres") as server:
         migrate(server.dsn)
@@ -46,11 +46,11 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.dsn
 
 
-async def test_the_statement_runs_at_most_0_4_of_the_time_of_four_subqueries(seeded: str) -> None:
+async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sample_urls: str) -> None:
     report = sql.SQL(REPORT).format(salon=SALON, start=START, end=END)
     told: list[tuple[float, str]] = []
     figures: dict[str, list[float]] = {"report": [], "ours": []}
-    async with await Connection.connect(seeded, autocommit=True, prepare_threshold=0) as conn:
+    async with await Connection.connect(sample_urls, autocommit=True, prepare_threshold=0) as conn:
         conn.queries = QueryStats(threshold=60)
         await conn.execute(EXPLAINED, prepare=False)
         conn.add_notice_handler(lambda notice: told.append(_duration(notice.message_primary or "")))
@@ -69,7 +69,7 @@ async def test_the_statement_runs_at_most_0_4_of_the_time_of_four_subqueries(see
 
 
 def _duration(notice: str) -> tuple[float, str]:
-    """Return the ms and the plan that auto_explain tells of a statement."""
+    """Return the ms and the plan from a notice of auto_explain."""
     told = re.match(r"duration: ([\d.]+) ms  plan:", notice)
     assert told
     return float(told[1]), notice

@@ -1,5 +1,4 @@
-"""Valkey comes back: empty, with older data, unnoticed, or recovered by several processes; or it sends invalid
-replies."""
+"""Valkey comes back: empty, with older data, unnoticed, or recovered by several processes; or it replies nonsense."""
 
 import asyncio
 from collections.abc import AsyncIterator

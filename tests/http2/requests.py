@@ -41,7 +41,7 @@ class Draft:
         regular = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *self.headers]
         headers = [*regular, *pseudo] if self.is_last_pseudo else [*pseudo, *regular]
         kept = [(name, self.replaced.get(name, value)) for name, value in headers if name not in self.dropped]
-        if self.odd:  # grpcio refuses by the name what HPACK encodes by the name of a header that it has refused
+        if self.odd:  # once grpcio has refused a header, it refuses others that HPACK encodes with its name
             kept = [NeverIndexedHeaderTuple(name, value) for name, value in kept]
         return Request(kept, self._frames(), self.end)
 

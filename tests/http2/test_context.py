@@ -1,4 +1,4 @@
-"""The context of handlers, which is the same on both transports unless a test claims otherwise."""
+"""The context of handlers: the same on both transports, unless a test names one."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 
 
 def behaving(served: Served) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], None]:
-    """Return what sets the behavior of the methods Run and RunStream."""
+    """Return a decorator that sets the behavior of the methods Run and RunStream."""
 
     def set_behavior(behavior: Callable[[Any, Any], Awaitable[Any]]) -> None:
         served.servicer.behavior = behavior
@@ -88,7 +88,7 @@ async def test_abort_is_answered_before_the_handler_ends(served: Served) -> None
     served.servicer.proceed.set()
 
 
-async def test_a_code_that_is_set_is_the_status_and_the_reply_is_dropped(served: Served) -> None:
+async def test_a_code_set_by_the_handler_is_the_status_and_the_reply_is_dropped(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> bytes:
         context.set_code(grpc.StatusCode.OUT_OF_RANGE)
@@ -100,7 +100,7 @@ async def test_a_code_that_is_set_is_the_status_and_the_reply_is_dropped(served:
     assert (error.code(), error.details()) == (grpc.StatusCode.OUT_OF_RANGE, "too far")
 
 
-async def test_a_code_that_is_set_ends_a_stream_after_its_messages(served: Served) -> None:
+async def test_a_code_set_by_the_handler_ends_a_stream_after_its_messages(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> None:
         await context.write(b"first")
@@ -113,7 +113,7 @@ async def test_a_code_that_is_set_ends_a_stream_after_its_messages(served: Serve
     assert (error.code(), error.details()) == (grpc.StatusCode.OUT_OF_RANGE, "no second")
 
 
-async def test_metadata_arrive_as_they_were_sent_both_ways(served: Served) -> None:
+async def test_metadata_arrives_unchanged_both_ways(served: Served) -> None:
     sent = ("a", "1"), ("a", "2"), ("b-bin", bytes(range(256))), ("b-bin", b""), ("c", "! ~")
     back: list[Any] = []
 
@@ -131,7 +131,7 @@ async def test_metadata_arrive_as_they_were_sent_both_ways(served: Served) -> No
     assert sorted(back, key=lambda pair: pair[0]) == sorted(sent, key=lambda pair: pair[0])
 
 
-async def test_initial_metadata_arrive_before_the_handler_replies(served: Served) -> None:
+async def test_initial_metadata_arrives_before_the_handler_replies(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> None:
         await context.send_initial_metadata((("a", "b"),))
@@ -144,7 +144,7 @@ async def test_initial_metadata_arrive_before_the_handler_replies(served: Served
     assert await call.read() == b"reply"
 
 
-async def test_initial_metadata_are_sent_once(served: Served) -> None:
+async def test_initial_metadata_is_sent_once(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> bytes:
         await context.send_initial_metadata((("a", "b"),))
@@ -188,7 +188,7 @@ async def test_an_exception_keeps_the_code_that_was_set(served: Served) -> None:
 
 
 async def test_a_handler_that_returns_none_is_unknown(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    served = await serve("http2")  # grpcio's ends such a call OK, with no message
+    served = await serve("http2")  # grpcio's server ends such a call with OK, without a message
 
     @behaving(served)
     async def behavior(request: Any, context: Any) -> Any:
@@ -198,7 +198,7 @@ async def test_a_handler_that_returns_none_is_unknown(serve: Serve, caplog: pyte
     assert [record for record in caplog.records if record.levelno == logging.ERROR]
 
 
-async def test_done_callbacks_are_called_with_the_context_once_the_call_is_over(served: Served) -> None:
+async def test_done_callbacks_are_called_with_the_context_once_the_call_has_ended(served: Served) -> None:
     seen: asyncio.Queue[tuple[str, Any, bool]] = asyncio.Queue()
 
     @behaving(served)
@@ -255,7 +255,7 @@ async def test_cancellation_reaches_the_handler_and_its_context(served: Served) 
         call.cancel()
         assert await served.servicer.ended.get() == "cancelled"
         assert await served.servicer.callbacks.get() is context
-    if served.transport == "http2":  # grpcio's says so only of a call that was answered with CANCELLED
+    if served.transport == "http2":  # grpcio's server shows it only for calls answered with CANCELLED
         assert context.cancelled()
         assert context.done()
 
@@ -273,13 +273,13 @@ async def test_a_lost_connection_cancels_its_calls(served: Served) -> None:
     await asyncio.gather(*calls)
 
 
-async def test_a_generator_is_closed_when_its_call_is_cancelled(served: Served) -> None:
+async def test_a_generator_is_closed_when_its_call_is_canceled(served: Served) -> None:
     closed = asyncio.Event()
 
     async def stream(request: bytes, context: Any) -> Any:
         try:
             while True:
-                yield bytes(64 * 1024)  # it waits for the client here
+                yield bytes(64 * 1024)  # waits for the client here
         finally:
             closed.set()
 
@@ -291,7 +291,7 @@ async def test_a_generator_is_closed_when_its_call_is_cancelled(served: Served) 
         await closed.wait()
 
 
-async def test_the_handler_sees_the_deadline_and_is_cancelled_at_it(served: Served) -> None:
+async def test_the_handler_sees_the_deadline_and_is_canceled_at_it(served: Served) -> None:
     remaining: list[float] = []
 
     @behaving(served)
@@ -303,7 +303,7 @@ async def test_the_handler_sees_the_deadline_and_is_cancelled_at_it(served: Serv
             remaining.append(context.time_remaining())
             served.servicer.ended.put_nowait("over")
 
-    raw = await served.raw()  # which does not enforce the deadline itself
+    raw = await served.raw()  # a raw client does not enforce the deadline itself
     request = Request(headers(f"/{SERVICE}/Run".encode(), (b"grpc-timeout", b"300m")), (message(b""),))
     async with asyncio.timeout(10):
         answer = await raw.call(request)

@@ -18,11 +18,11 @@ from tests.http2.servicer import SERVICE
 PATH = f"/{SERVICE}/Echo".encode()
 REQUESTS = 5000
 CONNECTIONS = 8
-IN_FLIGHT = 60  # a connection
+IN_FLIGHT = 60  # per connection
 _NOT_COMPARED = frozenset(
     (
         *(b":status", b"content-type", b"grpc-accept-encoding", b"grpc-status", b"grpc-message"),
-        b"grpc-status-details-bin",  # ours says more of what it refuses
+        b"grpc-status-details-bin",  # ours gives more details of refused requests
     )
 )
 
@@ -111,7 +111,7 @@ async def test_5000_random_requests_get_the_same_answers_except_for_named_differ
 
 
 async def test_a_path_that_is_not_utf8_is_unimplemented_and_the_connection_goes_on(serve: Serve) -> None:
-    served = await serve("http2")  # it ends a server of grpcio's
+    served = await serve("http2")  # it crashes a server of grpcio
     raw = await served.raw()
     odd, fine = Request(headers(b"/\xff/\xff"), (message(b""),)), Request(headers(PATH), (message(b"hi"),))
     assert (await raw.call(odd)).status == grpc.StatusCode.UNIMPLEMENTED.value[0]
@@ -119,7 +119,7 @@ async def test_a_path_that_is_not_utf8_is_unimplemented_and_the_connection_goes_
 
 
 async def test_requests_after_a_malformed_header_are_served_on_its_connection(serve: Serve) -> None:
-    served = await serve("http2")  # grpcio's refuses the second, whose header has the first one's name in HPACK
+    served = await serve("http2")  # grpcio's server refuses the second: its header refers to the first one's name
     raw = await served.raw()
     for name, bad, good in (
         (b"grpc-timeout", b"abc", b"10S"),

@@ -53,7 +53,7 @@ async def test_bidi_answers_each_message_before_the_next_is_sent(served: Served,
 
 
 @pytest.mark.parametrize("name", ["Chat", "Talk"])
-async def test_a_cancelled_bidi_call_ends_its_handler(served: Served, name: str) -> None:
+async def test_a_canceled_bidi_call_ends_its_handler(served: Served, name: str) -> None:
     call = method(await served.channel(), name)()
     await call.write(b"a")
     assert await call.read() == b"a"
@@ -118,7 +118,7 @@ async def test_a_handler_that_does_not_read_stops_its_client(served: Served) -> 
         await call.done_writing()
 
     sending = asyncio.create_task(send())
-    # The client itself may hold a window's worth.
+    # The client itself may buffer one window.
     assert 0 < await settled(lambda: sent) * MESSAGE_BYTES < 4 * HELD_BYTES
     served.servicer.proceed.set()
     async with asyncio.timeout(60):

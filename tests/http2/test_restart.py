@@ -88,7 +88,7 @@ async def test_no_call_fails_while_the_replicas_are_restarted_one_by_one(
 ) -> None:
     loop, address = asyncio.get_running_loop(), ",".join(f"127.0.0.1:{service.port}" for service in replicas)
     restarts = pytestconfig.getoption("--restarts") or 3
-    with ThreadPoolExecutor(1) as thread:  # the kernel ends a process with the thread that began it
+    with ThreadPoolExecutor(1) as thread:  # the kernel ends a process with the thread that started it
         async with channel(f"ipv4:{address}", BOOKING) as connected:
             stub: Any = booking_pb2_grpc.BookingServiceStub(connected)
             salon = pb.Salon(salon_id=SALON, phone_number_id="1", name="Hair", time_zone="Europe/Berlin")

@@ -53,7 +53,7 @@ async def test_goaway_is_sent_twice_and_running_calls_are_answered(served: Serve
 
 
 async def test_a_call_sent_before_the_client_got_goaway_is_answered(serve: Serve) -> None:
-    served = await serve("http2")  # grpcio's server refuses it already, which clients retry
+    served = await serve("http2")  # grpcio's server refuses it, and clients retry
     raw = await served.raw()
     raw.answers_pings = False
     call = await begun(served, raw)
@@ -122,7 +122,7 @@ async def test_an_idle_client_does_not_delay_the_stop(served: Served) -> None:
         await Raw.connect(served.port)
 
 
-async def test_streams_that_are_under_way_end_or_are_unavailable(served: Served) -> None:
+async def test_running_streams_end_or_are_unavailable(served: Served) -> None:
     call = method(await served.channel(), "Chat")()
     await call.write(b"a")
     assert await call.read() == b"a"

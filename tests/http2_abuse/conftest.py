@@ -24,8 +24,8 @@ SETTLE_SECONDS = 6.0
 WATCH_SECONDS = 0.02
 LEAST_SECONDS, MOST_SECONDS = 0.5, 20.0
 ATTEMPTS = 3
-# What is left after an attack. Connections: the neighbour's and the one that asks; tasks: the calls of these, the one
-# that looks after connections, and the one that serves.
+# The state after an attack. Connections: those of the neighbour and of this state call; tasks: their two calls, the one
+# that checks connections, and the one that serves.
 SETTLED = {"connections": 2, "receiving": 0, "sending": 0, "tasks": 4, "deadlines": 2}
 
 
@@ -60,7 +60,7 @@ class Round:
 
     @property
     def p99_ms(self) -> float:
-        """The time within which 99 of 100 calls ended."""
+        """The 99th percentile of the times."""
         return quantiles(self.times_ms, n=100)[-1]
 
 
@@ -103,7 +103,7 @@ class Target:
             return await ask(channel, request)
 
     async def is_so(self, is_so: Callable[[dict[str, Any]], bool]) -> bool:
-        """Return whether something is true of the state."""
+        """Return whether a condition on the state holds."""
         return is_so(await self.state())
 
     def channel(self) -> grpc.aio.Channel:
@@ -127,9 +127,9 @@ class Target:
                 await asyncio.sleep(0.05)
 
     async def endures(self, attack: Callable[[], Awaitable[None]]) -> dict[str, Any]:
-        """Attack the server; return its state when that is over, and what the neighbour saw.
+        """Attack the server; return its state afterwards, and check the calls of the neighbour.
 
-        The times are those of the best of three attacks: what the machine does besides only makes them longer.
+        The times are those of the best of three attacks, because other work of the machine only makes them longer.
         """
         for attempt in range(1, ATTEMPTS + 1):
             outcome = await self._attack(attack)
@@ -149,7 +149,7 @@ class Target:
         return state
 
     async def _attack(self, attack: Callable[[], Awaitable[None]]) -> Outcome:
-        """Attack once; return what it did."""
+        """Attack once; return the outcome."""
         loop = asyncio.get_running_loop()
         await self.state(b"clear")
         before, peak = self.memory.memory_info().rss, 0

@@ -1,6 +1,6 @@
 """The server under attack: `python -m tests.http2_abuse.server '{"max_connections": 100}' [CERT KEY]`.
 
-It prints its port. `/abuse/State` answers what the process holds and what it has been through, as JSON.
+It prints its port. `/abuse/State` answers with the current and past resource use of the process, as JSON.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ LONG_SECONDS = 0.05
 
 
 class Errors(logging.Handler):
-    """Keeps what is logged at ERROR."""
+    """Keeps records logged at ERROR."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -55,7 +55,7 @@ class Holds:
         self._last, self._last_cpu = time.perf_counter(), time.thread_time()
 
     def sample(self) -> None:
-        """Read the clocks; again in a moment."""
+        """Read the clocks, and schedule the next sample."""
         now, cpu = time.perf_counter(), time.thread_time()
         held, self._last = now - self._last - SAMPLE_SECONDS, now
         held_cpu, self._last_cpu = cpu - self._last_cpu, cpu
@@ -78,11 +78,11 @@ class Dispatcher:
         return request
 
     async def large(self, request: bytes, context: Any) -> bytes:
-        """Answer `request` bytes."""
+        """Answer with `request` bytes."""
         return b"x" * int(request)
 
     async def sink(self, request: bytes, context: Any) -> bytes:
-        """Answer the size of a message."""
+        """Answer with the size of a message."""
         return b"%d" % len(request)
 
     async def slow(self, request: bytes, context: Any) -> bytes:
@@ -91,7 +91,7 @@ class Dispatcher:
         return request
 
     async def stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        """Answer messages; `100 16384`: 100 of 16384 bytes."""
+        """Answer with messages; `100 16384`: 100 of 16384 bytes."""
         count, size = map(int, request.split())
         for _ in range(count):
             yield b"x" * size
@@ -103,7 +103,7 @@ class Dispatcher:
             yield request
 
     async def state(self, request: bytes, context: Any) -> bytes:
-        """Return what the process holds; `clear` resets the longest holds first."""
+        """Return the resource use of the process; `clear` resets the longest blocking times first."""
         if request == b"clear":
             self.holds.clear()
             self.errors.texts.clear()

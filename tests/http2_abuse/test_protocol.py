@@ -1,4 +1,4 @@
-"""Input that is no HTTP/2, that breaks its rules, or that follows them and only costs work."""
+"""Input that is not HTTP/2, that breaks its rules, or that follows them and only costs CPU."""
 
 import asyncio
 import random
@@ -58,7 +58,7 @@ WRONG = {
     "a table larger than allowed": frame(http2.HEADERS, 4, 1, b"\x3f\xff\xff\x0f" + http2.ECHO),
     "SETTINGS of five bytes": frame(http2.SETTINGS, payload=b"12345"),
     "SETTINGS on a stream": frame(http2.SETTINGS, 0, 1),
-    "SETTINGS acknowledged unasked": 3 * frame(http2.SETTINGS, http2.ACK),
+    "an unsolicited SETTINGS acknowledgement": 3 * frame(http2.SETTINGS, http2.ACK),
     "SETTINGS acknowledged with a payload": frame(http2.SETTINGS, http2.ACK, payload=b"123456"),
     "a window that is too large": settings((http2.INITIAL_WINDOW_SIZE, 2**32 - 1)),
     "frames that are too small": settings((5, 1)),
