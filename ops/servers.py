@@ -137,7 +137,7 @@ class Postgres(Server):
         if port := running_port(self.data):
             raise StartError(f"{self.data} is in use by a PostgreSQL on port {port}")
         if not (self.data / "PG_VERSION").exists():
-            self._initialise()
+            self._initialize()
         if postmaster(self.data):
             # The ID in the file now belongs to another process, for whose end Postgres would wait.
             (self.data / "postmaster.pid").unlink()
@@ -196,7 +196,7 @@ class Postgres(Server):
             self._run("postgres", self.data, "--single", "postgres", stdin=statements).wait()
         new.rename(passfile)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Run initdb next to the data folder and move the result, so the folder is complete or absent."""
         new = self.data.with_name(f"{self.data.name}.new")
         shutil.rmtree(new, ignore_errors=True)

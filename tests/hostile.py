@@ -94,10 +94,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     slots = {"duration": long, "step": short, "buffer_before": short, "buffer_after": short, "minimum_notice": short}
     to_customer = {"phone_number": PHONE, "user_id": "US.1", "direction": 2, "type": 14, "content": "hi"}
     answer = {"whatsapp_id": "wamid.2", "media_id": "1", "reply_to_whatsapp_id": "wamid.1"}
-    told = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
-    told |= {"conversation_origin": "utility"}
+    event = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
+    event |= {"conversation_origin": "utility"}
     of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
-    said = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
+    ai_message = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
     return {
         "UpsertSalon": {
             "salon": {**other, **outputs, "region_code": "JP", "opening_hours": DAYS, "special_hours": DATES}
@@ -120,7 +120,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
-        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **told, **cost),
+        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **event, **cost),
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
@@ -132,7 +132,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "MarkConversationRead": mine(**of_customer),
         "SearchMessages": mine(query="hi", page_size=10),
         "ListMessages": mine(**of_customer, page_size=10, direction=1),
-        "RecordAiMessage": mine(**said, **cost, **tokens, booking_code=code),
+        "RecordAiMessage": mine(**ai_message, **cost, **tokens, booking_code=code),
         "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),
         "GetSalonStats": mine(**TIMES),
         "ListBookingStats": mine(**TIMES, bucket=1),

@@ -71,8 +71,8 @@ def version() -> tuple[int, ...]:
     """Return the program's version; () if there is none."""
     if PROGRAM is None:
         return ()
-    told = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    return tuple(int(part) for part in told.split()[1].split(".")[:2])
+    output = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return tuple(int(part) for part in output.split()[1].split(".")[:2])
 
 
 @contextmanager

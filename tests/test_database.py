@@ -15,7 +15,7 @@ from libs.db import Database, DatabaseSettings, DatabaseUnavailable, PoolExhaust
 from ops.servers import Postgres
 from tests.load import until
 
-SEED_URL = (
+POOL_URL = (
     "postgresql://u:hidden@db:5432/parlor?connection_limit=7&sslmode=disable&pool_timeout=8&statement_cache_size=9"
 )
 
@@ -46,7 +46,7 @@ async def value(database: Database, query: str, *params: Any) -> Any:
 
 
 def test_pool_parameters_of_the_url_are_settings_and_are_not_passed_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL)
+    monkeypatch.setenv("DATABASE_URL", POOL_URL)
     settings = DatabaseSettings.read("DATABASE_URL")
     assert (settings.connection_limit, settings.pool_timeout, settings.statement_cache_size) == (7, 8, 9)
     assert settings.url.get_secret_value() == "postgresql://u:hidden@db:5432/parlor?sslmode=disable"
@@ -68,14 +68,14 @@ def test_a_url_without_pool_parameters_is_unchanged(url: str) -> None:
 
 
 def test_an_explicit_variable_overrides_the_url_even_an_invalid_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL.replace("=7", "=many"))
+    monkeypatch.setenv("DATABASE_URL", POOL_URL.replace("=7", "=many"))
     monkeypatch.setenv("DB_CONNECTION_LIMIT", "3")
     settings = DatabaseSettings.read("DATABASE_URL")
     assert (settings.connection_limit, settings.pool_timeout) == (3, 8)
 
 
 def test_the_first_variable_that_is_set_names_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL)
+    monkeypatch.setenv("DATABASE_URL", POOL_URL)
     monkeypatch.setenv("STATS_DATABASE_URL", "postgresql://stats/x")
     settings = DatabaseSettings.read("STATS_DATABASE_URL", "DATABASE_URL")
     assert settings.url.get_secret_value() == "postgresql://stats/x"
@@ -87,8 +87,8 @@ def test_the_first_variable_that_is_set_names_the_database(monkeypatch: pytest.M
     [
         ("DB_POOL_TIMEOUT", "soon", ["pool_timeout"]),
         ("DB_CONNECTION_LIMIT", "0", ["connection_limit"]),
-        ("DATABASE_URL", SEED_URL.replace("=7", "=-1"), ["DATABASE_URL", "connection_limit"]),
-        ("DATABASE_URL", SEED_URL.replace("=9", "="), ["DATABASE_URL", "statement_cache_size"]),
+        ("DATABASE_URL", POOL_URL.replace("=7", "=-1"), ["DATABASE_URL", "connection_limit"]),
+        ("DATABASE_URL", POOL_URL.replace("=9", "="), ["DATABASE_URL", "statement_cache_size"]),
         ("DATABASE_URL", "postgresql://u:hidden@db/parlor?nonsense=1", ["DATABASE_URL", "nonsense"]),
         ("DATABASE_URL", "mysql://u:hidden@db/parlor", ["DATABASE_URL"]),
         ("DATABASE_URL", "", ["DATABASE_URL is not set"]),
@@ -97,7 +97,7 @@ def test_the_first_variable_that_is_set_names_the_database(monkeypatch: pytest.M
 def test_the_error_of_a_bad_value_names_its_variable_and_hides_the_password(
     monkeypatch: pytest.MonkeyPatch, name: str, bad: str, named: list[str]
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL)
+    monkeypatch.setenv("DATABASE_URL", POOL_URL)
     monkeypatch.setenv(name, bad)
     with pytest.raises(ValueError, match=".*".join(named)) as caught:
         DatabaseSettings.read("DATABASE_URL")
@@ -105,7 +105,7 @@ def test_the_error_of_a_bad_value_names_its_variable_and_hides_the_password(
 
 
 def test_settings_show_no_password() -> None:
-    assert "hidden" not in repr(DatabaseSettings(url=SecretStr(SEED_URL)))
+    assert "hidden" not in repr(DatabaseSettings(url=SecretStr(POOL_URL)))
 
 
 async def test_settings_reach_the_server(database_url: str) -> None:

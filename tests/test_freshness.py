@@ -18,7 +18,7 @@ from tests.test_webhook import signed, text
 from tests.test_webhook import status as whatsapp_status
 
 NOON, HOUR = 1_800_000_000, 3600
-MINE, OTHERS, NEW, TOLD = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
+MINE, OTHERS, NEW, LATER = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
 USER, NEW_CODE = "DE.1", "ZZZZZZ"
 USER_ONLY: Fields = {"phone_number": "", "user_id": USER}
 WHOLE_CONVERSATIONS = {"conversations", "conversation by user_id"}  # reads that depend on all conversations of a salon
@@ -69,7 +69,7 @@ class Fresh:
     def _messaging_reads(self) -> dict[str, Read]:
         service = self.stack.messaging
         of_salon: Fields = {"salon_id": SALON}
-        phones = {"mine": MINE, "other": OTHERS, "new": NEW, "told": TOLD}
+        phones = {"mine": MINE, "other": OTHERS, "new": NEW, "later": LATER}
         names: dict[str, Fields] = {
             **{f"of {name}, by id": {"conversation_id": found} for name, found in self.ids.items()},
             **{f"of {name}, by phone": {"phone_number": phone} for name, phone in phones.items()},
@@ -216,8 +216,8 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
 
 async def test_changes_of_messages_invalidate_exactly_their_reads(fresh: Fresh) -> None:
     service = fresh.stack.messaging
-    mine, wholes = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | {"messages", "search"}
-    told = fresh.of("of unnumbered, by id", "of told, by phone")
+    mine, of_salon = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | {"messages", "search"}
+    later = fresh.of("of unnumbered, by id", "of later, by phone")
     again = message_request("wamid.again")
     sent = message_request("wamid.sent", direction="MESSAGE_DIRECTION_OUTBOUND")
     status = messaging.RecordMessageStatusRequest(
@@ -227,24 +227,24 @@ async def test_changes_of_messages_invalidate_exactly_their_reads(fresh: Fresh) 
         salon_id=SALON, whatsapp_id="wamid.nobody's", status=messaging.MESSAGE_STATUS_READ
     )
     first = message_request("wamid.new", phone_number=NEW)
-    number = message_request("wamid.told", phone_number=TOLD, user_id=USER)
+    number = message_request("wamid.later", phone_number=LATER, user_id=USER)
     inbound = webhook_body(f"10{SALON}", messages=[text("hook", **{"from": MINE[1:]})])
     became = webhook_body(f"10{SALON}", statuses=[whatsapp_status(id="wamid.sent")])
     erase = messaging.EraseCustomerRequest(salon_id=SALON, phone_number=MINE)
     await each(
         fresh,
         [
-            (service.RecordMessage, again, wholes | mine),
+            (service.RecordMessage, again, of_salon | mine),
             (service.RecordMessage, again, set()),
-            (service.RecordMessage, sent, wholes | mine),
-            (service.RecordMessageStatus, status, wholes | mine),
+            (service.RecordMessage, sent, of_salon | mine),
+            (service.RecordMessageStatus, status, of_salon | mine),
             (service.RecordMessageStatus, status, set()),
             (service.RecordMessageStatus, unknown, set()),
-            (service.RecordMessage, first, wholes | fresh.of("of new, by phone")),
-            (service.RecordMessage, number, wholes | told),
-            (service.IngestWebhook, signed(inbound), wholes | mine),
+            (service.RecordMessage, first, of_salon | fresh.of("of new, by phone")),
+            (service.RecordMessage, number, of_salon | later),
+            (service.IngestWebhook, signed(inbound), of_salon | mine),
             (service.IngestWebhook, signed(inbound), set()),
-            (service.IngestWebhook, signed(became), wholes | mine),
+            (service.IngestWebhook, signed(became), of_salon | mine),
             (service.EraseCustomer, erase, {name for name, read in fresh.reads.items() if read.service == "messaging"}),
         ],
     )

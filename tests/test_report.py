@@ -156,9 +156,9 @@ def the_check_is_the_exit_code(run: Run) -> None:
     assert len(checks) == 11
     assert run.json["ok"] == all(check["ok"] for check in checks)
     assert run.code == (0 if run.json["ok"] else 1)
-    said = f"{sum(check['ok'] for check in checks)} of 11 targets are met."
-    for shown in (run.html, run.markdown, run.told):
-        assert said in shown.replace("\n", " ")
+    expected = f"{sum(check['ok'] for check in checks)} of 11 targets are met."
+    for shown in (run.html, run.markdown, run.output):
+        assert expected in shown.replace("\n", " ")
         assert "not checked" not in shown
 
 
@@ -219,7 +219,7 @@ def test_a_row_is_judged_by_its_medians_with_the_most_callers(after: float, verd
 
 
 @pytest.mark.parametrize(
-    ("ok", "said"),
+    ("ok", "expected"),
     [
         ([True, True, True], "3 of 3 targets are met."),
         ([True, False, True], "2 of 3 targets are met. NOT met: 1."),
@@ -227,9 +227,9 @@ def test_a_row_is_judged_by_its_medians_with_the_most_callers(after: float, verd
         ([False, False, False], "0 of 3 targets are met. NOT met: 0; 1; 2."),
     ],
 )
-def test_the_headline_counts_every_target(ok: list[bool], said: str) -> None:
+def test_the_headline_counts_every_target(ok: list[bool], expected: str) -> None:
     checks = [Check(str(number), "", "", "", is_met) for number, is_met in enumerate(ok)]
-    assert headline(checks) == said
+    assert headline(checks) == expected
     assert passed(checks) == all(ok)
 
 

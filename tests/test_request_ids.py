@@ -12,7 +12,7 @@ import pytest
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
-from tests.cache.away import NOWHERE
+from tests.cache.outages import NOWHERE
 from tests.cache.shop import until
 from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, message_request, rows, running, salon
 

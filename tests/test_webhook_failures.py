@@ -53,9 +53,9 @@ BAD: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("kind", "item", "reason"), BAD)
 async def test_an_unreadable_item_is_stored_with_its_reason(stack: Stack, kind: str, item: Any, reason: str) -> None:
     await salon(stack, phone_number_id="1")
-    neighbours = {"messages": [text(1), text(2)], "statuses": [status(3), status(4)]}
-    neighbours[kind].insert(1, item)
-    body = webhook_body("1", **neighbours)
+    neighbors = {"messages": [text(1), text(2)], "statuses": [status(3), status(4)]}
+    neighbors[kind].insert(1, item)
+    body = webhook_body("1", **neighbors)
     assert await ingest(stack, body) == {"messages": 2, "statuses": 2, "rejected": 1}
     [found] = await failures(stack)
     assert (found.salon_id, found.kind) == (SALON, MESSAGE if kind == "messages" else STATUS)

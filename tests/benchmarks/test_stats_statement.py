@@ -38,7 +38,7 @@ EXPLAINED = """
 
 
 @pytest.fixture(scope="module")
-def sample_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def sample_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The sample data at scale 1."""
     with Postgres(tmp_path_factory.mktemp("stats") / "postgres") as server:
         migrate(server.dsn)
@@ -46,23 +46,23 @@ def sample_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.dsn
 
 
-async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sample_urls: str) -> None:
+async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sample_url: str) -> None:
     report = sql.SQL(REPORT).format(salon=SALON, start=START, end=END)
-    told: list[tuple[float, str]] = []
+    plans: list[tuple[float, str]] = []
     figures: dict[str, list[float]] = {"report": [], "ours": []}
-    async with await Connection.connect(sample_urls, autocommit=True, prepare_threshold=0) as conn:
+    async with await Connection.connect(sample_url, autocommit=True, prepare_threshold=0) as conn:
         conn.queries = QueryStats(threshold=60)
         await conn.execute(EXPLAINED, prepare=False)
-        conn.add_notice_handler(lambda notice: told.append(_duration(notice.message_primary or "")))
+        conn.add_notice_handler(lambda notice: plans.append(_duration(notice.message_primary or "")))
         for _ in range(ROUNDS):
             expected = await (await conn.execute(report, prepare=False)).fetchone()
-            figures["report"].append(told[-1][0])
+            figures["report"].append(plans[-1][0])
             [counted] = await salon_stats(conn, [Period(SALON, START, END)])
             assert isinstance(counted.value, bytes)
             stats = SalonStats.FromString(counted.value)
-            figures["ours"].append(told[-1][0])
+            figures["ours"].append(plans[-1][0])
     assert expected == (stats.bookings, stats.messages, stats.conversations, stats.total_cost_micros)
-    assert re.findall(r"(?<!Index Only) Scan \w* ?(?:on|using) (?!salons|wanted)\w+", told[-1][1]) == []
+    assert re.findall(r"(?<!Index Only) Scan \w* ?(?:on|using) (?!salons|wanted)\w+", plans[-1][1]) == []
     ratio = median(figures["ours"]) / median(figures["report"])
     print(f"\n{figures['report'][-1]:.2f} ms, {figures['ours'][-1]:.2f} ms: {ratio:.2f}")
     assert ratio <= 0.4
@@ -70,6 +70,6 @@ async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sa
 
 def _duration(notice: str) -> tuple[float, str]:
     """Return the ms and the plan from a notice of auto_explain."""
-    told = re.match(r"duration: ([\d.]+) ms  plan:", notice)
-    assert told
-    return float(told[1]), notice
+    match = re.match(r"duration: ([\d.]+) ms  plan:", notice)
+    assert match
+    return float(match[1]), notice

@@ -70,7 +70,7 @@ class Workload:
 
 
 # See docs/workloads.md for the source of the numbers.
-SEED = Workload(
+PREDECESSOR = Workload(
     "the predecessor's mix",
     reads={
         **{"GetSalonByPhoneNumberId": 50, "GetConversation": 50},
@@ -226,9 +226,9 @@ class Trace:
             direction=messaging.MESSAGE_DIRECTION_INBOUND,
             content="hi",
         )
-        wholes = self.tags.messages(salon.salon_id), self.tags.conversations(salon.salon_id)
+        salon_tags = self.tags.messages(salon.salon_id), self.tags.conversations(salon.salon_id)
         return "messaging", request, [
-            tag for of in wholes for tag in of_names(of, [customer.conversation_id], [customer.phone_number])
+            tag for of in salon_tags for tag in of_names(of, [customer.conversation_id], [customer.phone_number])
         ]  # fmt: skip
 
     def _RecordAiMessage(self, salon: Salon) -> Any:
@@ -276,7 +276,7 @@ def ceiling(before: Sequence[Step], steps: Sequence[Step], *, parts: bool = True
     kept: dict[str, set[tuple[str, bytes]]] = {}
     hits = reads = 0
     for number, step in enumerate((*before, *steps), -len(before)):
-        tags = step.tags if parts else {parent_key(meta.removesuffix(VERSION_SUFFIX)) for meta in step.tags}
+        tags = step.tags if parts else {parent_key(key.removesuffix(VERSION_SUFFIX)) for key in step.tags}
         if step.writes:
             for tag in tags:
                 kept.pop(tag, None)

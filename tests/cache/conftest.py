@@ -11,8 +11,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from ops.migrate import MIGRATIONS
 from ops.servers import Postgres, Valkey
-from tests.cache.nearby import Single
-from tests.cache.outside import CacheServer, each, reaching
+from tests.cache.near_cache import Single
+from tests.cache.servers import CacheServer, each, reaching
 from tests.cache.shop import NOTHING_IN_FORCE, RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
 from tools.cluster import Cluster

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.cache.outside import reaching
+from tests.cache.servers import reaching
 
 KINDS = ("string", "list", "hash", "set", "zset", "stream")
 

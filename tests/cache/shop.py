@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import Cache, CacheSettings, Key, Reply, Tag, Transaction
 from services.namespaces import NAMESPACES
-from tests.cache.outside import each
+from tests.cache.servers import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"

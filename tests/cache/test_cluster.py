@@ -9,8 +9,8 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.topology import hash_slot
-from tests.cache.away import ready, rows
-from tests.cache.outside import each
+from tests.cache.outages import ready, rows
+from tests.cache.servers import each
 from tests.cache.shop import Shop, Start, until
 from tests.cache.traffic import valkey_calls
 from tools.cluster import Cluster

@@ -9,7 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
 from ops.servers import Valkey
-from tests.cache.away import ready, rows
+from tests.cache.outages import ready, rows
 from tests.cache.shop import Shop, Start, until
 from tests.conftest import valkey_binary
 from tests.sentinels import hosts, is_master

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from ops.process import free_port
 from tests.cache import garbage
-from tests.cache.away import disconnect_all, ready
-from tests.cache.outside import CacheServer, each, reaching
+from tests.cache.outages import disconnect_all, ready
+from tests.cache.servers import CacheServer, each, reaching
 from tests.cache.shop import Start
 
 README = Path(__file__).parents[2] / "README.md"

@@ -12,8 +12,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.epoch import Epochs
 from libs.cache.recovery import RETRY_SECONDS
-from tests.cache.away import disconnect_all, ready
-from tests.cache.outside import CacheServer, each
+from tests.cache.outages import disconnect_all, ready
+from tests.cache.servers import CacheServer, each
 from tests.cache.shop import Shop, Start, until
 
 

@@ -15,7 +15,7 @@ from libs.cache import MAX_AGE, Cache, Transaction
 from libs.cache.recovery import Recovery
 from ops.process import free_port
 from tests.cache import variants
-from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Single, kept
+from tests.cache.near_cache import LEASE, LEASE_MS, PUSH, Single, kept
 from tests.cache.shop import Pause, Shop, Start, lose, until
 
 twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
@@ -115,7 +115,7 @@ async def test_stamp_after_load_covers_a_write_that_the_load_did_not_see(start: 
 
 @twice
 async def test_counter_version_repeats_after_data_loss(start: Start, redis_url: str, variant: bool) -> None:
-    shop = await start(prepare=variants.counts_generations if variant else lambda _: None)
+    shop = await start(prepare=variants.counts_versions if variant else lambda _: None)
     assert await shop.text() == "old"
     lose(redis_url, "query:*#meta")
     lose(redis_url, "query:*:count")
@@ -125,7 +125,7 @@ async def test_counter_version_repeats_after_data_loss(start: Start, redis_url: 
 
 @twice
 async def test_client_version_is_revived_by_a_late_copy(start: Start, variant: bool) -> None:
-    shop = await start(prepare=variants.makes_generations if variant else lambda _: None)
+    shop = await start(prepare=variants.makes_versions_on_the_client if variant else lambda _: None)
     store, calls = shop.cache.store, []
     run = store._run
 

@@ -15,7 +15,7 @@ from libs.cache.codec import Codec, Entry, now_ms
 from libs.cache.topology import hash_slot
 from tests.cache.shop import Loaded, Shop, Start
 
-SEED = {
+REQUIRED_TTLS = {
     "salon": 1800,
     "booking": 300,
     "stats": 120,
@@ -41,7 +41,7 @@ def lifetimes(valkey: Any, keys: list[Key]) -> list[int]:
 
 async def test_namespaces_have_their_required_ttls_and_others_the_default(start: Start) -> None:
     cache = (await start(ttl_default=77, ttl={"stats": 60, "shop": 5})).cache
-    assert {name: cache.namespace(name).ttl for name in SEED} == {**SEED, "stats": 60}
+    assert {name: cache.namespace(name).ttl for name in REQUIRED_TTLS} == {**REQUIRED_TTLS, "stats": 60}
     assert [cache.namespace(name).ttl for name in ("shop", "other")] == [5, 77]
 
 
@@ -150,7 +150,7 @@ async def test_sizes_count_the_entries_of_every_namespace_and_no_tag_version_rec
     await store(other, ai.key(), "x")
     await other.cache.settle()
     counted = await sizes(shop.cache.store, shop.cache.namespaces.values())
-    assert counted == {**dict.fromkeys(SEED, 0), "shop": 3, "aiAnalytics": 1}
+    assert counted == {**dict.fromkeys(REQUIRED_TTLS, 0), "shop": 3, "aiAnalytics": 1}
 
 
 async def test_server_figures_are_readable(shop: Shop) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from ops.process import free_port
-from tests.cache.outside import each
+from tests.cache.servers import each
 from tests.cache.shop import Pause, Shop, Start
 
 

@@ -9,7 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.settings import WithoutRedis
 from ops.servers import Valkey
-from tests.cache.away import ready
+from tests.cache.outages import ready
 from tests.cache.shop import Start, until
 from tests.conftest import valkey_binary
 from tests.sentinels import ask, replicated

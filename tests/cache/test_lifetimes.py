@@ -7,7 +7,7 @@ import pytest
 
 from libs.cache import Key
 from libs.cache.store import UNVERIFIED_SECONDS, VERSION_LIFETIME_SECONDS
-from tests.cache.outside import each
+from tests.cache.servers import each
 from tests.cache.shop import Loaded, Shop, Start
 
 LOOK_UPS = 2_000  # 140,000 took 30 MB

@@ -24,7 +24,7 @@ from libs.cache.keys import VERSION_SUFFIX
 from libs.cache.store import StoreAway
 from tests.cache import garbage, variants
 from tests.cache.machine import PARTS, Process, Row, World
-from tests.cache.outside import CacheServer
+from tests.cache.servers import CacheServer
 from tests.cache.shop import Shop, put
 
 PROCESSES = 2

@@ -6,8 +6,8 @@ import pytest
 
 from libs.cache import MAX_AGE
 from libs.cache.near import OVERHEAD_BYTES
-from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Clock, Single, kept, near
-from tests.cache.outside import each
+from tests.cache.near_cache import LEASE, LEASE_MS, PUSH, Clock, Single, kept, near
+from tests.cache.servers import each
 from tests.cache.shop import Start, until
 from tests.cache.traffic import valkey_calls
 

@@ -11,8 +11,8 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import outbox
-from tests.cache.away import NOWHERE, hanging, ready, rows
-from tests.cache.outside import CacheServer
+from tests.cache.outages import NOWHERE, hanging, ready, rows
+from tests.cache.servers import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put
 
 MANY = 600_000

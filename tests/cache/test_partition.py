@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from libs.cache import WithoutRedis
-from tests.cache.away import ready
-from tests.cache.nearby import Single
+from tests.cache.near_cache import Single
+from tests.cache.outages import ready
 from tests.cache.shop import Shop, until
 
 POLL = 300

@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 from libs.cache.recovery import Recovery
 from libs.cache.store import Store
 from libs.cache.transaction import Transaction
-from tests.cache.away import (
+from tests.cache.outages import (
     disconnect_all,
     hanging,
     ready,
@@ -19,7 +19,7 @@ from tests.cache.away import (
     rows,
     take_snapshot,
 )
-from tests.cache.outside import CacheServer, each, nodes, reaching
+from tests.cache.servers import CacheServer, each, nodes, reaching
 from tests.cache.shop import Start, put, until
 
 FOREIGN = {"session:1": "a", "queryless": "b", "query": "c"}

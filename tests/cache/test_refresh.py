@@ -63,7 +63,7 @@ async def test_a_due_hit_is_answered_at_once_and_loaded_again_once(shop: Shop) -
 @twice
 async def test_a_refresh_is_not_stored_under_a_newer_version(start: Start, shop: Shop, variant: bool) -> None:
     if variant:
-        variants.fills_any_generation(shop.cache)
+        variants.fills_any_version(shop.cache)
     writer, pause = await start(), Pause()
     await refreshing(shop, pause)
     await writer.write("new")

@@ -9,7 +9,7 @@ import pytest
 
 from libs.cache import scripts
 from libs.cache.codec import VERSION_BYTES, Entry, Fill
-from tests.cache.outside import reaching
+from tests.cache.servers import reaching
 from tests.cache.shop import Pause, Shop, Start, lose
 
 Call = Callable[[], Awaitable[Any]]
@@ -31,8 +31,8 @@ async def calls(shop: Shop) -> list[tuple[str, Call]]:
 
 def version(redis_url: str, shop: Shop) -> bytes | None:
     with reaching(redis_url) as client:
-        meta = client.get(shop.shelf().version_key)
-    return bytes(meta[:VERSION_BYTES]) if isinstance(meta, bytes) else None
+        record = client.get(shop.shelf().version_key)
+    return bytes(record[:VERSION_BYTES]) if isinstance(record, bytes) else None
 
 
 async def history(shop: Shop) -> None:
@@ -129,9 +129,9 @@ async def test_no_version_is_ever_repeated(
 
 
 async def test_opening_a_tag_twice_makes_one_version(shop: Shop, redis_url: str) -> None:
-    store, meta = shop.cache.store, shop.shelf().version_key
-    first, second = await asyncio.gather(store.open(meta), store.open(meta))
-    third = await store.open(meta)
+    store, key = shop.cache.store, shop.shelf().version_key
+    first, second = await asyncio.gather(store.open(key), store.open(key))
+    third = await store.open(key)
     assert first == second == third
     assert first.unverified
     assert first.version == version(redis_url, shop)
@@ -144,13 +144,13 @@ async def test_a_load_from_before_the_barrier_is_refused_after_another_load_was_
     store = reader.cache.store
     async with writer.writing("new"):
         lose(redis_url)
-        meta = await store.open(reader.shelf().version_key)
+        record = await store.open(reader.shelf().version_key)
         [barrier] = await reader.cache.loader._take_barrier([None])
         async with reader.pool.connection() as conn:
             early = await reader.select(conn, "a", "tea")
     assert (early.value, early.xmin < barrier) == ("old", True)
     await reader.text("milk")
-    fill = Fill(reader.key(), meta.version, early.xmin, barrier, 60_000, Entry(b"old", 0))
+    fill = Fill(reader.key(), record.version, early.xmin, barrier, 60_000, Entry(b"old", 0))
     assert await store.fill([fill]) == 0
     assert await reader.text() == "new"
 

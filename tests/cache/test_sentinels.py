@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from ops.process import free_port
 from ops.servers import Valkey
-from tests.cache.away import hanging, ready
+from tests.cache.outages import hanging, ready
 from tests.cache.shop import Shop, Start, until
 from tests.sentinels import NAME, Replicated, Sentinel, ask, hosts, is_master, replicated, sentinel_url
 

@@ -16,7 +16,7 @@ from libs.cache.lease import ReadLease
 from libs.cache.recovery import Recovery
 from ops.servers import Valkey
 from tests.cache import variants
-from tests.cache.away import NOWHERE, ready, rows
+from tests.cache.outages import NOWHERE, ready, rows
 from tests.cache.shop import Pause, Shop, Start, put, until
 
 L = 60.0

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from libs.cache import keyspace, sizes
-from tests.cache.outside import each, reaching
+from tests.cache.servers import each, reaching
 from tests.cache.shop import Pause, Shop, put
 from tests.cache.traffic import valkey_calls
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg_pool import AsyncConnectionPool
 
-from tests.cache.outside import each
+from tests.cache.servers import each
 
 # Commands inside scripts, of new connections, and of the counting itself.
 NOT_CALLS = {"get", "set", "pexpire", "time", "info", "select", "auth", "client|setinfo", "hello", "cluster|slots"}

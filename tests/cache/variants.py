@@ -11,7 +11,7 @@ import psycopg
 from libs.cache import Cache, Read, Reply, Transaction, lease, scripts
 from libs.cache.codec import Entry, TagVersion
 from libs.cache.recovery import Recovery
-from tests.cache.outside import reaching
+from tests.cache.servers import reaching
 from tests.cache.shop import Loaded, Shop, at_once, put
 
 
@@ -116,20 +116,20 @@ def tracks_push_only(cache: Cache) -> None:
 class JoinsAnyLoad(Cache):
     """Singleflight by key."""
 
-    async def _load(self, read: Read, meta: TagVersion) -> Entry:
+    async def _load(self, read: Read, record: TagVersion) -> Entry:
         for (entry, _), in_flight in self.loader._in_flight.items():
             if entry == read.key.entry:
                 return await in_flight.wait()
-        return await super()._load(read, meta)
+        return await super()._load(read, record)
 
 
 class JoinsByGeneration(Cache):
     """Singleflight by key and version, whether or not the load may be stored."""
 
-    async def _load(self, read: Read, meta: TagVersion) -> Entry:
-        if in_flight := self.loader.in_flight(read.key, meta):
+    async def _load(self, read: Read, record: TagVersion) -> Entry:
+        if in_flight := self.loader.in_flight(read.key, record):
             return await in_flight.wait()
-        return await super()._load(read, meta)
+        return await super()._load(read, record)
 
 
 class DeletesFirst(Recovery):
@@ -200,7 +200,7 @@ def opens_warm(cache: Cache) -> None:
 VERSIONS = scripts.OPEN[scripts.OPEN.index("local time = ") : scripts.OPEN.index("-- A record of another epoch")]
 
 
-def counts_generations(cache: Cache) -> None:
+def counts_versions(cache: Cache) -> None:
     """Make versions with INCR."""
     counted = """
         local count = string.format('%013d', redis.call('INCR', KEYS[1] .. ':count'))
@@ -210,13 +210,13 @@ def counts_generations(cache: Cache) -> None:
         _swap(cache, name, script.replace(VERSIONS, counted))
 
 
-def makes_generations(cache: Cache) -> None:
+def makes_versions_on_the_client(cache: Cache) -> None:
     """Take the version from the client, with the command."""
     made = "local new_version = '0000000000000' .. ARGV[1]\n"
     _swap(cache, "register_script", scripts.REGISTER.replace(VERSIONS, made))
 
 
-def fills_any_generation(cache: Cache) -> None:
+def fills_any_version(cache: Cache) -> None:
     """Store a load under the current version, without comparing."""
     cache.store.fill_script = """
         local stored = {}

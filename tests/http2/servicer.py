@@ -86,7 +86,7 @@ class Servicer:
         try:
             await self.proceed.wait()
         except asyncio.CancelledError:
-            self.ended.put_nowait("cancelled")
+            self.ended.put_nowait("canceled")
             raise
         self.ended.put_nowait("returned")
         return request

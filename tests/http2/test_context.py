@@ -236,9 +236,9 @@ async def test_a_failing_callback_is_logged_and_the_others_run(
     channel = await served.channel()
     async with asyncio.timeout(10):
         assert await method(channel, "Run")(b"a") == b"a"
-        cancelled = method(channel, "Run")(b"wait")
+        canceled = method(channel, "Run")(b"wait")
         await served.servicer.begun.wait()
-        cancelled.cancel()
+        canceled.cancel()
         assert await method(channel, "Run")(b"b") == b"b"
         for _ in range(3):
             await called.get()
@@ -253,7 +253,7 @@ async def test_cancellation_reaches_the_handler_and_its_context(served: Served) 
         context = served.servicer.context
         assert not context.cancelled()
         call.cancel()
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
         assert await served.servicer.callbacks.get() is context
     if served.transport == "http2":  # grpcio's server shows it only for calls answered with CANCELLED
         assert context.cancelled()
@@ -269,7 +269,7 @@ async def test_a_lost_connection_cancels_its_calls(served: Served) -> None:
             await served.servicer.entered.get()
         raw.close()
         for _ in calls:
-            assert await served.servicer.ended.get() == "cancelled"
+            assert await served.servicer.ended.get() == "canceled"
     await asyncio.gather(*calls)
 
 

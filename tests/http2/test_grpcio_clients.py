@@ -67,14 +67,14 @@ async def test_the_sync_clients_deadline_ends_the_handler(served: Served) -> Non
 
     assert await sync(served, use) == grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(10):
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
 
 
 async def test_the_aio_clients_deadline_ends_the_handler(served: Served) -> None:
     code, _ = await failure(method(await served.channel(), "Slow")(b"", timeout=0.3))
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(10):
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
 
 
 async def test_the_handler_sees_the_deadline_that_the_client_set(served: Served) -> None:
@@ -99,7 +99,7 @@ async def test_the_sync_clients_cancellation_ends_the_handler(served: Served) ->
 
     assert await sync(served, use)
     async with asyncio.timeout(10):
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
 
 
 async def test_unavailable_is_retried_according_to_the_service_config(served: Served) -> None:

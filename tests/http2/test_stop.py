@@ -104,7 +104,7 @@ async def test_a_call_beyond_the_grace_is_unavailable(served: Served) -> None:
     async with asyncio.timeout(SECONDS):
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
         await stop
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
     assert 0.4 < time.monotonic() - began < 5

@@ -1,4 +1,4 @@
-"""The server under attack and its neighbour, each in a separate process."""
+"""The server under attack and its neighbor, each in a separate process."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ SETTLE_SECONDS = 6.0
 WATCH_SECONDS = 0.02
 LEAST_SECONDS, MOST_SECONDS = 0.5, 20.0
 ATTEMPTS = 3
-# The state after an attack. Connections: those of the neighbour and of this state call; tasks: their two calls, the one
+# The state after an attack. Connections: those of the neighbor and of this state call; tasks: their two calls, the one
 # that checks connections, and the one that serves.
 SETTLED = {"connections": 2, "receiving": 0, "sending": 0, "tasks": 4, "deadlines": 2}
 
 
 @dataclass
 class Outcome:
-    """What an attack did to the neighbour and the process; `state` is the server's at its end."""
+    """What an attack did to the neighbor and the process; `state` is the server's at its end."""
 
     p99_ms: float
     memory: int
@@ -53,7 +53,7 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 @dataclass
 class Round:
-    """The calls of a neighbour during an attack."""
+    """The calls of a neighbor during an attack."""
 
     times_ms: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Round:
         return quantiles(self.times_ms, n=100)[-1]
 
 
-class Neighbour:
+class Neighbor:
     """A well-behaved client of a server."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -81,20 +81,20 @@ class Neighbour:
 
 
 class Target:
-    """A server under attack and its neighbour."""
+    """A server under attack and its neighbor."""
 
     def __init__(
         self,
         port: int,
         process: subprocess.Popen[str],
-        neighbour: Neighbour,
+        neighbor: Neighbor,
         ca_file: Path | None,
     ) -> None:
         """Remember the processes."""
         self.port = port
         self.process = process
         self.memory = psutil.Process(process.pid)
-        self.neighbour = neighbour
+        self.neighbor = neighbor
         self.ca_file = ca_file
 
     async def state(self, request: bytes = b"") -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Target:
                 await asyncio.sleep(0.05)
 
     async def endures(self, attack: Callable[[], Awaitable[None]]) -> dict[str, Any]:
-        """Attack the server; return its state afterwards, and check the calls of the neighbour.
+        """Attack the server; return its state afterwards, and check the calls of the neighbor.
 
         The times are those of the best of three attacks, because other work of the machine only makes them longer.
         """
@@ -153,7 +153,7 @@ class Target:
         loop = asyncio.get_running_loop()
         await self.state(b"clear")
         before, peak = self.memory.memory_info().rss, 0
-        await self.neighbour.round()
+        await self.neighbor.round()
 
         async def watch() -> None:
             nonlocal peak
@@ -167,7 +167,7 @@ class Target:
                 await attack()
             Peer.drop_all()
             await asyncio.sleep(LEAST_SECONDS - (loop.time() - began))
-            calls = await self.neighbour.round()
+            calls = await self.neighbor.round()
         finally:
             watching.cancel()
             Peer.drop_all()
@@ -204,14 +204,14 @@ def targets() -> Iterator[Targets]:
             assert process.stdout
             return process, int(process.stdout.readline())
 
-        def neighbour(process: subprocess.Popen[str], port: int, *files: str) -> Neighbour:
-            arguments = "tests.http2_abuse.neighbour", str(port), str(process.pid), *files
-            return Neighbour(stack.enter_context(running(*arguments)))
+        def neighbor(process: subprocess.Popen[str], port: int, *files: str) -> Neighbor:
+            arguments = "tests.http2_abuse.neighbor", str(port), str(process.pid), *files
+            return Neighbor(stack.enter_context(running(*arguments)))
 
         def start(files: tuple[Path, Path, Path] | None = None, **limits: Any) -> Target:
             pair, ca = ([], []) if files is None else ([str(file) for file in files[:2]], [str(files[2])])
             process, port = server(limits, *pair)
-            return Target(port, process, neighbour(process, port, *ca), files[2] if files else None)
+            return Target(port, process, neighbor(process, port, *ca), files[2] if files else None)
 
         yield start
 

@@ -9,7 +9,7 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 from ops.process import free_port
-from tests.cache.outside import CacheServer, each, nodes
+from tests.cache.servers import CacheServer, each, nodes
 from tests.cache.shop import Shop, until
 
 NOWHERE = f"redis://127.0.0.1:{free_port()}"

@@ -13,8 +13,8 @@ from psycopg_pool import AsyncConnectionPool
 from libs.cache import CacheSettings
 from ops.servers import Valkey
 from ops.up import VALKEY_OPTIONS
-from tests.cache.away import hanging, ready, rows
-from tests.cache.outside import CacheServer, each
+from tests.cache.outages import hanging, ready, rows
+from tests.cache.servers import CacheServer, each
 from tests.cache.shop import Shop, Start, until
 from tests.conftest import valkey_binary
 

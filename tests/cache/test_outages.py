@@ -12,8 +12,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import CacheSettings, CacheUnavailable, WithoutRedis, server_figures, sizes
 from libs.cache.recovery import Recovery
-from tests.cache.away import NOWHERE, hanging, ready, rows
-from tests.cache.outside import CacheServer
+from tests.cache.outages import NOWHERE, hanging, ready, rows
+from tests.cache.servers import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put, until
 
 

@@ -11,7 +11,7 @@ from libs.cache import Cache, CacheUnavailable, Key, Tag, Transaction
 from libs.cache.keys import parent_key
 from libs.cache.store import VERSION_LIFETIME_SECONDS
 from ops.process import free_port
-from tests.cache.outside import each, reaching
+from tests.cache.servers import each, reaching
 from tests.cache.shop import Pause, Shop, Start, lose, put
 from tests.cache.traffic import Traffic, traced
 
@@ -63,7 +63,7 @@ def items(shop: Shop) -> Items:
 
 
 @pytest.fixture
-async def parts(shop: Shop) -> Items:
+async def shop(shop: Shop) -> Items:
     """One process."""
     return items(shop)
 
@@ -94,29 +94,29 @@ async def write_costs_one_call(shop: Items, connection: Traffic) -> None:
     assert (connection.valkey, connection.postgres) == ({"evalsha": 1}, 3)  # BEGIN with the id; the INSERT; COMMIT
 
 
-async def test_a_write_to_a_sub_tag_invalidates_its_tag_and_no_other_sub_tag(parts: Items) -> None:
+async def test_a_write_to_a_sub_tag_invalidates_its_tag_and_no_other_sub_tag(shop: Items) -> None:
     for name in ("tea", "milk"):
-        await parts.text(name)
-    await parts.of_shelf()
-    await parts.write("new")
-    assert [(await parts.read(name)).source for name in ("tea", "milk")] == ["miss", "hit"]
-    assert await parts.of_shelf() == "miss"
-    assert await parts.text() == "new"
+        await shop.text(name)
+    await shop.of_shelf()
+    await shop.write("new")
+    assert [(await shop.read(name)).source for name in ("tea", "milk")] == ["miss", "hit"]
+    assert await shop.of_shelf() == "miss"
+    assert await shop.text() == "new"
 
 
-async def test_a_write_to_a_tag_leaves_its_sub_tags(parts: Items) -> None:
-    await parts.text()
-    await parts.of_shelf()
-    async with parts.cache.transaction(parts.shelf()):
+async def test_a_write_to_a_tag_leaves_its_sub_tags(shop: Items) -> None:
+    await shop.text()
+    await shop.of_shelf()
+    async with shop.cache.transaction(shop.shelf()):
         pass
-    assert ((await parts.read()).source, await parts.of_shelf()) == ("hit", "miss")
+    assert ((await shop.read()).source, await shop.of_shelf()) == ("hit", "miss")
 
 
-async def test_a_write_to_an_unread_sub_tag_leaves_no_record_of_it(parts: Items, redis_url: str) -> None:
-    await parts.write("new")
+async def test_a_write_to_an_unread_sub_tag_leaves_no_record_of_it(shop: Items, redis_url: str) -> None:
+    await shop.write("new")
     version_keys = [name for client in each(redis_url) for name in client.scan_iter("query:*#meta")]
-    assert version_keys == [parts.shelf().version_key.encode()]
-    assert await parts.text() == "new"
+    assert version_keys == [shop.shelf().version_key.encode()]
+    assert await shop.text() == "new"
 
 
 @pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
@@ -164,12 +164,12 @@ async def test_a_load_of_a_sub_tag_under_way_during_a_bulk_invalidation_is_not_s
     assert (await shop.read("milk")).source == "hit"
 
 
-async def test_an_invalidation_of_a_tag_includes_its_sub_tags_and_no_others(parts: Items) -> None:
+async def test_an_invalidation_of_a_tag_includes_its_sub_tags_and_no_others(shop: Items) -> None:
     for shelf in ("a", "ab"):
         for name in ("tea", "milk"):
-            await parts.text(name, shelf=shelf)
-    assert await parts.cache.invalidate(parts.shelf()) == 3
-    assert [(await parts.read(shelf=shelf)).source for shelf in ("a", "ab")] == ["miss", "hit"]
+            await shop.text(name, shelf=shelf)
+    assert await shop.cache.invalidate(shop.shelf()) == 3
+    assert [(await shop.read(shelf=shelf)).source for shelf in ("a", "ab")] == ["miss", "hit"]
 
 
 async def test_a_write_without_valkey_invalidates_the_sub_tag_once_the_outbox_is_drained(start: Start) -> None:
@@ -183,22 +183,22 @@ async def test_a_write_without_valkey_invalidates_the_sub_tag_once_the_outbox_is
 
 
 async def test_the_record_of_a_sub_tag_outlives_its_entries_by_far_less_than_that_of_a_tag(
-    parts: Items, redis_url: str
+    shop: Items, redis_url: str
 ) -> None:
-    await parts.text()
-    await parts.of_shelf()
+    await shop.text()
+    await shop.of_shelf()
     with reaching(redis_url) as client:
         entry, part, shelf = (
-            client.pttl(name) for name in (parts.key().entry, parts.item().version_key, parts.shelf().version_key)
+            client.pttl(name) for name in (shop.key().entry, shop.item().version_key, shop.shelf().version_key)
         )
-    ttl = parts.cache.namespace("shop").ttl * 1000
+    ttl = shop.cache.namespace("shop").ttl * 1000
     assert isinstance(entry, int) and isinstance(part, int) and isinstance(shelf, int)
     assert 0.89 * ttl < entry <= ttl < part <= 2 * ttl
     assert shelf > 0.99 * VERSION_LIFETIME_SECONDS * 1000
 
 
-def test_no_sub_tag_or_entry_shares_a_name_with_a_tag_version_record(parts: Items) -> None:
-    shelf = parts.shelf("a}#meta")
+def test_no_sub_tag_or_entry_shares_a_name_with_a_tag_version_record(shop: Items) -> None:
+    shelf = shop.shelf("a}#meta")
     names = {shelf.sub_tag("item", "tea#meta").name, shelf.key("item", "tea#meta").entry, shelf.key("x", "#meta").entry}
     assert not any(name.endswith("#meta") for name in names)
     assert parent_key(shelf.sub_tag("item", "}").name) == parent_key(shelf.version_key) == shelf.version_key

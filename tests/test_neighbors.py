@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from tests.http2_abuse.attacker import ECHO, Peer, headers, reset, streams
-from tests.http2_abuse.conftest import Neighbour, running
+from tests.http2_abuse.conftest import Neighbor, running
 from tests.processes import Processes, processes, stubs
 from tests.stack import PHONE, Stack, message_request, salon, webhook_body
 from tests.test_webhook import signed, text
@@ -48,13 +48,13 @@ class Street:
         The best of some attempts counts, because other work of the machine only makes times longer.
         """
         with ExitStack() as exits:
-            neighbours = [self._neighbour(rpc, exits) for rpc in rpcs]
+            neighbors = [self._neighbor(rpc, exits) for rpc in rpcs]
             for attempt in range(1, ATTEMPTS + 1):
-                await self._round(neighbours)
+                await self._round(neighbors)
                 await asyncio.sleep(QUIET_SECONDS)
-                quiet = await self._round(neighbours)
+                quiet = await self._round(neighbors)
                 await attack()
-                loud = await self._round(neighbours)
+                loud = await self._round(neighbors)
                 for rpc, before, during in zip(rpcs, quiet, loud, strict=True):
                     print(f"{rpc}: quiet {shown(before)}, loud {shown(during)}")
                 if all(
@@ -63,15 +63,15 @@ class Street:
                     return
                 assert attempt < ATTEMPTS
 
-    def _neighbour(self, rpc: str, exits: ExitStack) -> Neighbour:
+    def _neighbor(self, rpc: str, exits: ExitStack) -> Neighbor:
         service = self.processes.services["booking" if "Salon" in rpc else "messaging"]
         pid = str(service.pid)
-        return Neighbour(exits.enter_context(running("tests.neighbour", rpc, QUIET, str(service.port), pid)))
+        return Neighbor(exits.enter_context(running("tests.neighbor", rpc, QUIET, str(service.port), pid)))
 
-    async def _round(self, neighbours: list[Neighbour]) -> list[list[float]]:
+    async def _round(self, neighbors: list[Neighbor]) -> list[list[float]]:
         """End a round of all neighbors; return the times, in ms. No call may fail."""
-        rounds = [await neighbour.round() for neighbour in neighbours]
-        assert [found.failures for found in rounds] == [[]] * len(neighbours)
+        rounds = [await neighbor.round() for neighbor in neighbors]
+        assert [found.failures for found in rounds] == [[]] * len(neighbors)
         return [found.times_ms for found in rounds]
 
 

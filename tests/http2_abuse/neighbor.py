@@ -1,4 +1,4 @@
-"""A well-behaved client: `python -m tests.http2_abuse.neighbour PORT PID [CA]`.
+"""A well-behaved client: `python -m tests.http2_abuse.neighbor PORT PID [CA]`.
 
 It makes a light call every 5 ms on one connection. Each line that it reads ends a round and begins another: it prints
 the times of the calls of the ended round, in ms, and the statuses of failed calls, as JSON. Time that the server's
