@@ -144,7 +144,7 @@ PRICED = st.tuples(EVENTS, st.integers(1, 3), st.sampled_from(["EUR", "USD"])).m
     events=st.lists(st.one_of(EVENTS, PRICED), max_size=5, unique_by=moment),
     data=st.data(),
 )
-async def test_random_statuses_in_random_orders_end_as_the_rule_says(
+async def test_random_statuses_in_random_orders_follow_the_rule(
     stack: Stack, events: list[Fields], data: st.DataObject
 ) -> None:
     await salon(stack)

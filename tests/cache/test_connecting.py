@@ -159,7 +159,7 @@ WRONG: dict[str, tuple[Callable[[Encrypted], str], str]] = {
     "a missing file": (lambda at: at.url(authority="missing"), "missing.pem"),
     "no TLS": (lambda at: f"redis://localhost:{at.port}", "closed"),
     "a wrong password": (lambda at: at.url().replace(LOGIN, "wrong"), "invalid username-password"),
-    "nobody there": (lambda at: f"rediss://localhost:{free_port()}", "Connect call failed"),
+    "no server": (lambda at: f"rediss://localhost:{free_port()}", "Connect call failed"),
     "no such host": (lambda at: f"redis://nowhere.invalid:{at.port}", "not known"),
 }
 

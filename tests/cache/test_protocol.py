@@ -138,13 +138,13 @@ async def test_a_canceled_read_does_not_cancel_the_fill(traced_shop: TracedShop)
     assert shop.cache.counters.sets == stored + 1
 
 
-async def test_a_hundred_misses_at_once_run_one_statement(shop: Shop) -> None:
+async def test_100_concurrent_misses_run_one_statement(shop: Shop) -> None:
     replies = await asyncio.gather(*(shop.read() for _ in range(100)))
     assert {reply.body for reply in replies} == {b"old"}
     assert shop.loads == ["tea"]
 
 
-async def test_a_hundred_misses_spread_over_a_slow_load_run_one_statement(shop: Shop) -> None:
+async def test_100_misses_during_a_slow_load_run_one_statement(shop: Shop) -> None:
     await shop.text("milk")
     shop.loads.clear()
     pause = Pause()

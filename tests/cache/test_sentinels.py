@@ -107,7 +107,7 @@ async def test_a_replica_named_by_all_sentinels_is_not_used_before_its_promotion
 WRONG = {
     "a name that no Sentinel knows": ("://{hosts}/other", "this Sentinel knows no master named 'other'", 3),
     "servers that are no Sentinels": (f"://{{master}},{{master}}/{NAME}", "unknown command 'SENTINEL'", 2),
-    "nobody there": (f"://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/{NAME}", "Connect call failed", 2),
+    "no server": (f"://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/{NAME}", "Connect call failed", 2),
     "a wrong password of the master": (f"://:{LOGIN}@{{hosts}}/{NAME}", "without any password", 3),
     "a wrong password of the Sentinels": (f"://{{hosts}}/{NAME}?sentinel_password={LOGIN}", "without any password", 3),
 }
