@@ -27,7 +27,7 @@ _numbers = count()
 
 @pytest.fixture
 def clock() -> list[int]:
-    """The time of the booking service's clock, in s since 1970."""
+    """The time of the booking service, in s since 1970."""
     return [0]
 
 
@@ -60,7 +60,7 @@ async def found(stack: Stack, search: pb.SearchAvailabilityRequest) -> list[tupl
 
 
 def computed(case: Case, most: int = 100_000) -> list[tuple[int, str]]:
-    """Return the slots that the service's functions find for a case."""
+    """Return the slots that the functions of the service find for a case."""
     last = case.end - case.duration
     if case.horizon is not None:
         last = min(last, case.now + case.horizon)
@@ -90,7 +90,7 @@ def test_offered_slots_are_those_of_the_definition_checked_minute_by_minute(case
 
 
 async def store(stack: Stack, case: Case) -> str:
-    """Write a case's salon, resources and bookings; return the salon's id."""
+    """Write the salon, the resources and the bookings of a case; return the salon's ID."""
     salon_id = f"salon-{next(_numbers)}"
     hours: Fields = {"opening_hours": case.salon.opening_hours(), "special_hours": case.salon.special_hours()}
     await salon(stack, salon_id, time_zone=case.zone, **hours)
@@ -236,7 +236,7 @@ async def test_a_page_has_at_most_10000_slots(stack: Stack) -> None:
 
 async def test_a_salon_that_never_closes_has_one_unbroken_grid(stack: Stack) -> None:
     await opened(stack, hours=(0, 1440), time_zone="Asia/Kathmandu")
-    beginning = -DAY - 5 * HOUR - 30 * MINUTE  # midnight of 1969-12-31 there
+    beginning = -DAY - 5 * HOUR - 30 * MINUTE  # local midnight of 1969-12-31
     for start in (0, MONDAY, MONDAY + 7 * MINUTE, 4_000_000_000):
         slots = await found(stack, request(start, start + DAY, 31, resource_ids=["anna"], step=31 * MINUTE))
         assert len(slots) >= 45

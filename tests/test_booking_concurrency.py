@@ -54,7 +54,7 @@ class Crowd:
         return self.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=status))
 
     async def one(self, call: Awaitable[pb.Booking]) -> None:
-        """Make a call and note what came of it."""
+        """Make a call and record its outcome."""
         try:
             booking = await call
         except grpc.aio.AioRpcError as error:
@@ -66,7 +66,7 @@ class Crowd:
             self.known[booking.booking_code] = booking
 
     async def check(self) -> None:
-        """Check that each booking is as its last OK reply had it, or was cancelled since as an expired hold."""
+        """Check that each booking equals its last OK reply, or was canceled since as an expired hold."""
         for first in range(0, len(self.known), 100):
             codes = list(self.known)[first : first + 100]
             wanted = pb.BatchGetBookingsRequest(salon_id=SALON, booking_codes=codes)
@@ -78,7 +78,7 @@ class Crowd:
                 assert now == expected or (now.status, now.revision) == cancelled
 
 
-async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: Stack) -> None:
+async def test_no_two_bookings_overlap_after_ten_rounds_of_200_concurrent_calls(stack: Stack) -> None:
     await salon(stack)
     crowd = Crowd(stack, seed=3)
     for _ in range(10):
@@ -89,7 +89,7 @@ async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: 
     outcomes = crowd.outcomes
     assert set(outcomes) == {"OK", *REASONS}
     assert outcomes.total() == 2000
-    # A deadlock would be repeated by the client, and not be seen here.
+    # The client retries deadlocks, so the outcomes do not show them.
     assert deadlocks(stack) == 0
     kept = rows(stack.database_url, "SELECT count(*) FROM bookings WHERE status IN ('PENDING', 'CONFIRMED')")
     assert kept[0][0] > 0

@@ -1,4 +1,4 @@
-"""Requests up to the size limit of their method hold the event loop briefly and take little memory."""
+"""Requests up to the size limit of their method block the event loop briefly and take little memory."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -44,10 +44,10 @@ OUTCOMES = {
 
 
 class Served:
-    """The three services on an event loop of their own, whose holds are measured."""
+    """The three services on a separate event loop, whose blocking is measured."""
 
     def __init__(self, stack: Stack, holds: Holds, loop: asyncio.AbstractEventLoop, exits: ExitStack) -> None:
-        """Connect to them."""
+        """Connect to the services."""
         self.stack = stack
         self._holds = holds
         self._loop = loop
@@ -91,7 +91,7 @@ class Served:
 
 
 def peak(*, reset: bool = False) -> int:
-    """Return the most resident memory of this process since the last reset, in bytes."""
+    """Return the peak of resident memory of this process since the last reset, in bytes."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
@@ -122,7 +122,7 @@ def served(database_url: str, redis_url: str) -> Iterator[Served]:
                 holds.append(Holds())
                 holds[0].sample()
                 gc.collect()
-                gc.freeze()  # a full collection of a test run takes longer than any request may
+                gc.freeze()  # a full garbage collection of a test run takes longer than the limit for requests
                 ready.set_result(stack)
                 await over.wait()
                 holds[0].end()
@@ -142,7 +142,7 @@ def largest(method: MethodDescriptor) -> int:
 
 
 def varint(number: int) -> bytes:
-    """Return a number as Protobuf writes it."""
+    """Return a number as a Protobuf varint."""
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)
@@ -156,7 +156,7 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def filled(path: tuple[int, ...], repeated: int, item: bytes, size: int) -> bytes:
-    """Return so many bytes of a field, by the numbers that lead to it, repeated at one of its levels."""
+    """Return `size` bytes of the field with this path of numbers, repeated at one of its levels."""
     for number in reversed(path[repeated:]):
         item = field(number, item)
     item *= max(1, (size - 6 * repeated) // len(item))
@@ -167,7 +167,7 @@ def filled(path: tuple[int, ...], repeated: int, item: bytes, size: int) -> byte
 
 @lru_cache
 def paths(kind: Descriptor) -> list[tuple[int, ...]]:
-    """Return the numbers that lead to each field that has a length, and to one that there is not."""
+    """Return the paths of all length-delimited fields, and of one unknown field."""
     found: list[tuple[int, ...]] = [(1999,)]
     for each in kind.fields:
         if each.message_type is not None:
@@ -178,7 +178,7 @@ def paths(kind: Descriptor) -> list[tuple[int, ...]]:
 
 
 class Large(NamedTuple):
-    """A request: valid or empty at first, then `size` bytes of a field, repeated at a level of the path to it."""
+    """A request: valid fields or none, then `size` bytes of a field, repeated at a level of its path."""
 
     name: str
     valid: bool
@@ -246,9 +246,7 @@ def test_a_request_beyond_its_methods_limit_is_refused(
 
 @pytest.mark.parametrize("name", ["GetSalon", "RecordMessage", "IngestWebhook"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_the_limit_is_of_the_message_as_it_was_before_its_compression(
-    served: Served, name: str, compressed: bool
-) -> None:
+def test_the_size_limit_applies_to_the_uncompressed_message(served: Served, name: str, compressed: bool) -> None:
     method = method_of(name)
     exact = field(1999, bytes(largest(method) - len(varint(1999 << 3)) - len(varint(largest(method)))))
     assert len(exact) == largest(method)

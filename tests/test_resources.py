@@ -56,7 +56,7 @@ async def test_a_resource_needs_its_salon(stack: Stack) -> None:
     assert error.reason == "SALON_NOT_FOUND"
 
 
-async def test_pages_hold_each_resource_of_the_salon_once_active_or_all(stack: Stack) -> None:
+async def test_pages_have_each_active_resource_or_each_resource_once(stack: Stack) -> None:
     await salon(stack)
     await salon(stack, "salon-2")
     await resource(stack, salon_id="salon-2")
