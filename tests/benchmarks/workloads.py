@@ -241,8 +241,9 @@ class Trace:
         request = messaging.AssignConversationRequest(
             salon_id=salon.salon_id, phone_number=customer.phone_number, assignee=f"user-{next(self._numbers) % 3}"
         )
-        names = [customer.conversation_id], [customer.phone_number]
-        return "messaging", request, of_names(self.tags.conversations(salon.salon_id), *names)
+        tag = self.tags.conversations(salon.salon_id)
+        sub_tags = [conversation_tag(tag, customer.conversation_id), conversation_tag(tag, "", customer.phone_number)]
+        return "messaging", request, [tag, *sub_tags]
 
     def _CreateBooking(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
