@@ -113,7 +113,7 @@ class Store:
             self._batcher.ask(("register", slot), (tuple(group), xact_id), self._register_slot)
             for slot, group in self._by_slot(version_keys, str).items()
         ]
-        return asyncio.gather(*registrations)
+        return registrations[0] if len(registrations) == 1 else asyncio.gather(*registrations)
 
     async def register_outbox(self, rows: Sequence[tuple[str, int]]) -> None:
         """Register tags with the transactions in the outbox. Its calls run beside those of this process's writers.
