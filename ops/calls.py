@@ -39,7 +39,7 @@ def call_every_rpc(channels: Mapping[str, grpc.Channel], app_secret: str) -> Non
 
 
 class Caller:
-    """Calls RPCs of a service by their names, with the salon's id unless the request has none."""
+    """Calls RPCs of a service by name, with the salon's ID if the request has that field."""
 
     def __init__(self, messages: Any, stub: Any) -> None:
         """Take the module of the service's messages, and its stub."""
@@ -59,7 +59,7 @@ class Caller:
         replies.cancel()
 
     def pages(self, rpc: str, **fields: Any) -> None:
-        """Read the first page of a list of one row a page, and the next, if there is one."""
+        """Read the first page of a list with one row per page, and the next, if there is one."""
         reply = self(rpc, page_size=1, **fields)
         fields.pop("from_start", None)  # is only allowed without a page_token
         if reply.next_page_token:
@@ -167,7 +167,7 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
     for filters in ({}, by_id, by_phone, inbound):
         call.pages("ListMessages", **filters)
     call.pages("SearchMessages", query="hello")
-    call.pages("SearchMessages", query="helo")  # found among similar words
+    call.pages("SearchMessages", query="helo")  # finds similar words
     for _ in range(2):
         call("RecordAiMessage", **by_id, role=messaging_pb2.AI_ROLE_USER, model="m", content="hello")
     call.pages("ListAiMessages", **by_id)
@@ -176,7 +176,7 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
 
 
 def _webhook_bodies() -> list[bytes]:
-    """Return bodies with a message, a status and an item that can't be read, for a salon and for a number of none."""
+    """Return bodies with a message, a status and an unreadable item, for a salon and for an unknown number."""
     when = {"timestamp": "1749416383"}
     message = {"from": PHONE[1:], "from_user_id": USER, "id": "wamid.3", "type": "text", "text": {"body": "hi"}, **when}
     status = {"id": "wamid.2", "status": "delivered", **when}

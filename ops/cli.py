@@ -19,7 +19,7 @@ DATA = Path(".parlor")
 
 
 def running_database() -> str:
-    """Return the URL of the database of the `parlor up` that runs in this folder."""
+    """Return the database URL of the `parlor up` that runs in this folder."""
     if url := running_url(DATA / "postgres"):
         return url
     raise typer.BadParameter("is not given, DATABASE_URL is not set, and no `parlor up` runs in this folder")
@@ -53,12 +53,12 @@ def up(
     booking_port: Annotated[int, typer.Option(help="Port of booking.")] = 50051,
     messaging_port: Annotated[int, typer.Option(help="Port of messaging.")] = 50052,
     stats_port: Annotated[int, typer.Option(help="Port of stats.")] = 50053,
-    metrics_port: Annotated[int, typer.Option(help="Port of booking's metrics; the others' are the next two.")] = 9051,
+    metrics_port: Annotated[int, typer.Option(help="Metrics port of booking; the others use the next two.")] = 9051,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes of each service, which share its port.")] = 1,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
-    DATABASE_URL and REDIS_URL, where set, name servers of your own to use instead.
+    If DATABASE_URL or REDIS_URL is set, that server is used instead.
     """
     from ops.up import Plan, run
 
@@ -89,7 +89,7 @@ def migrate(
 ) -> None:
     """Bring the schema up to date; create the services' logins.
 
-    A login gets the password of its service's own URL (BOOKING_DATABASE_URL and so on), where that is set.
+    A login gets the password in the URL of its service (BOOKING_DATABASE_URL and so on), if that is set.
     """
     import psycopg
 
@@ -106,9 +106,9 @@ def migrate(
 @app.command()
 def health(
     address: Annotated[str, typer.Argument(help="Host and port, for example localhost:50051.")],
-    service: Annotated[str, typer.Argument(help="Full name of a service; all of the server's if not given.")] = "",
+    service: Annotated[str, typer.Argument(help="Full name of a service; the whole server if not given.")] = "",
 ) -> None:
-    """Exit with 0 if a server says SERVING, else with 1."""
+    """Exit with 0 if a server is SERVING, else with 1."""
     from ops.health import is_serving
 
     serving = is_serving(address, service)
@@ -120,7 +120,7 @@ def health(
 def protos_image(
     file: Annotated[Path, typer.Argument(help="The file to write, for example parlor.binpb.", dir_okay=False)],
 ) -> None:
-    """Write the protos and all that they import as one FileDescriptorSet, for clients in any language.
+    """Write the protos and their imports as one FileDescriptorSet, for clients in any language.
 
     docs/clients.md shows how clients in Node and in Go use it.
     """
@@ -142,7 +142,7 @@ def load_sample_data(
     scale: Scale = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Delete every row of every salon first.")] = False,
     redis_url: Annotated[
-        str | None, typer.Option(envvar="REDIS_URL", help="Redis of running services: what they cached is dropped.")
+        str | None, typer.Option(envvar="REDIS_URL", help="Redis of running services, whose cache is dropped.")
     ] = None,
 ) -> None:
     """Load the sample data: 20 salons, the same rows every time."""
@@ -167,10 +167,10 @@ def verify_indexes(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the section of docs/performance.md.")] = False,
 ) -> None:
-    """Exit with 1 unless the 15 indexes are there and used, and the services' statements are planned well.
+    """Exit with 1 unless the 15 indexes exist and are used, and the services' statements are planned well.
 
-    The statements are recorded on a temporary system of this machine, by a call of each RPC. On the database they are
-    only explained, not run. The sample data, or more, must be in it and analyzed: small tables are read as a whole.
+    The statements are recorded on a temporary system on this machine, with a call of each RPC. On the database they are
+    only explained, not run. It must have at least the sample data, analyzed: small tables are read as a whole.
     """
     from ops.indexes import markdown, tables, verify
     from ops.recording import record

@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from ops.vocabulary import AI_MODELS, REGIONS, SALON_NAMES, SERVICES, SURNAMES, TAGS, Region
 
 FIRST_DAY = datetime(2024, 10, 20, tzinfo=UTC)
-ANCHOR = FIRST_DAY + timedelta(days=90)  # 2025-01-18: messages end here, bookings 30 days later
+ANCHOR = FIRST_DAY + timedelta(days=90)  # 2025-01-18: end of the messages; bookings end 30 days later
 
 # Rows at scale 1; there are as many salons at any scale.
 ROWS = {"salons": 20, "bookings": 10_000, "conversations": 1_000, "messages": 50_000, "ai_messages": 20_000}
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Salon:
-    """A salon and how much of the data set is its own; rank 0 is the biggest."""
+    """A salon and its share of the data; rank 0 is the biggest."""
 
     salon_id: str
     rank: int
@@ -74,14 +74,14 @@ class Salon:
         return f"{self.region.mobile_prefix}{_scatter(number, 10**8):08d}"
 
     def booking_code(self, booking: int) -> str:
-        """Return a booking's code; every hundredth is in use in other salons, too."""
+        """Return a booking's code; every hundredth is also used in other salons."""
         number = self.rank * 10_000_000 + booking if booking % 100 else booking
         first, second = divmod(_scatter(number, len(_HALF_CODES) ** 2), len(_HALF_CODES))
         return _HALF_CODES[first] + _HALF_CODES[second]
 
 
 class Conversation(NamedTuple):
-    """A conversation, and how many messages it has."""
+    """A conversation, and its number of messages."""
 
     salon: Salon
     conversation_id: UUID
@@ -90,7 +90,7 @@ class Conversation(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A message: `ms` milliseconds after FIRST_DAY, in the conversation at this place of the list."""
+    """A message, `ms` milliseconds after FIRST_DAY, in the conversation with this index."""
 
     ms: int
     conversation: int
@@ -102,7 +102,7 @@ def data_set(scale: int) -> Iterator[tuple[str, Iterable[Row]]]:
 
     Shape:  a row has the values of the table's COLUMNS, in that order.
     """
-    # One generator of random numbers a table: a change of one leaves the others' rows as they are.
+    # One random generator per table: a change to one table does not change the rows of others.
     salons = _salons(scale)
     bookings = _booking_rows(salons)
     yield "salons", map(_salon_row, salons)
@@ -138,7 +138,7 @@ def _salon_row(salon: Salon) -> Row:
 
 
 def _resource_rows(bookings: Sequence[Row]) -> Iterator[Row]:
-    """Yield who and what was booked, from the day of the first booking on."""
+    """Yield the booked resources, created on the day of their first booking."""
     first: dict[tuple[object, object], object] = {}
     for booking in bookings:
         if booking[5]:
@@ -150,13 +150,13 @@ def _resource_rows(bookings: Sequence[Row]) -> Iterator[Row]:
 def _booking_rows(salons: Sequence[Salon]) -> list[Row]:
     random = Random("bookings")
     rows = [row for salon in salons for row in _salon_bookings(random, salon)]
-    return sorted(rows, key=itemgetter(11, 1))  # as they were created
+    return sorted(rows, key=itemgetter(11, 1))  # in order of creation
 
 
 def _salon_bookings(random: Random, salon: Salon) -> Iterator[Row]:
     zone = ZoneInfo(salon.region.time_zone)
     slots = len(_BOOKED_DAYS) * _SLOTS_A_DAY
-    resources = ceil(salon.bookings / slots / 0.7)  # every resource is taken 70 % of the time
+    resources = ceil(salon.bookings / slots / 0.7)  # every resource is booked 70 % of the time
     for number, place in enumerate(random.sample(range(slots * resources), salon.bookings)):
         resource, slot = divmod(place, slots)
         day, time = divmod(slot, _SLOTS_A_DAY)
@@ -181,7 +181,7 @@ def _booking_row(random: Random, salon: Salon, number: int, resource: int, start
 
 
 def _event_rows(booking: Row) -> Iterator[Row]:
-    """Yield the history of a booking: it was made, and moved along to its status."""
+    """Yield the history of a booking: created, and moved to its status."""
     salon_id, booking_id, _, _, _, resource, _, start, end, status, _, created, changed = booking
     path = _PATHS[str(status)]
     for revision, (before, after) in enumerate(pairwise((None, *path)), 1):
@@ -195,14 +195,14 @@ def _event_rows(booking: Row) -> Iterator[Row]:
 def _conversations(salons: Sequence[Salon]) -> Iterator[Conversation]:
     random, sizes = Random("conversations"), Random("conversation sizes")
     for salon in salons:
-        # Two messages each at least, and some have many.
+        # At least two messages each, and some have many.
         weights = [sizes.paretovariate(2) for _ in range(salon.conversations)]
         for number, extra in enumerate(_split(salon.messages - 2 * salon.conversations, weights)):
             yield Conversation(salon, _uuid(random), salon.phone(number), 2 + extra)
 
 
 def _plan(conversations: Sequence[Conversation]) -> list[Sent]:
-    """Return every message in the order of time, as a service would have written them."""
+    """Return all messages in order of time, as a service would have written them."""
     random = Random("plan")
     return sorted(
         Sent(ms, place, outbound)
@@ -232,7 +232,7 @@ def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sen
         idle = (ANCHOR - last[place]).days
         status = "ACTIVE" if idle < 21 else "CLOSED" if idle < 50 else "ARCHIVED"
         assignee = f"user-{place % 3}" if status == "ACTIVE" and place % 4 == 0 else ""
-        unread = int(last[place] == heard[place])  # whoever was answered was read
+        unread = int(last[place] == heard[place])  # an answer marks the conversation as read
         care = status, assignee, TAGS[place % len(TAGS)], unread
         times = first[place], last[place], heard[place] + timedelta(hours=24)
         yield salon.salon_id, conversation_id, phone, *care, *times
@@ -248,13 +248,13 @@ def _message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -
         cost = (salon.region.message_cost_micros, salon.region.currency_code) if outbound else (0, None)
         billed = ("utility" if kind == "TEMPLATE" else "service", True) if outbound else (None, None)
         whatsapp_id = f"wamid.{_scatter(next(numbers[salon.rank]), 16**24):024X}"
-        said = kind, _content(salon, ms, outbound), salon.region.language_code
-        what = "OUTBOUND" if outbound else "INBOUND", whatsapp_id, *said, status
+        content = kind, _content(salon, ms, outbound), salon.region.language_code
+        what = "OUTBOUND" if outbound else "INBOUND", whatsapp_id, *content, status
         yield salon.salon_id, _uuid(random), conversation_id, phone, *what, *cost, *billed, _time(ms)
 
 
 def _ai_message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:
-    """Yield what a model was asked and answered: two in five of the messages."""
+    """Yield the prompts and answers of a model: two in five of the messages."""
     random = Random("ai_messages")
     for number, (ms, place, outbound) in enumerate(plan):
         if number % 5 > 1:
@@ -267,9 +267,9 @@ def _ai_message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]
             else (0, 0, 0)
         )
         cost = round(prompt * prompt_price + completion * completion_price)
-        said = model, "ASSISTANT" if outbound else "USER", _content(salon, ms, outbound)
+        content = model, "ASSISTANT" if outbound else "USER", _content(salon, ms, outbound)
         used = prompt, completion, cost, "USD" if cost else None, latency
-        yield salon.salon_id, _uuid(random), conversation_id, *said, *used, _time(ms)
+        yield salon.salon_id, _uuid(random), conversation_id, *content, *used, _time(ms)
 
 
 def _content(salon: Salon, ms: int, outbound: bool) -> str:
@@ -284,7 +284,7 @@ def _split(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def _scatter(number: int, modulus: int) -> int:
-    """Return what looks random, but differs for all numbers below a modulus whose factors are 2, 3 and 5."""
+    """Return a pseudorandom number, distinct for all numbers below a modulus whose prime factors are 2, 3 and 5."""
     return (number * 314_159_265_358_979_323_846_264_338_329 + 271_828_182_845_904_523_536_028_747_135) % modulus
 
 

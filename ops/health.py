@@ -1,4 +1,4 @@
-"""Ask a server whether it serves, by grpc.health.v1."""
+"""The health of a server, by grpc.health.v1."""
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse

@@ -1,6 +1,6 @@
-"""Whether the database has its 15 indexes, and whether the services' statements are planned well with them.
+"""Checks that the database has its 15 indexes, and that the services' statements are planned well with them.
 
-The statements are recorded (see recording.py) and planned without their values, as the services have them planned. The
+The statements are recorded (see recording.py) and planned without their values, as in the services. The
 rules for a plan are general, so a new statement needs no entry here:
 
 - No table of more than MOST_ROWS_READ rows is read as a whole.
@@ -8,7 +8,7 @@ rules for a plan are general, so a new statement needs no entry here:
 - No scan costs more than MOST_COST_PER_ROW for each row that it returns: it would read many rows to drop them.
 - Each of the 15 indexes is used by a plan, but for those in UNUSED.
 
-They say little about a database with few rows, or one that was never analyzed.
+The rules mean little for a database with few rows, or one that was never analyzed.
 """
 
 import re
@@ -33,7 +33,7 @@ MOST_COST_PER_ROW = 70  # in the planner's units, in which reading one row by a 
 
 @dataclass(frozen=True)
 class Index:
-    """An index as the migrations make it."""
+    """An index as the migrations create it."""
 
     name: str
     table: str
@@ -64,7 +64,7 @@ UNUSED = {
     "idx_messages_direction_salon": "none: it counts a salon's messages by direction over all time, and the RPCs read a"
     " period or the newest messages, which idx_messages_salon_created serves better",
 }
-# Exceptions: a part of a statement, how its problem begins, and why that is no problem.
+# Exceptions: a part of the statement, the start of its problem, and the reason why it is accepted.
 ACCEPTED = (
     ("OFFSET 0) AS bookings", "sorts ", "what changed since a time is taken first, by its index"),
     ("ts_rank(", "sorts ", "no index has the order of relevance"),
@@ -76,7 +76,7 @@ ACCEPTED = (
 class IndexState:
     """An index as it is in the database.
 
-    `state` is `present`, `missing` or `differs` (not as the migrations make it); of a report also `not used`, and
+    `state` is `present`, `missing` or `differs` (not as the migrations create it); in a report also `not used`, and
     `rpcs` are those whose plans use it.
     Units:  size_bytes of its main file; scans since the server's statistics were last reset.
     """
@@ -92,7 +92,7 @@ class IndexState:
 
 @dataclass(frozen=True)
 class PlanCheck:
-    """The plan of a statement that `rpcs` send: its scans of tables, and which rules it breaks."""
+    """The plan of a statement sent by `rpcs`: its scans of tables, and the rules that it breaks."""
 
     rpcs: tuple[str, ...]
     sql: str
@@ -112,11 +112,11 @@ class IndexReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every index is present and used, and every plan keeps the rules."""
+        """Whether every index is present and used, and no plan breaks a rule."""
         return all(index.state == "present" for index in self.indexes) and all(plan.ok for plan in self.plans)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON has it."""
+        """Return the report for JSON."""
         return {"ok": self.ok} | asdict(self)
 
 
@@ -141,7 +141,7 @@ def verify(database_url: str, statements: Iterable[Statement]) -> IndexReport:
 
 
 def check_plans(conn: psycopg.Connection, statements: Iterable[Statement]) -> list[PlanCheck]:
-    """Return the plan of each statement, with the indexes that the connection's transaction sees."""
+    """Return the plan of each statement, with the indexes visible to the connection's transaction."""
     conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     query = "SELECT oid::regclass::text, reltuples FROM pg_class WHERE relkind = 'r'"
     tables: dict[str, float] = dict(conn.execute(query).fetchall())
@@ -187,7 +187,7 @@ def _check(conn: psycopg.Connection, statement: Statement, tables: Mapping[str, 
     try:
         with conn.transaction():
             plan = _plan(conn, statement.sql)
-    except psycopg.Error as error:  # such as a table or a column that is not there
+    except psycopg.Error as error:  # such as a missing table or column
         return PlanCheck(statement.rpcs, statement.sql, (), (), False, error.diag.message_primary or str(error))
     nodes = list(_nodes(plan))
     scans = tuple(dict.fromkeys(filter(None, map(_scan, nodes))))
@@ -205,7 +205,7 @@ def _check(conn: psycopg.Connection, statement: Statement, tables: Mapping[str, 
 
 
 def _plan(conn: psycopg.Connection, sql: str) -> Mapping[str, Any]:
-    """Return the plan that a service's connection has for a statement, whatever its values are."""
+    """Return the generic plan of a statement, which the services use for all values."""
     conn.execute(f"PREPARE planned AS {sql}".encode())
     parameters = max(map(int, re.findall(r"\$(\d+)", sql)), default=0)
     values = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
@@ -225,7 +225,7 @@ def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _problems(node: Mapping[str, Any], tables: Mapping[str, float]) -> Iterator[str]:
-    """Yield which rules a node of a plan breaks."""
+    """Yield the rules that a node of a plan breaks."""
     kind, table = node["Node Type"], node.get("Relation Name", "")
     if kind == "Seq Scan" and tables.get(table, 0) > MOST_ROWS_READ:
         yield f"reads all of {table}, {tables[table]:,.0f} rows"
@@ -245,7 +245,7 @@ def _scan(node: Mapping[str, Any]) -> str | None:
 
 
 def tables(report: IndexReport) -> Group:
-    """Return the report for a terminal; the statements whose plans break a rule are shown in full at its end."""
+    """Return the report for a terminal; statements whose plans break a rule are shown in full at its end."""
     heads = (Column("index", no_wrap=True), "table", Column("columns", overflow="fold"), "size", "scans", "state")
     indexes = Table(*heads, title=f"The 15 indexes, {report.server}")
     for index in report.indexes:
@@ -266,7 +266,7 @@ def tables(report: IndexReport) -> Group:
 
 
 def markdown(report: IndexReport) -> str:
-    """Return which RPCs use each index, as a section of docs/performance.md."""
+    """Return the RPCs that use each index, as a section of docs/performance.md."""
     lines = []
     for index in report.indexes:
         users = ", ".join(index.rpcs) or UNUSED.get(index.name, "none")

@@ -1,10 +1,10 @@
 """Run a program that ends when its parent does: `launch.py PARENT SIGNAL FOLDER PROGRAM [ARGUMENT...]`.
 
-PARENT is the caller's process id; SIGNAL is what the program gets when the thread that started it dies (Linux only).
+PARENT is the caller's process ID; SIGNAL is sent to the program when the thread that started it dies (Linux only).
 With a FOLDER, and as root, the program runs as nobody, because PostgreSQL refuses root: in a user namespace, where
-root's own files belong to nobody; where those are forbidden, as the real nobody, who is given the folder.
+root's files belong to nobody; if namespaces are forbidden, as the real nobody, which gets the folder.
 
-A program of its own and not a `preexec_fn`, which may deadlock in a process with threads.
+This is a separate program because a `preexec_fn` may deadlock in a process with threads.
 """
 
 import ctypes
@@ -18,14 +18,14 @@ CLONE_NEWUSER = 0x10000000
 
 
 def call(function: str, *arguments: int) -> None:
-    """Call a function of the C library that answers 0; raise its OSError otherwise."""
+    """Call a function of the C library. Raises: OSError unless it returns 0."""
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, function)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
 
 
 def become_nobody(folder: Path) -> None:
-    """Give up root."""
+    """Stop being root."""
     nobody = pwd.getpwnam("nobody")
     try:
         call("unshare", CLONE_NEWUSER)
@@ -46,7 +46,7 @@ def main(parent: str, signal: str, folder: str, program: str, *arguments: str) -
     if folder and os.geteuid() == 0:
         become_nobody(Path(folder))
     if sys.platform == "linux":
-        call("prctl", PR_SET_PDEATHSIG, int(signal))  # last: a change of user clears it
+        call("prctl", PR_SET_PDEATHSIG, int(signal))  # last, because a change of user clears it
     if os.getppid() == int(parent):
         os.execv(program, [program, *arguments])  # noqa: S606 - the caller chose the program
 

@@ -1,7 +1,7 @@
 """Bring a database up to date: the services' logins, then the numbered files of migrations/.
 
-yoyo keeps the record of what has run. Its own lock is a row, which a killed run leaves behind for ever; ours is
-Postgres's, which ends with its transaction, also behind a pooler.
+yoyo records the applied files. Its lock is a row, which a killed run leaves behind forever; ours is an advisory lock,
+which ends with its transaction, also behind a pooler.
 """
 
 import time
@@ -25,7 +25,7 @@ ROLES = ("parlor_booking", "parlor_messaging", "parlor_stats")
 ATTEMPTS = 20
 LOCK_SECONDS = 60.0
 
-# What every connection of a service sets for itself, unless it shares its server behind a pooler; see DatabaseSettings.
+# Settings that services also set per connection, unless they are behind a pooler; see DatabaseSettings.
 ROLE_DEFAULTS = {
     "statement_timeout": "10s",
     "lock_timeout": "2s",
@@ -40,7 +40,7 @@ LOCK_HOLDER = f"""
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pg_locks.database = pg_stat_activity.datid
         AND datname = current_database() AND (classid::bigint << 32 | objid::bigint) = {LOCK_NAME}"""  # noqa: S608
 
-# Roles belong to the whole cluster: another database's migration may make them at the same moment.
+# Roles belong to the whole cluster: a concurrent migration of another database may create them.
 CREATE_ROLE = """
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name}) THEN
@@ -49,7 +49,7 @@ DO $$ BEGIN
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
-# By default half of all connections: a login that leaks connections, or is stolen, leaves room for the others.
+# By default half of all connections: a login that leaks connections, or is stolen, cannot block the others.
 SET_CONNECTION_LIMIT = """
 DO $$
 DECLARE
@@ -94,16 +94,16 @@ END $$
 
 
 class MigrationBusy(Exception):
-    """Another run has not ended in time; the message names its session."""
+    """Another run did not end in time; the message names its session."""
 
 
 def migrate(
     database_url: str, passwords: Mapping[str, str] | None = None, connection_limit: int | None = None
 ) -> list[str]:
-    """Create what is missing and return the ids of the migrations applied now, oldest first; [] if there was nothing.
+    """Apply the missing migrations, and return their IDs, oldest first; [] if there were none.
 
-    Safe to run twice, at once too: the second waits for the first. `passwords` are set by role, each time, and so is
-    `connection_limit`, the most connections of a login; by default it is half of what Postgres allows now.
+    Safe to run twice, also concurrently: the second run waits for the first. Each run sets `passwords` by role and
+    `connection_limit`, the most connections of a login; by default half of those that Postgres allows now.
     Needs a login that owns the database and may create roles. Raises psycopg.Error; MigrationBusy after a minute;
     ValueError if the URL has an unknown parameter.
     """
@@ -113,7 +113,7 @@ def migrate(
             try:
                 prepare_roles(connection, passwords or {}, connection_limit)
                 break
-            except psycopg.errors.InternalError_:  # "tuple concurrently updated", by another database's migration
+            except psycopg.errors.InternalError_:  # "tuple concurrently updated" by the migration of another database
                 if attempt == ATTEMPTS - 1:
                     raise
                 time.sleep(0.05)
@@ -127,9 +127,9 @@ def _connect(url: str, *, autocommit: bool) -> psycopg.Connection:
 
 @contextmanager
 def exclusive(url: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the lock of all migrations of this database, in a transaction that does nothing else.
+    """Hold the migration lock of this database, in a transaction that does nothing else.
 
-    Raises: MigrationBusy if another run has not ended after so many seconds.
+    Raises: MigrationBusy if another run has not ended after `seconds`.
     """
     with _connect(url, autocommit=False) as connection:
         connection.execute(
@@ -150,9 +150,9 @@ def exclusive(url: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 def prepare_roles(
     connection: psycopg.Connection, passwords: Mapping[str, str], connection_limit: int | None = None
 ) -> None:
-    """Create the services' logins, which may connect to this database, and make no temporary tables there.
+    """Create the services' logins, which may connect to this database but not create temporary tables.
 
-    A default that somebody has set for a login is left alone.
+    Defaults that an operator has set for a login are kept.
     """
     for name in ROLES:
         role = sql.Identifier(name)
@@ -172,11 +172,11 @@ def prepare_roles(
 
 
 def apply(url: str) -> list[str]:
-    """Run what has not run, each file in one transaction with its own record; the caller holds the lock.
+    """Apply the missing files, each in one transaction with its record; the caller holds the lock.
 
-    A file that begins with `-- transactional: false` runs outside one, and must bear being run again.
+    A file that begins with `-- transactional: false` runs outside of a transaction, and must be repeatable.
     """
-    # Not by yoyo's own reading of the URL, which knows no `host=... dbname=...`.
+    # yoyo's parser does not support `host=... dbname=...`.
     parameters = conninfo_to_dict(url)
     database = parameters.pop("dbname", None)
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, database, parameters)
@@ -197,7 +197,7 @@ def apply(url: str) -> list[str]:
 
 
 def passwords(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the passwords that the services' own URLs carry for their logins: BOOKING_DATABASE_URL and so on."""
+    """Return the passwords of the logins in the services' URLs: BOOKING_DATABASE_URL and so on."""
     found = {}
     for role in ROLES:
         url, _ = split_pool_parameters(environment.get(f"{role.removeprefix('parlor_').upper()}_DATABASE_URL", ""))
@@ -208,7 +208,7 @@ def passwords(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def service_url(database_url: str, role: str) -> str:
-    """Return the owner's URL with a service's login instead of the owner's, without a password."""
+    """Return the owner's URL with a service's login instead, and without a password."""
     parts = urlsplit(database_url)
     if not parts.scheme.startswith("postgres"):
         parameters = conninfo_to_dict(database_url, user=role)

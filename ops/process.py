@@ -18,11 +18,11 @@ import psutil
 
 LAUNCH = Path(__file__).with_name("launch.py")
 READY_SECONDS = 60.0
-STOP_SECONDS = 40.0  # a service drains for 30 at most
+STOP_SECONDS = 40.0  # a service drains for at most 30 s
 
 
 class StartError(Exception):
-    """A server could not be started; the message is for people and ends with the server's own words."""
+    """A server could not be started; the message is readable and ends with the last lines of the server's log."""
 
 
 def is_free(port: int) -> bool:
@@ -38,7 +38,7 @@ def is_free(port: int) -> bool:
 
 
 def holder(port: int) -> str | None:
-    """Return which process has a TCP socket on a port, for people; None where that can't be told."""
+    """Return a readable name of the process that has a TCP socket on a port; None if it is unknown."""
     with suppress(psutil.Error):
         for each in psutil.net_connections("tcp"):
             if each.laddr and each.laddr.port == port and each.pid:
@@ -52,16 +52,16 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> range:
-    """Return free ports in a row, below the ephemeral range; no other call takes them for a minute.
+    """Return consecutive free ports, below the ephemeral range; no other call returns them for a minute.
 
-    Within that range a client that keeps trying to reach a stopped server may connect to itself and so take its port.
+    Within that range, a client that retries a stopped server may connect to itself and so take its port.
     """
     rows = (range(first, first + count) for first in random.sample(range(20_000, 32_000), 1_000))
     return next(row for row in rows if all(map(_take, row)))
 
 
 def _take(port: int) -> bool:
-    """Leave a connection of the port in TIME_WAIT: servers may listen there (SO_REUSEADDR), this function may not."""
+    """Leave a connection of the port in TIME_WAIT, which servers ignore (SO_REUSEADDR), but not this function."""
     with socket.socket() as taken:
         try:
             taken.bind(("127.0.0.1", port))
@@ -70,7 +70,7 @@ def _take(port: int) -> bool:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.listen()
         with socket.create_connection(("127.0.0.1", port)):
-            taken.accept()[0].close()  # who closes first is left in TIME_WAIT
+            taken.accept()[0].close()  # the side that closes first stays in TIME_WAIT
     return True
 
 
@@ -84,8 +84,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a program that gets `stop_signal` when this thread dies; its output is added to `log`.
 
-    With a folder it runs as nobody if this process is root (launch.py). It has a session of its own: Ctrl-C reaches
-    this process only, which then decides in what order to stop its children.
+    With a folder it runs as nobody if this process is root (launch.py). It gets a new session, so Ctrl-C reaches
+    only this process, which then stops its children in order.
     """
     launcher = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(stop_signal)), str(folder or "")]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +103,13 @@ def spawn(
 class Server(ABC):
     """A child process on 127.0.0.1.
 
-    Start it on a thread that lives as long as the server should: the kernel ends the child with the thread.
+    Start it on a thread that lives as long as the server: the kernel ends the child with the thread.
     """
 
     stop_signal = signal.SIGTERM
 
     def __init__(self, name: str, port: int | None, log: Path) -> None:
-        """Choose the port, a free one if none is given: a restart uses it again."""
+        """Choose a free port if none is given; restarts use it again."""
         self.name = name
         self.port = port or free_port()
         self.log = log
@@ -122,23 +122,23 @@ class Server(ABC):
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Return whether the server answers; never raises, never waits long."""
+        """Return whether the server answers. Never raises, never waits long."""
 
     @property
     def is_running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """The id of the process. Raises: ValueError if there is none."""
+        """The process ID. Raises: ValueError if there is no process."""
         if self._process is None:
             raise ValueError(f"{self.name} does not run")
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """The code that the process ended with, negative for a signal; None if it runs, or never did."""
+        """The exit code of the process, negative for a signal; None if it runs or was never started."""
         return self._process.poll() if self._process else None
 
     def start(self) -> Self:
@@ -148,7 +148,7 @@ class Server(ABC):
         return self
 
     def launch(self) -> None:
-        """Start the process without waiting for it. Raises StartError where the port is taken."""
+        """Start the process without waiting for it. Raises StartError if the port is in use."""
         if not is_free(self.port):
             by = f" by {name}" if (name := holder(self.port)) else ""
             raise StartError(f"{self.name}: port {self.port} is in use{by}")
@@ -156,7 +156,7 @@ class Server(ABC):
         self._process = self.spawn()
 
     def wait(self) -> None:
-        """Return when the server answers. Raises StartError if it ends first, or takes more than a minute."""
+        """Wait until the server answers. Raises StartError if it ends first, or takes more than a minute."""
         deadline = time.monotonic() + READY_SECONDS
         while not (ready := self.is_ready()) and self.is_running and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -165,12 +165,12 @@ class Server(ABC):
             raise StartError(f"{self.name} did not start; {self.log} ends:\n{self.last_words()}")
 
     def terminate(self) -> None:
-        """Ask the server to stop, and return at once."""
+        """Ask the server to stop, without waiting."""
         if self._process and self.is_running:
             self._process.send_signal(self.stop_signal)
 
     def stop(self) -> None:
-        """Stop the server and wait for its end; kill it after 40 s. Harmless if it does not run."""
+        """Stop the server and wait; kill it after 40 s. Does nothing if it does not run."""
         self.terminate()
         if self._process:
             try:
@@ -179,19 +179,19 @@ class Server(ABC):
                 self.kill()
 
     def kill(self) -> None:
-        """End the server at once, as a crash would. Harmless if it does not run."""
+        """Kill the server, like a crash. Does nothing if it does not run."""
         if self._process:
             self._process.kill()
             self._process.wait()
 
     def last_words(self, lines: int = 15) -> str:
-        """Return the end of what the server has logged since it was last launched."""
+        """Return the last lines that the server has logged since its last launch."""
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
     def __enter__(self) -> Self:
-        """Start; whatever interrupts the start, nothing is left running."""
+        """Start the server; an exception during the start stops it."""
         try:
             return self.start()
         except BaseException:

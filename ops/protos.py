@@ -1,7 +1,7 @@
-"""Regenerate the stubs beside the protos, and the image that `buf lint` reads: `python -m ops.protos [IMAGE]`.
+"""Regenerate the stubs next to the protos, and the image for `buf lint`: `python -m ops.protos [IMAGE]`.
 
-protovalidate's wheel ships validate.proto only as a descriptor: it is handed to protoc as a descriptor set, and its
-stub is generated from it like ours.
+The wheel of protovalidate has validate.proto only as a descriptor: protoc gets it as a descriptor set, and generates
+its stub like ours.
 """
 
 import os
@@ -33,7 +33,7 @@ def validate_descriptors() -> FileDescriptorSet:
 
 
 def main(image: str | None = None) -> None:
-    """Write every stub and, if its path is given, the image."""
+    """Write every stub, and the image if its path is given."""
     os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]  # protoc-gen-mypy
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("parlor/*/v1/*.proto"))
     stubs = [f"--{plugin}_out={PROTOS}" for plugin in ("python", "mypy")]

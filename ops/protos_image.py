@@ -1,4 +1,4 @@
-"""Writes what a client in another language needs of the protos: a FileDescriptorSet, as protoc and buf read it."""
+"""Writes the protos for clients in other languages, as a FileDescriptorSet that protoc and buf read."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SERVICES = (booking_pb2, messaging_pb2, ops_pb2, stats_pb2)
 
 
 def image() -> FileDescriptorSet:
-    """Return all protos and what they import, each file after those that it imports. It is without their comments."""
+    """Return all protos and their imports, each file after its imports, without comments."""
     files: dict[str, FileDescriptor] = {}
 
     def add(file: FileDescriptor) -> None:
@@ -32,7 +32,7 @@ def image() -> FileDescriptorSet:
 
 
 def write_image(path: Path) -> int:
-    """Write it; return how many files it has. Raises: OSError."""
+    """Write the image; return its number of files. Raises: OSError."""
     found = image()
     path.write_bytes(found.SerializeToString(deterministic=True))
     return len(found.file)

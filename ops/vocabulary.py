@@ -1,11 +1,11 @@
-"""The words that the sample data is made of: regions, names, services and messages."""
+"""The vocabulary of the sample data: regions, names, services and messages."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a salon is.
+    """The region of a salon.
 
     Units:  message_cost_micros in millionths of currency_code, for one message to a customer; mobile_prefix takes
             8 more digits.
@@ -131,7 +131,7 @@ SALON_NAMES = (
     "Barber & Co.",
 )
 
-# Of a conversation; most have none.
+# Tags of a conversation; most have none.
 TAGS: tuple[list[str], ...] = ([], [], [], ["vip"], [], ["new customer"], [], ["complaint", "vip"], [], [])
 
 # Name, and duration in minutes: none is longer than the 90 of a slot.

@@ -9,8 +9,6 @@ Reads of one booking or one conversation have sub-tags, so that their entries ou
 query:booking:salon:{salon-123}:code:B1, query:conversation:{salon-123}:id:UUID, ...:phone:DIGEST.
 """
 
-from collections.abc import Iterable, Iterator
-
 from libs.cache import Cache, Tag, digest
 
 
@@ -63,9 +61,9 @@ class CacheTags:
         tags = [self._messages.tag(salon_id, "salon:"), self._conversation.tag(salon_id)] if conversations else []
         for conversation_id, phone_number in set(conversations):
             for tag in tags[:2]:
-                tags.append(of_name(tag, conversation_id))
+                tags.append(conversation_tag(tag, conversation_id))
                 if phone_number:
-                    tags.append(of_name(tag, "", phone_number))
+                    tags.append(conversation_tag(tag, "", phone_number))
         return tags
 
     def booking(self, salon_id: str, booking_code: str) -> Tag:
@@ -96,21 +94,12 @@ class CacheTags:
         return [tag(salon_id) for tag in tags]
 
 
-def of_name(tag: Tag, conversation_id: str, phone_number: str = "") -> Tag:
+def conversation_tag(tag: Tag, conversation_id: str, phone_number: str = "") -> Tag:
     """Return the sub-tag of a salon's conversations or messages for a read by conversation_id or by phone_number.
 
-    Writes to a conversation invalidate the sub-tags `of_names`. A read by anything else depends on the tag itself: a
-    user_id, for example, may move from one conversation to another.
+    A write to a conversation invalidates both (`CacheTags.of_conversations`). A read by anything else depends on the
+    tag itself: a user_id, for example, may move from one conversation to another.
     """
     if conversation_id:
         return tag.sub_tag("id", conversation_id)
     return tag.sub_tag("phone", digest(phone_number)) if phone_number else tag
-
-
-def of_names(tag: Tag, conversation_ids: Iterable[str], phone_numbers: Iterable[str]) -> Iterator[Tag]:
-    """Yield a salon's conversations or messages, and the sub-tags of reads by these ids and phone numbers."""
-    yield tag
-    for conversation_id in conversation_ids:
-        yield of_name(tag, conversation_id)
-    for phone_number in phone_numbers:
-        yield of_name(tag, "", phone_number)

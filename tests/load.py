@@ -1,4 +1,4 @@
-"""A bounded load on the three services: callers that go on until the block ends, and what each call was told."""
+"""A bounded load on the three services: callers that repeat until the block ends, and the outcome of each call."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -20,17 +20,17 @@ from parlor.stats.v1 import stats_pb2
 from tests.stack import PHONE, Failure, Stack, booking_request, message_request, read_failure, salon
 
 DAY = 86_400
-FIRST = 1_800_000_000  # s since 1970, when the first booking begins
+FIRST = 1_800_000_000  # start of the first booking, in s since 1970
 LONGEST_LOAD_SECONDS = 60
 STATS_BEHIND_SECONDS = 2  # REDIS_POLL is 1; the rest is for a busy machine
 
-# Who runs concurrently, a call of each at a time.
+# Callers that run concurrently, each one call at a time.
 Caller = Callable[["Load"], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one call was told, after how many seconds; `source` is its x-cache."""
+    """The outcome and the duration of one call; `source` is its x-cache."""
 
     method: str
     seconds: float
@@ -39,15 +39,15 @@ class Call:
 
 
 class Load:
-    """The calls so far."""
+    """The calls made so far."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without calls."""
         self.calls: list[Call] = []
         self.ending = False
 
     async def call(self, rpc: Any, request: Any) -> Any:
-        """Make a call and note it; return its reply, None if it failed. A failure without our details raises."""
+        """Make a call and record it; return its reply, None if it failed. A failure without our details raises."""
         began, call = time.monotonic(), rpc(request, timeout=30)
         reply, failure, source = None, None, ""
         try:
@@ -66,27 +66,27 @@ class Load:
 
     @property
     def answered(self) -> int:
-        """How many calls were answered OK."""
+        """The number of calls answered with OK."""
         return len(self.calls) - len(self.failed)
 
     def hits(self, begin: int = 0) -> int:
-        """Return how many calls from number `begin` on were answered from the cache."""
+        """Return the number of hits among the calls from number `begin` on."""
         return sum(call.source in ("hit", "near") for call in self.calls[begin:])
 
     async def until_answered(self, count: int) -> None:
-        """Return when `count` more calls have been answered OK."""
+        """Wait until `count` more calls have been answered with OK."""
         target = self.answered + count
         await until(lambda: self.answered >= target)
 
     async def until_failed(self, count: int) -> None:
-        """Return when `count` more calls have failed."""
+        """Wait until `count` more calls have failed."""
         target = len(self.failed) + count
         await until(lambda: len(self.failed) >= target)
 
 
 @asynccontextmanager
 async def running_load(callers: Sequence[Caller]) -> AsyncIterator[Load]:
-    """Run each caller again and again until the block ends; what a caller raises ends the block."""
+    """Run each caller repeatedly until the block ends; an exception of a caller ends the block."""
     load = Load()
 
     async def repeat(caller: Caller) -> None:
@@ -103,24 +103,24 @@ async def running_load(callers: Sequence[Caller]) -> AsyncIterator[Load]:
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
-    """Return when the condition holds. Raises: TimeoutError."""
+    """Wait until the condition holds. Raises: TimeoutError."""
     async with asyncio.timeout(seconds):
         while not (held if isinstance(held := condition(), bool) else await held):  # noqa: ASYNC110 - of other processes
             await asyncio.sleep(0.01)
 
 
 async def waiting_for_a_lock(database_url: str, count: int) -> bool:
-    """Say whether that many sessions of the database wait for a lock."""
+    """Return whether `count` sessions of the database wait for a lock."""
     query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with await psycopg.AsyncConnection.connect(database_url) as conn:
         return (await conn.execute(query)).rowcount == count
 
 
 class Writer:
-    """Writes to a salon of its own, and reads each acknowledged write: what it reads must show it."""
+    """Writes to one salon, and reads after each acknowledged write: the reply must show it."""
 
     def __init__(self, stack: Stack, salon_id: str) -> None:
-        """Write nothing yet."""
+        """Begin without writes."""
         self.stack = stack
         self.salon_id = salon_id
         self.number = 0
@@ -131,7 +131,7 @@ class Writer:
         await self.stack.messaging.RecordMessage(message_request("first", salon_id=self.salon_id))
 
     async def __call__(self, load: Load) -> None:
-        """Make each kind of write, and the reads that show it."""
+        """Make each kind of write, and the reads that must show it."""
         self.number += 1
         await self.rename(load)
         await self.book(load)
@@ -153,7 +153,7 @@ class Writer:
         listing = booking_pb2.ListBookingsRequest(
             salon_id=self.salon_id, start_time=Timestamp(seconds=start), end_time=Timestamp(seconds=start + 1)
         )
-        # Fills the cache with what the write replaces.
+        # Caches the state before the write.
         await load.call(booking.ListBookings, listing)
         created = await load.call(booking.CreateBooking, booking_request(start, salon_id=self.salon_id))
         if created is None:
@@ -170,7 +170,7 @@ class Writer:
             await self.see(load, booking.GetBookingByCode, read, lambda reply: reply == confirmed)
 
     async def see_statistics(self, load: Load, listing: Any) -> None:
-        """Count the one booking: at once, or within a `poll` while booking has no Redis and stats has it again."""
+        """Expect one booking: at once, or within a `poll` while booking has no Redis but stats does."""
         stats = self.stack.stats
         request = stats_pb2.GetSalonStatsRequest(
             salon_id=self.salon_id, start_time=listing.start_time, end_time=listing.end_time
@@ -196,12 +196,12 @@ class Writer:
             await self.see(load, messaging.ListMessages, listing, lambda reply: reply.messages[0].content == content)
 
     async def see(self, load: Load, rpc: Any, request: Any, shows: Callable[[Any], bool]) -> None:
-        """Read twice, the second time from the cache if it can be: what is answered must show the write."""
+        """Read twice, the second time possibly from the cache: both replies must show the write."""
         for _ in range(2):
             reply = await load.call(rpc, request)
             assert reply is None or shows(reply), f"stale: {request}: {reply}"
 
 
 def tells_when_to_retry(failure: Failure) -> bool:
-    """Say whether a failure says so in both ways, to people's code and to gRPC's."""
+    """Return whether a failure has both a RetryInfo for clients and a pushback for gRPC."""
     return failure.has(RetryInfo) and int(failure.trailing["grpc-retry-pushback-ms"]) > 0

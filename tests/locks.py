@@ -1,4 +1,4 @@
-"""Locks that a test holds against the services."""
+"""Locks that block the services."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ SALONS = "SELECT FROM salons FOR UPDATE"
 
 @asynccontextmanager
 async def holding(database_url: str, statement: str) -> AsyncIterator[Session]:
-    """Hold what a statement locks, in a transaction that is rolled back at the end."""
+    """Hold the locks of a statement, in a transaction that is rolled back at the end."""
     async with await psycopg.AsyncConnection.connect(database_url) as conn:
         await conn.execute(statement.encode())
         yield conn
@@ -21,7 +21,7 @@ async def holding(database_url: str, statement: str) -> AsyncIterator[Session]:
 
 
 async def waiting(conn: Session, sessions: int = 1) -> None:
-    """Return as soon as this many sessions wait for a lock."""
+    """Wait until `sessions` sessions wait for a lock."""
     query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
     while (await (await conn.execute(query)).fetchone() or [0])[0] != sessions:
         pass

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode, where it is installed; PGBOUNCER_BIN names another."""
+"""A PgBouncer in transaction mode, if it is installed; PGBOUNCER_BIN names another program."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ PROGRAM = (
     or shutil.which("pgbouncer")
     or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
 )
-PREPARES = (1, 21)  # the first version that knows of prepared statements
+PREPARES = (1, 21)  # the first version that supports prepared statements
 SETTINGS = """
 [databases]
 * = host=127.0.0.1 port={server}
@@ -37,12 +37,12 @@ max_client_conn = 500
 
 
 class PgBouncer(Server):
-    """A pooler of a Postgres; its `servers` are lent by the transaction."""
+    """A pooler of a Postgres, with `servers` connections shared in transaction mode."""
 
     stop_signal = signal.SIGINT
 
     def __init__(self, folder: Path, postgres: Postgres, servers: int, more: str) -> None:
-        """Start nothing yet."""
+        """Don't start it yet."""
         super().__init__("PgBouncer", None, folder / "pgbouncer.log")
         self.folder, self.postgres, self.servers, self.more = folder, postgres, servers, more
 
@@ -71,8 +71,8 @@ def version() -> tuple[int, ...]:
     """Return the program's version; () if there is none."""
     if PROGRAM is None:
         return ()
-    told = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    return tuple(int(part) for part in told.split()[1].split(".")[:2])
+    output = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return tuple(int(part) for part in output.split()[1].split(".")[:2])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The three services as processes of their own, as `parlor up` starts them."""
+"""The three services as processes, as `parlor up` starts them."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -18,7 +18,7 @@ from tests.stack import Stack
 
 @dataclass(frozen=True)
 class Processes:
-    """The services that run, their database, and the ports of their metrics."""
+    """Running services, their database, and the ports of their metrics."""
 
     services: dict[str, Service]
     database_url: str
@@ -27,7 +27,7 @@ class Processes:
 
 @contextmanager
 def processes(database_url: str, redis_url: str, folder: Path) -> Iterator[Processes]:
-    """Run the three services until the block ends; each is SERVING when it begins."""
+    """Run the three services until the block ends; they are SERVING at its start."""
     free = free_ports(2 * len(SERVICES))
     ports, metrics_ports = dict(zip(SERVICES, free, strict=False)), dict(zip(SERVICES, free[3:], strict=True))
     plan = Plan(folder, None, False, None, ports, metrics_ports["booking"])
@@ -38,7 +38,7 @@ def processes(database_url: str, redis_url: str, folder: Path) -> Iterator[Proce
 
 @asynccontextmanager
 async def stubs(running: Processes) -> AsyncIterator[Stack]:
-    """Connect to the services; the stack has no servers."""
+    """Connect to the services; the returned stack has no servers."""
     async with AsyncExitStack() as exits:
         channels = {
             name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{service.port}"))

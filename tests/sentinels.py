@@ -22,7 +22,7 @@ class Sentinel(Valkey):
     """A Sentinel that watches a master under NAME."""
 
     def __init__(self, master: Valkey, quorum: int = 2) -> None:
-        """Start nothing yet."""
+        """Don't start it yet."""
         super().__init__(binary=valkey_binary())
         self._lines = [
             f"port {self.port}",
@@ -34,7 +34,7 @@ class Sentinel(Valkey):
         ]
 
     def spawn(self) -> subprocess.Popen[bytes]:
-        """Start it with a file in which it keeps what it learns."""
+        """Start it with a configuration file, which it rewrites."""
         file = self.data / "sentinel.conf"
         if not file.exists():
             file.write_text("\n".join([*self._lines, ""]))
@@ -42,42 +42,42 @@ class Sentinel(Valkey):
 
 
 def ask(server: Valkey, *command: str | int) -> Any:
-    """Return a server's reply."""
+    """Return the reply of a server to a command."""
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         return client.execute_command(*command)
 
 
 def is_master(server: Valkey) -> bool:
-    """Say whether a server calls itself master."""
-    with suppress(redis.ConnectionError):  # it drops its clients when it is promoted
+    """Return whether a server is a master."""
+    with suppress(redis.ConnectionError):  # a promotion drops its clients
         return str(ask(server, "INFO", "replication")["role"]) == "master"
     return False
 
 
 def has_replica(server: Valkey) -> bool:
-    """Say whether a replica has all that a server has."""
+    """Return whether a replica has all data of a server."""
     info = ask(server, "INFO", "replication")
     return any(value["state"] == "online" for name, value in info.items() if name.startswith("slave"))
 
 
 def knows(sentinel: Sentinel, others: int) -> bool:
-    """Say whether a Sentinel knows the replica and so many other Sentinels."""
+    """Return whether a Sentinel knows the replica and `others` other Sentinels."""
     found = ask(sentinel, "SENTINEL", "MASTER", NAME)
     return (int(found["num-slaves"]), int(found["num-other-sentinels"])) == (1, others)
 
 
 def named(sentinel: Sentinel) -> int:
-    """Return the port of the master that a Sentinel names."""
+    """Return the port of the master named by a Sentinel."""
     return int(ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1])
 
 
 def hosts(servers: Sequence[Valkey]) -> str:
-    """Return servers as a URL names them."""
+    """Return servers in the form of a URL's hosts."""
     return ",".join(f"127.0.0.1:{server.port}" for server in servers)
 
 
 def sentinel_url(sentinels: Sequence[Valkey]) -> str:
-    """Return the URL of what Sentinels watch."""
+    """Return the URL with Sentinels of their master."""
     return f"redis+sentinel://{hosts(sentinels)}/{NAME}"
 
 
@@ -92,7 +92,7 @@ class Replicated:
 
 @contextmanager
 def replicated(sentinels: int = 0) -> Iterator[Replicated]:
-    """Run a master, a replica that has its data, and Sentinels that know each other and both."""
+    """Run a master, a synchronized replica, and Sentinels that know both and each other."""
     with ExitStack() as exits:
         options = ("--repl-diskless-sync-delay", "0")
         master = exits.enter_context(Valkey(binary=valkey_binary(), options=options))
@@ -104,7 +104,7 @@ def replicated(sentinels: int = 0) -> Iterator[Replicated]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Return when the condition holds. Raises: TimeoutError after 20 s."""
+    """Wait until the condition holds. Raises: TimeoutError after 20 s."""
     ends = time.monotonic() + 20
     while not condition():
         if time.monotonic() > ends:

@@ -1,4 +1,4 @@
-"""The three services in the test's own process, called through their stubs."""
+"""The three services in the process of the test, called through their stubs."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -40,13 +40,13 @@ SALON = "salon-1"
 RESOURCES = ("anna", "ben", "cleo", "chair_1")
 PHONE = "+4915112345678"
 
-# Settings of a stack whose services send no statement unasked: one connection, and no look at cache_outbox meanwhile.
+# Settings of a stack whose services send no background statements: one connection, and no poll of cache_outbox.
 QUIET: dict[str, Any] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
 
 
 @dataclass
 class Stack:
-    """Stubs and servers of the three services; `ops[name]` is a service's OpsService."""
+    """Stubs and servers of the three services; `ops[name]` is the stub of a service's OpsService."""
 
     booking: booking_pb2_grpc.BookingServiceAsyncStub
     messaging: messaging_pb2_grpc.MessagingServiceAsyncStub
@@ -70,14 +70,14 @@ async def running(
     server: dict[str, Any] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[Stack]:
-    """Run the three services; the dicts are settings that differ from the defaults, `now` is booking's time."""
+    """Run the three services; the dicts are settings that differ from the defaults, `now` is the clock of booking."""
     async with AsyncExitStack() as exits:
         servers: dict[str, Server] = {}
 
         async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> grpc.aio.Channel:
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
-            settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # 0: what is gone stays a miss
+            settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # removed entries stay misses
             cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
             listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
@@ -103,7 +103,7 @@ async def running(
 
 @dataclass
 class Failure:
-    """What a failed RPC told its caller."""
+    """The error of a failed RPC."""
 
     code: grpc.StatusCode
     message: str
@@ -115,7 +115,7 @@ class Failure:
 
     @property
     def fields(self) -> list[str]:
-        """The fields that a BadRequest names."""
+        """The fields named by BadRequest."""
         return [
             violation.field
             for detail in self.details
@@ -124,7 +124,7 @@ class Failure:
         ]
 
     def has(self, kind: type[Message]) -> bool:
-        """Say whether a detail of a kind is there."""
+        """Return whether there is a detail of a kind."""
         return any(isinstance(detail, kind) for detail in self.details)
 
 
@@ -137,7 +137,7 @@ _KINDS = [
 
 
 async def failure(call: Awaitable[Any]) -> Failure:
-    """Return what a call that must fail told; it must carry ErrorInfo as its first detail."""
+    """Return the error of a call, which must fail with ErrorInfo as its first detail."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
@@ -146,7 +146,7 @@ async def failure(call: Awaitable[Any]) -> Failure:
 
 
 def read_failure(error: grpc.aio.AioRpcError) -> Failure:
-    """Return what an error told."""
+    """Parse an error of grpcio."""
     trailing: dict[str, str | bytes] = dict(error.trailing_metadata() or ())
     status = Status.FromString(bytes(trailing["grpc-status-details-bin"]))  # type: ignore[arg-type]
     assert status.code == error.code().value[0]
@@ -163,19 +163,19 @@ def read_failure(error: grpc.aio.AioRpcError) -> Failure:
 
 
 def unary(channel: grpc.aio.Channel, method: str) -> Callable[[bytes], Any]:
-    """Return a method of a channel as it takes and returns bytes."""
+    """Return a method of a channel that takes and returns bytes."""
     call: Any = channel.unary_unary(method)
     return lambda data: call(data)
 
 
 async def cached(call: Any) -> tuple[Any, str]:
-    """Return a call's reply and its `x-cache`."""
+    """Return the reply of a call, and its `x-cache`."""
     reply = await call
     return reply, str(dict(await call.trailing_metadata())["x-cache"])
 
 
 async def warm(rpc: Callable[[Any], Any], request: Any) -> Any:
-    """Return the reply as soon as it comes from the cache: a reply is stored behind the caller's back."""
+    """Return the reply as soon as it comes from the cache, which stores replies in the background."""
     async with asyncio.timeout(10):
         while True:
             reply, source = await cached(rpc(request))
@@ -191,7 +191,7 @@ async def fresh(rpc: Callable[[Any], Any], request: Any) -> Any:
 
 
 async def walk(rpc: Callable[[Any], Any], request: Any, page_size: int) -> list[Any]:
-    """Return what all pages of a list hold; only the last may be short."""
+    """Return the items of all pages of a list; only the last page may be short."""
     found: list[Any] = []
     asked = type(request)()
     asked.CopyFrom(request)
@@ -206,18 +206,18 @@ async def walk(rpc: Callable[[Any], Any], request: Any, page_size: int) -> list[
 
 
 async def executed(stack: Stack, name: str) -> int:
-    """Return how many statements a service has sent; see QUIET."""
+    """Return the number of statements that a service has sent; see QUIET."""
     return (await stack.ops[name].GetDatabaseMetrics(GetDatabaseMetricsRequest())).queries.queries_executed
 
 
 def rows(database_url: str, query: str) -> list[Any]:
-    """Return what a query by the database's owner returns."""
+    """Return the rows of a query, run as the owner of the database."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         return conn.execute(query.encode()).fetchall()
 
 
 def deadlocks(stack: Stack) -> int:
-    """Return how many deadlocks there were. Ends all connections: an idle one counts its own only after a while."""
+    """Return the number of deadlocks. Ends all connections, because idle ones report theirs late."""
     query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename LIKE 'parlor_%'"
     assert all(ended for (ended,) in rows(stack.database_url, query + " AND datname = current_database()"))
     [[found]] = rows(stack.database_url, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")

@@ -17,7 +17,7 @@ async def made(stack: Stack, count: int) -> list[pb.Booking]:
     return [await stack.booking.CreateBooking(booking_request(NOON + number)) for number in range(count)]
 
 
-async def test_bookings_come_in_the_order_of_the_codes_by_one_statement(database_url: str, redis_url: str) -> None:
+async def test_bookings_come_in_the_order_of_the_codes_with_one_statement(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         bookings = await made(stack, 20)
         long = await stack.booking.CreateBooking(booking_request(NOON - 1, notes="x" * 2000))
@@ -26,7 +26,7 @@ async def test_bookings_come_in_the_order_of_the_codes_by_one_statement(database
         await warm(stack.booking.GetSalon, pb.GetSalonRequest(salon_id=SALON))
         await warm(
             stack.booking.ListBookings, pb.ListBookingsRequest(salon_id=SALON)
-        )  # opens the salon's tag and the sub-tags
+        )  # creates the records of the salon's tag and the sub-tags
         before = await executed(stack, "booking")
         reply, source = await cached(stack.booking.BatchGetBookings(request))
         assert (list(reply.bookings), source) == (wanted, "miss")
@@ -35,7 +35,7 @@ async def test_bookings_come_in_the_order_of_the_codes_by_one_statement(database
         assert await executed(stack, "booking") == before + 1
 
 
-async def test_a_batch_is_a_hit_only_if_all_of_it_was(stack: Stack) -> None:
+async def test_a_batch_is_a_hit_only_if_all_its_bookings_are(stack: Stack) -> None:
     one, two = await made(stack, 2)
     await warm(
         stack.booking.GetBookingByCode, pb.GetBookingByCodeRequest(salon_id=SALON, booking_code=one.booking_code)

@@ -12,11 +12,11 @@ def batch(*salon_ids: str) -> pb.BatchGetSalonsRequest:
     return pb.BatchGetSalonsRequest(salon_ids=salon_ids)
 
 
-async def test_salons_come_in_the_order_of_the_ids_by_one_statement(database_url: str, redis_url: str) -> None:
+async def test_salons_come_in_the_order_of_the_ids_with_one_statement(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         names = [f"salon-{number}" for number in range(12)]
         salons = {name: await salon(stack, name) for name in names}
-        await stack.booking.BatchGetSalons(batch(*names[:10]))  # opens their tags
+        await stack.booking.BatchGetSalons(batch(*names[:10]))  # creates the records of their tags
         await stack.servers["booking"].cache.settle()
         await warm(stack.booking.GetSalon, pb.GetSalonRequest(salon_id="salon-3"))
         await warm(stack.booking.BatchGetSalons, batch(*names[:5]))
@@ -56,7 +56,7 @@ async def test_a_batch_has_1_to_100_ids(stack: Stack) -> None:
     assert (await failure(stack.booking.BatchGetSalons(batch("a b")))).fields == ["salon_ids[0]"]
 
 
-async def test_without_redis_and_past_the_cache_a_batch_is_loaded(database_url: str, redis_url: str) -> None:
+async def test_without_redis_and_with_no_cache_a_batch_is_loaded(database_url: str, redis_url: str) -> None:
     async with running(database_url, "redis://127.0.0.1:1") as stack:
         one = await salon(stack)
         assert await cached(stack.booking.BatchGetSalons(batch("salon-1"))) == (
@@ -69,8 +69,8 @@ async def test_without_redis_and_past_the_cache_a_batch_is_loaded(database_url: 
         assert (await cached(call))[1] == "bypass"
 
 
-async def test_no_batch_is_older_than_an_acknowledged_write(stack: Stack) -> None:
-    """Readers of both salons go on while a writer renames them, one after the other, and is acknowledged each time."""
+async def test_no_batch_misses_an_acknowledged_write(stack: Stack) -> None:
+    """Readers of both salons repeat while a writer renames them in turn; each acknowledged name must be shown."""
     names = ["salon-1", "salon-2"]
     acknowledged = {name: (await salon(stack, name)).etag for name in names}
     salons = {name: await stack.booking.GetSalon(pb.GetSalonRequest(salon_id=name)) for name in names}

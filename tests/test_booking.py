@@ -93,7 +93,7 @@ async def test_a_final_booking_frees_its_slot(stack: Stack) -> None:
         await move(stack, booking, final)
 
 
-async def test_64_at_once_for_one_slot_make_one_booking(stack: Stack) -> None:
+async def test_64_concurrent_requests_for_a_slot_make_one_booking(stack: Stack) -> None:
     await salon(stack)
 
     async def book() -> str:
@@ -113,7 +113,7 @@ async def test_a_booking_needs_its_salon(stack: Stack) -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SALON_NOT_FOUND")
 
 
-async def test_a_code_finds_nothing_in_another_salon(stack: Stack) -> None:
+async def test_a_booking_is_not_found_in_another_salon(stack: Stack) -> None:
     await salon(stack)
     await salon(stack, "salon-2")
     booking = await stack.booking.CreateBooking(booking_request())

@@ -61,7 +61,7 @@ class Crowd:
         return self.booking.UpdateBookingStatus(pb.UpdateBookingStatusRequest(**names, status=status))
 
     async def one(self, call: Awaitable[pb.Booking]) -> None:
-        """Make a call and note what came of it."""
+        """Make a call and record its outcome."""
         try:
             booking = await call
         except grpc.aio.AioRpcError as error:
@@ -96,7 +96,7 @@ async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: 
     outcomes = crowd.outcomes
     assert set(outcomes) == {"OK", *REASONS}
     assert outcomes.total() == 2000
-    # A deadlock would be repeated by the client, and not be seen here.
+    # The client retries deadlocks, so the outcomes do not show them.
     assert deadlocks(stack) == 0
     kept = rows(stack.database_url, "SELECT count(*) FROM bookings WHERE status IN ('PENDING', 'CONFIRMED')")
     assert kept[0][0] > 0

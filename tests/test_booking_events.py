@@ -17,7 +17,7 @@ CONFIRMED, CANCELLED = pb.BOOKING_STATUS_CONFIRMED, pb.BOOKING_STATUS_CANCELLED
 
 
 async def lived(stack: Stack) -> tuple[pb.Booking, pb.ListBookingEventsRequest]:
-    """Return a booking that was created, confirmed, rescheduled and cancelled."""
+    """Return a booking that was created, confirmed, rescheduled and canceled."""
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(NOON, resource_id="anna", actor="bot"))
     names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}
@@ -68,7 +68,7 @@ async def test_pages_hold_each_event_once(stack: Stack) -> None:
         assert [event.revision for event in listed] == [1, 2, 3, 4]
 
 
-async def test_a_page_token_holds_for_its_own_booking_only(stack: Stack) -> None:
+async def test_a_page_token_is_valid_only_for_its_booking(stack: Stack) -> None:
     _, request = await lived(stack)
     request.page_size = 1
     token = (await stack.booking.ListBookingEvents(request)).next_page_token
@@ -80,7 +80,7 @@ async def test_a_page_token_holds_for_its_own_booking_only(stack: Stack) -> None
     assert (await stack.booking.ListBookingEvents(request)).booking_events[0].revision == 2
 
 
-async def test_an_unknown_code_and_another_salons_have_no_history(stack: Stack) -> None:
+async def test_unknown_codes_and_those_of_other_salons_have_no_history(stack: Stack) -> None:
     _, request = await lived(stack)
     await salon(stack, "salon-2")
     for salon_id, code in (("salon-2", request.booking_code), (SALON, "ABCDEF"), ("nobody", "ABCDEF")):
@@ -119,7 +119,7 @@ async def test_each_change_is_in_the_next_reply_of_every_read(stack: Stack) -> N
         assert stats.bookings == 0
 
 
-async def test_a_change_that_waited_is_not_earlier_than_the_one_before(stack: Stack) -> None:
+async def test_a_change_that_waited_for_a_lock_is_later_than_the_previous_one(stack: Stack) -> None:
     await salon(stack)
     booking = await stack.booking.CreateBooking(booking_request(NOON))
     names: Fields = {"salon_id": SALON, "booking_code": booking.booking_code}

@@ -1,4 +1,4 @@
-"""Lists of bookings: filters, order, pages; and what a write to a booking does to what was cached."""
+"""Lists of bookings: filters, order, pages, and the invalidation by writes."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,12 +20,12 @@ def listing(**filters: Any) -> pb.ListBookingsRequest:
 
 
 def in_order(bookings: list[pb.Booking]) -> list[pb.Booking]:
-    """Return bookings as a list must have them."""
+    """Return bookings in the order of a list."""
     return sorted(bookings, key=lambda booking: (booking.start_time.seconds, booking.booking_id))
 
 
 async def filled(stack: Stack) -> list[pb.Booking]:
-    """Create bookings in two salons, several of them at equal times; return those of one."""
+    """Create bookings in two salons, several at equal times; return those of one salon."""
     await salon(stack)
     await salon(stack, "salon-2")
     await stack.booking.CreateBooking(booking_request(salon_id="salon-2"))
@@ -38,7 +38,7 @@ async def filled(stack: Stack) -> list[pb.Booking]:
     return in_order(made)
 
 
-async def test_filters_choose_among_the_bookings_of_a_salon(stack: Stack) -> None:
+async def test_filters_select_bookings_of_the_salon(stack: Stack) -> None:
     bookings = await filled(stack)
     bounds: Fields = {"start_time": Timestamp(seconds=NOON - HOUR), "end_time": Timestamp(seconds=NOON)}
     filters: list[tuple[dict[str, Any], Callable[[pb.Booking], bool]]] = [
@@ -65,13 +65,13 @@ async def test_filters_choose_among_the_bookings_of_a_salon(stack: Stack) -> Non
             assert await walk(stack.booking.ListBookings, listing(**fields), page_size) == expected
 
 
-async def test_pages_have_no_gap_and_no_repeat_even_among_equal_times(stack: Stack) -> None:
+async def test_pages_have_no_gaps_or_duplicates_even_with_equal_times(stack: Stack) -> None:
     bookings = await filled(stack)
     for page_size in (1, 2, 3, 4, 8, 9, 10, 2**31 - 1):
         assert await walk(stack.booking.ListBookings, listing(), page_size) == bookings
 
 
-async def test_a_page_holds_50_bookings_unless_asked_for_more_and_never_more_than_200(stack: Stack) -> None:
+async def test_a_page_has_50_bookings_by_default_and_at_most_200(stack: Stack) -> None:
     await salon(stack)
     for number in range(201):
         await stack.booking.CreateBooking(booking_request(NOON + number))
@@ -80,7 +80,7 @@ async def test_a_page_holds_50_bookings_unless_asked_for_more_and_never_more_tha
         assert (len(reply.bookings), reply.next_page_token != "") == (expected, True)
 
 
-async def test_a_booking_made_between_two_pages_shifts_nothing(stack: Stack) -> None:
+async def test_a_booking_created_between_two_pages_shifts_nothing(stack: Stack) -> None:
     bookings = await filled(stack)
     first = await stack.booking.ListBookings(listing(page_size=4))
     await stack.booking.CreateBooking(booking_request(NOON - 9 * HOUR))
@@ -88,7 +88,7 @@ async def test_a_booking_made_between_two_pages_shifts_nothing(stack: Stack) -> 
     assert [*first.bookings, *second.bookings] == bookings
 
 
-async def test_a_page_token_holds_for_its_own_filters_only(stack: Stack) -> None:
+async def test_a_page_token_is_valid_only_for_its_filters(stack: Stack) -> None:
     await filled(stack)
     token = (await stack.booking.ListBookings(listing(page_size=1))).next_page_token
     others = (await stack.booking.ListSalons(pb.ListSalonsRequest(page_size=1))).next_page_token

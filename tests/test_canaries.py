@@ -33,7 +33,7 @@ NAME, WORDS, REASON, TAG = "Quincanary", "wordscanary", "reasoncanary", "tagcana
 WAMID = wamid(PHONE)
 BASE64 = base64.b64encode(PHONE[1:].encode()).decode()[:-4]
 CANARIES = [PHONE[1:], PHONE[3:], USER, NAME, WORDS, REASON, TAG, WAMID, WAMID[6:30], BASE64]
-# Values that a caller may put into a wrong field.
+# Values that a caller may send in a wrong field.
 MISTAKEN = [PHONE, PHONE[1:], USER, WAMID, f"{NAME} {WORDS}"]
 NO_CUSTOMERS = (
     "salon_id",
@@ -41,14 +41,14 @@ NO_CUSTOMERS = (
     "phone_number_id",
     "booking_code",
     "booking_codes",
-)  # ids that texts may repeat
+)  # IDs that may be in texts
 
 
 class Errors:
-    """What failed RPCs told."""
+    """The texts of failed RPCs."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without errors."""
         self.texts: list[str] = []
 
     async def call(self, rpc: Any) -> Any:
@@ -63,7 +63,7 @@ class Errors:
 
 @pytest.fixture
 def strict_postgres(tmp_path: Path) -> Iterator[Postgres]:
-    """A Postgres that logs like that of `parlor up`."""
+    """A Postgres with the log settings of `parlor up`."""
     with Postgres(tmp_path / "postgres", settings={**FAST, "log_error_verbosity": "terse"}) as server:
         migrate(server.dsn)
         yield server
@@ -108,8 +108,8 @@ async def lived(stack: Stack, errors: Errors) -> None:
         await stack.messaging.TagConversation(tag)
         late = message_request("", direction=2, content=WORDS, **{"phone_number": "", **named})
         await errors.call(stack.messaging.RecordMessage(late))
-    said: Fields = {"salon_id": SALON, "conversation_id": conversation.conversation_id, "model": "m", "role": 3}
-    await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**said, content=f"{NAME} {WORDS}"))
+    fields: Fields = {"salon_id": SALON, "conversation_id": conversation.conversation_id, "model": "m", "role": 3}
+    await stack.messaging.RecordAiMessage(pb.RecordAiMessageRequest(**fields, content=f"{NAME} {WORDS}"))
     assert booking.customer_name == NAME and conversation.customer_name == NAME
 
 
@@ -121,7 +121,7 @@ async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
             for rpc in rpcs(name, channel):
                 if rpc.method.name in ("InvalidateSalon", "InvalidateNamespace", "InvalidatePattern"):
-                    continue  # the test reads the keys at the end
+                    continue  # the test reads the keys at its end
                 request = rpc.kind(**valid[rpc.method.name])
                 for each in (request, *planted(request)):
                     await errors.call(rpc.call(each.SerializeToString()))
@@ -130,7 +130,7 @@ async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
 
 
 def broken(database_url: str) -> None:
-    """Make Postgres refuse rows, with their values in the error."""
+    """Make Postgres refuse rows with an error that contains their values."""
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute("ALTER TABLE bookings ADD CONSTRAINT never CHECK (service_name <> 'never')")
         owner.execute("ALTER TABLE messages ADD CONSTRAINT never CHECK (type <> 'VIDEO')")
@@ -145,11 +145,11 @@ def scraped(port: int) -> str:
 
 
 def found(text: str) -> dict[str, str]:
-    """Return the canaries in a text, each with what is around it."""
+    """Return the canaries in a text, each with its surroundings."""
     return {canary: text[max(0, place - 80) :][:160] for canary in CANARIES if (place := text.find(canary)) >= 0}
 
 
-async def test_no_personal_data_is_in_what_operators_read(
+async def test_logs_metrics_and_errors_contain_no_personal_data(
     strict_postgres: Postgres, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOG_LEVEL", "debug")

@@ -12,7 +12,7 @@ WITHOUT_REGISTRATION = ROOT / "tests/without_registration"
 
 
 def coherence(*options: str, **environment: str) -> tuple[int, Any]:
-    """Run it for 2 s without faults; return its exit code and its report."""
+    """Run the check for 2 s without faults; return its exit code and its report."""
     command = [sys.executable, "-m", "tools.coherence", "--seconds", "2", "--no-faults", "--json", *options]
     ended = subprocess.run(  # noqa: S603 - ours
         command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=120, check=False
@@ -20,7 +20,7 @@ def coherence(*options: str, **environment: str) -> tuple[int, Any]:
     return ended.returncode, json.loads(ended.stdout)
 
 
-def test_coherence_finds_nothing_stale_and_nothing_lost() -> None:
+def test_coherence_finds_no_stale_reads_and_no_lost_writes() -> None:
     code, found = coherence("--mode", "refuse")
     assert (code, found["ok"], found["totals"]["stale"], found["lost"]) == (0, True, 0, [])
     assert all(counts["reads"] for counts in found["rpcs"].values())

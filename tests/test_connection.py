@@ -63,7 +63,7 @@ async def connect(url: str) -> Connection:
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(2, 1), (None, 0)])
-async def test_a_fetch_is_prepared_at_its_first_use_unless_none_may_be(
+async def test_a_fetch_is_prepared_at_its_first_use_if_statements_may_be_prepared(
     database_url: str, threshold: int | None, kept: int
 ) -> None:
     async with await connect(database_url) as conn:
@@ -77,8 +77,8 @@ async def test_a_fetch_is_prepared_at_its_first_use_unless_none_may_be(
         assert conn.queries.executed == 3
 
 
-async def test_a_fetch_is_prepared_anew_after_a_rollback(database_url: str) -> None:
-    """Psycopg deallocates all statements of a connection in a rollback if it has prepared any itself."""
+async def test_a_fetch_is_prepared_again_after_a_rollback(database_url: str) -> None:
+    """In a rollback, psycopg deallocates all statements of the connection if it has prepared any itself."""
     async with await connect(database_url) as conn:
         conn.prepare_threshold = 0
         for _ in range(2):
@@ -102,7 +102,7 @@ async def test_a_fetch_is_prepared_anew_after_a_rollback(database_url: str) -> N
         ("SELECT $1::text, pg_terminate_backend(pg_backend_pid())", "a", psycopg.OperationalError),
     ],
 )
-async def test_a_fetch_that_fails_is_counted_and_leaves_nothing_half_done(
+async def test_a_failed_fetch_is_counted_and_leaves_a_live_connection_usable(
     database_url: str, query: str, param: str, error: type[Exception]
 ) -> None:
     async with await connect(database_url) as conn:
@@ -129,7 +129,7 @@ def test_closing_a_connection_ends_its_statement(database_url: str, run: Run, se
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_an_answer_that_the_event_loop_misses_is_read(database_url: str, run: Run) -> None:
+def test_an_answer_missed_by_the_event_loop_is_read(database_url: str, run: Run) -> None:
     async def lose() -> None:
         async with await connect(database_url) as conn:
             statement = asyncio.create_task(conn.fetch("SELECT pg_sleep(0.05)", []))
@@ -143,7 +143,7 @@ def test_an_answer_that_the_event_loop_misses_is_read(database_url: str, run: Ru
 
 @every_way
 @pytest.mark.parametrize("run", LOOPS)
-def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usable(
+def test_a_canceled_statement_ends_on_the_server_and_leaves_the_connection_usable(
     database_url: str, run: Run, send: Send
 ) -> None:
     async def cancel() -> None:
@@ -167,7 +167,7 @@ def test_a_cancelled_statement_ends_on_the_server_and_leaves_the_connection_usab
 
 @every_way
 @pytest.mark.parametrize("run", LOOPS)
-def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, run: Run, send: Send) -> None:
+def test_data_larger_than_the_socket_buffer_passes_both_ways(database_url: str, run: Run, send: Send) -> None:
     async def pass_through() -> None:
         async with await connect(database_url) as conn:
             text = "x" * 8_000_000
@@ -178,7 +178,7 @@ def test_more_than_the_socket_takes_at_once_goes_both_ways(database_url: str, ru
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_connections_that_the_server_ends_are_replaced(database_url: str, run: Run) -> None:
+def test_connections_ended_by_the_server_are_replaced(database_url: str, run: Run) -> None:
     async def end() -> None:
         database = Database(DatabaseSettings(url=SecretStr(database_url), connection_limit=2), "ended")
         await database.open()
@@ -188,7 +188,7 @@ def test_connections_that_the_server_ends_are_replaced(database_url: str, run: R
             try:
                 async with database.connection() as conn, database.connection() as second:
                     await asyncio.gather(conn.execute("SELECT 1"), second.execute("SELECT 1"))
-            except (psycopg.OperationalError, DatabaseUnavailable):  # the probe's connection was ended twice in a row
+            except (psycopg.OperationalError, DatabaseUnavailable):  # the probe's connection was ended twice
                 return False
             return True
 
@@ -201,11 +201,11 @@ def test_connections_that_the_server_ends_are_replaced(database_url: str, run: R
     run(end())
 
 
-async def test_statements_that_share_a_round_trip_end_at_the_first_that_fails(database_url: str) -> None:
+async def test_statements_in_one_round_trip_stop_at_the_first_error(database_url: str) -> None:
     async with await connect(database_url) as conn:
         await conn.execute("CREATE TEMPORARY TABLE seen (text text)")
         add = [Statement("INSERT INTO seen VALUES (%(text)s)", {"text": text}, no_result) for text in "abc"]
-        for _ in range(2):  # prepared at first, then known
+        for _ in range(2):  # first prepared, then already prepared
             with pytest.raises(psycopg.errors.InvalidTextRepresentation):
                 await conn.run(BEGIN, add[0], statement("SELECT $1::int", ["x"]), add[1], COMMIT)
             assert conn.pgconn.transaction_status == TransactionStatus.INERROR
@@ -226,7 +226,7 @@ async def test_an_error_of_an_earlier_read_hides_the_error_of_a_later_statement(
         assert await by_run(conn, "SELECT $1::text", ["a"]) == [(b"a",)]
 
 
-async def test_statements_that_psycopg_has_deallocated_are_prepared_again(database_url: str) -> None:
+async def test_statements_deallocated_by_psycopg_are_prepared_again(database_url: str) -> None:
     select = statement("SELECT $1::text", ["a"])
     async with await connect(database_url) as conn:
         await conn.run(select)
@@ -238,7 +238,7 @@ async def test_statements_that_psycopg_has_deallocated_are_prepared_again(databa
         assert kept == 1
         await conn.run(BEGIN)
         await conn.execute("DEALLOCATE ALL")
-        with pytest.raises(psycopg.errors.InvalidSqlStatementName):  # what came before can't be sent again
+        with pytest.raises(psycopg.errors.InvalidSqlStatementName):  # the transaction can't be repeated
             await conn.run(select)
         await conn.rollback()
         assert await conn.run(select) == [[(b"a",)]]

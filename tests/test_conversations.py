@@ -19,12 +19,12 @@ USER = "DE.1234567890"
 
 
 async def conversation(stack: Stack, name: str = "wamid.1", **fields: Any) -> str:
-    """Record an inbound message and return its conversation's id."""
+    """Record an inbound message and return the ID of its conversation."""
     return (await stack.messaging.RecordMessage(message_request(name, **fields))).conversation_id
 
 
 def put(stack: Stack, conversation_id: str, **columns: Any) -> None:
-    """Set columns of a conversation by hand."""
+    """Set columns of a conversation with SQL."""
     names = ", ".join(f"{name} = %s" for name in columns)
     query = f"UPDATE conversations SET {names} WHERE conversation_id = %s"
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
@@ -32,7 +32,7 @@ def put(stack: Stack, conversation_id: str, **columns: Any) -> None:
 
 
 def mutations(stack: Stack) -> list[tuple[Any, Any, Fields]]:
-    """Return the RPCs that change a conversation, with their requests' kinds and fields."""
+    """Return the RPCs that change a conversation, with the types and fields of their requests."""
     return [
         (stack.messaging.UpdateConversationStatus, pb.UpdateConversationStatusRequest, {"status": 2}),
         (stack.messaging.AssignConversation, pb.AssignConversationRequest, {"assignee": "anna"}),
@@ -125,7 +125,7 @@ async def test_tags_are_added_and_removed(stack: Stack) -> None:
     assert list(listed[0].tags) == expected
 
 
-async def test_fifty_tags_added_at_once_are_all_there(stack: Stack) -> None:
+async def test_50_tags_added_concurrently_are_all_stored(stack: Stack) -> None:
     await salon(stack)
     await conversation(stack)
     tags = [f"tag {number:02}" for number in range(50)]
@@ -145,7 +145,7 @@ async def test_marking_a_conversation_as_read_twice_changes_it_once(stack: Stack
     assert await stack.messaging.MarkConversationRead(request) == first
 
 
-async def test_each_change_needs_the_right_version_happens_once_and_is_in_the_next_reply(stack: Stack) -> None:
+async def test_each_change_needs_the_current_version_happens_once_and_is_in_the_next_reply(stack: Stack) -> None:
     await salon(stack)
     found = await conversation(stack)
     named: Fields = {"salon_id": SALON, "phone_number": PHONE}
@@ -210,7 +210,7 @@ async def test_conversations_are_listed_by_any_filters_newest_activity_first(sta
         assert await walk(stack.messaging.ListConversations, request, page_size) == expected, filters
 
 
-async def test_a_token_is_for_its_own_filters_only(stack: Stack) -> None:
+async def test_a_page_token_is_valid_only_for_its_filters(stack: Stack) -> None:
     await salon(stack)
     for number in range(2):
         await conversation(stack, f"wamid.{number}", phone_number=f"+491510000{number:02}")

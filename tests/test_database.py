@@ -15,21 +15,21 @@ from libs.db import Database, DatabaseSettings, DatabaseUnavailable, PoolExhaust
 from ops.servers import Postgres
 from tests.load import until
 
-SEED_URL = (
+POOL_URL = (
     "postgresql://u:hidden@db:5432/parlor?connection_limit=7&sslmode=disable&pool_timeout=8&statement_cache_size=9"
 )
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing from the environment of the test run."""
+    """Ignore the environment of the test run."""
     for name in ("DATABASE_URL", "DB_CONNECTION_LIMIT", "DB_POOL_TIMEOUT", "DB_STATEMENT_CACHE_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
 @asynccontextmanager
 async def opened(url: str, **settings: Any) -> AsyncIterator[Database]:
-    """Run a pool."""
+    """Open a pool."""
     database = Database(DatabaseSettings(url=SecretStr(url), **settings), "test")
     await database.open()
     try:
@@ -39,14 +39,14 @@ async def opened(url: str, **settings: Any) -> AsyncIterator[Database]:
 
 
 async def value(database: Database, query: str, *params: Any) -> Any:
-    """Return the one value of a statement."""
+    """Return the only value of a statement."""
     async with database.connection() as conn:
         [(answer,)] = await (await conn.execute(query.encode(), params)).fetchall()
     return answer
 
 
-def test_the_pool_parameters_of_the_url_are_settings_and_libpq_never_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL)
+def test_pool_parameters_of_the_url_are_settings_and_are_not_passed_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", POOL_URL)
     settings = DatabaseSettings.read("DATABASE_URL")
     assert (settings.connection_limit, settings.pool_timeout, settings.statement_cache_size) == (7, 8, 9)
     assert settings.url.get_secret_value() == "postgresql://u:hidden@db:5432/parlor?sslmode=disable"
@@ -68,14 +68,14 @@ def test_a_url_without_pool_parameters_is_unchanged(url: str) -> None:
 
 
 def test_an_explicit_variable_overrides_the_url_even_an_invalid_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL.replace("=7", "=many"))
+    monkeypatch.setenv("DATABASE_URL", POOL_URL.replace("=7", "=many"))
     monkeypatch.setenv("DB_CONNECTION_LIMIT", "3")
     settings = DatabaseSettings.read("DATABASE_URL")
     assert (settings.connection_limit, settings.pool_timeout) == (3, 8)
 
 
 def test_the_first_variable_that_is_set_names_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL)
+    monkeypatch.setenv("DATABASE_URL", POOL_URL)
     monkeypatch.setenv("STATS_DATABASE_URL", "postgresql://stats/x")
     settings = DatabaseSettings.read("STATS_DATABASE_URL", "DATABASE_URL")
     assert settings.url.get_secret_value() == "postgresql://stats/x"
@@ -87,17 +87,17 @@ def test_the_first_variable_that_is_set_names_the_database(monkeypatch: pytest.M
     [
         ("DB_POOL_TIMEOUT", "soon", ["pool_timeout"]),
         ("DB_CONNECTION_LIMIT", "0", ["connection_limit"]),
-        ("DATABASE_URL", SEED_URL.replace("=7", "=-1"), ["DATABASE_URL", "connection_limit"]),
-        ("DATABASE_URL", SEED_URL.replace("=9", "="), ["DATABASE_URL", "statement_cache_size"]),
+        ("DATABASE_URL", POOL_URL.replace("=7", "=-1"), ["DATABASE_URL", "connection_limit"]),
+        ("DATABASE_URL", POOL_URL.replace("=9", "="), ["DATABASE_URL", "statement_cache_size"]),
         ("DATABASE_URL", "postgresql://u:hidden@db/parlor?nonsense=1", ["DATABASE_URL", "nonsense"]),
         ("DATABASE_URL", "mysql://u:hidden@db/parlor", ["DATABASE_URL"]),
         ("DATABASE_URL", "", ["DATABASE_URL is not set"]),
     ],
 )
-def test_a_bad_value_is_an_error_that_names_its_variable_and_no_password(
+def test_the_error_of_a_bad_value_names_its_variable_and_hides_the_password(
     monkeypatch: pytest.MonkeyPatch, name: str, bad: str, named: list[str]
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", SEED_URL)
+    monkeypatch.setenv("DATABASE_URL", POOL_URL)
     monkeypatch.setenv(name, bad)
     with pytest.raises(ValueError, match=".*".join(named)) as caught:
         DatabaseSettings.read("DATABASE_URL")
@@ -105,7 +105,7 @@ def test_a_bad_value_is_an_error_that_names_its_variable_and_no_password(
 
 
 def test_settings_show_no_password() -> None:
-    assert "hidden" not in repr(DatabaseSettings(url=SecretStr(SEED_URL)))
+    assert "hidden" not in repr(DatabaseSettings(url=SecretStr(POOL_URL)))
 
 
 async def test_settings_reach_the_server(database_url: str) -> None:
@@ -116,8 +116,8 @@ async def test_settings_reach_the_server(database_url: str) -> None:
         assert database.pool.max_size == 2
 
 
-@pytest.mark.parametrize(("size", "kept"), [(0, {0}), (2, {2, 3}), (100, {5})])  # one too many goes with the next
-async def test_as_many_statements_are_prepared_as_the_setting_says(
+@pytest.mark.parametrize(("size", "kept"), [(0, {0}), (2, {2, 3}), (100, {5})])  # one too many goes with the next use
+async def test_the_setting_limits_the_number_of_prepared_statements(
     database_url: str, size: int, kept: set[int]
 ) -> None:
     async with opened(database_url, statement_cache_size=size) as database, database.connection() as conn:
@@ -128,7 +128,7 @@ async def test_as_many_statements_are_prepared_as_the_setting_says(
         assert prepared in kept
 
 
-async def test_a_statement_over_its_time_is_ended_by_the_server_and_counted(database_url: str) -> None:
+async def test_a_statement_over_its_timeout_is_canceled_by_the_server_and_counted(database_url: str) -> None:
     async with opened(database_url, query_timeout=50) as database:
         with pytest.raises(psycopg.errors.QueryCanceled):
             await value(database, "SELECT pg_sleep(60)")
@@ -150,7 +150,7 @@ async def test_the_slow_query_log_keeps_the_last_hundred_and_no_parameters(datab
         assert list(queries.slow) == sorted(queries.slow, key=lambda slow: slow.time)
 
 
-async def test_the_slow_query_log_shows_a_statement_as_text_however_it_was_sent(database_url: str) -> None:
+async def test_the_slow_query_log_shows_a_statement_as_one_line(database_url: str) -> None:
     async with opened(database_url, slow_query_threshold=0) as database:
         await value(database, "SELECT\n  1")
         assert database.queries.slow[-1].query == "SELECT 1"
@@ -187,7 +187,7 @@ async def test_an_exhausted_pool_fails_after_the_acquisition_timeout_and_is_coun
         assert await value(database, "SELECT 1") == 1
 
 
-async def test_more_callers_than_may_wait_fail_at_once(database_url: str) -> None:
+async def test_callers_beyond_the_queue_limit_fail_at_once(database_url: str) -> None:
     async with opened(database_url, connection_limit=1) as database:
         async with database.connection():
             waiting = [asyncio.create_task(value(database, "SELECT 1")) for _ in range(60)]
@@ -216,7 +216,7 @@ async def test_the_connection_released_last_is_acquired_next_unless_a_caller_wai
             assert same is conn
             assert database.idle == 0
         assert database.idle == 1
-        await until(lambda: database.pool.get_stats()["pool_available"] == 1)  # which ends it when it is old
+        await until(lambda: database.pool.get_stats()["pool_available"] == 1)  # the pool ends it when it is old
         assert database.idle == 1
     assert conn.closed
 
@@ -234,7 +234,7 @@ async def test_a_transaction_left_open_is_rolled_back(database_url: str, error: 
         assert await value(database, "SELECT to_regclass('left_open')::text") is None
 
 
-async def test_callers_cancelled_while_they_wait_take_no_connection_with_them(database_url: str) -> None:
+async def test_callers_canceled_while_they_wait_leak_no_connection(database_url: str) -> None:
     async with opened(database_url, connection_limit=2) as database:
         for ticks in range(40):
             calls = [asyncio.create_task(value(database, "SELECT 1")) for _ in range(6)]
@@ -246,7 +246,7 @@ async def test_callers_cancelled_while_they_wait_take_no_connection_with_them(da
         assert await asyncio.gather(*(value(database, "SELECT 1") for _ in range(20))) == [1] * 20
 
 
-async def test_a_database_that_is_killed_fails_all_callers_at_once_and_is_back_within_two_seconds(
+async def test_a_killed_database_fails_all_callers_at_once_and_is_back_within_two_seconds(
     own_postgres: Postgres,
 ) -> None:
     changes: list[bool] = []
@@ -268,7 +268,7 @@ async def test_a_database_that_is_killed_fails_all_callers_at_once_and_is_back_w
             own_postgres.kill()
             answers = await asyncio.gather(*waiting, return_exceptions=True)
             assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 5
-            assert time.perf_counter() - started < 5  # of the 20 that the pool would let them wait
+            assert time.perf_counter() - started < 5  # the pool's own timeout is 20 s
         started = time.perf_counter()
         with pytest.raises(DatabaseUnavailable):
             await value(database, "SELECT 1")

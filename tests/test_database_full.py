@@ -17,11 +17,11 @@ from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.load import DAY, FIRST
 from tests.stack import Stack, booking_request, failure, message_request, running, salon
-from tests.test_errors import GET_SALON, assert_told
+from tests.test_errors import GET_SALON, assert_error
 
 
 @pytest.mark.parametrize("table", ["bookings", "booking_requests", "messages", "salons"])
-async def test_a_full_disk_is_named_and_logged(stack: Stack, table: str) -> None:
+async def test_a_full_disk_is_reported_and_logged(stack: Stack, table: str) -> None:
     known = await salon(stack)
     with psycopg.connect(stack.database_url) as conn:
         conn.execute(
@@ -39,7 +39,7 @@ async def test_a_full_disk_is_named_and_logged(stack: Stack, table: str) -> None
     }
     with capture_logs() as logged:
         error = await failure(calls[table]())
-    assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_FULL", RetryInfo)
+    assert_error(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_FULL", RetryInfo)
     [line] = [line for line in logged if line.get("reason") == "DATABASE_FULL"]
     assert line["log_level"] == "error"
     assert await stack.booking.GetSalon(GET_SALON) == known
@@ -57,7 +57,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S603, S607
 
 
-async def test_a_disk_that_is_full_and_freed(own_postgres: Postgres, redis_url: str, small: Path) -> None:
+async def test_writes_succeed_again_once_a_full_disk_has_space(
+    own_postgres: Postgres, redis_url: str, small: Path
+) -> None:
     ballast = small / "ballast"
     (small / "table").mkdir()
     async with running(own_postgres.dsn, redis_url) as stack:
@@ -74,7 +76,7 @@ async def test_a_disk_that_is_full_and_freed(own_postgres: Postgres, redis_url: 
                 break
             booked += 1
         error = await failure(stack.booking.CreateBooking(booking_request(FIRST + booked * DAY, notes="x" * 1000)))
-        assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_FULL", RetryInfo)
+        assert_error(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_FULL", RetryInfo)
         assert await stack.booking.GetSalon(GET_SALON) == known
         await stack.messaging.RecordMessage(message_request())
         ballast.unlink()

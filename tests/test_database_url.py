@@ -20,7 +20,7 @@ def read(query: str) -> DatabaseSettings:
 
 
 def conninfo(query: str) -> dict[str, Any]:
-    """Return what libpq sees of them."""
+    """Return the conninfo for libpq."""
     known = conninfo_to_dict(URL)
     found = conninfo_to_dict(read(query).url.get_secret_value())
     return {name: value for name, value in found.items() if known.get(name) != value}

@@ -1,4 +1,4 @@
-"""A rolling restart behind a proxy that asks for health twice a second and retries nothing."""
+"""A rolling restart behind a proxy that checks health twice a second and does not retry."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -28,23 +28,23 @@ CHECK = health_pb2.HealthCheckRequest(service=SERVICES["booking"])
 
 
 class Replica:
-    """A booking service, and what the proxy knows of it."""
+    """A booking service, and its state as known to the proxy."""
 
     def __init__(self, service: Service, exits: AsyncExitStack) -> None:
-        """Start it."""
+        """Start the service."""
         self.service = exits.enter_context(service)
         self.is_healthy = True
         self.address = f"127.0.0.1:{service.port}"
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[grpc.aio.Channel]:
-        """Connect anew."""
-        options = [("grpc.use_local_subchannel_pool", 1)]  # it only sends again what has not left it, at a GOAWAY
+        """Open a new connection."""
+        options = [("grpc.use_local_subchannel_pool", 1)]  # it resends only unsent calls, after a GOAWAY
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             yield channel
 
     async def health(self, channel: grpc.aio.Channel) -> Any:
-        """Return the health of the service, None if it is away."""
+        """Return the health of the service, None if it is unavailable."""
         check: Any = health_pb2_grpc.HealthStub(channel)
         try:
             return (await check.Check(CHECK, timeout=CHECK_SECONDS)).status
@@ -52,7 +52,7 @@ class Replica:
             return None
 
     async def restart(self) -> None:
-        """End the process and start it again, once it has let its calls end."""
+        """Stop the process, which ends its calls first, and start it again."""
         self.service.terminate()
         await until(lambda: not self.service.is_running, 30)
         assert self.service.exit_code == 0
@@ -112,14 +112,14 @@ async def test_no_call_fails_in_a_rolling_restart(replicas: list[Replica], pytes
     assert done["OK"] > 100
 
 
-async def test_a_draining_service_serves_on_and_says_not_serving_at_once(replicas: list[Replica]) -> None:
+async def test_a_draining_service_is_not_serving_at_once_but_still_answers(replicas: list[Replica]) -> None:
     one = replicas[0]
     async with one.connected() as before:
         assert await one.health(before) == SERVING
         one.service.terminate()
         begin = time.monotonic()
         async with one.connected() as after:
-            await until(lambda: _says(one, before, NOT_SERVING))
+            await until(lambda: _has_status(one, before, NOT_SERVING))
             for channel in (before, after):
                 await booking_pb2_grpc.BookingServiceStub(channel).GetSalon(GET)
                 assert await one.health(channel) == NOT_SERVING
@@ -129,5 +129,5 @@ async def test_a_draining_service_serves_on_and_says_not_serving_at_once(replica
     assert one.service.exit_code == 0
 
 
-async def _says(replica: Replica, channel: grpc.aio.Channel, status: Any) -> bool:
+async def _has_status(replica: Replica, channel: grpc.aio.Channel, status: Any) -> bool:
     return bool(await replica.health(channel) == status)

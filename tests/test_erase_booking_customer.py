@@ -24,7 +24,7 @@ def erase(**fields: Any) -> pb.EraseCustomerRequest:
 
 
 async def known(stack: Stack) -> list[pb.Booking]:
-    """Create bookings of a customer and of others, with history, kept replies and cache entries."""
+    """Create bookings of a customer and of others, with history, stored replies and cache entries."""
     await salon(stack, region_code="DE")
     await salon(stack, "salon-2")
     made = []
@@ -54,7 +54,7 @@ def traces(stack: Stack, redis_url: str) -> list[Any]:
     with psycopg.connect(stack.database_url) as conn:
         for table in TABLES:
             where = "position(%s::bytea IN t::text::bytea) > 0 OR position(%s IN t::text) > 0"
-            hexed = PHONE.encode().hex().encode()  # as a row's text has bytea
+            hexed = PHONE.encode().hex().encode()  # bytea is hexadecimal in the text of a row
             for words in (PHONE, NAME, "Musterfrau"):
                 query = f"SELECT t::text FROM {table} AS t WHERE {where}".encode()
                 found += conn.execute(query, (hexed, words)).fetchall()
@@ -65,7 +65,7 @@ def traces(stack: Stack, redis_url: str) -> list[Any]:
     return found
 
 
-async def test_nothing_of_a_customer_is_left_anywhere(stack: Stack, redis_url: str) -> None:
+async def test_no_trace_of_an_erased_booking_customer_is_left(stack: Stack, redis_url: str) -> None:
     await known(stack)
     assert traces(stack, redis_url)
     assert (await stack.booking.EraseCustomer(erase())).bookings == 2
@@ -78,7 +78,7 @@ async def test_nothing_of_a_customer_is_left_anywhere(stack: Stack, redis_url: s
     assert sorted(events) == [("", ""), ("", ""), ("zoe", "")]
 
 
-async def test_the_reason_of_an_expired_hold_is_kept(stack: Stack) -> None:
+async def test_the_cancellation_reason_of_an_expired_hold_is_kept(stack: Stack) -> None:
     await salon(stack)
     await stack.booking.CreateBooking(booking_request(resource_id="anna", hold_duration={"seconds": 60}))
     rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() RETURNING 1")
@@ -88,7 +88,7 @@ async def test_the_reason_of_an_expired_hold_is_kept(stack: Stack) -> None:
     assert reasons == [("HOLD_EXPIRED",)]
 
 
-async def test_counts_and_slots_stay_as_they_were(stack: Stack) -> None:
+async def test_erasure_changes_no_counts_and_frees_no_slots(stack: Stack) -> None:
     await known(stack)
     request = stats_pb2.GetSalonStatsRequest(
         salon_id=SALON, start_time=Timestamp(), end_time=Timestamp(seconds=4_000_000_000)
@@ -115,7 +115,7 @@ async def test_other_customers_are_not_erased(stack: Stack) -> None:
         assert await stack.booking.GetBookingByCode(wanted) == booking
 
 
-async def test_erasing_an_unknown_customer_is_no_error(stack: Stack) -> None:
+async def test_erasing_an_unknown_customer_succeeds(stack: Stack) -> None:
     assert (await stack.booking.EraseCustomer(erase(salon_id="nobody"))).bookings == 0
     await known(stack)
     assert (await stack.booking.EraseCustomer(erase(phone_number="+4915100000000"))).bookings == 0

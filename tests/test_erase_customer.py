@@ -1,4 +1,4 @@
-"""messaging.EraseCustomer: no trace of a customer is left; counts and sums stay the same."""
+"""messaging.EraseCustomer: no trace of a customer is left; counts and sums do not change."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ NOTHING = pb.EraseCustomerResponse()
 
 
 async def customer(stack: Stack) -> str:
-    """Fill every table with what a customer may leave there; return their conversation's id."""
+    """Fill every table with data of a customer; return the ID of their conversation."""
     await salon(stack, region_code="DE")
     cost: Fields = {"cost_micros": 7, "currency_code": "EUR"}
     for number, direction in enumerate((1, 2, 2)):
@@ -57,7 +57,7 @@ async def customer(stack: Stack) -> str:
 
 
 def left(stack: Stack) -> list[str]:
-    """Return what any table still holds of the customer."""
+    """Return the rows of all tables that contain the customer."""
     dump = [str(row) for table in TABLES for row in rows(stack.database_url, f"SELECT t::text FROM {table} AS t")]
     replies = [bytes(reply) for (reply,) in rows(stack.database_url, "SELECT reply FROM messaging_requests")]
     return [
@@ -68,7 +68,7 @@ def left(stack: Stack) -> list[str]:
 
 
 def kept(redis_url: str) -> list[str]:
-    """Return what the cache still holds of the customer."""
+    """Return the cache entries that contain the customer."""
     with redis.Redis.from_url(redis_url) as client:
         names = client.keys("*")
         values = [client.get(name) or b"" for name in names]
@@ -76,7 +76,7 @@ def kept(redis_url: str) -> list[str]:
 
 
 async def figures(stack: Stack) -> list[Any]:
-    """Return what the statistics tell, past the cache."""
+    """Return the statistics, bypassing the cache."""
     past: Fields = {"metadata": (("cache-control", "no-cache"),)}
     replies: list[Any] = [
         await stack.stats.GetSalonStats(stats_pb2.GetSalonStatsRequest(**PERIOD), **past),
@@ -94,7 +94,7 @@ async def erase(stack: Stack, **fields: Any) -> pb.EraseCustomerResponse:
 
 
 async def read(stack: Stack) -> None:
-    """Have the cache hold all that it can of the customer."""
+    """Cache every reply that contains the customer."""
     named: Fields = {"salon_id": SALON, "phone_number": PHONE}
     conversation = await warm(stack.messaging.GetConversation, pb.GetConversationRequest(**named))
     await warm(stack.messaging.ListConversations, pb.ListConversationsRequest(salon_id=SALON))
@@ -124,7 +124,7 @@ async def test_no_trace_of_an_erased_customer_is_left(stack: Stack, redis_url: s
     assert not conversation.HasField("service_window_expires_time")
 
 
-async def test_erasure_empties_replies_kept_for_a_request_id(stack: Stack) -> None:
+async def test_erasure_empties_stored_replies_of_request_ids(stack: Stack) -> None:
     await salon(stack)
     request = message_request(request_id=str(uuid4()))
     await stack.messaging.RecordMessage(request)
@@ -135,7 +135,7 @@ async def test_erasure_empties_replies_kept_for_a_request_id(stack: Stack) -> No
     assert await stack.messaging.RecordMessage(request) == pb.Message()
 
 
-async def test_a_phone_number_and_a_user_id_name_all_conversations_of_a_customer(stack: Stack) -> None:
+async def test_erasure_by_phone_number_or_user_id_covers_all_conversations_of_a_customer(stack: Stack) -> None:
     await salon(stack)
     phones = [PHONE, "+4915100000001", "+4915100000002"]
     for number, phone in enumerate(phones):
@@ -150,7 +150,7 @@ async def test_a_phone_number_and_a_user_id_name_all_conversations_of_a_customer
     assert (await erase(stack, phone_number=phones[2], user_id=USER)).conversations == 1
 
 
-async def test_an_erased_customer_who_writes_again_has_a_new_conversation(stack: Stack) -> None:
+async def test_an_erased_customer_who_writes_again_gets_a_new_conversation(stack: Stack) -> None:
     found = await customer(stack)
     await erase(stack, user_id=USER)
     again = await stack.messaging.RecordMessage(message_request("wamid.mine.0", content="again"))
@@ -160,7 +160,7 @@ async def test_an_erased_customer_who_writes_again_has_a_new_conversation(stack:
     assert (await erase(stack, phone_number=PHONE)).messages == 1
 
 
-async def test_ai_messages_of_an_erased_customer_count_without_their_text(stack: Stack) -> None:
+async def test_ai_messages_of_an_erased_customer_are_counted_without_text(stack: Stack) -> None:
     await salon(stack)
     for turn in range(8):
         message = await stack.messaging.RecordMessage(message_request(f"wamid.{turn}"))
@@ -173,7 +173,7 @@ async def test_ai_messages_of_an_erased_customer_count_without_their_text(stack:
     assert rows(stack.database_url, query) == [(96, 480, 0)]
 
 
-async def test_an_erased_conversation_gets_no_message(stack: Stack) -> None:
+async def test_no_message_can_be_added_to_an_erased_conversation(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(message_request())
     for turn in range(8):
@@ -191,7 +191,7 @@ async def test_an_erased_conversation_gets_no_message(stack: Stack) -> None:
     assert len(rows(stack.database_url, "SELECT FROM conversations")) > 1
 
 
-async def test_a_customer_whose_number_begins_like_an_erased_one_keeps_everything(stack: Stack) -> None:
+async def test_a_customer_whose_number_has_an_erased_one_as_prefix_is_not_erased(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     requests = []
     for phone in (PHONE[:8], PHONE):
@@ -208,7 +208,7 @@ async def test_a_customer_whose_number_begins_like_an_erased_one_keeps_everythin
     assert all(PHONE[1:] in item for (item,) in items)
 
 
-async def test_erasure_empties_replies_to_statuses_that_came_before_their_message(stack: Stack) -> None:
+async def test_erasure_empties_stored_replies_of_early_statuses(stack: Stack) -> None:
     await salon(stack)
     replies = []
     for name in ("wamid.mine", "wamid.other"):

@@ -17,20 +17,20 @@ NAME = "Zoe Hartmann"
 
 
 def wamid(phone: str) -> str:
-    """Return a message id as WhatsApp makes it, with the customer's number in it."""
+    """Return a message ID as WhatsApp makes it, which contains the customer's number."""
     digits = phone.removeprefix("+").encode()
     encoded = base64.b64encode(b"\x1c\x18" + bytes([len(digits)]) + digits + b"\x15\x02\x00\x12\x18\x143A4A")
     return f"wamid.{encoded.decode()}"
 
 
 def sent_by(sender: Any, **fields: Any) -> dict[str, Any]:
-    """Return a text that can't be recorded."""
+    """Return a text message that can't be recorded."""
     values: dict[str, Any] = {"id": None, "from": sender, **fields}
     return text(**values)
 
 
 def contact(phone: str) -> dict[str, Any]:
-    """Return what a body says of the customer who wrote."""
+    """Return the `contacts` of a body."""
     return {"profile": {"name": NAME}, "wa_id": phone.removeprefix("+")}
 
 
@@ -56,7 +56,7 @@ PLACES = {
 
 
 def failed(stack: Stack) -> Any:
-    """Return how many failures there are."""
+    """Return the number of failures."""
     return rows(stack.database_url, "SELECT count(*) FROM webhook_failures")[0][0]
 
 
@@ -82,7 +82,7 @@ async def test_a_number_is_found_in_an_item_that_is_not_json(stack: Stack, codec
     assert rows(stack.database_url, "SELECT item FROM webhook_failures") == []
 
 
-async def test_an_item_without_a_number_belongs_to_its_sender(stack: Stack) -> None:
+async def test_an_item_without_a_number_is_erased_with_its_sender(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     lone = sent_by(None)
     assert await ingest(stack, webhook_body("1", contacts=[contact(PHONE)], messages=[lone])) == {"rejected": 1}
@@ -95,7 +95,7 @@ async def test_an_item_without_a_number_belongs_to_its_sender(stack: Stack) -> N
     assert failed(stack) == 0
 
 
-async def test_an_item_that_names_only_the_user_id_is_erased(stack: Stack) -> None:
+async def test_an_item_with_only_the_user_id_is_erased(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await stack.messaging.RecordMessage(message_request(user_id=USER))
     nested = sent_by(None, from_user_id="DE.9", context={"by": [{"user_id": USER}]})
@@ -119,7 +119,7 @@ async def test_other_customers_keep_their_items(stack: Stack) -> None:
     assert failed(stack) == len(items)
 
 
-async def test_a_status_that_came_before_its_message_is_erased_too(stack: Stack) -> None:
+async def test_an_early_status_is_erased_too(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     statuses = [status(id=wamid(phone)) for phone in (PHONE, OTHER, PHONE + "9")]
     assert await ingest(stack, webhook_body("1", statuses=statuses)) == {"statuses": 3}

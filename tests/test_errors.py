@@ -16,8 +16,8 @@ from tests.stack import SALON, Failure, Fields, Stack, booking_request, failure,
 GET_SALON = pb.GetSalonRequest(salon_id=SALON)
 
 
-def assert_told(error: Failure, code: grpc.StatusCode, reason: str, *kinds: type[Message]) -> None:
-    """Check all that is the same for every error; `kinds` are its details besides ErrorInfo."""
+def assert_error(error: Failure, code: grpc.StatusCode, reason: str, *kinds: type[Message]) -> None:
+    """Check an error; `kinds` are its details besides ErrorInfo."""
     assert (error.code, error.reason, error.domain) == (code, reason, "parlor")
     assert [type(detail) for detail in error.details] == list(kinds)
     assert error.message
@@ -28,7 +28,7 @@ def assert_told(error: Failure, code: grpc.StatusCode, reason: str, *kinds: type
 
 
 def break_bookings(database_url: str, body: str) -> None:
-    """Have the database do something to each new booking; `attempt` counts up, whatever is rolled back."""
+    """Run SQL for each new booking; `attempt` counts up, even if the transaction is rolled back."""
     with psycopg.connect(database_url) as conn:
         conn.execute("CREATE SEQUENCE attempts")
         conn.execute(
@@ -42,18 +42,18 @@ def break_bookings(database_url: str, body: str) -> None:
 
 async def test_bad_fields_are_named(stack: Stack) -> None:
     error = await failure(stack.booking.CreateBooking(pb.CreateBookingRequest(salon_id="a b", customer_phone="")))
-    assert_told(error, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", BadRequest)
+    assert_error(error, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", BadRequest)
     assert error.fields == ["salon_id", "customer_phone", "start_time", "end_time"]
 
 
-async def test_bytes_that_are_no_message_are_refused(stack: Stack) -> None:
+async def test_bytes_that_are_not_a_message_are_refused(stack: Stack) -> None:
     async with stack.channel("booking") as channel:
         for data in (b"\xff", b"\x0a\xff", b"\x0a\x02\xc3\x28", b"\x0a\x0a" * 3):
             error = await failure(unary(channel, "/parlor.booking.v1.BookingService/GetSalon")(data))
-            assert_told(error, grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+            assert_error(error, grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
 
 
-async def test_what_is_unknown_is_named(stack: Stack) -> None:
+async def test_unknown_resources_are_named(stack: Stack) -> None:
     named: Fields = {"salon_id": SALON, "phone_number": "+4915100000000"}
     calls: list[tuple[Any, str, str]] = [
         (stack.booking.GetSalon(GET_SALON), "salon", SALON),
@@ -67,49 +67,49 @@ async def test_what_is_unknown_is_named(stack: Stack) -> None:
         (
             stack.messaging.GetConversation(messaging_pb2.GetConversationRequest(**named)),
             "conversation",
-            f"{SALON}/phone_number",  # not whose
+            f"{SALON}/phone_number",  # without the value
         ),
     ]
     for call, kind, name in calls:
         error = await failure(call)
-        assert_told(error, grpc.StatusCode.NOT_FOUND, f"{kind.upper()}_NOT_FOUND", ResourceInfo)
+        assert_error(error, grpc.StatusCode.NOT_FOUND, f"{kind.upper()}_NOT_FOUND", ResourceInfo)
         assert error.details == [ResourceInfo(resource_type=f"parlor/{kind}", resource_name=name)]
 
 
-async def test_a_taken_slot_a_wrong_transition_and_a_taken_value_are_told_apart(stack: Stack) -> None:
+async def test_a_taken_slot_a_wrong_transition_and_a_duplicate_value_have_different_reasons(stack: Stack) -> None:
     await salon(stack)
     code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
     taken = await failure(stack.booking.CreateBooking(booking_request(resource_id="anna")))
-    assert_told(taken, grpc.StatusCode.FAILED_PRECONDITION, "SLOT_UNAVAILABLE", PreconditionFailure)
+    assert_error(taken, grpc.StatusCode.FAILED_PRECONDITION, "SLOT_UNAVAILABLE", PreconditionFailure)
     complete = pb.UpdateBookingStatusRequest(salon_id=SALON, booking_code=code, status=pb.BOOKING_STATUS_COMPLETED)
     wrong = await failure(stack.booking.UpdateBookingStatus(complete))
-    assert_told(wrong, grpc.StatusCode.FAILED_PRECONDITION, "INVALID_TRANSITION", PreconditionFailure)
+    assert_error(wrong, grpc.StatusCode.FAILED_PRECONDITION, "INVALID_TRANSITION", PreconditionFailure)
     second = await failure(salon(stack, "salon-2", phone_number_id=f"10{SALON}"))
-    assert_told(second, grpc.StatusCode.ALREADY_EXISTS, "PHONE_NUMBER_ID_TAKEN", ResourceInfo)
+    assert_error(second, grpc.StatusCode.ALREADY_EXISTS, "PHONE_NUMBER_ID_TAKEN", ResourceInfo)
     older = await failure(salon(stack, etag="0"))
-    assert_told(older, grpc.StatusCode.ABORTED, "ETAG_MISMATCH", ResourceInfo)
+    assert_error(older, grpc.StatusCode.ABORTED, "ETAG_MISMATCH", ResourceInfo)
     unsigned = messaging_pb2.IngestWebhookRequest(payload=b"{}", signature="sha256=0")
     forged = await failure(stack.messaging.IngestWebhook(unsigned))
-    assert_told(forged, grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE")
+    assert_error(forged, grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE")
 
 
-async def test_a_conflict_is_tried_once_more_and_then_told(stack: Stack) -> None:
+async def test_a_conflict_is_retried_once_and_then_returned(stack: Stack) -> None:
     await salon(stack)
     break_bookings(stack.database_url, "IF attempt <> 2 THEN RAISE 'row of +49151' USING ERRCODE = '40001'; END IF")
     await stack.booking.CreateBooking(booking_request())
     error = await failure(stack.booking.CreateBooking(booking_request()))
-    assert_told(error, grpc.StatusCode.ABORTED, "CONFLICT", RetryInfo)
+    assert_error(error, grpc.StatusCode.ABORTED, "CONFLICT", RetryInfo)
     assert "+49151" not in error.message
 
 
-async def test_a_deadlock_is_tried_once_more(database_url: str, redis_url: str) -> None:
+async def test_a_deadlock_is_retried_once(database_url: str, redis_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute(f"ALTER DATABASE {owner.info.dbname} SET deadlock_timeout = '200ms'".encode())
     async with running(database_url, redis_url) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
-            await other.execute("SET LOCAL deadlock_timeout = '1min'")  # it is the service that finds the deadlock
-            call = asyncio.ensure_future(salon(stack, name="After"))  # holds its advisory lock, wants the row
+            await other.execute("SET LOCAL deadlock_timeout = '1min'")  # the service's session detects it
+            call = asyncio.ensure_future(salon(stack, name="After"))  # holds its advisory lock, and waits for the row
             await waiting(other)
             await other.execute(
                 "SELECT pg_advisory_xact_lock(classid::bigint << 32 | objid::bigint)"
@@ -119,36 +119,38 @@ async def test_a_deadlock_is_tried_once_more(database_url: str, redis_url: str) 
             assert (await call).name == "After"
 
 
-async def test_what_nobody_foresaw_says_nothing_of_itself(stack: Stack) -> None:
+async def test_an_internal_error_does_not_reveal_its_text(stack: Stack) -> None:
     await salon(stack)
     break_bookings(stack.database_url, "RAISE 'row of %', NEW.customer_phone")
     error = await failure(stack.booking.CreateBooking(booking_request()))
-    assert_told(error, grpc.StatusCode.INTERNAL, "INTERNAL")
-    told = error.message + "".join(map(str, error.trailing.values()))
-    assert not any(word in told for word in ("row of", "+49", "psycopg", "RaiseException"))
+    assert_error(error, grpc.StatusCode.INTERNAL, "INTERNAL")
+    sent = error.message + "".join(map(str, error.trailing.values()))
+    assert not any(word in sent for word in ("row of", "+49", "psycopg", "RaiseException"))
 
 
-async def test_a_statement_over_its_time_is_told(database_url: str, redis_url: str) -> None:
+async def test_a_statement_over_its_timeout_is_query_timeout(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, database={"query_timeout": 200}) as stack:
         await salon(stack)
         async with holding(database_url, SALONS):
             error = await failure(stack.booking.CreateBooking(booking_request()))
-        assert_told(error, grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT")
+        assert_error(error, grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT")
         await stack.booking.CreateBooking(booking_request())
 
 
-async def test_a_request_over_its_time_is_told_and_leaves_nothing_behind(database_url: str, redis_url: str) -> None:
+async def test_a_request_over_its_timeout_is_query_timeout_and_leaves_nothing_behind(
+    database_url: str, redis_url: str
+) -> None:
     limits: dict[str, Any] = {"database": {"connection_limit": 1}, "server": {"request_timeout": 200}}
     async with running(database_url, redis_url, **limits) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
             error = await failure(stack.booking.CreateBooking(booking_request()))
             await waiting(other, sessions=0)
-        assert_told(error, grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT")
+        assert_error(error, grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT")
         await stack.booking.CreateBooking(booking_request())
 
 
-async def test_a_caller_who_gives_up_leaves_nothing_behind(database_url: str, redis_url: str) -> None:
+async def test_a_canceled_call_leaves_nothing_behind(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, database={"connection_limit": 1}) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
@@ -160,41 +162,41 @@ async def test_a_caller_who_gives_up_leaves_nothing_behind(database_url: str, re
         assert len((await stack.booking.ListBookings(pb.ListBookingsRequest(salon_id=SALON))).bookings) == 1
 
 
-async def test_a_server_that_is_full_says_so(database_url: str, redis_url: str) -> None:
+async def test_too_many_rpcs_are_overloaded(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, server={"max_concurrent_rpcs": 1}) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
             call = stack.booking.CreateBooking(booking_request())
             await waiting(other)
             error = await failure(stack.booking.GetSalon(GET_SALON))
-        assert_told(error, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", RetryInfo)
+        assert_error(error, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", RetryInfo)
         await call
         await stack.booking.GetSalon(GET_SALON)
 
 
-async def test_a_pool_that_is_exhausted_says_so(database_url: str, redis_url: str) -> None:
+async def test_an_exhausted_pool_is_pool_exhausted(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, database={"connection_limit": 1, "pool_timeout": 1}) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
             call = stack.booking.CreateBooking(booking_request())
             await waiting(other)
             error = await failure(stack.booking.ListSalons(pb.ListSalonsRequest()))
-        assert_told(error, grpc.StatusCode.RESOURCE_EXHAUSTED, "POOL_EXHAUSTED", RetryInfo)
+        assert_error(error, grpc.StatusCode.RESOURCE_EXHAUSTED, "POOL_EXHAUSTED", RetryInfo)
         await call
         await stack.booking.ListSalons(pb.ListSalonsRequest())
 
 
-async def test_a_booking_service_that_is_away_is_told(stack: Stack) -> None:
+async def test_a_booking_service_that_is_down_is_booking_unavailable(stack: Stack) -> None:
     await stack.servers["booking"].drain()
     error = await failure(stack.messaging.RecordMessage(message_request()))
-    assert_told(error, grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE", RetryInfo)
+    assert_error(error, grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE", RetryInfo)
 
 
-async def test_a_write_that_must_invalidate_and_cannot_is_refused_if_so_set(database_url: str) -> None:
+async def test_in_refuse_mode_a_write_that_cannot_invalidate_is_refused(database_url: str) -> None:
     nowhere = "redis://127.0.0.1:1"
     async with running(database_url, nowhere, cache={"without": "refuse"}) as stack:
         error = await failure(salon(stack))
-        assert_told(error, grpc.StatusCode.UNAVAILABLE, "CACHE_UNAVAILABLE", RetryInfo)
+        assert_error(error, grpc.StatusCode.UNAVAILABLE, "CACHE_UNAVAILABLE", RetryInfo)
         assert (await failure(stack.booking.GetSalon(GET_SALON))).reason == "SALON_NOT_FOUND"
     async with running(database_url, nowhere) as stack:
         await salon(stack)

@@ -1,4 +1,4 @@
-"""A failed RPC is one line of the log, with the ids by which its caller finds it."""
+"""A failed RPC is one line of the log, with IDs by which it can be found."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.load import until
 from tests.locks import holding, waiting
 from tests.stack import PHONE, booking_request
 
-TRACE = "00000001234567890123456789abcdef"  # with digits that a phone number could have
+TRACE = "00000001234567890123456789abcdef"  # its digits look like a phone number
 PARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")
 BOOKING = "parlor.booking.v1.BookingService"
 
 
 class Booking:
-    """A booking service of its own process, and its log."""
+    """A booking service in a process, and its log."""
 
     def __init__(self, service: Service, channel: grpc.aio.Channel, database_url: str) -> None:
         """Begin without salons."""
@@ -86,7 +86,7 @@ async def test_a_failed_rpc_is_one_line_with_its_ids(booking: Booking, kind: str
     assert 0 <= line["ms"] < 60_000
 
 
-async def test_ids_that_are_none_and_texts_of_a_request_are_not_logged(booking: Booking) -> None:
+async def test_malformed_ids_and_texts_of_a_request_are_not_logged(booking: Booking) -> None:
     request = booking_request(request_id=PHONE, customer_name="Quincanary")
     for parent in (PHONE, f"00-{PHONE}-00f067aa0ba902b7-01"):
         with pytest.raises(grpc.aio.AioRpcError):
@@ -97,7 +97,7 @@ async def test_ids_that_are_none_and_texts_of_a_request_are_not_logged(booking: 
         assert PHONE[3:] not in str(line) and "Quincanary" not in str(line)
 
 
-async def test_a_call_that_its_caller_gave_up_is_a_line(booking: Booking) -> None:
+async def test_a_canceled_call_is_one_line_of_the_log(booking: Booking) -> None:
     request = booking_request(request_id=str(uuid4()))
     async with holding(booking.database_url, "LOCK TABLE salons") as other:
         call = booking.stub.CreateBooking(request, metadata=[PARENT])
@@ -117,7 +117,7 @@ async def test_a_failure_of_the_service_is_an_error_with_its_traceback(booking: 
     assert "UndefinedTable" in line["exception"]
 
 
-async def test_lines_are_limited_by_method_and_reason_and_none_is_forgotten(booking: Booking) -> None:
+async def test_lines_are_limited_by_method_and_reason_and_skipped_ones_are_counted(booking: Booking) -> None:
     count = 300
 
     async def fail(request: pb.GetSalonRequest) -> None:
@@ -127,7 +127,7 @@ async def test_lines_are_limited_by_method_and_reason_and_none_is_forgotten(book
     loop = asyncio.get_running_loop()
     started = loop.time()
     await asyncio.gather(*(fail(pb.GetSalonRequest(salon_id="nobody")) for _ in range(count)))
-    seconds = int(loop.time() - started) + 2  # those that were begun
+    seconds = int(loop.time() - started) + 2  # including partial seconds
     await fail(pb.GetSalonRequest())  # another reason has lines left
     reasons = Counter(line["reason"] for line in booking.lines())
     assert reasons["INVALID_FIELD"] == 1

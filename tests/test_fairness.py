@@ -18,10 +18,10 @@ from tests.test_database import opened
 from tests.test_resources import resource
 
 SALON_ROW = f"SELECT FROM salons WHERE salon_id = '{SALON}' FOR UPDATE"
-WITHIN_SECONDS = 1.0  # what a call of another salon takes at most, on a busy machine
+WITHIN_SECONDS = 1.0  # upper bound for calls of other salons, on a busy machine
 
 
-async def test_a_key_has_its_share_and_all_have_theirs(database_url: str) -> None:
+async def test_each_key_gets_its_share_of_connections(database_url: str) -> None:
     async with opened(database_url, connection_limit=10) as database:
         limit, lent, most = FairLimit(database, 2, 3), {"a": 0, "b": 0, "c": 0}, {"a": 0, "b": 0, "c": 0}
         all_lent = []
@@ -53,7 +53,7 @@ async def test_keys_take_turns(database_url: str) -> None:
         assert "".join(order) == "aabcabaa"
 
 
-async def test_a_caller_that_goes_away_takes_no_turn(database_url: str) -> None:
+async def test_a_canceled_caller_takes_no_turn(database_url: str) -> None:
     async with opened(database_url, connection_limit=10) as database:
         limit = FairLimit(database, 1, 1)
 
@@ -72,7 +72,7 @@ async def test_a_caller_that_goes_away_takes_no_turn(database_url: str) -> None:
             await asyncio.gather(*(borrow() for _ in range(3)))
 
 
-async def test_too_many_callers_of_a_key_fail(database_url: str) -> None:
+async def test_callers_of_a_key_beyond_the_limit_fail(database_url: str) -> None:
     async with opened(database_url, connection_limit=10, pool_timeout=1) as database:
         limit = FairLimit(database, 1, 2)
         async with limit.connection("a"):
@@ -95,7 +95,7 @@ async def timed(call: Any) -> float:
     return time.monotonic() - began
 
 
-async def ends_of(calls: list[Any]) -> set[tuple[grpc.StatusCode, str]]:
+async def outcomes_of(calls: list[Any]) -> set[tuple[grpc.StatusCode, str]]:
     """Return the outcomes of calls; every failure must carry a retry delay."""
 
     async def end(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -114,8 +114,8 @@ CONFLICT = {(grpc.StatusCode.ABORTED, "CONFLICT")}
 
 
 @pytest.mark.parametrize("kind", ["bookings", "a booking", "a resource", "messages"])
-async def test_a_locked_row_of_a_salon_stops_only_its_own_callers(stack: Stack, kind: str) -> None:
-    """60 callers wait for a lock that another session holds: 2 s each, a quarter of the pool at most."""
+async def test_a_locked_row_of_a_salon_blocks_only_its_callers(stack: Stack, kind: str) -> None:
+    """60 callers wait 2 s each for a lock of another session; they may use a quarter of the pool."""
     await salon(stack)
     await salon(stack, "salon-2")
     await resource(stack, "anna")
@@ -151,8 +151,8 @@ async def test_a_locked_row_of_a_salon_stops_only_its_own_callers(stack: Stack, 
     ]
     async with holding(stack.database_url, statement):
         callers = [call(number) for number in range(60)]
-        first = asyncio.ensure_future(ends_of(callers[:5]))
-        rest = asyncio.ensure_future(ends_of(callers[5:]))
+        first = asyncio.ensure_future(outcomes_of(callers[:5]))
+        rest = asyncio.ensure_future(outcomes_of(callers[5:]))
         await until(lambda: waiting_for_a_lock(stack.database_url, 5))
         longest = max([await timed(other(number)) for number in range(5) for other in others])
         assert await waiting_for_a_lock(stack.database_url, 5)

@@ -1,4 +1,4 @@
-"""What the services answer while Valkey, Postgres, a connection or another service is away, and after its return."""
+"""Replies of the services during and after outages of Valkey, Postgres, a connection or another service."""
 
 import asyncio
 import hmac
@@ -21,10 +21,10 @@ from parlor.stats.v1 import stats_pb2
 from tests.load import DAY, FIRST, Load, Writer, running_load, tells_when_to_retry, until, waiting_for_a_lock
 from tests.stack import PHONE, SALON, SECRET, Stack, failure, message_request, running, salon, warm, webhook_body
 
-AT_ONCE_SECONDS = 3  # the pool alone would wait for 20
+AT_ONCE_SECONDS = 3  # the pool alone would wait 20 s
 
 
-async def test_valkey_killed_and_back_under_load_fails_no_call_and_hides_no_write(
+async def test_a_restart_of_valkey_under_load_fails_no_call_and_hides_no_write(
     database_url: str, own_valkey: Valkey
 ) -> None:
     async with running(database_url, own_valkey.url) as stack:
@@ -43,7 +43,7 @@ async def test_valkey_killed_and_back_under_load_fails_no_call_and_hides_no_writ
         assert sum(call.source == "bypass" for call in load.calls)
 
 
-async def test_postgres_killed_and_back_under_load_is_told_at_once_and_ends_within_two_seconds(
+async def test_calls_fail_at_once_while_postgres_is_down_and_succeed_within_two_seconds_of_its_return(
     own_postgres: Postgres, redis_url: str
 ) -> None:
     async with running(own_postgres.dsn, redis_url) as stack:
@@ -53,7 +53,7 @@ async def test_postgres_killed_and_back_under_load_is_told_at_once_and_ends_with
         await warm(stack.booking.GetSalon, quiet)
         async with running_load(writers) as load:
             await load.until_answered(300)
-            await asyncio.to_thread(own_postgres.kill)  # a loop that stood still would lose Valkey, too
+            await asyncio.to_thread(own_postgres.kill)  # a blocked event loop would lose Valkey, too
             await load.until_failed(200)
             await until(lambda: is_all(stack, health_pb2.HealthCheckResponse.NOT_SERVING))
             assert set((await health(stack, "")).values()) == {health_pb2.HealthCheckResponse.SERVING}
@@ -68,25 +68,25 @@ async def test_postgres_killed_and_back_under_load_is_told_at_once_and_ends_with
             failed = len(load.failed)
             await load.until_answered(300)
         assert len(load.failed) == failed
-        assert_told_at_once(load)
+        assert_failed_at_once(load)
 
 
-def assert_told_at_once(load: Load) -> None:
-    """Check every call that failed while Postgres was away."""
-    told = [(call, call.failure) for call in load.calls if call.failure]
-    unknown = [found for _, found in told if found.reason == "COMMIT_UNKNOWN"]  # some had no request_id
+def assert_failed_at_once(load: Load) -> None:
+    """Check every call that failed while Postgres was down."""
+    failed = [(call, call.failure) for call in load.calls if call.failure]
+    unknown = [found for _, found in failed if found.reason == "COMMIT_UNKNOWN"]  # some have no request_id
     assert {found.code for found in unknown} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED}
-    known = [found for _, found in told if found.reason != "COMMIT_UNKNOWN"]
+    known = [found for _, found in failed if found.reason != "COMMIT_UNKNOWN"]
     assert {found.code for found in known} == {grpc.StatusCode.UNAVAILABLE}
     assert {found.reason for found in known} <= {"DATABASE_UNAVAILABLE", "BOOKING_UNAVAILABLE"}
     assert all(map(tells_when_to_retry, known))
-    assert max(call.seconds for call, _ in told) < AT_ONCE_SECONDS
+    assert max(call.seconds for call, _ in failed) < AT_ONCE_SECONDS
 
 
-async def test_a_service_started_without_postgres_serves_as_soon_as_it_is_there(
+async def test_a_service_started_without_postgres_serves_as_soon_as_it_is_up(
     own_postgres: Postgres, redis_url: str
 ) -> None:
-    await asyncio.to_thread(own_postgres.kill)  # a loop that stood still would lose Valkey, too
+    await asyncio.to_thread(own_postgres.kill)  # a blocked event loop would lose Valkey, too
     async with running(own_postgres.dsn, redis_url) as stack:
         assert await is_all(stack, health_pb2.HealthCheckResponse.NOT_SERVING)
         found = await failure(stack.booking.ListSalons(booking_pb2.ListSalonsRequest(), timeout=AT_ONCE_SECONDS))
@@ -97,8 +97,8 @@ async def test_a_service_started_without_postgres_serves_as_soon_as_it_is_there(
         await stack.booking.ListSalons(booking_pb2.ListSalonsRequest(), timeout=2)
 
 
-async def test_128_statements_at_once_share_a_pool_of_20(stack: Stack) -> None:
-    """Each of these calls has a statement of its own: the others are loaded together."""
+async def test_128_concurrent_statements_share_a_pool_of_20(stack: Stack) -> None:
+    """Each of these calls needs a separate statement: they are not batched."""
     await salon(stack)
     days = [Timestamp(seconds=FIRST + number * DAY) for number in range(128 + 365)]
     lengths: dict[str, Any] = {"duration": Duration(seconds=2700)}
@@ -131,7 +131,7 @@ async def test_128_statements_at_once_share_a_pool_of_20(stack: Stack) -> None:
         assert 1 <= after.pool.total <= 20
 
 
-async def test_an_exhausted_pool_says_so_and_recovers(database_url: str, redis_url: str) -> None:
+async def test_an_exhausted_pool_is_reported_and_recovers(database_url: str, redis_url: str) -> None:
     settings = {"connection_limit": 1, "pool_timeout": 1}
     async with running(database_url, redis_url, database=settings) as stack:
         await salon(stack)
@@ -145,11 +145,11 @@ async def test_an_exhausted_pool_says_so_and_recovers(database_url: str, redis_u
             assert tells_when_to_retry(found)
             assert (await database_metrics(stack, "messaging")).pool.exhaustions >= 1
             await holder.rollback()
-        await asyncio.gather(blocked, return_exceptions=True)  # may have waited for longer than the lock timeout
+        await asyncio.gather(blocked, return_exceptions=True)  # may have exceeded the lock timeout
         await stack.messaging.ListConversations(request, timeout=AT_ONCE_SECONDS)
 
 
-async def test_messages_of_known_salons_need_no_booking_service(stack: Stack) -> None:
+async def test_messages_of_known_salons_do_not_need_the_booking_service(stack: Stack) -> None:
     await salon(stack, "known")
     await salon(stack, "new")
     await stack.messaging.RecordMessage(message_request("wamid.1", salon_id="known"))
@@ -174,26 +174,26 @@ def signed(payload: bytes) -> messaging_pb2.IngestWebhookRequest:
 
 
 async def prepared(stack: Stack, count: int) -> list[Writer]:
-    """Return writers, each with a salon of its own."""
+    """Return writers, each with a different salon."""
     writers = [Writer(stack, f"salon-{number}") for number in range(count)]
     await asyncio.gather(*(writer.prepare() for writer in writers))
     return writers
 
 
 async def all_connected(stack: Stack) -> bool:
-    """Say whether every service uses Valkey."""
+    """Return whether every service uses Valkey."""
     request = ops_pb2.GetCacheStatisticsRequest()
     replies = await asyncio.gather(*(ops.GetCacheStatistics(request) for ops in stack.ops.values()))
     return all(reply.redis.connected for reply in replies)
 
 
 async def database_metrics(stack: Stack, name: str) -> ops_pb2.DatabaseMetrics:
-    """Return the figures of a service's database."""
+    """Return the database metrics of a service."""
     return await stack.ops[name].GetDatabaseMetrics(ops_pb2.GetDatabaseMetricsRequest())
 
 
 async def health(stack: Stack, *names: str) -> dict[str, int]:
-    """Return the health of each service, under its own name or under the names given."""
+    """Return the health of each service, under its name or under the given names."""
     found = {}
     for name, full_name in SERVICES.items():
         async with stack.channel(name) as channel:
@@ -204,12 +204,12 @@ async def health(stack: Stack, *names: str) -> dict[str, int]:
 
 
 async def is_all(stack: Stack, status: int) -> bool:
-    """Say whether every service has this health under its own name."""
+    """Return whether every service has this health under its name."""
     return set((await health(stack)).values()) == {status}
 
 
 async def accepts_connections(server: Postgres) -> bool:
-    """Say whether a session can be opened."""
+    """Return whether a session can be opened."""
     try:
         conn = await psycopg.AsyncConnection.connect(postgres_url(server.port, "postgres"), connect_timeout=2)
     except psycopg.OperationalError:

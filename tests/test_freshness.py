@@ -1,4 +1,4 @@
-"""Every mutation against every cached read: what it changes is in the next reply, and nothing else leaves the cache."""
+"""Every mutation against every cached read: the next reply shows the change, and other replies stay cached."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,10 +18,10 @@ from tests.test_webhook import signed, text
 from tests.test_webhook import status as whatsapp_status
 
 NOON, HOUR = 1_800_000_000, 3600
-MINE, OTHERS, NEW, TOLD = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
+MINE, OTHERS, NEW, LATER = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
 USER, NEW_CODE = "DE.1", "ZZZZZZ"
 USER_ONLY: Fields = {"phone_number": "", "user_id": USER}
-WHOLE_CONVERSATIONS = {"conversations", "conversation by user_id"}  # what depends on all of a salon's
+WHOLE_CONVERSATIONS = {"conversations", "conversation by user_id"}  # reads that depend on all conversations of a salon
 
 
 class Read(NamedTuple):
@@ -35,12 +35,12 @@ class Read(NamedTuple):
 class Fresh:
     """A salon and its cached reads by name.
 
-    It has two bookings and two expired holds of one resource, two customers with a phone number and one without; what
-    is called new or told is asked for before it is there.
+    It has two bookings and two expired holds of one resource, two customers with a phone number and one without. Reads
+    of `new` and `later` find nothing at first.
     """
 
     def __init__(self, stack: Stack, codes: dict[str, str], ids: dict[str, str], created: int) -> None:
-        """Take the codes of bookings and the ids of conversations; the first booking was made at `created`."""
+        """Take the codes of bookings and the IDs of conversations; the first booking was made at `created`."""
         self.stack, self.codes, self.ids = stack, codes, ids
         self.reads = {**self._booking_reads(created), **self._messaging_reads()}
 
@@ -61,7 +61,7 @@ class Fresh:
         for name, code in self.codes.items():
             one: Fields = {"salon_id": SALON, "booking_code": code}
             reads[name] = Read("booking", service.GetBookingByCode, booking.GetBookingByCodeRequest(**one))
-            if name != "new booking":  # of which there is no answer to keep
+            if name != "new booking":  # a booking that does not exist has no events to cache
                 events = booking.ListBookingEventsRequest(**one)
                 reads[f"events of {name}"] = Read("booking", service.ListBookingEvents, events)
         return reads
@@ -69,7 +69,7 @@ class Fresh:
     def _messaging_reads(self) -> dict[str, Read]:
         service = self.stack.messaging
         of_salon: Fields = {"salon_id": SALON}
-        phones = {"mine": MINE, "other": OTHERS, "new": NEW, "told": TOLD}
+        phones = {"mine": MINE, "other": OTHERS, "new": NEW, "later": LATER}
         names: dict[str, Fields] = {
             **{f"of {name}, by id": {"conversation_id": found} for name, found in self.ids.items()},
             **{f"of {name}, by phone": {"phone_number": phone} for name, phone in phones.items()},
@@ -93,14 +93,14 @@ class Fresh:
         return {name: Read("messaging", *read) for name, read in lists.items()}
 
     def of(self, *names: str) -> set[str]:
-        """Return the reads whose names end so."""
+        """Return the reads whose names have these endings."""
         return {read for read in self.reads if read.endswith(names)}
 
     async def look(self, name: str, **options: Any) -> tuple[str, bool]:
-        """Return what a read shows, and whether it came from the cache."""
+        """Return the reply of a read, and whether it came from the cache."""
         service, rpc, request = self.reads[name]
         cache = self.stack.servers[service].cache
-        misses = cache.counters.misses  # an answer that there is nothing may take two reads, of which one may hit
+        misses = cache.counters.misses  # a not-found reply may take two reads, one of which may hit
         try:
             reply = await rpc(request, **options)
             if service == "stats":
@@ -113,7 +113,7 @@ class Fresh:
         return shown, cache.counters.misses == misses
 
     async def missed(self, write: Callable[[], Awaitable[Any]]) -> set[str]:
-        """Cache every read, write, and return which are not cached any more; each must show what is there now."""
+        """Cache every read, write, and return the reads that are no longer cached; all replies must be current."""
         for name in self.reads:
             async with asyncio.timeout(10):
                 while not (await self.look(name))[1]:
@@ -128,7 +128,7 @@ class Fresh:
 
 @pytest.fixture
 async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
-    """Make the rows; the next booking's code is known."""
+    """Create the rows; the code of the next booking is fixed."""
     await salon(stack)
     made = {}
     for hours, name in enumerate(("my booking", "other booking", "first hold", "second hold")):
@@ -151,13 +151,13 @@ async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
 
 
 async def each(fresh: Fresh, writes: Iterable[tuple[Any, Any, set[str]]]) -> None:
-    """Make each write and check what it takes out of the cache."""
+    """Make each write, and check which reads it invalidates."""
     for rpc, request, expected in writes:
         name = type(request).__name__
         assert (name, await fresh.missed(partial(rpc, request))) == (name, expected)
 
 
-async def test_changes_of_bookings(fresh: Fresh) -> None:
+async def test_changes_of_bookings_invalidate_exactly_their_reads(fresh: Fresh) -> None:
     service = fresh.stack.booking
     mine: Fields = {"salon_id": SALON, "booking_code": fresh.codes["my booking"].lower()}
     take = booking_request(NOON + 2 * HOUR, resource_id="anna")
@@ -184,7 +184,7 @@ async def test_changes_of_bookings(fresh: Fresh) -> None:
     )
 
 
-async def test_changes_of_conversations(fresh: Fresh) -> None:
+async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fresh) -> None:
     service, mine = fresh.stack.messaging, fresh.ids["mine"]
     named: Fields = {"salon_id": SALON, "phone_number": MINE}
     ai = messaging.RecordAiMessageRequest(
@@ -214,10 +214,10 @@ async def test_changes_of_conversations(fresh: Fresh) -> None:
     )
 
 
-async def test_changes_of_messages(fresh: Fresh) -> None:
+async def test_changes_of_messages_invalidate_exactly_their_reads(fresh: Fresh) -> None:
     service = fresh.stack.messaging
-    mine, wholes = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | {"messages", "search"}
-    told = fresh.of("of unnumbered, by id", "of told, by phone")
+    mine, of_salon = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | {"messages", "search"}
+    later = fresh.of("of unnumbered, by id", "of later, by phone")
     again = message_request("wamid.again")
     sent = message_request("wamid.sent", direction="MESSAGE_DIRECTION_OUTBOUND")
     status = messaging.RecordMessageStatusRequest(
@@ -227,30 +227,30 @@ async def test_changes_of_messages(fresh: Fresh) -> None:
         salon_id=SALON, whatsapp_id="wamid.nobody's", status=messaging.MESSAGE_STATUS_READ
     )
     first = message_request("wamid.new", phone_number=NEW)
-    number = message_request("wamid.told", phone_number=TOLD, user_id=USER)
+    number = message_request("wamid.later", phone_number=LATER, user_id=USER)
     inbound = webhook_body(f"10{SALON}", messages=[text("hook", **{"from": MINE[1:]})])
     became = webhook_body(f"10{SALON}", statuses=[whatsapp_status(id="wamid.sent")])
     erase = messaging.EraseCustomerRequest(salon_id=SALON, phone_number=MINE)
     await each(
         fresh,
         [
-            (service.RecordMessage, again, wholes | mine),
+            (service.RecordMessage, again, of_salon | mine),
             (service.RecordMessage, again, set()),
-            (service.RecordMessage, sent, wholes | mine),
-            (service.RecordMessageStatus, status, wholes | mine),
+            (service.RecordMessage, sent, of_salon | mine),
+            (service.RecordMessageStatus, status, of_salon | mine),
             (service.RecordMessageStatus, status, set()),
             (service.RecordMessageStatus, unknown, set()),
-            (service.RecordMessage, first, wholes | fresh.of("of new, by phone")),
-            (service.RecordMessage, number, wholes | told),
-            (service.IngestWebhook, signed(inbound), wholes | mine),
+            (service.RecordMessage, first, of_salon | fresh.of("of new, by phone")),
+            (service.RecordMessage, number, of_salon | later),
+            (service.IngestWebhook, signed(inbound), of_salon | mine),
             (service.IngestWebhook, signed(inbound), set()),
-            (service.IngestWebhook, signed(became), wholes | mine),
+            (service.IngestWebhook, signed(became), of_salon | mine),
             (service.EraseCustomer, erase, {name for name, read in fresh.reads.items() if read.service == "messaging"}),
         ],
     )
 
 
-async def test_invalidations_by_hand(fresh: Fresh) -> None:
+async def test_manual_invalidations_invalidate_exactly_their_reads(fresh: Fresh) -> None:
     service = fresh.stack.ops["messaging"]
     code = f"query:booking:salon:{{{SALON}}}:code:{fresh.codes['my booking']}"
     everything = set(fresh.reads)

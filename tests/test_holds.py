@@ -24,7 +24,7 @@ async def hold(stack: Stack, start: int = NOON, **fields: Any) -> pb.Booking:
 
 
 def expire(stack: Stack) -> None:
-    """Set every hold to have expired."""
+    """Make every hold expire."""
     rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() WHERE hold_expires_at > now() RETURNING 1")
 
 
@@ -132,7 +132,7 @@ async def test_an_expired_hold_can_only_be_cancelled(stack: Stack) -> None:
     await hold(stack)
 
 
-async def test_only_a_pending_booking_of_whole_seconds_can_be_a_hold(stack: Stack) -> None:
+async def test_a_hold_must_be_pending_and_expire_at_a_whole_second(stack: Stack) -> None:
     await salon(stack)
     wrong: list[dict[str, Any]] = [
         {"status": CONFIRMED},
@@ -145,7 +145,7 @@ async def test_only_a_pending_booking_of_whole_seconds_can_be_a_hold(stack: Stac
         assert (error.reason, error.fields) == ("INVALID_FIELD", ["hold_duration"])
 
 
-async def test_32_at_once_over_one_expired_hold_make_one_booking(stack: Stack) -> None:
+async def test_32_concurrent_requests_over_an_expired_hold_make_one_booking(stack: Stack) -> None:
     held = await expired(stack)
 
     async def book() -> str:

@@ -1,4 +1,4 @@
-"""Every field of every RPC, fed with what nobody should send: a clear answer, and nothing half done."""
+"""Hostile values in every field of every RPC get a clear error and change nothing."""
 
 import os
 from typing import Any
@@ -30,30 +30,30 @@ RAW = [
 
 async def contents(conn: psycopg.Connection[Any]) -> Any:
     """Return a number that changes with any row of the database, once the outbox is empty."""
-    await until(lambda: not conn.execute("SELECT FROM cache_outbox").rowcount)  # a busy machine may lose Redis
+    await until(lambda: not conn.execute("SELECT FROM cache_outbox").rowcount)  # on a busy machine Redis may time out
     sums = (f"(SELECT coalesce(sum(hashtext(t::text)::bigint), 0) FROM {table} AS t)" for table in TABLES)
     return conn.execute(f"SELECT {', '.join(sums)}".encode()).fetchone()
 
 
 async def outcome(rpc: Rpc, data: bytes, path: str = "") -> bool:
-    """Call an RPC and say whether it succeeded; check what it told if not."""
+    """Call an RPC and return whether it succeeded; check its error otherwise."""
     try:
         await rpc.call(data)
     except grpc.aio.AioRpcError as error:
         assert error.code() not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
         if os.environ.get("SERVER_TRANSPORT") == "grpcio" and "larger than max" in (error.details() or ""):
-            return False  # grpcio's, which carries no ErrorInfo
-        told = read_failure(error)
-        assert told.domain == "parlor"
-        assert len(told.message) < 2_000
-        if told.reason == "INVALID_FIELD":
-            assert path == "" or any(names(field, path) for field in told.fields), told.fields
+            return False  # an error of grpcio itself, without ErrorInfo
+        found = read_failure(error)
+        assert found.domain == "parlor"
+        assert len(found.message) < 2_000
+        if found.reason == "INVALID_FIELD":
+            assert path == "" or any(names(field, path) for field in found.fields), found.fields
         return False
     return True
 
 
 def names(field: str, path: str) -> bool:
-    """Say whether a violation's field is the one at `path`, in it, or the other end of its period."""
+    """Return whether the field of a violation is the one at `path`, within it, or the other end of its period."""
     assert field
     field = field.replace("[0]", "").replace("[1]", "")
     pairs = ({"start_time", "end_time"}, {"open_time", "close_time"})
@@ -83,7 +83,7 @@ async def test_a_hostile_field_is_named_and_changes_nothing(stack: Stack, name: 
 
 
 @pytest.mark.parametrize("name", OWN)
-async def test_each_request_without_a_hostile_field_succeeds(stack: Stack, name: str) -> None:
+async def test_requests_without_hostile_fields_succeed(stack: Stack, name: str) -> None:
     requests = await valid_requests(stack)
     async with stack.channel(name) as channel:
         for rpc in rpcs(name, channel):
@@ -92,7 +92,7 @@ async def test_each_request_without_a_hostile_field_succeeds(stack: Stack, name:
 
 
 @pytest.mark.parametrize("name", OWN)
-async def test_bytes_that_are_no_message_are_refused(stack: Stack, name: str) -> None:
+async def test_bytes_that_are_not_a_message_are_refused(stack: Stack, name: str) -> None:
     async with stack.channel(name) as channel:
         for rpc in rpcs(name, channel):
             for data in RAW:
@@ -101,7 +101,7 @@ async def test_bytes_that_are_no_message_are_refused(stack: Stack, name: str) ->
 
 
 def messages(kind: Any) -> st.SearchStrategy[Message]:
-    """Return a strategy of messages of a kind, whose fields are anything or nearly right."""
+    """Return a strategy of messages with arbitrary or nearly valid fields."""
     right = [SALON, PHONE, str(UUID(int=1)), "Europe/Berlin", "EUR", "wamid.1", "ABC234", "query:*", "stats"]
     words = st.one_of(st.sampled_from(right), st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
     numbers = st.one_of(st.integers(0, 5), st.integers(-(2**31), 2**31 - 1))
@@ -136,7 +136,7 @@ async def test_whatever_the_message_no_server_breaks(stack: Stack, name: str, da
             await outcome(rpc, request.SerializeToString())
 
 
-async def test_an_error_with_many_violations_still_reaches_its_caller(stack: Stack) -> None:
+async def test_an_error_with_many_violations_reaches_its_caller(stack: Stack) -> None:
     wrong = [{"day_of_week": 9, "open_time": {"hours": 99}, "close_time": {"minutes": 99}}] * 70
     error = await failure(salon(stack, opening_hours=wrong))
     assert error.reason == "INVALID_FIELD"
@@ -153,7 +153,7 @@ async def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
             assert read_failure(error.value).reason == "REQUEST_TOO_LARGE"
 
 
-async def test_a_page_of_large_rows_ends_before_it_is_more_than_a_client_takes(stack: Stack) -> None:
+async def test_a_page_of_large_rows_fits_the_message_limit_of_clients(stack: Stack) -> None:
     await salon(stack)
     recorded = [
         await stack.messaging.RecordMessage(message_request(f"wamid.{number}", content="💇" * 65_536))

@@ -1,4 +1,4 @@
-"""Customers with a phone number, with WhatsApp's business-scoped user id, or with both: one conversation each."""
+"""Customers with a phone number, with WhatsApp's business-scoped user ID, or with both: one conversation each."""
 
 import asyncio
 from itertools import permutations
@@ -18,17 +18,17 @@ KNOWN: Fields = {"from": PHONE[1:]}
 
 
 def conversations(stack: Stack) -> Any:
-    """Return phone number, user id and unread_count of each conversation."""
+    """Return phone number, user ID and unread_count of each conversation."""
     return rows(stack.database_url, "SELECT phone_number, user_id, unread_count FROM conversations ORDER BY 1, 2, 3")
 
 
 def numbers(stack: Stack) -> Any:
-    """Return the phone numbers of the messages, in the order in which they were sent."""
+    """Return the phone numbers of the messages, oldest first."""
     return [row[0] for row in rows(stack.database_url, "SELECT phone_number FROM messages ORDER BY whatsapp_id")]
 
 
 async def send(stack: Stack, *senders: dict[str, Any]) -> None:
-    """Ingest a text of each sender, each in a body of its own."""
+    """Ingest a text message of each sender, each in a separate body."""
     for number, sender in enumerate(senders):
         assert await ingest(stack, webhook_body("1", messages=[text(number, **sender)])) == {"messages": 1}
 
@@ -36,7 +36,7 @@ async def send(stack: Stack, *senders: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "senders", [[HIDDEN, BOTH], [BOTH, HIDDEN], [HIDDEN, BOTH, KNOWN, HIDDEN], [BOTH, KNOWN], [KNOWN, BOTH, HIDDEN]]
 )
-async def test_phone_number_and_user_id_name_one_conversation_once_they_arrive_together(
+async def test_phone_number_and_user_id_share_a_conversation_once_they_arrive_together(
     stack: Stack, senders: list[dict[str, Any]]
 ) -> None:
     await salon(stack, phone_number_id="1")
@@ -45,7 +45,7 @@ async def test_phone_number_and_user_id_name_one_conversation_once_they_arrive_t
     assert numbers(stack) == [PHONE] * len(senders)
 
 
-async def test_one_body_with_both_names_is_enough(stack: Stack) -> None:
+async def test_one_body_with_both_identities_joins_them(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     messages = [text(number, **sender) for number, sender in enumerate((HIDDEN, BOTH, KNOWN, HIDDEN))]
     assert await ingest(stack, webhook_body("1", messages=messages)) == {"messages": 4}
@@ -61,13 +61,13 @@ async def test_a_user_without_a_phone_number_has_one_conversation(stack: Stack) 
     assert numbers(stack) == [None] * 4
 
 
-async def test_a_number_that_has_a_conversation_already_keeps_it(stack: Stack) -> None:
+async def test_a_number_with_a_conversation_keeps_it(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await send(stack, KNOWN, HIDDEN, BOTH, HIDDEN)
     assert conversations(stack) == [(PHONE, USER, 3), (None, USER, 1)]
 
 
-async def test_two_users_of_one_number_in_one_body_break_nothing(stack: Stack) -> None:
+async def test_two_users_with_one_number_in_one_body_are_recorded(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     hidden = [{"from": None, "from_user_id": user} for user in (USER, "US.2")]
     await send(stack, *hidden)
@@ -98,7 +98,7 @@ async def test_a_message_is_recorded_by_user_id_or_by_both(stack: Stack) -> None
     assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["phone_number"])
 
 
-async def test_a_national_number_is_that_of_the_salons_region(stack: Stack) -> None:
+async def test_a_national_number_is_read_in_the_region_of_the_salon(stack: Stack) -> None:
     await salon(stack, region_code="DE")
     message = await stack.messaging.RecordMessage(message_request(phone_number="01511 2345678"))
     assert message.phone_number == "+4915112345678"
@@ -106,7 +106,7 @@ async def test_a_national_number_is_that_of_the_salons_region(stack: Stack) -> N
     assert list((await stack.messaging.ListMessages(wanted)).messages) == [message]
 
 
-async def test_the_name_is_the_newest_name_of_the_profile(stack: Stack) -> None:
+async def test_the_customer_name_is_the_newest_profile_name(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
 
     async def named(number: int, second: int, profile: Any) -> None:
@@ -123,7 +123,7 @@ async def test_the_name_is_the_newest_name_of_the_profile(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("sender", [KNOWN, HIDDEN, BOTH])
-async def test_two_messages_at_once_of_a_new_customer_make_one_conversation(
+async def test_two_concurrent_messages_of_a_new_customer_make_one_conversation(
     stack: Stack, sender: dict[str, Any]
 ) -> None:
     await salon(stack, phone_number_id="1")
@@ -142,7 +142,7 @@ async def test_two_messages_at_once_of_a_new_customer_make_one_conversation(
     assert rows(stack.database_url, query) == [(hundred, 3, 3)]
 
 
-async def test_a_number_that_arrives_while_a_message_without_it_is_recorded_makes_one_conversation(
+async def test_a_number_that_arrives_during_a_message_without_it_makes_one_conversation(
     stack: Stack,
 ) -> None:
     await salon(stack, phone_number_id="1")
@@ -154,7 +154,7 @@ async def test_a_number_that_arrives_while_a_message_without_it_is_recorded_make
     assert rows(stack.database_url, "SELECT count(*), count(phone_number) FROM conversations") == [(30, 30)]
 
 
-async def test_names_end_the_same_in_any_order_of_delivery(stack: Stack) -> None:
+async def test_customer_names_do_not_depend_on_the_order_of_delivery(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     names = [(1, "Old"), (2, "New"), (2, "Known"), (3, None)]
     for turn, order in enumerate(permutations(names)):

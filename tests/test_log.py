@@ -1,4 +1,4 @@
-"""What a line of the log hides."""
+"""Personal data is masked in the log."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ DIGITS = PHONE[4:-3]
     "text",
     [PHONE, PHONE[1:], "+49 151 1234 5678", "+49 (151) 123-456-78", "tel:+49.151.12345678", f"'{PHONE}'", f"x{PHONE}y"],
 )
-def test_a_number_is_hidden_but_for_its_ends(text: str) -> None:
+def test_the_middle_of_a_phone_number_is_masked(text: str) -> None:
     hidden = mask(f"call {text} now")
     assert not [part for part in (DIGITS, "1234", "123-456") if part in hidden]
     assert hidden.startswith("call ") and hidden.endswith(" now")
 
 
 @pytest.mark.parametrize("form", ["{}", "'{}'", '{{"id": "{}"}}', "({})=({})", "salon-1/{}"])
-def test_an_id_of_whatsapp_is_hidden(form: str) -> None:
+def test_whatsapp_ids_are_masked(form: str) -> None:
     for name in (
         wamid(PHONE),
         "wamid.HBgLMTY1MDM4Nzk0MzkVAgARGBJCQjg3OTZ-_+/==",
@@ -46,11 +46,11 @@ def test_an_id_of_whatsapp_is_hidden(form: str) -> None:
         "a.bcdefgh",
     ],
 )
-def test_what_names_nobody_stays(text: str) -> None:
+def test_other_texts_are_not_masked(text: str) -> None:
     assert mask(text) == text
 
 
-def test_a_traceback_has_no_values_of_a_row(database_url: str) -> None:
+def test_a_traceback_has_no_row_values(database_url: str) -> None:
     program = f"""
 import psycopg, structlog
 from libs.server import logs

@@ -1,4 +1,4 @@
-"""A database whose connection is lost, at the worst moment too; see test_faults for one that is killed."""
+"""A lost connection to the database, also during a commit; see test_faults for a killed database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,7 @@ from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.load import DAY, FIRST
 from tests.stack import SALON, Stack, booking_request, failure, message_request, rows, running, salon, warm
-from tests.test_errors import GET_SALON, assert_told
+from tests.test_errors import GET_SALON, assert_error
 from tools.proxy import Proxy, proxy
 
 
@@ -40,7 +40,7 @@ async def test_after_a_lost_commit_a_retry_with_the_same_request_id_is_safe(
     request = booking_request(resource_id="anna", request_id=str(uuid4()))
     setattr(between, moment, b"COMMIT\0")
     error = await failure(stack.booking.CreateBooking(request))
-    assert_told(error, grpc.StatusCode.UNAVAILABLE, "COMMIT_UNKNOWN", RetryInfo)
+    assert_error(error, grpc.StatusCode.UNAVAILABLE, "COMMIT_UNKNOWN", RetryInfo)
     booking = await stack.booking.CreateBooking(request)
     query = "SELECT booking_id::text FROM bookings"
     assert rows(stack.database_url, query) == [(booking.booking_id,)]
@@ -50,7 +50,7 @@ async def test_after_a_lost_commit_a_retry_with_the_same_request_id_is_safe(
 
 @pytest.mark.parametrize("moment", ["cut_at", "cut_after"])
 @pytest.mark.parametrize("rpc", ["CreateBooking", "UpsertSalon", "RecordMessage"])
-async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
+async def test_a_lost_commit_without_a_request_id_is_aborted(
     stack: Stack, between: Proxy, moment: str, rpc: str
 ) -> None:
     changed = await salon(stack)
@@ -61,14 +61,14 @@ async def test_a_lost_commit_that_may_not_be_repeated_is_aborted(
         "RecordMessage": lambda: stack.messaging.RecordMessage(message_request()),
     }
     setattr(between, moment, b"COMMIT\0")
-    assert_told(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # and not when to retry
+    assert_error(await failure(calls[rpc]()), grpc.StatusCode.ABORTED, "COMMIT_UNKNOWN")  # without a retry delay
 
 
 async def test_a_connection_lost_before_the_commit_is_an_error_and_writes_nothing(stack: Stack, between: Proxy) -> None:
     await salon(stack)
     between.cut_at = b"INSERT INTO bookings"
     error = await failure(stack.booking.CreateBooking(booking_request()))
-    assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
+    assert_error(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
     await stack.booking.CreateBooking(booking_request())
     assert rows(stack.database_url, "SELECT count(*) FROM bookings") == [(1,)]
 
@@ -110,7 +110,7 @@ async def test_without_a_database_cached_reads_are_answered_and_other_calls_fail
     async with asyncio.timeout(2):
         for _ in range(10):
             error = await failure(stack.booking.CreateBooking(booking_request()))
-            assert_told(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
+            assert_error(error, grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", RetryInfo)
             assert await warm(stack.booking.GetSalon, GET_SALON) == known
     between.refuse = False
     async with asyncio.timeout(10):

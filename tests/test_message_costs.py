@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 
 async def record(stack: Stack, whatsapp_id: str, **fields: Any) -> pb.Message:
-    """Record a template that was sent at 1000."""
+    """Record a template message that was sent at 1000."""
     sent: Fields = {"direction": 2, "type": pb.MESSAGE_TYPE_TEMPLATE, "send_time": Timestamp(seconds=1000), **fields}
     return await stack.messaging.RecordMessage(message_request(whatsapp_id, **sent))
 
@@ -37,12 +37,12 @@ async def report(stack: Stack, whatsapp_id: str, event: Fields) -> pb.Message:
 
 
 def folded(message: pb.Message) -> dict[str, Any]:
-    """Return what statuses decide of a message."""
+    """Return the fields of a message that its statuses decide."""
     return {name: getattr(message, name) for name in FOLDED if name != "billable" or message.HasField("billable")}
 
 
 def expected(events: list[Fields], own: Fields) -> dict[str, Any]:
-    """Return what events make of a message that costs `own`: the rule, written without SQL."""
+    """Return the expected fields of a message that cost `own`: the rule, written without SQL."""
     ranked = sorted(events, key=lambda e: (-RANK.index(e["status"]), e["event_time"].seconds))
     failed = sorted((e for e in events if e["status"] == FAILED), key=lambda e: e["event_time"].seconds)
 
@@ -89,12 +89,12 @@ SCENES: list[list[Fields]] = [
 ]
 
 
-async def test_any_order_of_statuses_with_prices_and_errors_ends_the_same(stack: Stack) -> None:
+async def test_costs_and_errors_do_not_depend_on_the_order_of_statuses(stack: Stack) -> None:
     await salon(stack)
     own = {"cost_micros": 50, "currency_code": "CHF"}
 
     async def play(whatsapp_id: str, order: tuple[Fields | None, ...]) -> None:
-        """Record the message where `order` has None; each reply tells what is known by then."""
+        """Record the message where `order` has None; each reply must show the events so far."""
         seen: list[Fields] = []
         known: Fields = {}
         for step in (*order, *order[:2]):
@@ -110,7 +110,7 @@ async def test_any_order_of_statuses_with_prices_and_errors_ends_the_same(stack:
 
 
 def moment(event: Fields) -> Any:
-    """Return what tells an event from the others of its message."""
+    """Return the fields that identify an event of a message."""
     return event["status"], event["event_time"].seconds
 
 
@@ -144,7 +144,7 @@ PRICED = st.tuples(EVENTS, st.integers(1, 3), st.sampled_from(["EUR", "USD"])).m
     events=st.lists(st.one_of(EVENTS, PRICED), max_size=5, unique_by=moment),
     data=st.data(),
 )
-async def test_random_statuses_in_random_orders_end_as_the_rule_says(
+async def test_random_statuses_in_random_orders_follow_the_rule(
     stack: Stack, events: list[Fields], data: st.DataObject
 ) -> None:
     await salon(stack)
@@ -186,7 +186,7 @@ async def test_the_statistics_sum_billed_costs(stack: Stack) -> None:
     assert stats.messages == 4
 
 
-async def test_an_amount_in_any_of_its_shapes_is_read_and_a_wrong_one_loses_no_status(stack: Stack) -> None:
+async def test_amounts_in_all_formats_are_read_and_invalid_ones_lose_no_status(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     right: list[tuple[Any, int]] = [
         ({"amount": {"value": 1131, "offset": 10_000}}, 113_100),
@@ -213,7 +213,7 @@ async def test_an_amount_in_any_of_its_shapes_is_read_and_a_wrong_one_loses_no_s
     assert [found[f"wamid.{number}"] for number in range(len(cases))] == [cost for _, cost in cases]
 
 
-async def test_a_price_counts_also_without_a_time_and_after_its_status(stack: Stack) -> None:
+async def test_a_price_counts_without_a_time_and_after_its_status(stack: Stack) -> None:
     await salon(stack)
     bare: Fields = {"salon_id": SALON, "whatsapp_id": "wamid.1", "status": "MESSAGE_STATUS_READ"}
     priced: Fields = {**bare, "pricing_category": "utility", "cost_micros": 7, "currency_code": "EUR"}

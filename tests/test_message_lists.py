@@ -1,4 +1,4 @@
-"""Lists of conversations, messages and AI messages: filters, order, pages; and what each write invalidates."""
+"""Lists of conversations, messages and AI messages: filters, order, pages, and the invalidation by writes."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,13 +19,13 @@ def phone(number: int) -> str:
 
 
 def ai_request(conversation_id: str, **fields: Any) -> pb.RecordAiMessageRequest:
-    """Return a request to record what an AI answered."""
+    """Return a request to record an answer of an AI."""
     values = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m-1", "role": pb.AI_ROLE_ASSISTANT}
     return pb.RecordAiMessageRequest(**{**values, **fields})
 
 
 def newest(items: list[Any], time: str, identifier: str) -> list[Any]:
-    """Return items as a list must have them."""
+    """Return items in the order of a list."""
     return sorted(
         items, key=lambda item: (getattr(item, time).ToNanoseconds(), getattr(item, identifier)), reverse=True
     )
@@ -110,7 +110,7 @@ async def test_ai_messages_are_recorded_and_listed_newest_first(stack: Stack) ->
     assert await walk(stack.messaging.ListAiMessages, other, 200) == []
 
 
-async def test_an_ai_message_needs_a_conversation_of_its_own_salon(stack: Stack) -> None:
+async def test_an_ai_message_needs_a_conversation_of_its_salon(stack: Stack) -> None:
     conversation = (await filled(stack))[0].conversation_id
     for request in (ai_request(str(uuid4())), ai_request(conversation, salon_id="salon-2")):
         error = await failure(stack.messaging.RecordAiMessage(request))
@@ -126,7 +126,7 @@ async def test_lists_of_an_unknown_salon_are_empty_pages(stack: Stack) -> None:
     assert recorded == pb.ListAiMessagesResponse()
 
 
-async def test_a_page_token_holds_for_its_own_list_and_filters_only(stack: Stack) -> None:
+async def test_a_page_token_is_valid_only_for_its_list_and_filters(stack: Stack) -> None:
     conversation = (await filled(stack))[0].conversation_id
     for _ in range(2):
         await stack.messaging.RecordAiMessage(ai_request(conversation))

@@ -1,4 +1,4 @@
-"""Statuses of messages: any order of arrival ends the same, and no status goes backwards."""
+"""Statuses of messages: any order of arrival has the same result, and no status goes backwards."""
 
 import asyncio
 from itertools import permutations
@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import PHONE, SALON, Fields, Stack, message_request, rows, salon
 
-# From the weakest to the one that wins.
+# From the weakest to the strongest.
 ORDER = [
     pb.MESSAGE_STATUS_PENDING,
     pb.MESSAGE_STATUS_SENT,
@@ -25,12 +25,12 @@ async def record(stack: Stack, whatsapp_id: str) -> pb.Message:
 
 
 async def report(stack: Stack, whatsapp_id: str, status: pb.MessageStatus.ValueType, second: int = 0) -> pb.Message:
-    """Record what became of a message."""
+    """Record a status of a message."""
     event: Fields = {"whatsapp_id": whatsapp_id, "status": status, "event_time": Timestamp(seconds=second)}
     return await stack.messaging.RecordMessageStatus(pb.RecordMessageStatusRequest(salon_id=SALON, **event))
 
 
-async def test_any_order_of_the_statuses_and_their_message_ends_the_same(stack: Stack) -> None:
+async def test_the_status_does_not_depend_on_the_order_of_arrival(stack: Stack) -> None:
     await salon(stack)
 
     async def play(number: int, events: tuple[pb.MessageStatus.ValueType | None, ...]) -> None:
@@ -50,7 +50,7 @@ async def test_any_order_of_the_statuses_and_their_message_ends_the_same(stack: 
     await asyncio.gather(*(play(number, order) for number, order in enumerate(orders)))
 
 
-async def test_statuses_at_once_with_their_message_are_not_lost(stack: Stack) -> None:
+async def test_statuses_concurrent_with_their_message_are_not_lost(stack: Stack) -> None:
     await salon(stack)
 
     async def play(whatsapp_id: str) -> None:
@@ -79,7 +79,7 @@ async def test_a_status_of_an_inbound_message_does_not_change_it(stack: Stack) -
     assert await report(stack, "wamid.1", pb.MESSAGE_STATUS_FAILED) == received
 
 
-async def test_a_status_of_another_salon_does_not_meet_the_message(stack: Stack) -> None:
+async def test_a_status_of_another_salon_does_not_change_the_message(stack: Stack) -> None:
     await salon(stack)
     await salon(stack, "salon-2")
     await record(stack, "wamid.1")

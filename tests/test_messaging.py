@@ -1,4 +1,4 @@
-"""Messages and their conversations: created together, once, in their own salon."""
+"""Messages and their conversations: created together, once, in their salon."""
 
 import asyncio
 from typing import Any
@@ -28,13 +28,13 @@ CONVERSATION = pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE)
 
 
 async def close(stack: Stack, **fields: Any) -> pb.Conversation:
-    """Close the salon's conversation that `fields` name."""
+    """Close the conversation that `fields` name."""
     closed = {"salon_id": SALON, "status": pb.CONVERSATION_STATUS_CLOSED, **fields}
     return await stack.messaging.UpdateConversationStatus(pb.UpdateConversationStatusRequest(**closed))
 
 
 def counts(stack: Stack) -> Any:
-    """Return how many conversations and messages there are."""
+    """Return the number of conversations and of messages."""
     query = "SELECT (SELECT count(*) FROM conversations), (SELECT count(*) FROM messages)"
     return rows(stack.database_url, query)[0]
 
@@ -58,7 +58,7 @@ async def test_a_message_is_recorded_with_its_conversation(stack: Stack) -> None
     assert (conversation.status, list(conversation.messages)) == (pb.CONVERSATION_STATUS_ACTIVE, [message])
 
 
-async def test_a_message_is_by_default_a_text_sent_now_and_pending(stack: Stack) -> None:
+async def test_by_default_a_message_is_a_pending_text_sent_now(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(message_request())
     outbound = message_request("", direction="MESSAGE_DIRECTION_OUTBOUND")
@@ -68,7 +68,7 @@ async def test_a_message_is_by_default_a_text_sent_now_and_pending(stack: Stack)
     assert second.create_time.ToNanoseconds() > first.create_time.ToNanoseconds()
 
 
-async def test_a_message_revives_its_conversation(stack: Stack) -> None:
+async def test_a_message_reopens_its_conversation(stack: Stack) -> None:
     await salon(stack)
     first = await stack.messaging.RecordMessage(message_request(send_time=Timestamp(seconds=2000)))
     assert (await close(stack, phone_number=PHONE)).status == pb.CONVERSATION_STATUS_CLOSED
@@ -81,7 +81,7 @@ async def test_a_message_revives_its_conversation(stack: Stack) -> None:
     assert [message.whatsapp_id for message in conversation.messages] == ["wamid.2", "wamid.1", "wamid.0"]
 
 
-async def test_a_repeat_of_a_whatsapp_id_answers_the_first_and_writes_nothing(stack: Stack) -> None:
+async def test_a_repeated_whatsapp_id_returns_the_first_message_and_writes_nothing(stack: Stack) -> None:
     await salon(stack)
     first = await stack.messaging.RecordMessage(message_request())
     closed = await close(stack, phone_number=PHONE)
@@ -121,7 +121,7 @@ async def test_only_a_first_contact_needs_the_booking_service(stack: Stack, data
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE")
 
 
-async def test_two_messages_at_once_of_a_new_customer_make_one_conversation(stack: Stack) -> None:
+async def test_two_concurrent_messages_of_a_new_customer_make_one_conversation(stack: Stack) -> None:
     await salon(stack)
     for number in range(20):
         phone = f"+49151000000{number:02}"
@@ -131,14 +131,14 @@ async def test_two_messages_at_once_of_a_new_customer_make_one_conversation(stac
     assert counts(stack) == (20, 40)
 
 
-async def test_one_message_recorded_often_at_once_is_one(stack: Stack) -> None:
+async def test_a_message_recorded_concurrently_is_stored_once(stack: Stack) -> None:
     await salon(stack)
     recorded = await asyncio.gather(*(stack.messaging.RecordMessage(message_request()) for _ in range(16)))
     assert len({message.message_id for message in recorded}) == 1
     assert counts(stack) == (1, 1)
 
 
-async def test_a_conversation_has_its_10_newest_messages_unless_asked_for_more(stack: Stack) -> None:
+async def test_a_conversation_has_its_10_newest_messages_by_default(stack: Stack) -> None:
     await salon(stack)
     messages = [
         await stack.messaging.RecordMessage(message_request(f"wamid.{second}", send_time=Timestamp(seconds=second)))
@@ -154,7 +154,7 @@ async def test_a_conversation_and_its_messages_are_one_statement(database_url: s
         await salon(stack)
         for number in range(3):
             await stack.messaging.RecordMessage(message_request(f"wamid.{number}"))
-        await warm(stack.messaging.GetConversation, CONVERSATION)  # the tag is not cold any more
+        await warm(stack.messaging.GetConversation, CONVERSATION)  # the tag is known from now on
         before = await executed(stack, "messaging")
         wanted = pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE, message_limit=3)
         assert len((await fresh(stack.messaging.GetConversation, wanted)).messages) == 3
@@ -182,7 +182,7 @@ async def test_a_conversation_is_found_by_its_id_or_its_phone_number(stack: Stac
     assert error.fields == ["conversation_id"]
 
 
-async def test_a_conversation_moves_to_any_status_if_the_version_is_right(stack: Stack) -> None:
+async def test_a_conversation_can_change_to_any_status_with_the_current_version(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(message_request())
     etag = "1"
@@ -195,7 +195,7 @@ async def test_a_conversation_moves_to_any_status_if_the_version_is_right(stack:
         etag = conversation.etag
 
 
-async def test_that_there_is_no_conversation_is_cached_until_there_is_one(database_url: str, redis_url: str) -> None:
+async def test_the_absence_of_a_conversation_is_cached_until_it_is_created(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         await salon(stack)
         assert (await failure(stack.messaging.GetConversation(CONVERSATION))).reason == "CONVERSATION_NOT_FOUND"
@@ -206,7 +206,7 @@ async def test_that_there_is_no_conversation_is_cached_until_there_is_one(databa
         assert list((await fresh(stack.messaging.GetConversation, CONVERSATION)).messages) == [message]
 
 
-async def test_a_message_has_the_language_of_the_newest_one_before_it(stack: Stack) -> None:
+async def test_a_message_has_the_language_of_the_newest_message_of_the_salon(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(message_request("wamid.1", send_time=Timestamp(seconds=1)))
     await stack.messaging.RecordMessage(message_request("wamid.2", send_time=Timestamp(seconds=2)))

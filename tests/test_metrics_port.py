@@ -36,7 +36,7 @@ def started(database_url: str, redis_url: str, tmp_path: Path, request: pytest.F
 
 @asynccontextmanager
 async def connected(port: int, count: int, sent: bytes) -> AsyncIterator[list[asyncio.StreamReader]]:
-    """Connect so often, and send something."""
+    """Open `count` connections, and send something on each."""
     pairs = []
     try:
         for _ in range(count):
@@ -62,13 +62,13 @@ async def connected(port: int, count: int, sent: bytes) -> AsyncIterator[list[as
     ],
     ids=["nothing", "half a line", "half a head", "TLS", "a long line", "POST", "a scrape that is not read"],
 )
-async def test_1500_connections_take_no_thread_and_hold_up_no_scrape(started: Processes, sent: bytes) -> None:
+async def test_1500_connections_take_no_thread_and_delay_no_scrape(started: Processes, sent: bytes) -> None:
     process, port = psutil.Process(started.services["booking"].pid), started.metrics_ports["booking"]
     await asyncio.to_thread(scrape, started, "booking")
     threads = process.num_threads()
     async with connected(port, IDLE, sent):
         assert sample("parlor_db_available") in await asyncio.to_thread(scrape, started, "booking")
-        assert process.num_threads() <= threads + 6  # those that collect
+        assert process.num_threads() <= threads + 6  # those that collect metrics
         assert len([each for each in process.net_connections() if each.laddr.port == port]) < 100
     lines = started.services["booking"].log.read_text().splitlines()
     assert all("event" in json.loads(line) for line in lines), lines
@@ -79,7 +79,7 @@ async def test_an_idle_connection_is_closed(started: Processes) -> None:
         assert await asyncio.wait_for(reader.read(), 10) == b""
 
 
-def test_each_format_and_no_other_method_is_served(started: Processes) -> None:
+def test_each_exposition_format_is_served(started: Processes) -> None:
     url = f"http://127.0.0.1:{started.metrics_ports['booking']}/metrics"
     with urlopen(url, timeout=5) as plain:
         assert plain.headers["Content-Type"].startswith("text/plain")

@@ -1,4 +1,4 @@
-"""Migrations: once, twice, at the same time; and what they leave in the database."""
+"""Migrations run once, twice and concurrently, and the resulting schema."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +51,7 @@ def rows(url: str, query: str, *params: Any) -> list[tuple[Any, ...]]:
 
 
 def indexes(url: str, kind: str) -> dict[str, str]:
-    """Return the tables and columns of the indexes that a condition picks."""
+    """Return the tables and columns of the indexes that match a condition."""
     query = "SELECT indexname, tablename || ' ' || substring(indexdef from '\\(.*\\)') FROM pg_indexes WHERE "
     return dict(rows(url, query + kind))
 
@@ -65,9 +65,7 @@ def test_every_file_is_applied_once_in_order_and_a_second_run_changes_nothing(em
     assert rows(empty_url, "SELECT relname, xmin::text FROM pg_class ORDER BY oid") == before
 
 
-def test_a_database_with_rows_moves_on_with_them(
-    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_migrations_keep_existing_rows(empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in sorted(MIGRATIONS.glob("*.sql"))[:3]:
         copy(path, tmp_path)
     with monkeypatch.context() as patch:
@@ -93,7 +91,7 @@ def test_a_database_with_rows_moves_on_with_them(
     assert rows(empty_url, "SELECT count(*) FROM messages WHERE search @@ message_query('', 'hallo')") == [(3,)]
 
 
-def test_an_actor_that_is_no_id_goes_with_what_is_cached_of_it(
+def test_a_migrated_invalid_actor_is_removed_from_events_and_the_cache(
     empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in MIGRATIONS.glob("*.sql"):
@@ -126,20 +124,20 @@ def test_an_actor_that_is_no_id_goes_with_what_is_cached_of_it(
         rows(empty_url, "UPDATE booking_events SET actor = 'Anna' RETURNING 1")
 
 
-def test_two_at_once_apply_every_file_once(empty_url: str) -> None:
+def test_two_concurrent_runs_apply_every_file_once(empty_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         applied = sorted(threads.map(migrate, [empty_url] * 4))
     assert [len(names) for names in applied] == [0, 0, 0, len(list(MIGRATIONS.glob("*.sql")))]
 
 
-def test_a_run_that_was_killed_under_its_lock_blocks_no_other(empty_url: str) -> None:
+def test_a_run_killed_while_it_holds_the_lock_blocks_no_other(empty_url: str) -> None:
     migrate(empty_url)
     with psycopg.connect(empty_url) as conn:
         conn.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
     assert migrate(empty_url) == []
 
 
-def test_the_twelve_indexes_and_three_constraints_stand_under_their_names(database_url: str) -> None:
+def test_the_twelve_indexes_and_three_constraints_have_their_names(database_url: str) -> None:
     assert indexes(database_url, "indexname LIKE 'idx\\_%%'").items() >= INDEXES.items()
     query = (
         "SELECT c.conname, c.conrelid::regclass || ' (' || string_agg(a.attname, ', ' ORDER BY k.n) || ')'"
@@ -159,7 +157,7 @@ def test_every_primary_key_of_the_data_begins_with_the_salon(database_url: str) 
     assert sorted(name for (name,) in rows(database_url, query, DATA)) == sorted(DATA)
 
 
-def test_a_resource_cannot_be_booked_twice_at_a_time_whoever_writes(database_url: str) -> None:
+def test_the_database_refuses_two_bookings_of_a_resource_at_a_time(database_url: str) -> None:
     [(definition,)] = rows(
         database_url,
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'bookings_no_overlap' AND contype = 'x'",
@@ -185,6 +183,6 @@ def test_a_resource_cannot_be_booked_twice_at_a_time_whoever_writes(database_url
             conn.execute(book, (code, resource, start, "2030-01-01 12:00Z", status))
 
 
-def test_every_index_says_what_it_serves(database_url: str) -> None:
+def test_every_index_has_a_comment_with_its_queries(database_url: str) -> None:
     query = "SELECT c.relname FROM pg_class c WHERE c.relname LIKE 'idx\\_%%' AND obj_description(c.oid) IS NULL"
     assert rows(database_url, query) == []

@@ -1,4 +1,4 @@
-"""`parlor migrate` where it can't run: one line that says why, and no wait without an end."""
+"""Failures of `parlor migrate`: one line with the cause, and a bounded wait."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ PARLOR = Path(sys.executable).with_name("parlor")
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reason"),
     [
         ("postgresql://127.0.0.1:1/parlor", "Connection refused"),
         ("postgresql://nobody:secret@127.0.0.1:1,127.0.0.1:2/parlor", "Connection refused"),
@@ -24,12 +24,12 @@ PARLOR = Path(sys.executable).with_name("parlor")
         ("nonsense", "missing"),
     ],
 )
-def test_without_a_database_one_line_says_so(url: str, told: str) -> None:
+def test_without_a_database_the_error_is_one_line(url: str, reason: str) -> None:
     command = [str(PARLOR), "migrate", "--database-url", url]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
     assert ended.returncode == 1
     [line] = (ended.stdout + ended.stderr).strip().splitlines()
-    assert told in line
+    assert reason in line
     assert "secret" not in line
 
 
@@ -37,10 +37,10 @@ def test_without_a_database_one_line_says_so(url: str, told: str) -> None:
     "lock",
     [
         f"BEGIN; SELECT pg_advisory_xact_lock({LOCK_NAME})",
-        f"SELECT pg_advisory_lock({LOCK_NAME})",  # as earlier versions took it
+        f"SELECT pg_advisory_lock({LOCK_NAME})",  # the lock of earlier versions
     ],
 )
-def test_another_run_is_waited_for_and_then_named(database_url: str, lock: str) -> None:
+def test_a_run_waits_for_another_and_then_names_it(database_url: str, lock: str) -> None:
     with psycopg.connect(make_conninfo(database_url, application_name="a deploy"), autocommit=True) as other:
         other.execute(lock.encode())
         expected = rf"a deploy \(process {other.info.backend_pid} on 127.0.0.1, since 2"
@@ -57,7 +57,7 @@ def test_runs_on_other_databases_are_not_waited_for(database_url: str, postgres:
 
 @pytest.fixture
 def altered(database_url: str) -> Iterator[psycopg.Connection]:
-    """A connection to change a login's defaults, which a migration would set again."""
+    """A connection for changing the defaults of a login; they are restored afterwards."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         yield conn
         conn.execute("ALTER ROLE parlor_booking RESET ALL")
@@ -65,7 +65,7 @@ def altered(database_url: str) -> Iterator[psycopg.Connection]:
 
 
 def defaults(conn: psycopg.Connection, role: str) -> dict[str, str]:
-    """Return a login's defaults by their names in lower case."""
+    """Return the defaults of a login by name in lower case."""
     found = conn.execute("SELECT unnest(rolconfig) FROM pg_roles WHERE rolname = %s", [role]).fetchall()
     return {name.lower(): value for name, _, value in (config.partition("=") for (config,) in found)}
 
@@ -76,7 +76,7 @@ def test_logins_have_their_settings_by_default(database_url: str, role: str) -> 
         assert defaults(conn, role).items() >= ROLE_DEFAULTS.items()
 
 
-def test_a_default_that_an_operator_has_set_stays(database_url: str, altered: psycopg.Connection) -> None:
+def test_a_default_set_by_an_operator_is_kept(database_url: str, altered: psycopg.Connection) -> None:
     altered.execute("ALTER ROLE parlor_booking SET statement_timeout = '3s'")
     altered.execute("ALTER ROLE parlor_booking RESET lock_timeout")
     migrate(database_url)

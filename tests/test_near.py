@@ -1,4 +1,4 @@
-"""The near cache of a service: what a stopped process says once it goes on, and what it counts."""
+"""The near cache of a service: replies of a process after a suspension, and the metrics."""
 
 import asyncio
 import os
@@ -21,19 +21,19 @@ BY_ID, BY_PHONE = GetSalonRequest(salon_id=SALON), GetSalonByPhoneNumberIdReques
 
 @pytest.fixture
 def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
-    """The services once more, as processes."""
+    """The services again, as processes."""
     with processes(database_url, redis_url, tmp_path) as running:
         yield running
 
 
 @pytest.fixture
 async def other(started: Processes) -> AsyncIterator[Stack]:
-    """What calls them."""
+    """Their stubs."""
     async with stubs(started) as stack:
         yield stack
 
 
-async def test_a_process_that_slept_is_not_further_behind_than_the_lease(
+async def test_a_suspended_process_is_not_further_behind_than_the_lease(
     stack: Stack, other: Stack, started: Processes
 ) -> None:
     await salon(stack, name="0")
@@ -42,7 +42,7 @@ async def test_a_process_that_slept_is_not_further_behind_than_the_lease(
         await warm(other.booking.GetSalonByPhoneNumberId, BY_PHONE)
         async with asyncio.timeout(10):
             sources = [""]
-            while sources[-2:] != ["hit", "near"]:  # not stored yet, or the push of the turn before comes late
+            while sources[-2:] != ["hit", "near"]:  # not stored yet, or dropped by the late push of the previous round
                 sources.append((await cached(other.booking.GetSalon(BY_ID)))[1])
         os.kill(pid, signal.SIGSTOP)
         await salon(stack, name=str(turn))
@@ -58,10 +58,10 @@ async def test_a_process_that_slept_is_not_further_behind_than_the_lease(
 
 async def test_near_hits_are_counted(stack: Stack) -> None:
     await salon(stack)
-    told: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
     async with asyncio.timeout(10):
-        while told["near"] < 5:
-            told[(await cached(stack.booking.GetSalon(BY_ID)))[1]] += 1
+        while sources["near"] < 5:
+            sources[(await cached(stack.booking.GetSalon(BY_ID)))[1]] += 1
     metrics = (await stack.ops["booking"].GetCacheStatistics(GetCacheStatisticsRequest())).metrics
-    assert (metrics.near_hits, metrics.hits) == (told["near"], told["near"] + told["hit"])
+    assert (metrics.near_hits, metrics.hits) == (sources["near"], sources["near"] + sources["hit"])
     assert metrics.near_bytes > 500

@@ -1,4 +1,4 @@
-"""A database is refused if its rows do not have the id of the current transaction."""
+"""A database is refused if its rows do not have the ID of the current transaction."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ OTHER = {"another node's": "12345", "one ahead": f"{REAL} + 1", "far ahead": f"{
 
 
 def shadow(database_url: str, numbers: str) -> None:
-    """Have the services' logins find a function of their own where they ask for the transaction's id."""
+    """Shadow the function for transaction IDs with one that returns other numbers, for the services' logins."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("CREATE SCHEMA other")
         conn.execute("GRANT USAGE ON SCHEMA other TO PUBLIC")
@@ -41,7 +41,7 @@ def pool(database_url: str, name: str = "booking") -> Database:
 
 @pytest.mark.parametrize("numbers", OTHER.values(), ids=OTHER)
 @pytest.mark.parametrize("name", ["booking", "messaging"])
-async def test_a_database_with_other_numbers_is_refused(database_url: str, name: str, numbers: str) -> None:
+async def test_a_database_with_wrong_transaction_ids_is_refused(database_url: str, name: str, numbers: str) -> None:
     shadow(database_url, numbers)
     database = pool(database_url, name)
     try:
@@ -81,7 +81,9 @@ async def test_a_missing_schema_does_not_fail_the_check(database_url: str) -> No
 
 
 @pytest.mark.parametrize("name", ["booking", "messaging"])
-def test_the_service_does_not_start_and_prints_one_line(database_url: str, redis_url: str, name: str) -> None:
+def test_the_service_exits_with_one_line_if_transaction_ids_are_wrong(
+    database_url: str, redis_url: str, name: str
+) -> None:
     shadow(database_url, OTHER["another node's"])
     settings = {f"{name.upper()}_DATABASE_URL": service_url(database_url, f"parlor_{name}"), "REDIS_URL": redis_url}
     settings["WHATSAPP_APP_SECRET"] = SECRET
@@ -94,7 +96,7 @@ def test_the_service_does_not_start_and_prints_one_line(database_url: str, redis
     assert line.startswith(f"{name}: the database reports 12345 as the current transaction's id")
 
 
-async def test_a_database_that_starts_later_is_checked_then(own_postgres: Postgres) -> None:
+async def test_a_database_that_starts_after_the_service_is_checked(own_postgres: Postgres) -> None:
     shadow(own_postgres.dsn, OTHER["one ahead"])
     own_postgres.stop()
     database = pool(own_postgres.dsn)

@@ -1,4 +1,4 @@
-"""Who may do what to which table, as the database itself decides it."""
+"""Table privileges of the services' logins, as the database enforces them."""
 
 import psycopg
 import pytest
@@ -27,7 +27,7 @@ TABLES = [
 ]
 RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 WRITER, KEEPER, QUEUE = "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE", "SELECT INSERT DELETE"
-# All that each service may do; a table that is missing it may not even read.
+# All privileges of each service; it can't even read a missing table.
 ALLOWED = {
     "booking": {
         "salons": WRITER,
@@ -55,9 +55,9 @@ ALLOWED = {
     "stats": {
         "cache_outbox": "SELECT",
         "cache_in_force": "SELECT",
-    },  # and columns of others, see tests/test_privileges.py
+    },  # and columns of other tables, see tests/test_privileges.py
 }
-# Tables of which some columns may be read.
+# Tables with some readable columns.
 COUNTED = {
     "booking": set[str](),
     "messaging": set[str](),
@@ -77,7 +77,7 @@ def test_the_matrix_names_every_table(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("service", ALLOWED)
-def test_a_service_may_do_its_own_work_and_no_more(database_url: str, service: str) -> None:
+def test_a_service_has_exactly_the_privileges_of_the_matrix(database_url: str, service: str) -> None:
     with login(database_url, service) as conn:
         for table in TABLES:
             query = f"SELECT r FROM unnest(%s::text[]) AS r WHERE has_table_privilege('{table}', r)"
@@ -98,7 +98,7 @@ def test_a_service_may_do_its_own_work_and_no_more(database_url: str, service: s
         ("stats", "SELECT * FROM booking_requests"),
     ],
 )
-def test_permission_is_denied_for_the_rest(database_url: str, service: str, statement: str) -> None:
+def test_other_statements_are_denied(database_url: str, service: str, statement: str) -> None:
     with login(database_url, service) as conn, pytest.raises(errors.InsufficientPrivilege, match="permission denied"):
         conn.execute(statement.encode())
 
@@ -133,7 +133,7 @@ def test_tables_of_other_services_are_denied(database_url: str, service: str) ->
                 conn.execute("ROLLBACK")
 
 
-def test_stats_can_write_nothing_even_where_it_were_allowed_to(database_url: str) -> None:
+def test_stats_is_read_only_even_with_write_privileges(database_url: str) -> None:
     with psycopg.connect(database_url) as owner:
         owner.execute("GRANT ALL ON salons TO parlor_stats")
     with login(database_url, "stats") as conn, pytest.raises(errors.ReadOnlySqlTransaction):
@@ -141,7 +141,7 @@ def test_stats_can_write_nothing_even_where_it_were_allowed_to(database_url: str
 
 
 @pytest.mark.parametrize("service", ALLOWED)
-def test_no_login_is_more_than_a_login(database_url: str, service: str) -> None:
+def test_no_login_has_attributes_or_memberships(database_url: str, service: str) -> None:
     with psycopg.connect(database_url) as owner:
         rights = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
         query = f"SELECT {rights} FROM pg_roles WHERE rolname = 'parlor_{service}'"

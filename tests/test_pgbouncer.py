@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode: no statement is another's, none fails, and no session is another's to set."""
+"""Behind PgBouncer in transaction mode: statements are not mixed up, none fails, and no session setting leaks."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -23,26 +23,26 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not instal
 CALLS = 40
 
 
-# Without its support of prepared statements, and with it, which PgBouncer has from 1.21 on.
+# Without and with support of prepared statements, which PgBouncer has from 1.21 on.
 POOLERS = ["max_prepared_statements = 0", "max_prepared_statements = 100"] if version() >= PREPARES else [""]
 
 
 @pytest.fixture(params=POOLERS)
 def pooler(tmp_path: Path, postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
-    """A pooler whose three servers everybody shares."""
+    """A pooler with three shared connections."""
     with pgbouncer(tmp_path, postgres, more=request.param) as server:
         yield server
 
 
 @pytest.fixture
 def url(pooler: PgBouncer, database_url: str) -> str:
-    """The URL of the test's database, by the pooler."""
+    """The URL of the test's database, through the pooler."""
     return pooler.url(database_url.rpartition("/")[2])
 
 
 @asynccontextmanager
 async def pools(url: str, count: int = 2, **settings: Any) -> AsyncIterator[list[Database]]:
-    """Run pools as processes of their own would: each prepares other statements first."""
+    """Run pools like separate processes: each prepares different statements first."""
     async with AsyncExitStack() as exits:
         databases = []
         for number in range(count):
@@ -54,7 +54,7 @@ async def pools(url: str, count: int = 2, **settings: Any) -> AsyncIterator[list
 
 
 async def ask(database: Database, number: int) -> None:
-    """Send look-ups and cursors' statements of one's own; each must get its own answer."""
+    """Send different statements with `fetch` and with cursors; each must get its own result."""
     for turn in range(CALLS):
         word = f"{number} {turn % 3}"
         async with database.connection() as conn:
@@ -66,16 +66,16 @@ async def ask(database: Database, number: int) -> None:
 
 
 async def ask_all(databases: list[Database]) -> None:
-    """Ask by all pools, on several connections each."""
+    """Send statements from all pools, on several connections each."""
     await asyncio.gather(*(ask(database, 10 * at + n) for at, database in enumerate(databases) for n in range(4)))
 
 
-async def test_statements_of_two_processes_never_meet(url: str) -> None:
+async def test_statements_of_two_processes_are_not_mixed_up(url: str) -> None:
     with capture_logs() as logged:
         async with pools(url) as databases:
             await ask_all(databases)
             assert [database.queries.errors for database in databases] == [0, 0]
-    assert len([line for line in logged if line["log_level"] == "warning"]) == 2  # each process says so once
+    assert len([line for line in logged if line["log_level"] == "warning"]) == 2  # each process logs it once
 
 
 async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logged(url: str) -> None:
@@ -103,7 +103,7 @@ async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_ca
         async with pools(url) as databases:
             await ask_all(databases)
     warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
-    assert len(warnings) <= 2  # none by a pooler that knows of prepared statements
+    assert len(warnings) <= 2  # none with a pooler that supports prepared statements
     assert warnings or "100" in pooler.more
     assert all("pgbouncer=true" in event for event in warnings)
 

@@ -1,4 +1,4 @@
-"""The ports that servers of tests, reports and benchmarks are given."""
+"""Free ports for the servers of tests, reports and benchmarks."""
 
 import os
 import random
@@ -7,10 +7,10 @@ import socket
 from ops.process import free_port, free_ports, holder, is_free
 
 
-def test_a_port_is_given_once_and_can_be_listened_on() -> None:
+def test_a_free_port_is_returned_once_and_can_be_listened_on() -> None:
     random.seed(7)
     given = free_ports(3)
-    random.seed(7)  # what another process might draw
+    random.seed(7)  # other processes might draw the same ports
     again = free_ports(3)
     random.seed()
     assert not set(given) & set(again)
@@ -20,20 +20,20 @@ def test_a_port_is_given_once_and_can_be_listened_on() -> None:
             assert not is_free(port)
 
 
-def test_a_port_of_a_connection_that_has_ended_is_free() -> None:
+def test_a_port_of_an_ended_connection_is_free() -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.bind(("127.0.0.1", port))
         client.connect(server.getsockname())
         accepted, _ = server.accept()
-        client.close()  # who closes first is left in TIME_WAIT
+        client.close()  # the side that closes first stays in TIME_WAIT
         accepted.close()
     assert is_free(port)
     assert holder(port) is None
 
 
-def test_who_holds_a_port_is_named() -> None:
+def test_the_holder_of_a_port_is_named() -> None:
     [port] = free_ports(1)
     name = f"process {os.getpid()}, "
     with socket.create_server(("127.0.0.1", port)):

@@ -70,14 +70,14 @@ FOREIGN = {"booking": "messages", "messaging": "bookings", "stats": "messaging_r
 
 @pytest.fixture
 def migrated_url(database_url: str) -> str:
-    """A database with its own privileges: they are not copied from the template."""
+    """A migrated database: privileges of databases are not copied from the template."""
     migrate(database_url)
     return database_url
 
 
 @pytest.mark.parametrize("way", DENIED)
 @pytest.mark.parametrize("service", ALLOWED)
-def test_everything_else_in_postgres_is_denied(migrated_url: str, service: str, way: str) -> None:
+def test_other_features_of_postgres_are_denied(migrated_url: str, service: str, way: str) -> None:
     with psycopg.connect(migrated_url, autocommit=True) as owner, login(migrated_url, service) as conn:
         conn.execute("SET default_transaction_read_only = off")
         names = {"role": f"parlor_{service}", "database": owner.info.dbname, "foreign": FOREIGN[service]}
@@ -88,12 +88,12 @@ def test_everything_else_in_postgres_is_denied(migrated_url: str, service: str, 
 
 
 @pytest.mark.parametrize("service", ALLOWED)
-def test_locks_of_a_transaction_are_allowed(migrated_url: str, service: str) -> None:
+def test_transaction_level_advisory_locks_are_allowed(migrated_url: str, service: str) -> None:
     with login(migrated_url, service) as conn, conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock(2)")
 
 
-def test_stats_reads_only_the_columns_that_it_counts(database_url: str) -> None:
+def test_stats_can_read_only_the_columns_that_it_counts(database_url: str) -> None:
     query = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
     with login(database_url, "stats") as conn:
         for table in TABLES:
@@ -106,7 +106,7 @@ def test_stats_reads_only_the_columns_that_it_counts(database_url: str) -> None:
 
 
 @pytest.mark.parametrize(("table", "column"), SECRETS)
-def test_stats_sees_no_number_name_or_text(database_url: str, table: str, column: str) -> None:
+def test_stats_cannot_read_numbers_names_and_texts(database_url: str, table: str, column: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute(
             "INSERT INTO salons (salon_id, phone_number_id, name, time_zone)"
@@ -143,7 +143,7 @@ def limits(url: str) -> set[int]:
 
 
 def test_a_login_gets_at_most_half_of_the_connections(own_postgres: Postgres) -> None:
-    assert limits(own_postgres.dsn) == {148}  # of 300, without the 3 that are a superuser's
+    assert limits(own_postgres.dsn) == {148}  # of 300, without the 3 reserved for superusers
     migrate(own_postgres.dsn, connection_limit=2)
     assert limits(own_postgres.dsn) == {2}
     url = service_url(own_postgres.dsn, "parlor_stats")
@@ -175,7 +175,7 @@ def test_create_in_public_is_revoked_on_databases_from_postgresql_14(own_postgre
         admin.execute("CREATE DATABASE old TEMPLATE template0")
     url = postgres_url(own_postgres.port, "old")
     with psycopg.connect(url, autocommit=True) as owner:
-        owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as PostgreSQL 14 did
+        owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # the default of PostgreSQL 14
     migrate(url)
     with login(url, "booking") as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute("CREATE TABLE mine (a int)")

@@ -1,4 +1,4 @@
-"""The services as processes: their start, their end, what they take, and what they show."""
+"""The services as processes: start, stop, memory, metrics and logs."""
 
 import asyncio
 import json
@@ -30,10 +30,10 @@ from tests.processes import Processes, processes, stubs
 from tests.stack import PHONE, SALON, Stack, booking_request, failure, message_request, salon
 
 MB = 1_000_000
-SHARE = 5  # connections that the writes of one salon get
+SHARE = 5  # connections for the writes of one salon
 LOCKS = {"DB_LOCK_TIMEOUT": "20000"}
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-# Nothing listens on port 1: a service that starts nevertheless finds no database.
+# Nothing listens on port 1, so a service that starts by mistake has no database.
 STARTING = {
     "DATABASE_URL": "postgresql://parlor:hush-hush@127.0.0.1:1/parlor",
     "HOST": "127.0.0.1",
@@ -51,7 +51,7 @@ def started(database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pyte
 
 
 async def test_sigterm_under_load_answers_every_accepted_call(started: Processes) -> None:
-    """Calls that wait for a row when the signal comes are answered once they have it; new ones are UNAVAILABLE."""
+    """Calls that wait for a row at the signal are answered once they get it; new ones are UNAVAILABLE."""
     async with (
         stubs(started) as stack,
         watch(started) as health,
@@ -73,7 +73,7 @@ async def test_sigterm_under_load_answers_every_accepted_call(started: Processes
         await until(lambda: waiting_for_a_lock(started.database_url, SHARE))
         assert [(await stream.read()).status for stream in health] == [SERVING] * 3
         answered: list[Any] = []
-        readers = [asyncio.create_task(until_away(rpc, request, answered)) for rpc, request in reads(stack) * 8]
+        readers = [asyncio.create_task(until_unavailable(rpc, request, answered)) for rpc, request in reads(stack) * 8]
         await until(lambda: len(answered) > 200)
         for service in started.services.values():
             service.terminate()
@@ -140,26 +140,26 @@ async def test_metrics_show_calls_cache_and_database(started: Processes) -> None
         ("messaging", "WHATSAPP_APP_SECRET", None),
     ],
 )
-def test_a_bad_setting_ends_the_start_with_a_line_that_names_it(name: str, variable: str, value: str | None) -> None:
+def test_start_fails_with_one_line_that_names_the_bad_setting(name: str, variable: str, value: str | None) -> None:
     environment = {**STARTING, variable: value}
-    code, said = start_in_vain(name, {key: each for key, each in environment.items() if each is not None})
+    code, output = fail_to_start(name, {key: each for key, each in environment.items() if each is not None})
     assert code == 2
-    assert said.startswith(f"{name}: {variable}")
-    assert said.count("\n") == 1
-    assert "hush-hush" not in said
+    assert output.startswith(f"{name}: {variable}")
+    assert output.count("\n") == 1
+    assert "hush-hush" not in output
 
 
 @pytest.mark.parametrize("variable", ["PORT", "METRICS_PORT"])
-def test_a_port_in_use_ends_the_start_with_a_line_that_names_it(variable: str) -> None:
+def test_start_fails_with_one_line_that_names_the_port_in_use(variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, said = start_in_vain("booking", {**STARTING, variable: str(port)})
+        code, output = fail_to_start("booking", {**STARTING, variable: str(port)})
     assert code == 2
-    assert f"127.0.0.1:{port}" in said
-    assert "Traceback" not in said
+    assert f"127.0.0.1:{port}" in output
+    assert "Traceback" not in output
 
 
-def test_logs_hide_phone_numbers_whoever_writes_them() -> None:
+def test_phone_numbers_are_masked_in_logs_of_all_libraries() -> None:
     program = f"""
 import logging, structlog
 from libs.server import logs
@@ -182,7 +182,7 @@ except ValueError:
 
 @asynccontextmanager
 async def watch(started: Processes) -> AsyncIterator[list[Any]]:
-    """Watch the health of each service, on a channel of its own, as a load balancer does."""
+    """Watch the health of each service, on a separate channel, as a load balancer does."""
     async with AsyncExitStack() as exits:
         streams = []
         for name, service in started.services.items():
@@ -202,8 +202,8 @@ def reads(stack: Stack) -> list[tuple[Any, Any]]:
     ]
 
 
-async def until_away(rpc: Any, request: Any, answered: list[Any]) -> None:
-    """Call until the service is away. Any other failure raises, CANCELLED, too: no client retries that."""
+async def until_unavailable(rpc: Any, request: Any, answered: list[Any]) -> None:
+    """Call until the service is UNAVAILABLE. Any other failure raises, also CANCELLED, which clients do not retry."""
     while True:
         try:
             answered.append(await rpc(request, timeout=10))
@@ -214,7 +214,7 @@ async def until_away(rpc: Any, request: Any, answered: list[Any]) -> None:
 
 
 def mixed_calls(stack: Stack, part: int) -> list[Iterator[Callable[[], Any]]]:
-    """Return calls without end for each service: mostly reads, of few and of many keys, and some writes."""
+    """Return endless calls of each service: mostly reads, of few and of many keys, and some writes."""
     hours = [Timestamp(seconds=FIRST + hour * 3600) for hour in range(25)]
 
     def booking(number: int) -> Any:
@@ -250,7 +250,7 @@ def mixed_calls(stack: Stack, part: int) -> list[Iterator[Callable[[], Any]]]:
 
 
 async def call_often(calls: Iterator[Any], times: int, at_once: int = 24) -> None:
-    """Make so many calls, some at once; each must be answered OK."""
+    """Make `times` calls, `at_once` concurrently; each must be answered OK."""
     wanted = islice(calls, times)
 
     async def one_after_another() -> None:
@@ -272,8 +272,8 @@ def scrape(started: Processes, name: str) -> dict[tuple[str, frozenset[tuple[str
     return {sample(each.name, **each.labels): each.value for family in families for each in family.samples}
 
 
-def start_in_vain(name: str, environment: dict[str, str]) -> tuple[int, str]:
-    """Start a service that must end by itself; return its exit code and all it said."""
+def fail_to_start(name: str, environment: dict[str, str]) -> tuple[int, str]:
+    """Start a service that must fail to start; return its exit code and output."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DB_", "REDIS_"))}
     ended = subprocess.run(  # noqa: S603 - a service of ours
         [sys.executable, "-m", f"services.{name}"],

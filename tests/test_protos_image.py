@@ -30,13 +30,13 @@ def written(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_file_comes_after_its_imports(written: Path) -> None:
+def test_each_file_of_the_image_comes_after_its_imports(written: Path) -> None:
     files = FileDescriptorSet.FromString((written / "parlor.binpb").read_bytes()).file
     names = [file.name for file in files]
     assert "buf/validate/validate.proto" in names
     pool: Any = DescriptorPool()
     for file in files:
-        pool.Add(file)  # refuses a file whose imports aren't there yet
+        pool.Add(file)  # fails if an import is missing
     for module in SERVICES:
         for name, service in module.DESCRIPTOR.services_by_name.items():
             found = pool.FindServiceByName(f"{module.DESCRIPTOR.package}.{name}")

@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
-from tests.cache.away import NOWHERE
+from tests.cache.outages import NOWHERE
 from tests.cache.shop import until
 from tests.stack import PHONE, SALON, Fields, Stack, booking_request, failure, message_request, rows, running, salon
 
@@ -73,8 +73,8 @@ async def prepared(stack: Stack, name: str) -> Prepared:
     if name == "UpdateConversationStatus":
         close: Fields = {"salon_id": SALON, "phone_number": PHONE, "status": "CONVERSATION_STATUS_CLOSED"}
         return messaging.UpdateConversationStatus, messaging_pb2.UpdateConversationStatusRequest(**close), "etag"
-    said: Fields = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m", "role": "AI_ROLE_USER"}
-    return messaging.RecordAiMessage, messaging_pb2.RecordAiMessageRequest(**said), "content"
+    fields: Fields = {"salon_id": SALON, "conversation_id": conversation_id, "model": "m", "role": "AI_ROLE_USER"}
+    return messaging.RecordAiMessage, messaging_pb2.RecordAiMessageRequest(**fields), "content"
 
 
 def contents(stack: Stack) -> Any:
@@ -115,7 +115,7 @@ def contents(stack: Stack) -> Any:
         "RecordAiMessage",
     ],
 )
-async def test_a_repeat_answers_the_same_and_writes_once(stack: Stack, name: str) -> None:
+async def test_a_repeat_gets_the_same_reply_and_writes_once(stack: Stack, name: str) -> None:
     rpc, request, field = await prepared(stack, name)
     request.request_id = str(uuid4())
     replies = await asyncio.gather(*(rpc(request) for _ in range(3)))
@@ -133,7 +133,7 @@ async def test_a_repeat_answers_the_same_and_writes_once(stack: Stack, name: str
     assert contents(stack) == written
 
 
-async def test_a_request_id_of_another_rpc_is_refused(stack: Stack) -> None:
+async def test_a_request_id_used_by_another_rpc_is_refused(stack: Stack) -> None:
     await salon(stack)
     used = str(uuid4())
     await stack.booking.CreateBooking(booking_request(request_id=used))
@@ -215,7 +215,7 @@ async def test_a_request_id_is_a_salons_own(stack: Stack) -> None:
         assert booking.salon_id == name
 
 
-async def test_a_refusal_is_not_kept(stack: Stack) -> None:
+async def test_the_reply_of_a_refused_write_is_not_stored(stack: Stack) -> None:
     await salon(stack)
     taken = await stack.booking.CreateBooking(booking_request(resource_id="anna"))
     again = booking_request(resource_id="anna", request_id=str(uuid4()))
@@ -227,7 +227,7 @@ async def test_a_refusal_is_not_kept(stack: Stack) -> None:
     assert await stack.booking.CreateBooking(again) == booking
 
 
-async def test_a_repeat_answers_the_first_reply_even_after_the_booking_moved_on(stack: Stack) -> None:
+async def test_a_repeat_gets_the_first_reply_even_if_the_booking_has_changed(stack: Stack) -> None:
     await salon(stack)
     request = booking_request(resource_id="anna", request_id=str(uuid4()))
     first = await stack.booking.CreateBooking(request)
@@ -247,7 +247,7 @@ async def test_after_24_hours_a_request_id_may_name_another_request(stack: Stack
     assert await stack.booking.CreateBooking(booking_request(request_id=used, notes="another")) == second
 
 
-async def test_a_repeat_is_not_answered_before_the_write_itself_where_writes_wait_for_readers(
+async def test_in_wait_mode_a_repeat_is_not_answered_before_its_write(
     database_url: str,
 ) -> None:
     async with running(database_url, NOWHERE, cache={"without": "wait", "poll": 1000}) as stack:
@@ -257,5 +257,5 @@ async def test_a_repeat_is_not_answered_before_the_write_itself_where_writes_wai
         await until(lambda: rows(database_url, "SELECT FROM bookings"))
         began = time.monotonic()
         repeated = await stack.booking.CreateBooking(request)
-        assert time.monotonic() - began >= 1  # nobody drains
+        assert time.monotonic() - began >= 1  # no drain
         assert await first == repeated

@@ -1,10 +1,12 @@
-"""Requests up to the size limit of their method hold the event loop briefly and take little memory."""
+"""Requests up to the size limit of their method block the event loop briefly and take little memory."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
 import asyncio
 import gc
 import threading
+import time
+import timeit
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -20,12 +22,12 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from libs.server.validation import LARGEST_REQUEST_BYTES
+from libs.server.validation import LARGEST_REQUEST_BYTES, MAX_FIELDS, UNCOUNTED_BYTES
 from parlor.booking.v1 import booking_pb2 as pb
 from services.messaging.service import LARGEST_REQUESTS
 from tests.hostile import OWN, valid_requests
 from tests.http2_abuse.server import Holds
-from tests.stack import SALON, Fields, Stack, running
+from tests.stack import SALON, Fields, Stack, read_failure, running
 from tests.test_rules import METHODS
 
 MIB = 2**20
@@ -42,10 +44,10 @@ OUTCOMES = {
 
 
 class Served:
-    """The three services on an event loop of their own, whose holds are measured."""
+    """The three services on a separate event loop, whose blocking is measured."""
 
     def __init__(self, stack: Stack, holds: Holds, loop: asyncio.AbstractEventLoop, exits: ExitStack) -> None:
-        """Connect to them."""
+        """Connect to the services."""
         self.stack = stack
         self._holds = holds
         self._loop = loop
@@ -59,33 +61,37 @@ class Served:
 
     def call(self, method: MethodDescriptor, data: bytes, compressed: bool) -> grpc.StatusCode:
         """Call a method with bytes; check what that cost, the least of a few calls: the machine may be busy."""
+        error = self.error(method, data, compressed)
+        return grpc.StatusCode.OK if error is None else error.code()
+
+    def error(self, method: MethodDescriptor, data: bytes, compressed: bool) -> Any:
+        """Do what `call` does; return the grpc.RpcError, None if the call succeeded."""
         for _ in range(TRIES):
-            code, longest, memory = self.measure(method, data, compressed)
+            error, longest, memory = self.measure(method, data, compressed)
             if longest < MOST_SECONDS:
                 break
-        what = f"{method.name}, {len(data)} bytes, {data[:40]!r}, compressed {compressed}, {code}"
+        what = f"{method.name}, {len(data)} bytes, {data[:40]!r}, compressed {compressed}, {error!r}"
         assert memory < MOST_MEMORY, what
         assert longest < MOST_SECONDS, what
-        return code
+        return error
 
-    def measure(self, method: MethodDescriptor, data: bytes, compressed: bool) -> tuple[grpc.StatusCode, float, int]:
-        """Call a method; return its code, how long it held the loop at most, in s, and the bytes that it took."""
+    def measure(self, method: MethodDescriptor, data: bytes, compressed: bool) -> tuple[Any, float, int]:
+        """Call a method; return its error, how long it held the loop at most, in s, and the bytes that it took."""
         service = method.containing_service
         channel = self._channels[next((name for name in OWN if f".{name}." in service.full_name), "booking")]
         call: Any = channel.unary_unary(f"/{service.full_name}/{method.name}")
         self._loop.call_soon_threadsafe(self._holds.clear)
         before = peak(reset=True)
-        code = grpc.StatusCode.OK
+        failed = None
         try:
             call(data, timeout=30, compression=grpc.Compression.Gzip if compressed else None)
         except grpc.RpcError as error:
-            failed: Any = error
-            code = failed.code()
-        return code, self._holds.longest_cpu, peak() - before
+            failed = error
+        return failed, self._holds.longest_cpu, peak() - before
 
 
 def peak(*, reset: bool = False) -> int:
-    """Return the most resident memory of this process since the last reset, in bytes."""
+    """Return the peak of resident memory of this process since the last reset, in bytes."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
@@ -116,7 +122,7 @@ def served(database_url: str, redis_url: str) -> Iterator[Served]:
                 holds.append(Holds())
                 holds[0].sample()
                 gc.collect()
-                gc.freeze()  # a full collection of a test run takes longer than any request may
+                gc.freeze()  # a full garbage collection of a test run takes longer than the limit for requests
                 ready.set_result(stack)
                 await over.wait()
                 holds[0].end()
@@ -136,7 +142,7 @@ def largest(method: MethodDescriptor) -> int:
 
 
 def varint(number: int) -> bytes:
-    """Return a number as Protobuf writes it."""
+    """Return a number as a Protobuf varint."""
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)
@@ -150,7 +156,7 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def filled(path: tuple[int, ...], repeated: int, item: bytes, size: int) -> bytes:
-    """Return so many bytes of a field, by the numbers that lead to it, repeated at one of its levels."""
+    """Return `size` bytes of the field with this path of numbers, repeated at one of its levels."""
     for number in reversed(path[repeated:]):
         item = field(number, item)
     item *= max(1, (size - 6 * repeated) // len(item))
@@ -161,7 +167,7 @@ def filled(path: tuple[int, ...], repeated: int, item: bytes, size: int) -> byte
 
 @lru_cache
 def paths(kind: Descriptor) -> list[tuple[int, ...]]:
-    """Return the numbers that lead to each field that has a length, and to one that there is not."""
+    """Return the paths of all length-delimited fields, and of one unknown field."""
     found: list[tuple[int, ...]] = [(1999,)]
     for each in kind.fields:
         if each.message_type is not None:
@@ -172,7 +178,7 @@ def paths(kind: Descriptor) -> list[tuple[int, ...]]:
 
 
 class Large(NamedTuple):
-    """A request: valid or empty at first, then `size` bytes of a field, repeated at a level of the path to it."""
+    """A request: valid fields or none, then `size` bytes of a field, repeated at a level of its path."""
 
     name: str
     valid: bool
@@ -240,14 +246,66 @@ def test_a_request_beyond_its_methods_limit_is_refused(
 
 @pytest.mark.parametrize("name", ["GetSalon", "RecordMessage", "IngestWebhook"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_the_limit_is_of_the_message_as_it_was_before_its_compression(
-    served: Served, name: str, compressed: bool
-) -> None:
+def test_the_size_limit_applies_to_the_uncompressed_message(served: Served, name: str, compressed: bool) -> None:
     method = method_of(name)
     exact = field(1999, bytes(largest(method) - len(varint(1999 << 3)) - len(varint(largest(method)))))
     assert len(exact) == largest(method)
     assert served.call(method, exact, compressed) is grpc.StatusCode.INVALID_ARGUMENT
     assert served.call(method, exact + b"\0", compressed) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b"\x0a\0",  # payload, empty
+        b"\x12\x01a",  # signature
+        b"\x0a\0\x12\0",
+        b"\x08\x01",  # payload's number with the type of an int
+        b"\x78\x01",  # an unknown int
+        b"\x7a\0",  # an unknown text
+        b"\x7d\0\0\0\0",  # an unknown fixed32
+        b"\x79" + bytes(8),  # an unknown fixed64
+        b"\x7b\x7c",  # a group
+        b"\x80",  # a tag without an end
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_large_request_of_many_fields_is_refused_before_it_is_parsed(
+    served: Served, item: bytes, compressed: bool
+) -> None:
+    method = method_of("IngestWebhook")
+    data = item * (largest(method) // len(item))
+    failed = read_failure(served.error(method, data, compressed))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+    assert str(MAX_FIELDS) in failed.message
+
+
+def test_a_large_request_of_one_group_is_refused(served: Served) -> None:
+    data = b"\x7b" + b"\x78\x01" * UNCOUNTED_BYTES + b"\x7c"
+    assert read_failure(served.error(method_of("IngestWebhook"), data, False)).reason == "MALFORMED_REQUEST"
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"), [(MAX_FIELDS, "INVALID_SIGNATURE"), (MAX_FIELDS + 1, "MALFORMED_REQUEST")]
+)
+def test_a_large_request_has_up_to_1000_fields(served: Served, count: int, reason: str) -> None:
+    # field 15 is not known: its values are a text, an int, a fixed64, and a fixed32
+    unknown = [field(15, b"x"), b"\x78\x96\x01", b"\x79" + bytes(8), b"\x7d" + bytes(4)]
+    data = b"".join(unknown[n % 4] for n in range(count - 1)) + field(1, bytes(UNCOUNTED_BYTES))
+    assert read_failure(served.error(method_of("IngestWebhook"), data, False)).reason == reason
+
+
+def test_a_request_whose_fields_are_not_counted_is_parsed_within_5_ms() -> None:
+    for method in METHODS:
+        parse = GetMessageClass(method.input_type).FromString
+        data = b"\x08\x01\x12\0" * (min(largest(method), UNCOUNTED_BYTES) // 4)
+        assert min(timeit.repeat(lambda: parse(data), timer=time.thread_time, number=1, repeat=5)) < 0.005  # noqa: B023
+
+
+def test_a_request_whose_fields_are_counted_has_no_nested_messages() -> None:
+    for method in METHODS:
+        if largest(method) > UNCOUNTED_BYTES:
+            assert all(each.message_type is None for each in method.input_type.fields), method.name
 
 
 def test_the_longest_lists_that_are_allowed_hold_nobody_up(served: Served) -> None:

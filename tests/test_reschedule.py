@@ -42,7 +42,7 @@ async def test_a_booking_keeps_its_code_status_and_length(stack: Stack) -> None:
     assert after == before
 
 
-async def test_each_of_time_end_and_resource_can_move(stack: Stack) -> None:
+async def test_start_end_and_resource_can_each_change(stack: Stack) -> None:
     await salon(stack)
     booking = await booked(stack)
     to_ben = await stack.booking.RescheduleBooking(to(booking, resource_id="ben"))
@@ -95,7 +95,7 @@ async def test_the_old_time_is_free_after_a_move(stack: Stack) -> None:
     await booked(stack)
 
 
-async def test_a_final_booking_can_not_be_rescheduled(stack: Stack) -> None:
+async def test_a_final_booking_cannot_be_rescheduled(stack: Stack) -> None:
     await salon(stack)
     for status in ("CANCELLED", "COMPLETED", "NO_SHOW"):
         booking = await booked(stack, status=CONFIRMED)
@@ -138,7 +138,7 @@ async def test_invalid_times_are_refused(stack: Stack) -> None:
         assert (error.reason, field in error.fields) == ("INVALID_FIELD", True), (fields, error.fields)
 
 
-async def test_bookings_that_swap_resources_at_once_never_deadlock(stack: Stack) -> None:
+async def test_bookings_that_swap_resources_concurrently_never_deadlock(stack: Stack) -> None:
     await salon(stack)
     one, two = await booked(stack, resource_id="anna"), await booked(stack, resource_id="ben")
     for _ in range(20):

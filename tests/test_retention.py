@@ -33,12 +33,12 @@ def older(stack: Stack, table: str, days: int, which: str = "true", column: str 
 
 
 def count(stack: Stack, table: str) -> Any:
-    """Return how many rows there are."""
+    """Return the number of rows."""
     return rows(stack.database_url, f"SELECT count(*) FROM {table}")[0][0]
 
 
 async def filled(stack: Stack, messages: int = 4) -> list[pb.Message]:
-    """Let a salon have messages with raw items, items that failed, and AI messages; half of all is 10 days old."""
+    """Give a salon messages with raw items, webhook failures, and AI messages; half of each are 10 days old."""
     await salon(stack, phone_number_id="1")
     items = [text(number) for number in range(messages)]
     poison = [text(id=None, timestamp=str(number)) for number in range(messages)]
@@ -86,7 +86,7 @@ async def test_expired_data_is_deleted(stack: Stack, days: int, left: int) -> No
     assert await figures(stack) == before
 
 
-async def test_each_setting_is_for_one_kind_only(stack: Stack) -> None:
+async def test_each_setting_deletes_only_its_kind_of_data(stack: Stack) -> None:
     await filled(stack)
     await retain(stack, failures=5)
     assert (count(stack, "raw_messages"), count(stack, "webhook_failures")) == (4, 2)
@@ -102,7 +102,7 @@ async def test_cached_lists_of_ai_messages_are_invalidated(stack: Stack) -> None
     assert [sum(bool(ai_message.content) for ai_message in listed.ai_messages) for listed in (before, after)] == [4, 2]
 
 
-async def test_more_than_a_batch_is_deleted_by_several_processes_at_once(
+async def test_several_processes_delete_more_than_a_batch_concurrently(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query = (
@@ -112,7 +112,7 @@ async def test_more_than_a_batch_is_deleted_by_several_processes_at_once(
     )
     rows(stack.database_url, query)
     await asyncio.gather(*(retain(stack, failures=5) for _ in range(4)))
-    while count(stack, "webhook_failures"):  # a job that found another one running did nothing
+    while count(stack, "webhook_failures"):  # a job does nothing while another one runs
         await retain(stack, failures=5)
 
 
@@ -129,7 +129,7 @@ async def test_texts_of_many_salons_are_emptied(stack: Stack) -> None:
     assert rows(stack.database_url, "SELECT salon_id FROM ai_messages WHERE content <> ''") == [("salon-2",)]
 
 
-async def test_a_status_whose_message_never_came_is_deleted_after_30_days(stack: Stack) -> None:
+async def test_a_status_without_its_message_is_deleted_after_30_days(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await stack.messaging.RecordMessage(message_request("wamid.9", direction=2, type=14))
     assert await ingest(stack, webhook_body("1", statuses=[status(n) for n in (1, 2, 3, 9)])) == {"statuses": 4}
@@ -146,7 +146,7 @@ async def test_a_status_whose_message_never_came_is_deleted_after_30_days(stack:
     assert left == [("wamid.2", True), ("wamid.3", False), ("wamid.9", True)]
 
 
-async def test_a_message_and_its_status_in_one_body_are_not_early(stack: Stack) -> None:
+async def test_a_status_in_the_body_of_its_message_does_not_count_as_early(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     assert await ingest(stack, webhook_body("1", messages=[text(1)], statuses=[status(1)])) == {
         "messages": 1,
@@ -160,7 +160,7 @@ async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> 
     plans: list[str] = []
 
     class Explaining:
-        """Explains what is executed."""
+        """A connection that explains statements instead of running them."""
 
         async def execute(self, query: bytes, params: Any) -> Any:
             cursor = await conn.execute(b"EXPLAIN " + query, params)

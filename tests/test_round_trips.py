@@ -1,4 +1,4 @@
-"""How often a write waits for Postgres, and what it holds meanwhile."""
+"""The round trips of a write to Postgres, and what it holds while it waits."""
 
 import asyncio
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from tests.test_webhook import signed, status, text
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many statements each round trip of a transaction had."""
+    """The number of statements in each round trip of a transaction."""
     trips: list[int] = []
     send = Connection._send
 
@@ -55,7 +55,7 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
             salon_id=SALON, whatsapp_id="wamid.9", status=messaging_pb2.MESSAGE_STATUS_READ
         )
         template = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
-        await stack.messaging.RecordMessage(message_request("wamid.0"))  # from then on messaging knows the salon
+        await stack.messaging.RecordMessage(message_request("wamid.0"))  # from now on messaging knows the salon
         calls: list[tuple[Any, Any, list[int]]] = [
             (stack.booking.CreateBooking, booking_request(resource_id="anna"), [4, 1]),
             (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [5, 2]),
@@ -82,7 +82,7 @@ async def test_moving_a_booking_takes_five(database_url: str, redis_url: str, se
 
 
 async def test_a_write_that_waits_for_a_lock_has_no_transaction_id(stack: Stack) -> None:
-    """With an id it would keep what others have written meanwhile from being stored in the cache."""
+    """With an ID it would prevent fills of rows that others write meanwhile."""
     await salon(stack)
     lock = _locks([resource_lock(SALON, "anna")]).params["locks"]
     with psycopg.connect(stack.database_url) as other:

@@ -57,21 +57,21 @@ CASES: list[tuple[str, Message]] = [
 ]
 
 
-async def test_a_row_is_the_message_of_its_columns(database_url: str) -> None:
+async def test_a_row_is_encoded_as_the_message_of_its_columns(database_url: str) -> None:
     async with await connect(database_url) as conn:
-        for columns, message in CASES * 2:  # the second time of what is kept
+        for columns, message in CASES * 2:  # the second time from the cached encoder
             [row] = await fetch_encoded(conn, type(message), f"SELECT {columns}", [])
             assert type(message).FromString(row) == message
             assert len(row) == message.ByteSize()
 
 
-async def test_elements_are_a_repeated_field_in_their_order() -> None:
+async def test_elements_are_encoded_as_a_repeated_field_in_order() -> None:
     bookings = [Booking(notes="x" * size) for size in (0, 1, 500, 70_000)]
     body = encode_repeated([booking.SerializeToString() for booking in bookings])
     assert list(ListBookingsResponse.FromString(body).bookings) == bookings
 
 
-async def test_a_text_array_is_the_list(database_url: str) -> None:
+async def test_a_text_array_is_decoded_as_a_list(database_url: str) -> None:
     values = ["", "a", "NULL", "null", '"', "\\", '\\"', "{}", "{,}", " b ", "é\n\t'", "a,b", "%s"]
     async with await connect(database_url) as conn:
         for part in (values, values[:1], []):

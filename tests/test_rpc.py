@@ -1,4 +1,4 @@
-"""What every server offers besides its RPCs, and what our own channels do for their callers."""
+"""What every server offers besides its RPCs, and the retries of our channels."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -27,7 +27,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 @pytest.mark.parametrize("name", SERVICES)
-async def test_reflection_tells_all_that_a_caller_needs(stack: Stack, name: str) -> None:
+async def test_reflection_describes_every_method(stack: Stack, name: str) -> None:
     def ask() -> None:
         with grpc.insecure_channel(f"127.0.0.1:{stack.servers[name].port}") as plain:
             database = ProtoReflectionDescriptorDatabase(plain)
@@ -42,7 +42,7 @@ async def test_reflection_tells_all_that_a_caller_needs(stack: Stack, name: str)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-async def test_health_is_told_by_service_name_and_of_the_process(stack: Stack, name: str) -> None:
+async def test_health_has_a_status_per_service_and_one_for_the_process(stack: Stack, name: str) -> None:
     async with stack.channel(name) as plain:
         health: Any = health_pb2_grpc.HealthStub(plain)
         for service in (SERVICES[name], OPS, ""):
@@ -53,7 +53,7 @@ async def test_health_is_told_by_service_name_and_of_the_process(stack: Stack, n
         assert error.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-async def test_while_draining_health_says_so_and_an_accepted_rpc_is_answered(stack: Stack) -> None:
+async def test_while_draining_health_is_not_serving_and_an_accepted_rpc_is_answered(stack: Stack) -> None:
     await salon(stack)
     async with stack.channel("booking") as plain, holding(stack.database_url, SALONS) as other:
         health: Any = health_pb2_grpc.HealthStub(plain)
@@ -68,18 +68,18 @@ async def test_while_draining_health_says_so_and_an_accepted_rpc_is_answered(sta
         await drain
 
 
-async def test_a_reply_says_where_it_came_from_and_how_old_it_is(stack: Stack) -> None:
+async def test_a_reply_has_its_source_and_its_age(stack: Stack) -> None:
     await salon(stack)
     await fresh(stack.booking.GetSalon, GET_SALON)
     await warm(stack.booking.GetSalon, GET_SALON)
     for metadata, source in ((("cache-control", "max-age=60"),), "hit"), ((), "near"):
         call = stack.booking.GetSalon(GET_SALON, metadata=metadata)
-        told = dict(await call.trailing_metadata())
-        assert told["x-cache"] == source
-        assert 0 <= int(told["x-cache-age-ms"]) < 10_000
+        trailers = dict(await call.trailing_metadata())
+        assert trailers["x-cache"] == source
+        assert 0 <= int(trailers["x-cache-age-ms"]) < 10_000
 
 
-async def test_a_caller_says_how_old_an_answer_may_be(stack: Stack) -> None:
+async def test_cache_control_limits_the_age_of_a_reply(stack: Stack) -> None:
     known = await salon(stack)
     await warm(stack.booking.GetSalon, GET_SALON)
     for value, source in (
@@ -105,16 +105,16 @@ async def test_an_unknown_method_is_unimplemented(stack: Stack) -> None:
 
 
 class Flaky:
-    """A booking service that is UNAVAILABLE so many times before it answers; it keeps what it was asked."""
+    """A booking service that is UNAVAILABLE `failures` times before it answers; `asked` has the requests."""
 
     def __init__(self, failures: int, *metadata: tuple[str, str]) -> None:
-        """Fail so often, with `metadata`."""
+        """Fail `failures` times, with `metadata`."""
         self.failures = failures
         self.metadata = metadata
         self.asked: list[Any] = []
 
     async def answer(self, request: Any, context: Any) -> bytes:
-        """Keep the request; answer an empty message, or fail."""
+        """Record the request; answer an empty message, or fail."""
         self.asked.append(request)
         if len(self.asked) <= self.failures:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet", self.metadata)
@@ -147,7 +147,7 @@ async def test_a_read_is_retried_while_the_server_is_unavailable() -> None:
     assert flaky.asked == [GET_SALON] * 4
 
 
-async def test_a_retry_waits_as_long_as_the_server_asked_or_gives_up() -> None:
+async def test_a_negative_pushback_prevents_the_retry() -> None:
     flaky = Flaky(1, ("grpc-retry-pushback-ms", "-1"))
     async with served(flaky) as stub:
         with pytest.raises(grpc.aio.AioRpcError, match="not yet"):
@@ -155,7 +155,7 @@ async def test_a_retry_waits_as_long_as_the_server_asked_or_gives_up() -> None:
     assert len(flaky.asked) == 1
 
 
-async def test_a_mutation_is_retried_with_the_request_id_that_it_was_given() -> None:
+async def test_a_mutation_is_retried_with_its_request_id() -> None:
     flaky = Flaky(2)
     request = booking_request()
     async with served(flaky) as stub:
@@ -169,7 +169,7 @@ async def test_a_mutation_is_retried_with_the_request_id_that_it_was_given() -> 
     assert request.request_id == ""
 
 
-async def test_our_channel_passes_on_what_an_error_tells(stack: Stack) -> None:
+async def test_our_channel_passes_on_the_details_of_an_error(stack: Stack) -> None:
     async with channel(
         f"127.0.0.1:{stack.servers['booking'].port}", pb.DESCRIPTOR.services_by_name["BookingService"]
     ) as ours:

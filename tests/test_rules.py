@@ -58,7 +58,7 @@ def extremes(kind: Descriptor) -> Iterator[tuple[str, Any]]:
 
 
 def pairs(values: list[tuple[str, Any]], most: int) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """Yield pairs of different fields' values: all of them, or about `most` evenly spread ones."""
+    """Yield pairs of values of different fields: all pairs, or about `most` evenly spread ones."""
     count = len(values) * (len(values) - 1) // 2
     chosen = itertools.islice(itertools.combinations(values, 2), 0, None, max(1, count // most))
     return (pair for pair in chosen if pair[0][0] != pair[1][0])
@@ -73,7 +73,7 @@ def evaluate(request: Message) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
-def test_no_pair_of_extreme_values_makes_a_rule_fail(method: MethodDescriptor) -> None:
+def test_no_pair_of_extreme_values_breaks_a_rule(method: MethodDescriptor) -> None:
     kind = GetMessageClass(method.input_type)
     values = list(extremes(method.input_type))
     for one, other in itertools.chain(zip(values, values, strict=True), pairs(values, MOST_PAIRS)):
@@ -112,7 +112,7 @@ def test_half_a_second_more_than_62_days_is_too_long() -> None:
 
 
 @pytest.mark.parametrize("expression", ["this.number + 1 > 0", "this.number * 2 > 0", "10 / this.number > 0"])
-def test_a_rule_that_can_not_be_evaluated_is_an_invalid_argument(expression: str) -> None:
+def test_a_rule_that_cannot_be_evaluated_is_an_invalid_argument(expression: str) -> None:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{abs(hash(expression))}.proto", package=f"p{abs(hash(expression))}"
     )
@@ -145,7 +145,7 @@ def test_every_repeated_field_is_bounded(method: MethodDescriptor) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
-def test_no_rule_names_a_regular_expression_in_its_message(method: MethodDescriptor) -> None:
+def test_no_rule_has_a_regular_expression_in_its_message(method: MethodDescriptor) -> None:
     for field in fields(method.input_type):
         rules = field.GetOptions().Extensions[validate_pb2.field]
         assert not rules.string.pattern and not rules.repeated.items.string.pattern, field.full_name
@@ -195,7 +195,7 @@ def test_an_error_has_at_most_16_violations() -> None:
     assert len(details.field_violations) == errors.MOST_VIOLATIONS  # type: ignore[attr-defined]
 
 
-def test_a_violation_behind_many_valid_items_is_found() -> None:
+def test_a_violation_after_many_valid_items_is_found() -> None:
     good = {"day_of_week": 1, "open_time": {"hours": 9}, "close_time": {"hours": 18}}
     salon = {"salon_id": "s", "phone_number_id": "1", "name": "n", "time_zone": "Europe/Berlin"}
     request = pb.UpsertSalonRequest(salon={**salon, "opening_hours": [good] * 60 + [{}]})  # type: ignore[arg-type]

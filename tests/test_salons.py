@@ -93,8 +93,8 @@ async def test_a_phone_number_id_can_move_to_another_salon(stack: Stack) -> None
     await salon(stack)
     await warm(stack.booking.GetSalonByPhoneNumberId, BY_PHONE)
     await salon(stack, phone_number_id="11")
-    taken_over = await salon(stack, "salon-2", phone_number_id=f"10{SALON}")
-    assert await fresh(stack.booking.GetSalonByPhoneNumberId, BY_PHONE) == taken_over
+    reassigned = await salon(stack, "salon-2", phone_number_id=f"10{SALON}")
+    assert await fresh(stack.booking.GetSalonByPhoneNumberId, BY_PHONE) == reassigned
 
 
 async def test_a_salon_id_and_an_equal_phone_number_id_have_different_entries(stack: Stack) -> None:

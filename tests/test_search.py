@@ -1,4 +1,4 @@
-"""Messages are found by their words."""
+"""Full-text search of messages."""
 
 import asyncio
 from contextlib import suppress
@@ -26,7 +26,7 @@ HOSTILE += [" ", "💇", "💇" * 200, "der", "a b c d e f g " * 14, "http://x.y
 
 
 async def record_texts(stack: Stack, texts: list[str], language: str = "", **fields: Any) -> None:
-    """Record messages, one a second, in a language."""
+    """Record messages in a language, one per second."""
     await salon(stack)
     for second, text in enumerate(texts):
         sent = {"send_time": Timestamp(seconds=1000 + second), "content": text, **fields}
@@ -36,7 +36,7 @@ async def record_texts(stack: Stack, texts: list[str], language: str = "", **fie
 
 
 def asked(query: str, **fields: Any) -> pb.SearchMessagesRequest:
-    """Return a request for a query."""
+    """Return a search request."""
     return pb.SearchMessagesRequest(**{"salon_id": SALON, "query": query, **fields})
 
 
@@ -55,7 +55,7 @@ async def found(stack: Stack, query: str, **fields: Any) -> list[str]:
         ("", {"termin": 0, "konnte": 0, "tintes": 1, "tinte": 1, "verschoben": 0}),
     ],
 )
-async def test_words_are_found_in_the_grammar_of_the_language(
+async def test_inflected_words_are_found_by_the_rules_of_the_language(
     stack: Stack, language: str, queries: dict[str, int]
 ) -> None:
     await record_texts(stack, LANGUAGES[language], language)
@@ -63,7 +63,7 @@ async def test_words_are_found_in_the_grammar_of_the_language(
         assert await found(stack, query) == [LANGUAGES[language][place]], query
 
 
-async def test_messages_of_before_a_change_of_language_keep_their_grammar(stack: Stack) -> None:
+async def test_messages_before_a_change_of_language_keep_their_language(stack: Stack) -> None:
     await record_texts(stack, ["Meine Termine", "Strähnen"], "de")
     await stack.messaging.RecordMessage(message_request("wamid.new", content="termin"))
     assert await found(stack, "termin") == ["termin", "Meine Termine"]
@@ -71,14 +71,14 @@ async def test_messages_of_before_a_change_of_language_keep_their_grammar(stack:
     assert message.snippet == "<b>Strähnen</b>"
 
 
-async def test_a_query_is_as_in_a_web_search(stack: Stack) -> None:
+async def test_a_query_has_the_syntax_of_a_web_search(stack: Stack) -> None:
     texts = ["Ihr Termin ist am Samstag", "Samstag oder Sonntag", "Am Termin ist Sonntag geschlossen"]
     await record_texts(stack, texts)
     first, second, third = texts
     for query, expected in {
         "termin sonntag": [third],
         '"termin ist"': [third, first],
-        '"ist termin"': [third, first],  # no message has it, but the similar words
+        '"ist termin"': [third, first],  # no message has the phrase, so similar words count
         "geschlossen or oder": [third, second],
         "samstag -termin": [second],
         "termin -geschlossen": [first],
@@ -86,7 +86,7 @@ async def test_a_query_is_as_in_a_web_search(stack: Stack) -> None:
         assert await found(stack, query) == expected, query
 
 
-async def test_the_best_come_first_then_the_newest(stack: Stack) -> None:
+async def test_results_are_sorted_by_relevance_then_by_time(stack: Stack) -> None:
     texts = ["ein termin", "rot", "termin um termin", "termin weit weg von allem was rot ist", "termin rot", "termin"]
     await record_texts(stack, texts)
     assert await found(stack, "termin") == [texts[2], texts[5], texts[4], texts[3], texts[0]]
@@ -109,13 +109,13 @@ async def test_the_best_come_first_then_the_newest(stack: Stack) -> None:
         ("Grüße von Zoë", "zoe", "Grüße von <b>Zoë</b>"),
     ],
 )
-async def test_a_snippet_is_html_with_what_was_found_in_bold(stack: Stack, text: str, query: str, snippet: str) -> None:
+async def test_a_snippet_is_html_with_matches_in_bold(stack: Stack, text: str, query: str, snippet: str) -> None:
     await record_texts(stack, [text])
     [message] = (await stack.messaging.SearchMessages(asked(query))).messages
     assert (message.content, message.snippet) == (text, snippet)
 
 
-async def test_a_snippet_of_a_long_text_is_a_part_of_it(stack: Stack) -> None:
+async def test_a_snippet_of_a_long_text_is_an_excerpt(stack: Stack) -> None:
     await record_texts(stack, ["vor " * 5000 + "Termin" + " nach" * 5000])
     [message] = (await stack.messaging.SearchMessages(asked("termin"))).messages
     assert "<b>Termin</b>" in message.snippet
@@ -124,7 +124,7 @@ async def test_a_snippet_of_a_long_text_is_a_part_of_it(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("query", ["termin", "Termni"])
-async def test_pages_have_every_message_once(stack: Stack, query: str) -> None:
+async def test_pages_of_results_have_every_message_once(stack: Stack, query: str) -> None:
     texts = [f"termin {'termin ' * (number % 3)}{number}" for number in range(23)] + ["other"]
     await record_texts(stack, texts)
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
@@ -136,7 +136,7 @@ async def test_pages_have_every_message_once(stack: Stack, query: str) -> None:
         assert await walk(stack.messaging.SearchMessages, asked(query), page_size) == list(everything)
 
 
-async def test_a_token_is_for_its_own_query_and_salon_only(stack: Stack) -> None:
+async def test_a_page_token_is_valid_only_for_its_query_and_salon(stack: Stack) -> None:
     await record_texts(stack, ["termin", "termin"])
     token = (await stack.messaging.SearchMessages(asked("termin", page_size=1))).next_page_token
     others: list[Fields] = [{"query": "termine"}, {"salon_id": "salon-2"}]
@@ -163,7 +163,7 @@ async def test_a_new_message_is_in_the_next_reply(stack: Stack) -> None:
     assert len((await fresh(stack.messaging.SearchMessages, nothing)).messages) == 1
 
 
-async def test_nothing_of_another_salon_is_found(stack: Stack) -> None:
+async def test_messages_of_other_salons_are_not_found(stack: Stack) -> None:
     await salon(stack, "salon-2")
     await record_texts(stack, ["termin"])
     assert await found(stack, "termin", salon_id="salon-2") == []
@@ -185,7 +185,7 @@ async def test_no_query_text_is_an_error(stack: Stack) -> None:
 @pytest.mark.parametrize(
     "query", ["-a -b", "-termin", '-"am samstag"', "termin or -samstag", "-samstag die das", "-a or -b", "--samstag"]
 )
-async def test_a_query_needs_a_word_to_look_for(stack: Stack, query: str) -> None:
+async def test_a_query_needs_a_word_that_is_not_excluded(stack: Stack, query: str) -> None:
     await record_texts(stack, ["Ihr Termin ist am Samstag", "Sonntag"], "de")
     for page_size in (0, 1):
         error = await failure(stack.messaging.SearchMessages(asked(query, page_size=page_size)))
@@ -195,13 +195,13 @@ async def test_a_query_needs_a_word_to_look_for(stack: Stack, query: str) -> Non
 
 
 @pytest.mark.parametrize("query", ["termin -sonntag", "-sonntag termin", '"am samstag" -sonntag', "samstag or termin"])
-async def test_a_query_may_exclude_words_beside_one_to_look_for(stack: Stack, query: str) -> None:
+async def test_a_query_with_a_word_may_exclude_others(stack: Stack, query: str) -> None:
     await record_texts(stack, ["Ihr Termin ist am Samstag", "Termin am Sonntag"], "de")
     assert "Ihr Termin ist am Samstag" in await found(stack, query)
 
 
-async def test_the_searches_of_a_salon_wait_for_each_other_alone(stack: Stack) -> None:
-    """Two of a salon have a connection; the others wait for them, and nobody else does."""
+async def test_searches_wait_only_for_others_of_their_salon(stack: Stack) -> None:
+    """Two searches of a salon have connections; its others wait, those of other salons do not."""
     await record_texts(stack, ["termin"])
     await salon(stack, "salon-2")
     await stack.messaging.RecordMessage(message_request("wamid.2", salon_id="salon-2"))
@@ -213,4 +213,4 @@ async def test_the_searches_of_a_salon_wait_for_each_other_alone(stack: Stack) -
             await stack.messaging.ListConversations(listed, metadata=(("cache-control", "no-cache"),), timeout=2)
         assert await waiting_for_a_lock(stack.database_url, 2)
     ends = await asyncio.gather(*searches, return_exceptions=True)
-    assert ends.count(["termin"]) > 20  # the others may have waited for longer than the lock timeout
+    assert ends.count(["termin"]) > 20  # the others may have exceeded the lock timeout

@@ -1,4 +1,4 @@
-"""The embedded servers by their sockets."""
+"""The embedded servers: sockets and passwords."""
 
 import subprocess
 import sys
@@ -19,14 +19,14 @@ from tests.conftest import FAST
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder whose path is short, unlike that of tmp_path."""
+    """A folder with a short path, unlike tmp_path."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)  # PostgreSQL may have to run as nobody
         yield Path(name)
 
 
 @pytest.mark.parametrize(("name", "by_socket"), [("% &?#", True), ("a,b", False), ("long" * 25, False)])
-def test_servers_take_sockets_unless_their_paths_are_no_good(folder: Path, name: str, by_socket: bool) -> None:
+def test_servers_listen_on_sockets_unless_the_path_is_unsuitable(folder: Path, name: str, by_socket: bool) -> None:
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / name / "pg", settings=FAST))
         valkey = stack.enter_context(Valkey(data=folder / name))
@@ -41,7 +41,7 @@ def test_servers_take_sockets_unless_their_paths_are_no_good(folder: Path, name:
             assert client.ping()
 
 
-def test_a_killed_postgres_starts_again_where_another_process_has_its_id(folder: Path) -> None:
+def test_a_killed_postgres_starts_again_if_another_process_has_its_id(folder: Path) -> None:
     with (
         subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other,
         Postgres(folder / "data", settings=FAST) as postgres,
@@ -55,7 +55,7 @@ def test_a_killed_postgres_starts_again_where_another_process_has_its_id(folder:
 
 
 def refused(url: str) -> str:
-    """Return why a connection is refused."""
+    """Return the error of a refused connection."""
     with pytest.raises(psycopg.OperationalError) as caught:
         psycopg.connect(url)
     return str(caught.value)
@@ -88,7 +88,7 @@ def test_an_existing_data_folder_gets_passwords(folder: Path) -> None:
         migrate(before.dsn)
         with psycopg.connect(before.dsn, autocommit=True) as owner:
             owner.execute("CREATE TABLE kept AS SELECT 7 AS number")
-        before.kill()  # it has to recover
+        before.kill()  # it must recover
     with Postgres(folder / "pg", settings=FAST, secured=True) as postgres:
         refused(f"postgresql://postgres@127.0.0.1:{postgres.port}/parlor")
         migrate(postgres.dsn, postgres.passwords)

@@ -24,7 +24,7 @@ def at(second: int, nanos: int = 0, direction: Any = OUTBOUND, **fields: Any) ->
 
 
 def until(stack: Stack) -> Any:
-    """Return when the window closes, in s since 1970; None if it never opened."""
+    """Return the end of the window, in s since 1970; None if it never opened."""
     query = "SELECT extract(epoch FROM service_window_expires_at)::bigint FROM conversations"
     return rows(stack.database_url, query)[0][0]
 
@@ -36,7 +36,7 @@ async def refused(stack: Stack, request: pb.RecordMessageRequest) -> None:
     error = await failure(stack.messaging.RecordMessage(request))
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SERVICE_WINDOW_CLOSED")
     [violation] = [v for d in error.details if isinstance(d, PreconditionFailure) for v in d.violations]
-    name = "phone_number" if request.phone_number else "user_id"  # not whose
+    name = "phone_number" if request.phone_number else "user_id"  # without the value
     assert violation.subject == f"conversation/{SALON}/{name}"
     assert [rows(stack.database_url, f"SELECT t::text FROM {table} AS t") for table in tables] == before
 
@@ -62,7 +62,7 @@ async def test_a_customer_who_never_wrote_gets_templates_only(stack: Stack, cust
     assert until(stack) is None
 
 
-async def test_each_inbound_message_moves_the_window_and_a_late_one_does_not_move_it_back(stack: Stack) -> None:
+async def test_each_inbound_message_extends_the_window_and_a_late_one_does_not_shorten_it(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await stack.messaging.RecordMessage(at(HEARD, direction=INBOUND))
     sender = {"from": PHONE.removeprefix("+")}
@@ -76,7 +76,7 @@ async def test_each_inbound_message_moves_the_window_and_a_late_one_does_not_mov
     await refused(stack, at(HEARD + 2 * DAY))
 
 
-async def test_a_repeat_answers_the_first_message_though_the_window_is_closed(stack: Stack) -> None:
+async def test_a_repeat_returns_the_first_message_even_if_the_window_is_closed(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(at(HEARD, direction=INBOUND))
     first = await stack.messaging.RecordMessage(message_request("a", direction=OUTBOUND, send_time={"seconds": HEARD}))

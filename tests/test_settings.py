@@ -1,4 +1,4 @@
-"""Settings in the environment: an empty variable is one that is not set."""
+"""Settings from the environment: an empty variable counts as not set."""
 
 import sys
 
@@ -34,7 +34,7 @@ def test_empty_variables_are_not_set(
     assert kind() == unset
 
 
-def test_an_empty_port_is_the_services_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_port_is_the_default_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["services.booking"])
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("METRICS_PORT", "")
@@ -42,7 +42,7 @@ def test_an_empty_port_is_the_services_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert (settings.port, settings.metrics_port) == (50_051, None)
 
 
-def test_a_pool_parameter_of_the_url_counts_where_its_variable_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_parameter_of_the_url_applies_if_its_variable_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{URL}?connection_limit=7"
     monkeypatch.setenv("DB_CONNECTION_LIMIT", "")
     settings = DatabaseSettings.read("DATABASE_URL", environ={"DATABASE_URL": url, "DB_CONNECTION_LIMIT": ""})

@@ -45,7 +45,7 @@ async def send(stack: Stack, name: str, second: int, cost: int = 0, currency: st
     await stack.messaging.RecordMessage(message_request(name, **sent))
 
 
-async def test_a_period_counts_its_first_moment_and_not_its_last(stack: Stack) -> None:
+async def test_a_period_includes_its_start_and_excludes_its_end(stack: Stack) -> None:
     await salon(stack)
     for second in (999, 1000, 1500, 1999, 2000):
         await stack.booking.CreateBooking(booking_request(second))
@@ -56,7 +56,7 @@ async def test_a_period_counts_its_first_moment_and_not_its_last(stack: Stack) -
     assert abs(stats.as_of.ToDatetime(UTC) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-async def test_each_table_counts_by_its_own_time(stack: Stack) -> None:
+async def test_each_kind_of_row_is_counted_by_its_own_time(stack: Stack) -> None:
     await salon(stack)
     await stack.booking.CreateBooking(booking_request(1000))
     await send(stack, "wamid.1", 2000)
@@ -80,7 +80,7 @@ async def test_bookings_of_every_status_count(stack: Stack) -> None:
     assert stats.bookings == 2
 
 
-async def test_nothing_of_another_salon_counts(stack: Stack) -> None:
+async def test_rows_of_other_salons_do_not_count(stack: Stack) -> None:
     await salon(stack)
     await salon(stack, "salon-2")
     await stack.booking.CreateBooking(booking_request(1000, salon_id="salon-2"))
@@ -180,13 +180,13 @@ async def test_statistics_of_an_unknown_salon_are_not_found(stack: Stack) -> Non
 async def test_the_statistics_of_a_salon_are_one_statement(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         await salon(stack)
-        await warm(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 999)))  # the tag is not cold now
+        await warm(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 999)))  # the tag is known from now on
         before = await executed(stack, "stats")
         await fresh(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 1000)))
         assert await executed(stack, "stats") == before + 1
 
 
-async def test_a_message_leaves_the_statistics_cached_and_a_salon_does_not(stack: Stack) -> None:
+async def test_a_salon_write_invalidates_the_statistics_and_a_message_does_not(stack: Stack) -> None:
     await salon(stack)
     request = pb.GetSalonStatsRequest(**period(0, 5_000))
     before = await warm(stack.stats.GetSalonStats, request)

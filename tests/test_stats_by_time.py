@@ -20,7 +20,7 @@ STARTS = {
 
 
 def fill(stack: Stack, start: datetime, end: datetime) -> list[datetime]:
-    """Create a booking and start a conversation every half hour; return the moments."""
+    """Create a booking and start a conversation every half hour; return the times."""
     moments = [start + number * HALF_HOUR for number in range((end - start) // HALF_HOUR)]
     with psycopg.connect(stack.database_url) as conn:
         booking = (
@@ -35,7 +35,7 @@ def fill(stack: Stack, start: datetime, end: datetime) -> list[datetime]:
 
 
 def expected(moments: list[datetime], end: datetime, zone: str, bucket: Any) -> list[tuple[datetime, datetime, int]]:
-    """Return start, end and count of each bucket, from the wall time of each half hour."""
+    """Return start, end and count of each bucket, computed from the wall time of each half hour."""
     found: dict[date, list[datetime]] = {}
     for moment in moments:
         found.setdefault(STARTS[bucket](moment.astimezone(ZoneInfo(zone)).date()), []).append(moment)
@@ -65,7 +65,7 @@ def span(row: Any) -> tuple[datetime, datetime]:
         ("Asia/Kathmandu", date(2026, 7, 1)),  # 5:45 h before UTC
     ],
 )
-async def test_a_bucket_is_a_day_a_week_or_a_month_of_the_salon(stack: Stack, zone: str, day: date) -> None:
+async def test_buckets_are_days_weeks_and_months_in_the_salons_time_zone(stack: Stack, zone: str, day: date) -> None:
     await salon(stack, time_zone=zone)
     noon = datetime(day.year, day.month, day.day, 12, tzinfo=ZoneInfo(zone)).astimezone(UTC)
     moments = fill(stack, noon - timedelta(days=9), end := noon + timedelta(days=9))
@@ -78,7 +78,7 @@ async def test_a_bucket_is_a_day_a_week_or_a_month_of_the_salon(stack: Stack, zo
         assert [(*span(row), row.conversations) for row in started.conversation_stats] == wanted
 
 
-async def test_the_days_on_which_clocks_change_have_23_and_25_hours(stack: Stack) -> None:
+async def test_days_with_clock_changes_have_23_and_25_hours(stack: Stack) -> None:
     await salon(stack)
     berlin = ZoneInfo("Europe/Berlin")
     for first, hours in ((datetime(2026, 3, 28), [24, 23, 24]), (datetime(2026, 10, 24), [24, 25, 24])):
@@ -89,7 +89,7 @@ async def test_the_days_on_which_clocks_change_have_23_and_25_hours(stack: Stack
         assert [row.bookings for row in reply.booking_stats] == [0, 0, 0]
 
 
-async def test_buckets_cover_the_period_and_nothing_else(stack: Stack) -> None:
+async def test_buckets_cover_exactly_the_period(stack: Stack) -> None:
     await salon(stack, time_zone="UTC")
     start, end = datetime(2026, 1, 31, 23, 30, tzinfo=UTC), datetime(2026, 3, 1, 0, 30, tzinfo=UTC)
     fill(stack, start - 2 * HALF_HOUR, end + 2 * HALF_HOUR)
@@ -114,7 +114,7 @@ async def test_bookings_are_counted_by_current_status_and_creation_time(stack: S
     assert [sum(getattr(day, word) for day in days) for word in words] == [1, 2, 3, 4, 5]
 
 
-async def test_ten_years_of_days_are_one_reply(stack: Stack) -> None:
+async def test_ten_years_of_days_fit_one_reply(stack: Stack) -> None:
     await salon(stack)
     start = datetime(1970, 1, 1, tzinfo=UTC)
     request = pb.ListConversationStatsRequest(**times(start, start + timedelta(days=3660)))

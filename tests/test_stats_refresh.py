@@ -10,7 +10,7 @@ from parlor.booking.v1 import booking_pb2
 from parlor.stats.v1 import stats_pb2 as pb
 from tests.stack import SALON, Fields, Stack, booking_request, cached, message_request, running, salon, warm
 
-AT_ONCE = {"stats": 1e-6, "aiAnalytics": 1e-6}  # any entry a millisecond old is due
+AT_ONCE = {"stats": 1e-6, "aiAnalytics": 1e-6}  # any entry older than a millisecond is due
 DAY = timedelta(days=1)
 TIMES = ("start_time", "end_time")
 
@@ -43,7 +43,7 @@ async def test_no_acknowledged_booking_is_missing(database_url: str, redis_url: 
                 await counted(stack, today)
 
         async def refreshing() -> None:
-            """Return when something is being loaded again."""
+            """Wait until an entry is being refreshed."""
             before = counters.refreshes
             async with asyncio.timeout(10):
                 while counters.refreshes == before:
@@ -69,7 +69,7 @@ async def test_no_acknowledged_booking_is_missing(database_url: str, redis_url: 
             over.set()
 
 
-async def test_messages_are_shown_before_the_ttl_ends_and_no_caller_waits_for_them(
+async def test_messages_are_counted_before_the_ttl_ends_and_no_caller_waits_for_them(
     database_url: str, redis_url: str
 ) -> None:
     async with running(database_url, redis_url, cache={"refresh": AT_ONCE}) as stack:

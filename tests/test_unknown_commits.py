@@ -19,7 +19,9 @@ from libs.server.errors import of_exception
         (None, grpc.StatusCode.ABORTED),
     ],
 )
-def test_only_a_request_with_a_request_id_may_be_repeated_blindly(request_: object, code: grpc.StatusCode) -> None:
+def test_only_a_request_with_a_request_id_may_be_retried_after_an_unknown_commit(
+    request_: object, code: grpc.StatusCode
+) -> None:
     error = of_exception(CommitUnknown(), {}, request_)
     assert (error.code, error.reason) == (code, "COMMIT_UNKNOWN")
 
@@ -30,6 +32,6 @@ def test_a_full_disk_has_its_own_reason() -> None:
 
 
 @pytest.mark.parametrize("kind", [psycopg.errors.OutOfMemory, psycopg.errors.TooManyConnections])
-def test_other_missing_resources_are_an_unavailable_database(kind: type[psycopg.Error]) -> None:
+def test_other_resource_errors_are_an_unavailable_database(kind: type[psycopg.Error]) -> None:
     error = of_exception(kind(), {}, None)
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")

@@ -1,4 +1,4 @@
-"""`parlor up`, as somebody would run it who has just cloned the repository."""
+"""`parlor up`, as run in a new clone of the repository."""
 
 import json
 import os
@@ -29,10 +29,10 @@ END_SECONDS = 20
 
 
 class Up:
-    """A `parlor up` that runs: its process, those that it started, and what it has printed."""
+    """A running `parlor up`: its process, its child processes, and its output."""
 
     def __init__(self, process: subprocess.Popen[str], ports: range) -> None:
-        """Read what it prints until it has started or failed."""
+        """Read the output until it has started or failed."""
         self.process = process
         self.ports = dict(zip(SERVICES, ports, strict=False))
         self.printed = ""
@@ -43,7 +43,7 @@ class Up:
         self.children = psutil.Process(process.pid).children(recursive=True)
 
     def wait(self) -> int:
-        """Return its exit code, once it and all that it started have ended."""
+        """Return the exit code, once the process and its children have ended."""
         code = self.process.wait(END_SECONDS)
         _, alive = psutil.wait_procs(self.children, END_SECONDS)
         assert not alive
@@ -52,7 +52,7 @@ class Up:
 
 @contextmanager
 def up(folder: Path, *options: str, ports: range | None = None) -> Iterator[Up]:
-    """Run `parlor up` in a folder; whatever happens in the block, it ends with it."""
+    """Run `parlor up` in a folder until the block ends, also by an exception."""
     ports = ports or free_ports(6)
     environment = {key: value for key, value in os.environ.items() if not key.endswith(("DATABASE_URL", "REDIS_URL"))}
     names = [f"--{name}-port={port}" for name, port in zip((*SERVICES, "metrics"), ports, strict=False)]
@@ -68,7 +68,7 @@ def up(folder: Path, *options: str, ports: range | None = None) -> Iterator[Up]:
             process.kill()
 
 
-def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+def test_up_starts_three_services_with_data_prints_working_calls_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral") as running:
         assert "Ctrl-C stops it all" in running.printed
         for name, port in running.ports.items():
@@ -85,7 +85,7 @@ def test_up_starts_three_services_with_data_prints_calls_that_work_and_ends_on_c
             query = "SELECT DISTINCT client_addr FROM pg_stat_activity WHERE application_name = ANY(%s)"
             assert conn.execute(query, [[f"parlor-{name}" for name in SERVICES]]).fetchall() == [
                 (None,)
-            ]  # by the socket
+            ]  # through the socket
         with pytest.raises(psycopg.OperationalError, match="no password"):
             psycopg.connect(dsn.partition("?")[0])
         logs = Path(re.findall("^logs: (.*)$", running.printed, re.MULTILINE)[0])
@@ -118,7 +118,7 @@ def test_up_names_a_port_in_use_and_starts_nothing(tmp_path: Path, place: int) -
 
 
 def talk(running: Up) -> None:
-    """Run README's conversation twice; the second time other slots are the first free ones."""
+    """Run the conversation of the README twice; the second time the first free slots are other ones."""
     [script] = re.findall("^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     for port, name in ((50051, "booking"), (50052, "messaging"), (50053, "stats")):
         script = script.replace(f"localhost:{port}", f"localhost:{running.ports[name]}")
@@ -133,7 +133,7 @@ def talk(running: Up) -> None:
             replies.append(reply)
         ingested, conversation, free, confirmed, sent, moved, events, found, counted = replies
         assert ingested == {"messages": 1}
-        if not booked:  # WhatsApp's times are whole seconds: the second question may be older than the first answer
+        if not booked:  # WhatsApp's times are whole seconds: the second question may look older than the answer
             assert conversation["messages"][0]["content"] == "Hallo! Habt ihr am Montag noch etwas frei?"
         assert conversation["customerName"] == "Mia"
         assert len(free["slots"]) == 3
@@ -151,7 +151,7 @@ def talk(running: Up) -> None:
 
 
 def call(line: str) -> Any:
-    """Run a printed `buf curl` with this environment's buf; return its answer."""
+    """Run a printed `buf curl` with the buf of this environment; return the reply."""
     command = shlex.split(line)
     answer = subprocess.run(  # noqa: S603 - what is printed is for running
         [BIN / command[0], *command[1:]], capture_output=True, text=True, timeout=30, check=True

@@ -1,4 +1,4 @@
-"""`parlor verify-indexes`: it sees the statements of every RPC, and a plan that an index no longer serves."""
+"""`parlor verify-indexes` checks the statements of every RPC, and reports plans that lack their index."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from parlor.stats.v1 import stats_pb2
 
 PARLOR = Path(sys.executable).parent / "parlor"
 
-# What uses an index that is dropped, and what its plan does instead.
+# Dropped indexes: an RPC that uses each, and the problem of its plan without it.
 DROPPED = {
     "booking_code_salon_id": ("BookingService.GetBookingByCode", "reads all of bookings, 10,000 rows"),
     "idx_bookings_salon_start": ("BookingService.ListBookings", "sorts 500 rows for a page"),
@@ -38,7 +38,7 @@ DROPPED = {
     "idx_bookings_created": ("StatsService.ListBookingStats", "reads much of bookings for few rows"),
     "idx_ai_messages_salon_created": ("StatsService.GetAiAnalytics", "reads much of ai_messages for few rows"),
 }
-# Other indexes than the 15, and an RPC whose plan uses each.
+# Indexes besides the 15, and an RPC whose plan uses each.
 USERS = {
     "bookings_no_overlap": "BookingService.SearchAvailability",
     "booking_events_pkey": "BookingService.ListBookingEvents",
@@ -68,7 +68,7 @@ def sample_url(postgres: Postgres) -> Iterator[str]:
 
 
 def drop(conn: psycopg.Connection, index: str) -> None:
-    """Drop an index, with the constraint that it is for."""
+    """Drop an index, with its constraint."""
     query = "SELECT conrelid::regclass::text FROM pg_constraint WHERE conindid = %s::regclass"
     row = conn.execute(query, [index]).fetchone()
     name = sql.Identifier(index)
@@ -110,7 +110,7 @@ def test_a_dropped_index_fails_the_statements_of_its_rpcs(
     assert any(rpc in plan.rpcs and verdict in plan.verdict for plan in failed)
 
 
-def test_a_statement_that_the_schema_lacks_a_column_for_fails(sample_url: str) -> None:
+def test_a_statement_with_a_missing_column_is_reported(sample_url: str) -> None:
     statement = Statement("SELECT gone FROM bookings WHERE salon_id = $1", ("BookingService.GetBookingByCode",))
     with psycopg.connect(sample_url) as conn:
         [plan] = check_plans(conn, [statement])
@@ -123,7 +123,7 @@ def test_an_unused_index_is_reported(sample_url: str, recorded: Sequence[Stateme
     assert [name for name, state in states.items() if state != "present"] == ["idx_ai_messages_salon_created"]
 
 
-def test_the_command_names_the_statements_that_miss_an_index(sample_url: str) -> None:
+def test_the_command_names_the_statements_that_need_a_missing_index(sample_url: str) -> None:
     with psycopg.connect(sample_url, autocommit=True) as conn:
         drop(conn, "idx_messages_phone_salon")
         try:
@@ -140,7 +140,7 @@ def test_the_command_names_the_statements_that_miss_an_index(sample_url: str) ->
     assert failed and all("phone_number = wanted.phone_number" in plan["sql"] for plan in failed)
 
 
-def test_statements_that_break_a_rule_are_shown_in_full(sample_url: str) -> None:
+def test_statements_whose_plans_break_a_rule_are_shown_in_full(sample_url: str) -> None:
     statement = Statement("SELECT booking_id\nFROM bookings WHERE notes = $1", ("BookingService.ListBookings",))
     console = Console(width=100, record=True, file=StringIO())
     console.print(tables(verify(sample_url, [statement])))
@@ -149,8 +149,8 @@ def test_statements_that_break_a_rule_are_shown_in_full(sample_url: str) -> None
     assert shown.endswith("1 of 15 indexes ok, 0 of 1 plans ok\n")
 
 
-def test_similar_words_are_found_by_their_index(sample_url: str) -> None:
-    """A function of the database looks for them, so that no plan of a service's statement shows it."""
+def test_similar_words_are_found_with_an_index(sample_url: str) -> None:
+    """A function of the database finds them, so no recorded plan shows the index."""
     scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'idx_messages_salon_words'"
     with psycopg.connect(sample_url, autocommit=True) as conn:
         before = conn.execute(scans).fetchall()

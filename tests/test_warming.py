@@ -1,4 +1,4 @@
-"""A starting service loads the reads that callers of busy salons will soon make."""
+"""A starting service preloads the likely next reads of busy salons."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tests.stack import SALON, Stack, booking_request, cached, rows, running, sa
 
 
 async def busy(stack: Stack) -> BusySalon:
-    """Create a salon with bookings made now, one with more made long ago, and one with none; return the busy one."""
+    """Create a salon with new bookings, one with more but old ones, and one without; return the first."""
     for salon_id in (SALON, "salon-2", "salon-3"):
         await salon(stack, salon_id)
     for number in range(3):

@@ -20,7 +20,7 @@ OUTBOUND = "wamid.HBgLMTY1MDM4Nzk0MzkVAgARGBJCQjg3OTZEOTI5MTRDNTRFNkYA"
 
 
 def signed(payload: bytes, secret: str = SECRET) -> pb.IngestWebhookRequest:
-    """Return the request of a body as WhatsApp signs it."""
+    """Return the request of a body, signed as by WhatsApp."""
     signature = "sha256=" + hmac.new(secret.encode(), payload, hashlib.sha256).hexdigest()
     return pb.IngestWebhookRequest(payload=payload, signature=signature)
 
@@ -37,25 +37,25 @@ async def refused(stack: Stack, payload: bytes) -> Failure:
 
 
 def text(number: int | str = 1, **fields: Any) -> dict[str, Any]:
-    """Return an inbound text; a field that is None is left out."""
+    """Return an inbound text message without the fields that are None."""
     values: dict[str, Any] = {"from": "16505551234", "id": f"wamid.{number}", "timestamp": "1749416383", "type": "text"}
     values |= {"text": {"body": "hi"}, **fields}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def status(number: int = 1, **fields: Any) -> dict[str, Any]:
-    """Return a status; a field that is None is left out."""
+    """Return a status without the fields that are None."""
     values = {"id": f"wamid.{number}", "status": "read", "timestamp": "1749416383", **fields}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def written(stack: Stack) -> Any:
-    """Return how many conversations, messages and statuses there are."""
+    """Return the number of conversations, messages and statuses."""
     tables = ("conversations", "messages", "message_status_events")
     return tuple(rows(stack.database_url, f"SELECT count(*) FROM {table}")[0][0] for table in tables)
 
 
-async def test_real_bodies_are_read_back_through_their_conversation(stack: Stack) -> None:
+async def test_documented_bodies_are_recorded_in_their_conversation(stack: Stack) -> None:
     await salon(stack, phone_number_id=PHONE_NUMBER_ID)
     assert await ingest(stack, (BODIES / "text.json").read_bytes()) == {"messages": 1}
     answer = message_request(OUTBOUND, phone_number=CUSTOMER, direction="MESSAGE_DIRECTION_OUTBOUND", content="Yes")
@@ -173,7 +173,7 @@ NO_TIMES: list[Any] = ["-1", "x", "253370764800", "9" * 5_000, -1, 1e400, 1.5, [
 NO_TEXTS: list[Any] = ["\0", "\udfff", "x" * 65_537, 7, True, [1], {"a": 1}]
 
 
-async def test_an_item_that_cannot_be_read_does_not_lose_its_neighbours(stack: Stack) -> None:
+async def test_an_unreadable_item_does_not_lose_its_neighbors(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     bad_messages = [text(0, **{name: None}) for name in ("from", "id", "timestamp", "type")]
     bad_messages += [text(0, **{name: value}) for name in ("from", "id", "type") for value in HOSTILE[2:]]
@@ -205,7 +205,7 @@ async def test_a_large_body_is_recorded_completely(stack: Stack) -> None:
     first = webhook_body("1", messages=[text(f"first.{number}", text=None) for number in range(1000)])
     assert await ingest(stack, first) == {"messages": 1000}
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
-        conn.execute("ANALYZE")  # as autovacuum does within a minute: plans of empty tables read the whole salon
+        conn.execute("ANALYZE")  # as autovacuum does within a minute; plans made for empty tables read the whole salon
     body = webhook_body("1", messages=[text(number, text=None) for number in range(40_000)])
     assert await ingest(stack, body) == {"messages": 40_000}
     assert written(stack) == (1, 41_000, 0)

@@ -18,12 +18,12 @@ _in_order: dict[str, Any] = {}
 
 
 def sent() -> list[str]:
-    """Return the ids of the messages that statuses are about."""
+    """Return the IDs of the messages that have statuses."""
     return sorted({status["id"] for name in CASES for status in items(name, "statuses")})
 
 
 async def record(stack: Stack, salon_id: str, whatsapp_id: str) -> pb.Message:
-    """Record a message that the salon sent to Sheena."""
+    """Record a message sent by the salon to Sheena."""
     fields: Fields = {"direction": 2, "type": pb.MESSAGE_TYPE_TEMPLATE, "phone_number": SHEENA, **OWN}
     fields |= {"salon_id": salon_id, "send_time": {"seconds": 1749410000}}
     return await stack.messaging.RecordMessage(message_request(whatsapp_id, **fields))
@@ -61,7 +61,7 @@ async def test_each_body_is_stored_once_with_all_its_fields(stack: Stack) -> Non
 
 
 def assert_received(found: pb.Message, item: Any, wanted: Fields) -> None:
-    """Check a message, all its fields and its raw item."""
+    """Check all fields of a message, and its raw item."""
     assert json.loads(found.raw_json) == item
     fields = dict(wanted)
     if "media_id" in fields:
@@ -73,7 +73,7 @@ def assert_received(found: pb.Message, item: Any, wanted: Fields) -> None:
 
 
 def assert_sent(found: pb.Message, wanted: Fields) -> None:
-    """Check what the statuses of a message made of it; all that is not wanted must be empty."""
+    """Check the fields set by the statuses of a message; all fields not in `wanted` must be empty."""
     names = ["status", "cost_micros", "currency_code", "error_code", "error_title", "pricing_category", "billable"]
     shown = pb.Message()
     for name in (*names, "conversation_origin"):
@@ -100,7 +100,7 @@ async def test_each_customer_has_one_conversation(stack: Stack) -> None:
 
 
 def state(stack: Stack, salon_id: str) -> Any:
-    """Return all that a salon has, but for the ids made by the server and the times of recording."""
+    """Return all rows of a salon, without generated IDs and times of recording."""
     customer = "coalesce(c.phone_number, c.user_id)"
     queries = [
         "SELECT phone_number, user_id, customer_name, status, revision, unread_count, started_at, last_message_at,"
@@ -117,12 +117,12 @@ def state(stack: Stack, salon_id: str) -> Any:
 
 
 NAMES = [name for name in CASES if name != "template_status"]
-# What may be delivered: the bodies, and what the salon itself says that it sent.
+# Possible deliveries: the bodies, and records of messages sent by the salon.
 DELIVERIES = [*NAMES, *sent()]
 
 
 async def deliver(stack: Stack, names: list[str]) -> Any:
-    """Deliver to a new salon, in this order; return its state."""
+    """Deliver to a new salon in this order; return its state."""
     salon_id = f"salon-{next(_numbers):012}"
     await salon(stack, salon_id, phone_number_id=salon_id)
     for name in names:
@@ -143,7 +143,7 @@ async def deliver(stack: Stack, names: list[str]) -> Any:
     order=st.permutations(DELIVERIES),
     repeats=st.lists(st.tuples(st.integers(0, len(DELIVERIES)), st.sampled_from(DELIVERIES)), max_size=20),
 )
-async def test_any_order_of_delivery_ends_the_same(
+async def test_the_result_does_not_depend_on_the_order_of_delivery(
     stack: Stack, order: list[str], repeats: list[tuple[int, str]]
 ) -> None:
     played = list(order)

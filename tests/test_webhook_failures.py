@@ -25,7 +25,7 @@ async def failures(stack: Stack, page_size: int = 0) -> list[pb.WebhookFailure]:
 
 
 def reader(value: Any) -> Any:
-    """Return a JSON value as it is kept: a number that no float holds as its text."""
+    """Return a JSON value as it is stored: numbers that do not fit a float become text."""
     return json.loads(json.dumps(value).replace("Infinity", '"Infinity"'))
 
 
@@ -53,9 +53,9 @@ BAD: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("kind", "item", "reason"), BAD)
 async def test_an_unreadable_item_is_stored_with_its_reason(stack: Stack, kind: str, item: Any, reason: str) -> None:
     await salon(stack, phone_number_id="1")
-    neighbours = {"messages": [text(1), text(2)], "statuses": [status(3), status(4)]}
-    neighbours[kind].insert(1, item)
-    body = webhook_body("1", **neighbours)
+    neighbors = {"messages": [text(1), text(2)], "statuses": [status(3), status(4)]}
+    neighbors[kind].insert(1, item)
+    body = webhook_body("1", **neighbors)
     assert await ingest(stack, body) == {"messages": 2, "statuses": 2, "rejected": 1}
     [found] = await failures(stack)
     assert (found.salon_id, found.kind) == (SALON, MESSAGE if kind == "messages" else STATUS)
@@ -126,14 +126,14 @@ async def test_a_large_item_is_truncated(stack: Stack) -> None:
 
 
 def nested(depth: int) -> str:
-    """Return JSON that is nested so deeply."""
+    """Return JSON that is nested `depth` levels deep."""
     return "[" * depth + "]" * depth
 
 
 @pytest.mark.parametrize("depth", [64, 65, 990, 100_000])
 @pytest.mark.parametrize("name", ["text", "more"])
-async def test_an_item_nested_too_deeply_does_not_lose_its_neighbours(stack: Stack, name: str, depth: int) -> None:
-    """An item is an object itself, so that what is nested 63 deep in it is allowed."""
+async def test_an_item_nested_too_deeply_does_not_lose_its_neighbors(stack: Stack, name: str, depth: int) -> None:
+    """An item itself is an object, so values nested 63 deep in it are allowed."""
     await salon(stack, phone_number_id="1")
     deep = json.dumps(text(1, **{name: "HERE"})).replace('"HERE"', nested(depth - 1))
     items = {"messages": [text(2), "ITEM", text(3)], "statuses": [status(4), "STATUS"]}
@@ -150,7 +150,7 @@ async def test_an_item_nested_too_deeply_does_not_lose_its_neighbours(stack: Sta
 
 
 @pytest.mark.parametrize("place", ["entry", "change", "value", "contact", "metadata"])
-async def test_deep_nesting_elsewhere_affects_only_itself(stack: Stack, place: str) -> None:
+async def test_deep_nesting_outside_of_items_affects_no_item(stack: Stack, place: str) -> None:
     await salon(stack, phone_number_id="1")
     whole = json.loads(webhook_body("1", messages=[text(1)], contacts=[{"wa_id": "1"}]))
     more: dict[str, Any] = whole["entry"][0]
@@ -207,10 +207,10 @@ async def test_an_unknown_message_is_not_found(stack: Stack) -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MESSAGE_NOT_FOUND")
 
 
-async def test_failures_raw_items_and_events_are_read_by_their_indexes(
+async def test_failures_raw_items_and_events_are_read_with_their_indexes(
     stack: Stack, recorded: Sequence[Statement]
 ) -> None:
-    """The sample data has none of them."""
+    """The test makes the rows, because the sample data has none."""
     await salon(stack, phone_number_id="1")
     items = [text(number) for number in range(500)]
     await ingest(stack, webhook_body("1", messages=items, statuses=[status(number) for number in range(500)]))
@@ -233,7 +233,7 @@ async def test_failures_raw_items_and_events_are_read_by_their_indexes(
                 assert plan.ok and indexes <= set(plan.indexes), plan
 
 
-async def test_a_number_of_too_many_digits_does_not_lose_its_neighbours(stack: Stack) -> None:
+async def test_a_number_with_too_many_digits_does_not_lose_its_neighbors(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     body = webhook_body("1", messages=[text(1, odd="ODD"), text(2, id="ODD"), text(3)])
     digits = "9" * 5000

@@ -18,7 +18,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.di
 
 
 def parsed(payload: bytes, shape: Shape = SHAPE) -> Any:
-    """Return what `scan` finds, as objects."""
+    """Return the result of `scan` as objects."""
     steps = scan(payload, shape)
     try:
         while True:
@@ -28,7 +28,7 @@ def parsed(payload: bytes, shape: Shape = SHAPE) -> Any:
 
 
 def parent_key(part: Any) -> Any:
-    """Return a part as objects; of what was looked into only what was asked for."""
+    """Return a part as objects; scanned parts have only the requested members."""
     if isinstance(part, Part) and isinstance(part.parts, dict):
         return {name: parent_key(one) for name, one in part.parts.items()}
     if isinstance(part, Part) and part.parts is not None:
@@ -37,7 +37,7 @@ def parent_key(part: Any) -> Any:
 
 
 def asked(value: Any, shape: Shape = SHAPE) -> Any:
-    """Return of a value what a shape names."""
+    """Return the members of a value that a shape names."""
     if isinstance(shape, dict) and isinstance(value, dict):
         return {name: asked(value[name], shape[name]) for name in value.keys() & shape.keys()}
     if isinstance(shape, list | tuple) and isinstance(value, list):

@@ -21,7 +21,7 @@ ADVISORY = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND grante
 CUSTOMER = "16505550001"
 
 
-def test_no_lock_is_shared_by_two_salons() -> None:
+def test_two_salons_never_share_an_advisory_lock() -> None:
     names = [f"wamid.{number}" for number in range(10_000)]
     salon_ids = ("salon-1", "salon-2", "salon-12", "salon")
     taken = [{message_lock(salon_id, name) for name in names} for salon_id in salon_ids]
@@ -42,7 +42,7 @@ async def test_a_transaction_of_a_body_holds_few_locks_and_one_connection(stack:
         assert await recording == {"messages": 2999}
 
 
-async def test_a_locked_salon_affects_no_other_and_its_rest_is_recorded_by_the_repeat(stack: Stack) -> None:
+async def test_a_locked_salon_blocks_no_other_and_its_rest_is_recorded_by_the_repeat(stack: Stack) -> None:
     for name in ("1", "2"):
         await salon(stack, f"salon-{name}", phone_number_id=name)
     await ingest(stack, webhook_body("1", messages=[text(0, **{"from": CUSTOMER})]))
@@ -60,7 +60,7 @@ async def test_a_locked_salon_affects_no_other_and_its_rest_is_recorded_by_the_r
     assert await ingest(stack, body) == {"duplicates": 1099}
 
 
-async def test_a_body_whose_caller_leaves_is_recorded_once_by_its_repeats(stack: Stack) -> None:
+async def test_a_canceled_body_is_recorded_once_by_its_repeats(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     kinds = {"messages": [text(n, **{"from": f"1650556{n:04}"}) for n in range(2000)] + [None], "statuses": [status(1)]}
     request = signed(webhook_body("1", **kinds))
@@ -75,8 +75,8 @@ async def test_a_body_whose_caller_leaves_is_recorded_once_by_its_repeats(stack:
     assert rows(stack.database_url, "SELECT count(*) FROM webhook_failures") == [(1,)]
 
 
-async def test_several_transactions_count_like_one(stack: Stack) -> None:
-    """Repeats, failures and unknown kinds in different pieces, in any order of the body's names."""
+async def test_several_transactions_give_the_same_counts_as_one(stack: Stack) -> None:
+    """Duplicates, failures and unknown kinds are in different pieces, in any order of the keys of the body."""
     await salon(stack, phone_number_id="1")
     items = [text(n % 450) for n in range(500)] + [7, text("u", type="hologram")]
     statuses = [status(n % 300) for n in range(350)] + [status(1, status="played"), {}]
@@ -92,8 +92,8 @@ async def test_several_transactions_count_like_one(stack: Stack) -> None:
     assert await ingest(stack, body) == {"duplicates": 855}
 
 
-async def end_salon(stack: Stack) -> None:
-    """Take the salon away, as if it were served elsewhere from now on."""
+async def remove_salon(stack: Stack) -> None:
+    """Remove the salon, as if it had moved to another system."""
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
         conn.execute("DELETE FROM salons WHERE salon_id = %s", [SALON])
     await stack.ops["booking"].InvalidateSalon(InvalidateSalonRequest(salon_id=SALON))
@@ -101,19 +101,21 @@ async def end_salon(stack: Stack) -> None:
 
 
 def first_contact(number: int) -> pb.RecordMessageRequest:
-    """Return a request that begins a conversation, for which the salon must be known."""
+    """Return a request that begins a conversation, which requires a known salon."""
     return message_request(f"wamid.{number}", phone_number=f"+491511234{number:04}")
 
 
-async def test_a_known_salon_expires(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_known_salon_is_read_again_after_its_ttl(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(salons, "KNOWN_SECONDS", 1)
     async with running(database_url, redis_url) as stack:
         await salon(stack)
         await stack.messaging.RecordMessage(first_contact(1))
-        await end_salon(stack)
+        await remove_salon(stack)
         error = await failure(stack.messaging.RecordMessage(first_contact(2)))
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SALON_NOT_FOUND")
-        await stack.messaging.RecordMessage(message_request("wamid.9", phone_number="+4915112340001"))  # is begun
+        await stack.messaging.RecordMessage(message_request("wamid.9", phone_number="+4915112340001"))  # it exists
         await salon(stack)
         await stack.messaging.RecordMessage(first_contact(3))
 
@@ -121,8 +123,8 @@ async def test_a_known_salon_expires(database_url: str, redis_url: str, monkeypa
 async def test_a_salon_that_is_not_found_is_read_again(stack: Stack) -> None:
     await salon(stack, region_code="DE")
     await stack.messaging.RecordMessage(first_contact(1))
-    await end_salon(stack)
-    await stack.messaging.RecordMessage(first_contact(2))  # known for a while
+    await remove_salon(stack)
+    await stack.messaging.RecordMessage(first_contact(2))  # cached for a while
     national = message_request("wamid.3", phone_number="0151 12345670")
     assert (await failure(stack.messaging.RecordMessage(national))).reason == "SALON_NOT_FOUND"
     assert (await failure(stack.messaging.RecordMessage(first_contact(4)))).reason == "SALON_NOT_FOUND"

@@ -15,7 +15,7 @@ from tests.test_webhook import ingest, refused, status, text, written
 
 
 def crowd(count: int, customers: int, first: int = 0) -> dict[str, Any]:
-    """Return messages of customers with and without a phone number, and as many statuses."""
+    """Return messages of customers with and without a phone number, and the same number of statuses."""
     senders = [{"from": f"1650555{n:04}", "from_user_id": f"US.{n}"} for n in range(customers)]
     hidden = [{"from": None, "from_user_id": f"DE.{n}"} for n in range(customers)]
     numbers = range(first, first + count)
@@ -23,7 +23,7 @@ def crowd(count: int, customers: int, first: int = 0) -> dict[str, Any]:
     return {"messages": messages, "statuses": [status(n) for n in numbers]}
 
 
-async def test_a_body_costs_a_fixed_number_of_statements(database_url: str, redis_url: str) -> None:
+async def test_a_body_takes_a_fixed_number_of_statements(database_url: str, redis_url: str) -> None:
     async with running(database_url, redis_url, **QUIET) as stack:
         for name in ("1", "2", "3"):
             await salon(stack, f"salon-{name}", phone_number_id=name)
@@ -46,12 +46,12 @@ async def test_a_body_costs_a_fixed_number_of_statements(database_url: str, redi
         found = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id="salon-1", whatsapp_id="wamid.100"))
         assert (found.raw_json != "", len(found.status_events)) == (True, 1)
         assert await executed(stack, "messaging") == before + 1
-        # For each salon: BEGIN, the locks, the phone numbers, the messages, the statuses, their fold, COMMIT.
+        # For each salon: BEGIN, locks, phone numbers, messages, statuses, folding of statuses, COMMIT.
         assert costs == [7, 7, 7, 3 * 7]
         assert written(stack) == (2 + 38 + 40 + 40, 251, 251)
 
 
-async def test_an_unknown_type_is_stored_as_such(stack: Stack) -> None:
+async def test_a_message_of_an_unknown_type_is_stored(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     body = webhook_body("1", messages=[text(1, type="hologram", hologram={"caption": "hi", "id": 7}), text(2)])
     assert await ingest(stack, body) == {"messages": 1, "unknown": 1}
@@ -81,7 +81,7 @@ async def test_a_new_salon_gets_its_messages_at_once(stack: Stack) -> None:
 
 async def test_messages_follow_a_phone_number_id_to_another_salon(stack: Stack) -> None:
     await salon(stack, "salon-1", phone_number_id="1")
-    for number in range(3):  # booking is asked, then the cache, then this process
+    for number in range(3):  # read from booking, then from the cache, then from this process
         assert await ingest(stack, webhook_body("1", messages=[text(number)])) == {"messages": 1}
         await stack.servers["booking"].cache.settle()
     await salon(stack, "salon-1", phone_number_id="2")
@@ -117,7 +117,7 @@ async def test_a_body_of_a_cached_salon_is_recorded_while_booking_is_down(stack:
         error = await refused(stack, body)
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE")
         assert tells_when_to_retry(error)
-    assert written(stack) == (1, 2, 0)  # the items of the salon that is known, all the same
+    assert written(stack) == (1, 2, 0)  # the items of the known salon are recorded nevertheless
 
 
 async def test_a_body_refused_while_booking_was_down_is_recorded_once_later(database_url: str, redis_url: str) -> None:
@@ -141,7 +141,7 @@ async def test_a_truncated_or_too_large_body_writes_nothing(stack: Stack) -> Non
         assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["payload"])
     error = await refused(stack, body + b" " * 8_388_608)
     assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["payload"])
-    with pytest.raises(grpc.aio.AioRpcError) as too_large:  # grpcio's core refuses it without details
+    with pytest.raises(grpc.aio.AioRpcError) as too_large:  # grpcio's core refuses it, without details
         await ingest(stack, body + b" " * 10_000_000)
     assert too_large.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert written(stack) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""A service as several processes on one port: who answers, what they show together, and how they end."""
+"""A service as several processes on one port: distribution of calls, shared metrics, and shutdown."""
 
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
@@ -23,10 +23,10 @@ from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from tests.load import DAY, FIRST, until, waiting_for_a_lock
 from tests.processes import Processes
 from tests.stack import SALON, booking_request
-from tests.test_processes import LOCKS, SHARE, STARTING, sample, scrape, start_in_vain, until_away
+from tests.test_processes import LOCKS, SHARE, STARTING, fail_to_start, sample, scrape, until_unavailable
 
-CHANNELS = 24  # each a connection: that all go to one of two workers happens once in eight million times
-WORKER_SECONDS = 3  # that the event loop of a worker may hang
+CHANNELS = 24  # one connection each; the chance that one of two workers gets all is 1 in 8 million
+WORKER_SECONDS = 3  # how long the event loop of a worker may hang
 GET = booking_pb2.GetSalonRequest(salon_id=SALON)
 GOT = sample(
     "grpc_server_handled_total",
@@ -41,7 +41,7 @@ BOOKING = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
 
 @pytest.fixture
 def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
-    """The booking service, of two workers; their calls wait long for a lock."""
+    """The booking service with two workers and a long lock timeout."""
     port, metrics_port = free_ports(2)
     ports = dict.fromkeys(SERVICES, port)  # only booking is started
     plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2)
@@ -53,7 +53,7 @@ def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Proce
 
 @asynccontextmanager
 async def callers(started: Processes) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Connect often, and write the salon that is read."""
+    """Open the connections, and create the salon that is read."""
     address, own = f"127.0.0.1:{started.services['booking'].port}", [("grpc.use_local_subchannel_pool", 1)]
     await until(lambda: len(workers(started)) == 2)
     async with AsyncExitStack() as exits:
@@ -71,10 +71,10 @@ def stub(of: grpc.aio.Channel) -> booking_pb2_grpc.BookingServiceAsyncStub:
 
 
 def workers(started: Processes) -> dict[int, int]:
-    """Return how many callers are connected to each worker that listens, by process id."""
+    """Return the number of callers connected to each listening worker, by process ID."""
     booking, found = started.services["booking"], {}
     for child in psutil.Process(booking.pid).children():
-        with suppress(psutil.NoSuchProcess):  # killed since it was listed
+        with suppress(psutil.NoSuchProcess):  # killed after it was listed
             states = [each.status for each in child.net_connections() if each.laddr.port == booking.port]
             if psutil.CONN_LISTEN in states:
                 found[child.pid] = states.count(psutil.CONN_ESTABLISHED)
@@ -82,14 +82,14 @@ def workers(started: Processes) -> dict[int, int]:
 
 
 async def scraped(started: Processes, count: float) -> dict[Any, float]:
-    """Return the metrics once they show so many answers: those of another worker are up to a second old."""
+    """Return the metrics once they show `count` answers; those of another worker are up to a second old."""
     async with asyncio.timeout(20):
         while (shown := await asyncio.to_thread(scrape, started, "booking"))[GOT] != count:
             assert shown[GOT] < count
     return shown
 
 
-async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_killed(started: Processes) -> None:
+async def test_workers_share_a_port_and_sum_their_metrics_even_if_one_is_killed(started: Processes) -> None:
     async with callers(started) as channels:
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels * 5))
         before = workers(started)
@@ -126,7 +126,7 @@ async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_ki
             os.kill(killed, signal.SIGKILL)
             seen = shown[GOT]
             while len(workers(started)) < 2:
-                with suppress(ConnectionError):  # the worker that took the scrape was the one that was killed
+                with suppress(ConnectionError):  # the killed worker had accepted the scrape
                     now = (await asyncio.to_thread(scrape, started, "booking"))[GOT]
                     assert now >= seen
                     seen = now
@@ -139,14 +139,14 @@ async def test_workers_share_a_port_and_add_up_their_metrics_also_when_one_is_ki
     await asyncio.sleep(1.5)  # each worker has written its counts since
     shown = await asyncio.to_thread(scrape, started, "booking")
     assert shown[GOT] >= seen
-    async with callers(started) as channels:  # those of before may all have gone over to the survivor
+    async with callers(started) as channels:  # new connections, because the old ones may all be on the survivor
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels))
         assert all(workers(started).values())
         await scraped(started, shown[GOT] + CHANNELS)
 
 
 async def test_sigterm_drains_every_worker(started: Processes) -> None:
-    """Calls that wait for a row when the signal comes are answered once they have it; new ones are UNAVAILABLE."""
+    """Calls that wait for a row at the signal are answered once they get it; new ones are UNAVAILABLE."""
     async with (
         callers(started) as channels,
         await psycopg.AsyncConnection.connect(started.database_url) as holder,
@@ -166,7 +166,7 @@ async def test_sigterm_drains_every_worker(started: Processes) -> None:
         await until(lambda: waiting_for_a_lock(started.database_url, 2 * SHARE))
         assert all(workers(started).values())
         answered: list[object] = []
-        readers = [asyncio.create_task(until_away(stub(each).GetSalon, GET, answered)) for each in channels]
+        readers = [asyncio.create_task(until_unavailable(stub(each).GetSalon, GET, answered)) for each in channels]
         await until(lambda: len(answered) > 200)
         started.services["booking"].terminate()
         await asyncio.gather(*readers)
@@ -185,14 +185,14 @@ async def test_a_hung_worker_is_killed_and_replaced(started: Processes) -> None:
         await asyncio.gather(*(stub(each).GetSalon(GET, wait_for_ready=True, timeout=10) for each in channels))
 
 
-async def test_a_service_ends_although_a_worker_hangs(started: Processes) -> None:
+async def test_a_service_stops_even_if_a_worker_hangs(started: Processes) -> None:
     async with callers(started):
         os.kill(next(iter(workers(started))), signal.SIGSTOP)
         started.services["booking"].terminate()
         await until(lambda: not started.services["booking"].is_running)
 
 
-async def test_no_worker_is_killed_when_all_processes_stood_still(started: Processes) -> None:
+async def test_no_worker_is_killed_if_all_processes_were_suspended(started: Processes) -> None:
     async with callers(started) as channels:
         before = set(workers(started))
         stopped = [started.services["booking"].pid, *before]
@@ -206,14 +206,14 @@ async def test_no_worker_is_killed_when_all_processes_stood_still(started: Proce
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels))
 
 
-async def test_a_port_of_workers_is_in_use_and_they_end_with_their_parent(started: Processes) -> None:
+async def test_a_port_of_workers_counts_as_in_use_and_they_end_with_their_parent(started: Processes) -> None:
     booking, metrics_port = started.services["booking"], started.metrics_ports["booking"]
     await until(lambda: len(workers(started)) == 2)
     own = psutil.Process(booking.pid).children()
     port = {"PORT": str(booking.port)}
     failed = await asyncio.gather(
         *(
-            asyncio.to_thread(start_in_vain, name, {**STARTING, **settings})
+            asyncio.to_thread(fail_to_start, name, {**STARTING, **settings})
             for name, settings in (
                 ("booking", {**port, "WORKERS": "2"}),
                 ("booking", {**port, "WORKERS": "1"}),
@@ -223,15 +223,17 @@ async def test_a_port_of_workers_is_in_use_and_they_end_with_their_parent(starte
         )
     )
     assert [code for code, _ in failed] == [2, 2, 2, 2]
-    for (_, said), part in zip(failed, [booking.port, booking.port, metrics_port, "WHATSAPP_APP_SECRET"], strict=True):
-        assert str(part) in said.splitlines()[-1]
-        assert "Traceback" not in said
+    for (_, output), part in zip(
+        failed, [booking.port, booking.port, metrics_port, "WHATSAPP_APP_SECRET"], strict=True
+    ):
+        assert str(part) in output.splitlines()[-1]
+        assert "Traceback" not in output
     assert len(failed[-1][1].splitlines()) == 1
     booking.kill()
     await until(lambda: not any(each.is_running() for each in own), 5)
 
 
-def test_our_own_postgres_has_room_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_postgres_has_connections_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_CONNECTION_LIMIT", "30")
     assert connections(1) == 200
     assert connections(4) >= 3 * 4 * 31

@@ -1,4 +1,4 @@
-"""What each body in tests/data/whatsapp must become. They are written from Meta's reference of each kind of webhook."""
+"""The expected result of each body in tests/data/whatsapp; the bodies follow Meta's reference of webhooks."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ BODIES = Path(__file__).parent / "data" / "whatsapp"
 PHONE_NUMBER_ID = "106540352242922"
 SHEENA, PABLO, JOERG, JOAO = "+16505551234", "+16505555678", "+4915112345678", "+5511987654321"
 PABLO_ID, ANA_ID, MIKA_ID = "US.13491208655302741918", "BR.2093847561029384", "FI.7719203348817720"
-# Sent by the salon, and reported in statuses; the message that it answers is not always recorded.
+# Sent by the salon, and named in statuses; the message that it replies to is not always recorded.
 REMINDER = "wamid.HRYLMTY1MDU1NTEyMzQVAgARGBIzN0FDM0E1QTJGODNCREYwN0Y2QgA="
 EDITED = "wamid.HBgLMTY1MDM4Nzk0MzkVAgASGBQzQTRBNjU5OUFFRTAzODEwMTQ0RgA="
 OWN: Fields = {"cost_micros": 50_000, "currency_code": "EUR"}
@@ -20,7 +20,7 @@ FREE: Fields = {"billable": False, "cost_micros": 0, "currency_code": ""}
 
 @dataclass
 class Case:
-    """The counts of a body, and what its messages and its statuses' messages must have in the end, in their order."""
+    """The counts of a body, and the expected final fields of its messages and of its statuses' messages, in order."""
 
     counts: dict[str, int]
     messages: list[Fields] = field(default_factory=list)
@@ -28,17 +28,17 @@ class Case:
 
 
 def inbound(kind: str, content: str = "", **fields: Any) -> Case:
-    """Return the case of one message, of Sheena unless `fields` say otherwise."""
+    """Return the case of one message, by default from Sheena."""
     return Case({"unknown" if kind == "UNKNOWN" else "messages": 1}, [message(kind, content, **fields)])
 
 
 def message(kind: str, content: str = "", **fields: Any) -> Fields:
-    """Return what a message must have; nothing but this."""
+    """Return all expected fields of a message."""
     return {"type": f"MESSAGE_TYPE_{kind}", "content": content, "phone_number": SHEENA, **fields}
 
 
 def outbound(state: str, count: int = 1, **fields: Any) -> Case:
-    """Return the case of `count` statuses of one message that cost OWN when it was sent."""
+    """Return the case of `count` statuses of one message that was recorded with the cost OWN."""
     return Case({"statuses": count}, [], [{"status": f"MESSAGE_STATUS_{state}", **OWN, **fields}])
 
 
@@ -146,7 +146,7 @@ CASES = {
 
 
 def payload(name: str, phone_number_id: str = PHONE_NUMBER_ID) -> bytes:
-    """Return a body, sent to a phone_number_id."""
+    """Return a body for a phone_number_id."""
     return (BODIES / f"{name}.json").read_bytes().replace(PHONE_NUMBER_ID.encode(), phone_number_id.encode())
 
 

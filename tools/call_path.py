@@ -1,11 +1,10 @@
 """Count the functions of ours that one RPC runs: `python -m tools.call_path` prints a table for docs/life-of-an-rpc.md.
 
-The services run in this process on servers of their own. Each RPC is made a few times to warm up, then a few times
-under sys.setprofile. A function counts once per call, however often it runs, if every call ran it: what runs on a timer
-does not. What runs behind the reply within 0.1 s counts. The HTTP/2 transport (libs/http2) has columns of its own.
+The services run in this process. Each RPC is called a few times to warm up, then a few times under sys.setprofile. A
+function counts once, however often it runs, if each of these calls runs it. So functions that run on a timer don't
+count, but those that run within 0.1 s after the reply do. The HTTP/2 transport (libs/http2) is counted separately.
 """
 
-import argparse
 import asyncio
 import hashlib
 import hmac
@@ -16,10 +15,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from types import FrameType
+from typing import Annotated, Any
 
 import grpc
+import typer
 
 from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
@@ -40,47 +40,30 @@ WARM_UP = 5
 CALLS = 5
 
 Call = Callable[[int], Awaitable[Any]]
+Function = tuple[str, int, str]  # file, line, name
 
 
-async def functions_of(call: Call) -> set[CodeType]:
+async def functions_of(call: Call) -> set[Function]:
     """Return the functions that each of several calls runs."""
-    for number in range(WARM_UP):
-        await call(number)
+    seen: set[Function] = set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(OURS):
+            seen.add((code.co_filename.removeprefix(f"{ROOT}/"), code.co_firstlineno, code.co_name))
+
     runs = []
-    for number in range(WARM_UP, WARM_UP + CALLS):
+    for number in range(WARM_UP + CALLS):
         await asyncio.sleep(0.3)
-        seen: set[CodeType] = set()
-
-        def note(frame: FrameType, event: str, _: Any, seen: set[CodeType] = seen) -> None:
-            if event == "call" and frame.f_code.co_filename.startswith(OURS):
-                seen.add(frame.f_code)
-
+        seen.clear()
         sys.setprofile(note)
         try:
             await call(number)
             await asyncio.sleep(0.1)
         finally:
             sys.setprofile(None)
-        runs.append(seen)
-    return set.intersection(*runs)
-
-
-def file_of(code: CodeType) -> str:
-    """Return the file that a function stands in, relative to the root of the tree."""
-    return code.co_filename.removeprefix(f"{ROOT}/")
-
-
-def webhook(number: int) -> bytes:
-    """Return a body with one message."""
-    message = {
-        "from": "4915112345678",
-        "id": f"wamid.{number}",
-        "timestamp": str(int(datetime.now(UTC).timestamp())),
-        "type": "text",
-        "text": {"body": "Hello"},
-    }
-    value = {"messaging_product": "whatsapp", "metadata": {"phone_number_id": "100"}, "messages": [message]}
-    return json.dumps({"entry": [{"id": "1", "changes": [{"field": "messages", "value": value}]}]}).encode()
+        runs.append(seen.copy())
+    return set.intersection(*runs[WARM_UP:])
 
 
 @asynccontextmanager
@@ -102,46 +85,43 @@ async def calls(folder: Path) -> AsyncIterator[dict[str, Call]]:
                 service = build_messaging(cache, database, own)
             server = await stack.enter_async_context(serve(settings, database, cache, service))
             addresses[name] = f"127.0.0.1:{server.port}"
-        booking: Any = booking_pb2_grpc.BookingServiceStub(
-            await stack.enter_async_context(grpc.aio.insecure_channel(addresses["booking"]))
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address)) for address in addresses.values()
+        ]
+        yield await prepared(
+            booking_pb2_grpc.BookingServiceStub(channels[0]), messaging_pb2_grpc.MessagingServiceStub(channels[1])
         )
-        messaging: Any = messaging_pb2_grpc.MessagingServiceStub(
-            await stack.enter_async_context(grpc.aio.insecure_channel(addresses["messaging"]))
-        )
-        yield await prepared(booking, messaging)
 
 
 async def prepared(booking: Any, messaging: Any) -> dict[str, Call]:
-    """Make the salon that the calls name; return the calls."""
+    """Create the salon and the bookings that the calls name; return the calls."""
     salon = booking_pb2.Salon(
         salon_id="s1", phone_number_id="100", name="Salon", time_zone="Europe/Berlin", region_code="DE"
     )
     await booking.UpsertSalon(booking_pb2.UpsertSalonRequest(salon=salon))
-    start = datetime(2030, 1, 1, tzinfo=UTC)
-    codes = []
 
-    async def create(number: int) -> Any:
-        request = booking_pb2.CreateBookingRequest(
-            salon_id="s1", customer_phone="+4915112345678", customer_name="Kim", resource_id="chair-1"
-        )
-        request.start_time.FromDatetime(start + timedelta(hours=number))
-        request.end_time.FromDatetime(start + timedelta(hours=number + 1))
-        codes.append((await booking.CreateBooking(request)).booking_code)
+    def create(number: int) -> Any:
+        start = datetime(2030, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+        fields: dict[str, Any] = {"customer_name": "Kim", "start_time": start, "end_time": start + timedelta(hours=1)}
+        fields |= {"salon_id": "s1", "resource_id": "chair-1", "customer_phone": "+4915112345678"}
+        return booking.CreateBooking(booking_pb2.CreateBookingRequest(**fields))
 
-    for number in range(100, 120):
-        await create(number)
+    codes = [(await create(100 + number)).booking_code for number in range(WARM_UP + CALLS)]
 
-    def read(number: int, **metadata: str) -> Any:
-        request = booking_pb2.GetBookingByCodeRequest(salon_id="s1", booking_code=codes[number])
-        return booking.GetBookingByCode(request, metadata=tuple(metadata.items()))
+    def read(number: int) -> Any:
+        return booking.GetBookingByCode(booking_pb2.GetBookingByCodeRequest(salon_id="s1", booking_code=codes[number]))
 
     def ingest(number: int) -> Any:
-        body = webhook(number)
+        now = str(int(datetime.now(UTC).timestamp()))
+        text = {"type": "text", "text": {"body": "Hello"}}
+        message = {"from": "4915112345678", "id": f"wamid.{number}", "timestamp": now, **text}
+        value = {"messaging_product": "whatsapp", "metadata": {"phone_number_id": "100"}, "messages": [message]}
+        body = json.dumps({"entry": [{"id": "1", "changes": [{"field": "messages", "value": value}]}]}).encode()
         signature = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
         return messaging.IngestWebhook(messaging_pb2.IngestWebhookRequest(payload=body, signature=signature))
 
     return {
-        "cached read (GetBookingByCode)": lambda number: read(0),
+        "cached read (GetBookingByCode)": lambda _: read(0),
         "cold read (GetBookingByCode)": read,
         "CreateBooking": create,
         "webhook body of one message (IngestWebhook)": ingest,
@@ -155,24 +135,19 @@ async def table(*, names: bool) -> str:
         async with calls(Path(folder)) as found:
             for title, call in found.items():
                 seen = await functions_of(call)
-                transport = {code for code in seen if file_of(code).startswith("libs/http2/")}
-                cells = [
-                    str(count)
-                    for codes in (seen - transport, transport)
-                    for count in (len(codes), len(set(map(file_of, codes))))
-                ]
-                lines.append(f"| {title} | {' | '.join(cells)} |")
+                transport = {(file, line, name) for file, line, name in seen if file.startswith("libs/http2/")}
+                groups = seen - transport, transport
+                cells = [count for group in groups for count in (len(group), len({file for file, *_ in group}))]
+                lines.append(f"| {title} | {' | '.join(map(str, cells))} |")
                 if names:
-                    lines += sorted(f"  {file_of(code)}:{code.co_firstlineno} {code.co_name}" for code in seen)
+                    lines += [f"  {file}:{line} {name}" for file, line, name in sorted(seen)]
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(names: Annotated[bool, typer.Option("--names", help="List the functions under each row.")] = False) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", action="store_true", help="list the functions under each row")
-    print(asyncio.run(table(names=parser.parse_args().names)))
+    print(asyncio.run(table(names=names)))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -34,7 +34,7 @@ class Standby(Postgres):
         super().__init__(data, port, settings={**settings, "primary_conninfo": source})
         self._source = source
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         self.data.mkdir(parents=True, mode=0o700)
         options = (
             f"--pgdata={self.data}",

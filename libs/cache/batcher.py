@@ -47,7 +47,7 @@ class Batcher:
         try:
             while waiting:
                 items = list(waiting)[:MAX_BATCH]
-                batch = [waiting.pop(item) for item in items]
+                batch = list(map(waiting.pop, items))
                 try:
                     answers = await run(items)
                     for futures, answer in zip(batch, answers, strict=True):

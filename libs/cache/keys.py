@@ -42,7 +42,8 @@ class Namespace:
     @lru_cache(4096)  # noqa: B019 - namespaces are few, and live as long as the process
     def tag(self, identifier: str, middle: str = "") -> "Tag":
         """Return a tag: `booking.tag("s1", "salon:")` is `query:booking:salon:{s1}`."""
-        return _tag(self, f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}")
+        name = f"{self.prefix}{middle}{{{quoted(identifier) or NOTHING}}}"
+        return Tag(self, name, name + VERSION_SUFFIX)
 
 
 class Tag(NamedTuple):
@@ -54,7 +55,8 @@ class Tag(NamedTuple):
 
     def sub_tag(self, kind: str, identifier: str) -> "Tag":
         """Return a tag within this one, such as everything cached about one booking."""
-        return _tag(self.namespace, f"{self.name}:{quoted(kind)}:{quoted(identifier)}")
+        name = f"{self.name}:{quoted(kind)}:{quoted(identifier)}"
+        return Tag(self.namespace, name, name + VERSION_SUFFIX)
 
     def key(self, *parts: object) -> "Key":
         """Return the key of an entry. `parts` must contain whatever varies the reply: limit, filters, page."""
@@ -66,10 +68,6 @@ class Key(NamedTuple):
 
     tag: Tag
     entry: str
-
-
-def _tag(namespace: Namespace, name: str) -> Tag:
-    return Tag(namespace, name, name + VERSION_SUFFIX)
 
 
 def quoted(text: str) -> str:

@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -34,19 +35,16 @@ PATIENCE_SECONDS = 0.01
 FILL_DELAY_SECONDS = 0.02
 
 
+@dataclass(eq=False, slots=True)
 class InFlightLoad:
     """One load. With a tag version it is stored if it `may_be_stored`: it missed no write that was registered."""
 
-    __slots__ = ("_entry", "_error", "_waiting", "may_be_stored", "read", "tag_version")
-
-    def __init__(self, read: Read, tag_version: TagVersion | None) -> None:
-        """Prepare; nothing is loaded yet."""
-        self.read = read
-        self.tag_version = tag_version
-        self.may_be_stored = False
-        self._entry: Entry | None = None
-        self._error: BaseException | None = None
-        self._waiting: list[asyncio.Future[Entry]] = []
+    read: Read
+    tag_version: TagVersion | None
+    may_be_stored: bool = False
+    _entry: Entry | None = None
+    _error: BaseException | None = None
+    _waiting: list["asyncio.Future[Entry]"] = field(default_factory=list)
 
     async def wait(self) -> Entry:
         """Return what is loaded. Raises what the load raises; a caller that is canceled does not end it."""
@@ -157,7 +155,8 @@ class Loader:
         finally:
             if self._queues.get(batch_key) is queue:
                 del self._queues[batch_key]
-            self._fail(queue, asyncio.CancelledError())  # only if this task was canceled
+            if queue:  # this task was canceled
+                self._fail(queue, asyncio.CancelledError())
 
     async def _run_batch(self, loads: Sequence[InFlightLoad], run: LoadMany, overtake: Callable[[], None]) -> None:
         """Run one statement, and give its results or its error to the callers; call `overtake` if it is slow.
@@ -165,10 +164,13 @@ class Loader:
         Raises: DataError if there are several loads; their callers have no answer then.
         """
         try:
-            unverified = any([load.tag_version is not None and load.tag_version.unverified for load in loads])
+            distinct: dict[Hashable, None] = {}
+            unverified = False
+            for load in loads:
+                distinct[load.read.argument] = None
+                unverified = unverified or (load.tag_version is not None and load.tag_version.unverified)
             barrier = await self._batcher.ask("barrier", None, self._take_barrier) if unverified else 0
-            loaded_ms = now_ms()
-            arguments = list(dict.fromkeys([load.read.argument for load in loads]))
+            loaded_ms, arguments = now_ms(), list(distinct)
             connect = (run.connect if isinstance(run, LoadOne) else None) or self.connect
             async with connect() as conn:  # no timer before: loads may queue while this waits for a connection
                 timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, overtake)
@@ -191,18 +193,16 @@ class Loader:
     async def _take_barrier(self, _: Sequence[None]) -> list[int]:
         """Return a barrier, valid for every load that begins after it was asked for."""
         async with self.connect() as conn:
-            cursor = await conn.execute(self.barrier_statement)
-            return [row[0] for row in await cursor.fetchall()]
+            [(barrier,)] = await (await conn.execute(self.barrier_statement)).fetchall()
+            return [barrier]
 
     def _resolve(self, load: InFlightLoad, result: LoadResult[Any], barrier: int, loaded_ms: int) -> None:
         """Give a result to the callers of a load, and queue it to be stored if it may be."""
         if isinstance(result.value, Exception):
             self._fail([load], result.value)
             return
-        entry, tag_version = (
-            Entry(None if result.value is None else self._encode(result.value), loaded_ms),
-            load.tag_version,
-        )
+        entry = Entry(None if result.value is None else self._encode(result.value), loaded_ms)
+        tag_version = load.tag_version
         may_be_stored = tag_version is not None and result.xmin > max(tag_version.last_xid, barrier)
         load.resolve(entry, may_be_stored=may_be_stored)
         if tag_version is None:
@@ -230,13 +230,14 @@ class Loader:
 
     async def _fill(self, batch: Sequence[tuple[InFlightLoad, Fill]]) -> None:
         """Store entries, except those that a write has overtaken."""
+        loads, fills = zip(*batch, strict=True)
         try:
             with suppress(StoreAway):
-                stored = await self._store.fill([fill for _, fill in batch])
+                stored = await self._store.fill(fills)
                 self._counters.sets += stored
-                self._counters.refused_fills += len(batch) - stored
+                self._counters.refused_fills += len(fills) - stored
         finally:
-            for load, _ in batch:
+            for load in loads:
                 self._forget(load)
 
     def _fail(self, loads: Sequence[InFlightLoad], error: BaseException) -> None:

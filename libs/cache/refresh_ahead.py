@@ -119,7 +119,8 @@ class Warmer:
         if self._asked is None:
             return
         often = [asked for asked in self._asked.values() if asked.misses >= OFTEN]
-        for asked, gone in zip(often, await self._gone([asked.read.key for asked in often]), strict=True):
+        are_gone = await self._gone([asked.read.key for asked in often]) if often else []
+        for asked, gone in zip(often, are_gone, strict=True):
             name = asked.read.key.entry
             if gone and name in self.unasked:
                 self._asked.pop(name, None)

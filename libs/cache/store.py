@@ -107,6 +107,8 @@ class Store:
 
     def register(self, version_keys: Sequence[str], xact_id: int) -> "asyncio.Future[Any]":
         """Give tags new versions and note the transaction."""
+        if len(self._connections) == 1:
+            return self._batcher.ask(("register", 0), (tuple(version_keys), xact_id), self._register_slot)
         registrations = [
             self._batcher.ask(("register", slot), (tuple(group), xact_id), self._register_slot)
             for slot, group in self._by_slot(version_keys, str).items()
@@ -207,7 +209,9 @@ class Store:
     # Scripts
 
     async def _open_slot(self, version_keys: Sequence[str]) -> list[TagVersion | None]:
-        keys = [key for version_key in version_keys for key in (version_key, parent_key(version_key))]
+        keys: list[str] = []
+        for version_key in version_keys:
+            keys += (version_key, parent_key(version_key))
         records = await self._run(self.open_script, keys, self.epoch + secrets.token_hex(4), UNVERIFIED_SECONDS)
         return list(map(TagVersion.parse, version_keys, records))
 
@@ -219,8 +223,8 @@ class Store:
         keys = list(last_xids)
         for first in range(0, len(keys), MAX_BATCH):
             batch = keys[first : first + MAX_BATCH]
-            xact_ids = [last_xids[key] for key in batch]
             nonce = self.epoch + secrets.token_hex(4)
+            xact_ids = map(last_xids.__getitem__, batch)
             await self._run(self.register_script, batch, nonce, UNVERIFIED_SECONDS, *xact_ids)
         for key in keys:  # the gets sent before this command were answered before it, and can't put it back
             self.near.drop(key.removesuffix(VERSION_SUFFIX))

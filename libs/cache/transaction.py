@@ -57,9 +57,13 @@ class Transaction:
 
         A parent is registered no later than its sub-tag: a sub-tag that is opened takes over what its parent knows.
         """
-        version_keys = dict.fromkeys([key for tag in tags for key in (parent_key(tag.name), tag.version_key)])
-        if new := [key for key in version_keys if key not in self.registrations]:
-            self.registrations.update(dict.fromkeys(new, self._store.register(new, self.xact_id)))
+        new: dict[str, None] = {}
+        for tag in tags:
+            for key in (parent_key(tag.name), tag.version_key):
+                if key not in self.registrations:
+                    new[key] = None
+        if new:
+            self.registrations.update(dict.fromkeys(new, self._store.register(list(new), self.xact_id)))
 
     async def registered(self) -> None:
         """Return when every registration is done. Raises: StoreAway."""
@@ -69,8 +73,11 @@ class Transaction:
     def forget(self) -> None:
         """Cancel the registrations that nobody waits for any more."""
         for registration in set(self.registrations.values()):
-            if not registration.cancel() and not registration.cancelled():
-                registration.exception()
+            if registration.done():
+                _retrieve(registration)
+            else:
+                registration.add_done_callback(_retrieve)
+                registration.cancel()
 
     async def write_outbox(self) -> None:
         """Leave the tags to be registered by the processes that reach Redis, once the transaction has committed."""
@@ -93,3 +100,12 @@ class Transaction:
             if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
                 raise CommitUnknown from error
             raise
+
+
+def _retrieve(registration: "asyncio.Future[Any]") -> None:
+    """Look at the exception of a registration, if any: asyncio logs those that nobody has looked at.
+
+    The future of several slots is not cancelled: it ends with the exception of one of them.
+    """
+    if not registration.cancelled():
+        registration.exception()

@@ -63,8 +63,7 @@ def where(conditions: Mapping[str, str], names: Sequence[str]) -> str:
 
 def text_array(values: Iterable[str]) -> str:
     """Return the literal of a text[]: 0.13 to 0.23 of the cost of a list (100 values; decision 0020)."""
-    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
-    return "{" + ",".join([f'"{value}"' for value in quoted]) + "}"
+    return "{" + ",".join(['"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values]) + "}"
 
 
 async def fetch_rows(conn: AsyncConnection[Any], query: str, params: Params) -> tuple[list[str], list[Any]]:

@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -48,15 +49,14 @@ class Replayed(Exception):
         self.body = body
 
 
+@dataclass(eq=False, slots=True)
 class Write:
     """A write under way: the results of its `first` statements. Set `reply` before the block ends."""
 
-    conn: Connection
-    invalidate: Callable[..., None]
-
-    def __init__(self) -> None:
-        self.first: list[Any] = []
-        self.reply: Any = None  # a message or its bytes
+    conn: Connection = field(init=False)
+    invalidate: Callable[..., None] = field(init=False)
+    first: list[Any] = field(init=False)
+    reply: Any = None  # a message or its bytes
 
     async def lock(self, names: Iterable[str], *then: Statement[Any]) -> list[Any]:
         """Lock names, as `locks` does, until the transaction ends or `unlock`.
@@ -101,16 +101,18 @@ class IdempotentWrites:
         self,
         request: Any,
         salon_id: str,
-        *tags: Tag,
+        *,
+        invalidates: Sequence[Tag] = (),
         locks: Iterable[str] = (),
         shared: Sequence[str] = (),
         first: Sequence[Statement[Any]] = (),
     ) -> AsyncIterator[Write]:
         """Run the block as the transaction of a request: it commits at the end, and rolls back on an error.
 
-        `tags` are invalidated. `locks` are names that the transaction locks, besides the request_id; `shared` are names
-        that it locks together with other transactions that share them, against those that have them in `locks`. The
-        statements `first` are sent in the round trip that begins the transaction, and executed under the locks.
+        `invalidates` are the cache tags to invalidate; `Write.invalidate` adds those that only the block knows. `locks`
+        are names that the transaction locks, besides the request_id; `shared` are names that it locks together with
+        other transactions that share them, against those that have them in `locks`. The statements `first` are sent in
+        the round trip that begins the transaction, and executed under the locks.
 
         Raises: Replayed; REQUEST_ID_REUSED; the exceptions of `Cache.transaction` and of the statements.
         """
@@ -140,7 +142,7 @@ class IdempotentWrites:
 
         try:
             lease = self._limit.connection(salon_id)
-            async with self._cache.transaction(*tags, lease=lease, begin=begin, commit=commit) as transaction:
+            async with self._cache.transaction(*invalidates, lease=lease, begin=begin, commit=commit) as transaction:
                 write.invalidate = transaction.invalidate
                 yield write
         except Replayed:  # the reply of a write that another process may not have answered yet

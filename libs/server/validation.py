@@ -1,4 +1,4 @@
-"""Parses and validates requests: first the size, then the number of repeated items, then the rules of the protos.
+"""Parses and validates requests: size, number of fields, number of repeated items, and then the rules of the protos.
 
 The order bounds the work. protovalidate walks a whole message and allocates 3 KB for each violation: 10,000 empty items
 took 80 ms of the event loop, 100,000 took 1.6 s.
@@ -18,6 +18,9 @@ from libs.server import errors
 
 KIB = 1024
 LARGEST_REQUEST_BYTES = 256 * KIB
+# A larger request has up to MAX_FIELDS fields: upb takes 10 ns for each one that repeats, 40 ms for 8.5 MiB of them.
+UNCOUNTED_BYTES = 512 * KIB
+MAX_FIELDS = 1000
 
 MAX_PATHS = 64  # of an update_mask, whose message is not ours
 _PATHS = "google.protobuf.FieldMask.paths"
@@ -42,6 +45,9 @@ class Requests:
         if len(data) > self._largest:  # libs/http2 refuses it earlier; grpcio has one limit for all methods
             text = f"the request is larger than {self._largest} bytes"
             raise errors.RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", text)
+        if len(data) > UNCOUNTED_BYTES and not _has_few_fields(data):
+            text = f"a request of more than {UNCOUNTED_BYTES} bytes must have at most {MAX_FIELDS} fields and no groups"
+            raise errors.RpcError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", text)
         try:
             return self._parse(data)
         except (DecodeError, RecursionError) as error:
@@ -104,6 +110,46 @@ def check(request: Message) -> None:
         raise errors.invalid_fields([("", "a value is too large or too small to be checked")]) from error
     if violations:
         raise errors.invalid_fields([_violation(violation.proto) for violation in violations])
+
+
+def _has_few_fields(data: bytes) -> bool:
+    """Return whether a message has at most MAX_FIELDS fields, counting repeated and unknown ones, and no groups.
+
+    Fields of nested messages are not counted. False if the message is malformed.
+    """
+    position = 0
+    try:
+        for _ in range(MAX_FIELDS):
+            if position >= len(data):
+                return True
+            tag, position = _read_varint(data, position)
+            match tag & 7:
+                case 0:
+                    _, position = _read_varint(data, position)
+                case 1:
+                    position += 8
+                case 2:
+                    size, position = _read_varint(data, position)
+                    position += size
+                case 5:
+                    position += 4
+                case _:  # groups, and types that do not exist
+                    return False
+    except (IndexError, ValueError):
+        return False
+    return position >= len(data)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the number at a position, and the position behind it. Raises: IndexError, ValueError."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte <= 0x7F:
+            return value, position
+    raise ValueError("a varint has at most 10 bytes")
 
 
 class _Count(NamedTuple):

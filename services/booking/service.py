@@ -85,7 +85,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
 
     async def UpsertSalon(self, request: pb.UpsertSalonRequest, context: Any) -> pb.Salon:
         """Create or replace a salon; invalidate its cache entries under the old and the new phone_number_id."""
-        salon, tags = request.salon, self.tags
+        salon, salon_id, tags = request.salon, request.salon.salon_id, self.tags
         if salon.time_zone not in _time_zones():
             raise errors.invalid_fields([("salon.time_zone", "must be an IANA time zone, such as Europe/Berlin")])
         check_special_hours("salon.special_hours", salon.special_hours)
@@ -93,15 +93,13 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             whole_seconds(salon.booking_rules, field, "salon.booking_rules.")
         async with self.write(
             request,
-            salon.salon_id,
-            tags.salon(salon.salon_id),
-            tags.phone_number_id(salon.phone_number_id),
-            tags.stats(salon.salon_id),
-            locks=(f"salon {salon.salon_id}",),
+            salon_id,
+            invalidates=[tags.salon(salon_id), tags.phone_number_id(salon.phone_number_id), tags.stats(salon_id)],
+            locks=(f"salon {salon_id}",),
         ) as write:
-            before = await salon_queries.lock_salon(write.conn, salon.salon_id)
+            before = await salon_queries.lock_salon(write.conn, salon_id)
             if salon.etag and (before is None or salon.etag != before.etag):
-                raise errors.etag_mismatch("salon", salon.salon_id)
+                raise errors.etag_mismatch("salon", salon_id)
             if before is not None:
                 write.invalidate(tags.phone_number_id(before.phone_number_id))
             after = write.reply = await salon_queries.upsert_salon(write.conn, salon)
@@ -145,7 +143,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         salon_id, resource_id = request.salon_id, request.resource_id
         check_special_hours("special_hours", request.special_hours)
         lock = resource_lock(salon_id, resource_id)
-        async with self.write(request, salon_id, self.tags.bookings(salon_id), locks=(lock,)) as write:
+        async with self.write(request, salon_id, invalidates=[self.tags.bookings(salon_id)], locks=(lock,)) as write:
             before = await resource_queries.lock_resource(write.conn, salon_id, resource_id)
             if request.etag and (before is None or request.etag != before.etag):
                 raise errors.etag_mismatch("resource", f"{salon_id}/{resource_id}")
@@ -170,7 +168,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         salon_id, resource_id = request.salon_id, request.resource_id
         name = f"{salon_id}/{resource_id}"
         lock = resource_lock(salon_id, resource_id)
-        async with self.write(request, salon_id, self.tags.bookings(salon_id), locks=(lock,)) as write:
+        async with self.write(request, salon_id, invalidates=[self.tags.bookings(salon_id)], locks=(lock,)) as write:
             before = await resource_queries.lock_resource(write.conn, salon_id, resource_id)
             if before is None:
                 raise errors.not_found("resource", name)
@@ -193,8 +191,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             service_queries.read_service(salon_id, service_id),
             resource_queries.missing_resources(salon_id, request.resource_ids),
         ]
-        tags, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
-        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+        tag, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
+        async with self.write(request, salon_id, invalidates=[tag], locks=[lock], first=first) as write:
             before, missing = write.first
             if missing:
                 raise await _resource_not_found(write, salon_id, missing[0])
@@ -230,9 +228,9 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
     async def DeleteService(self, request: pb.DeleteServiceRequest, context: Any) -> Empty:
         """Delete a service."""
         salon_id, service_id = request.salon_id, request.service_id
-        tags, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
+        tag, lock = self.tags.services(salon_id), service_lock(salon_id, service_id)
         first = [service_queries.read_service(salon_id, service_id)]
-        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+        async with self.write(request, salon_id, invalidates=[tag], locks=[lock], first=first) as write:
             [before] = write.first
             name = f"{salon_id}/{service_id}"
             if before is None:
@@ -251,8 +249,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
             time_off_queries.insert_time_off(request, start, end),
             time_off_queries.bookings_in(salon_id, resource_id, start, end),
         ]
-        tags, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
-        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+        tag, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
+        async with self.write(request, salon_id, invalidates=[tag], locks=[lock], first=first) as write:
             time_off, bookings = write.first
             if time_off is None:
                 raise await _resource_not_found(write, salon_id, resource_id)
@@ -280,8 +278,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         """Delete a time off."""
         salon_id, time_off_id = request.salon_id, request.time_off_id
         first = [time_off_queries.delete_time_off(salon_id, time_off_id)]
-        tags, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
-        async with self.write(request, salon_id, tags, locks=[lock], first=first) as write:
+        tag, lock = self.tags.bookings(salon_id), salon_time_lock(salon_id)
+        async with self.write(request, salon_id, invalidates=[tag], locks=[lock], first=first) as write:
             if write.first == [False]:
                 raise errors.not_found("time_off", f"{salon_id}/{time_off_id}")
             reply = write.reply = Empty()
@@ -318,7 +316,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         elif not several:
             first = [read([resource_id] if resource_id else []), insert(resource_id=resource_id)]
         tags, shared = self.tags.of_bookings(salon_id, code), [salon_time_lock(salon_id)]
-        async with self.write(request, salon_id, *tags, locks=locks, shared=shared, first=first) as write:
+        async with self.write(request, salon_id, invalidates=tags, locks=locks, shared=shared, first=first) as write:
             slot = placement.check_found(
                 write.first[0], salon_id, request.service_id, several or [resource_id][: bool(resource_id)]
             )
@@ -390,7 +388,8 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         confirms = request.status == pb.BOOKING_STATUS_CONFIRMED
         read = booking_write_queries.resource_of if confirms else booking_write_queries.lock_booking
         first: Statement[Any] = read(salon_id, code)
-        async with self.write(request, salon_id, *self.tags.of_bookings(salon_id, code), first=[first]) as write:
+        tags = self.tags.of_bookings(salon_id, code)
+        async with self.write(request, salon_id, invalidates=tags, first=[first]) as write:
             if confirms:
                 before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             else:
@@ -411,7 +410,9 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         """Move a booking to another time or resource, or both."""
         salon_id, code = request.salon_id, request.booking_code.upper()
         first, tags = booking_write_queries.resource_of(salon_id, code), self.tags.of_bookings(salon_id, code)
-        async with self.write(request, salon_id, *tags, shared=[salon_time_lock(salon_id)], first=[first]) as write:
+        async with self.write(
+            request, salon_id, invalidates=tags, shared=[salon_time_lock(salon_id)], first=[first]
+        ) as write:
             before = await locking.lock_with_resources(
                 write, salon_id, code, request.etag, write.first[0], request.resource_id
             )
@@ -437,7 +438,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         first = booking_write_queries.resource_of(salon_id, code)
         locks = customer_locks(salon_id, phone, request.booking.customer_user_id)
         tags, shared = self.tags.of_bookings(salon_id, code), [salon_time_lock(salon_id)]
-        async with self.write(request, salon_id, *tags, locks=locks, shared=shared, first=[first]) as write:
+        async with self.write(request, salon_id, invalidates=tags, locks=locks, shared=shared, first=[first]) as write:
             before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             after = updates.merge(before.booking, request, changed, phone)
             differing = updates.differing(before.booking, after, changed)
@@ -507,7 +508,7 @@ class BookingService(booking_pb2_grpc.BookingServiceServicer):
         customer = Customer(salon_id, spellings(phone) if phone else [], request.user_id)
         tags = self.tags.of_bookings(salon_id)
         try:
-            async with self.write(request, salon_id, *tags) as write:
+            async with self.write(request, salon_id, invalidates=tags) as write:
                 bookings = await locking.lock_bookings_of_customer(write, customer)
                 codes = [booking.booking_code for booking in bookings]
                 write.invalidate(*self.tags.of_bookings(salon_id, *codes))

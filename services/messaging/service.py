@@ -13,7 +13,7 @@ from libs.server import IdempotentWrites, RpcError, Service, channel, errors, mo
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
-from services.cache_tags import CacheTags, of_name
+from services.cache_tags import CacheTags, conversation_tag
 from services.messaging import (
     ai_queries,
     conversation_queries,
@@ -114,7 +114,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         """Return the conversation with a customer and its newest messages."""
         named = await self._named(request)
         limit = size(request.message_limit, DEFAULT_MESSAGES)
-        tag = of_name(self.tags.conversations(request.salon_id), named.conversation_id, named.phone_number)
+        tag = conversation_tag(self.tags.conversations(request.salon_id), named.conversation_id, named.phone_number)
         reply = await self.cache.get_batched(
             tag.key("get", digest(named, limit)),
             ConversationQuery(named, limit),
@@ -193,7 +193,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         filters = (salon_id, conversation_id, phone_number, request.direction)
         list_page = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
-        tag = of_name(self.tags.messages(salon_id), conversation_id, phone_number)
+        tag = conversation_tag(self.tags.messages(salon_id), conversation_id, phone_number)
         return await self.cache.get_batched(
             tag.key(digest(list_page)),
             (MessageFilters(salon_id, conversation_id, phone_number, direction), list_page),
@@ -235,7 +235,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def RecordAiMessage(self, request: pb.RecordAiMessageRequest, context: Any) -> pb.AiMessage:
         """Record a message to or from an AI model."""
         tag = self.tags.ai_messages(request.salon_id, request.conversation_id.lower())
-        async with self.write(request, request.salon_id, tag) as write:
+        async with self.write(request, request.salon_id, invalidates=[tag]) as write:
             message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
             if message is None:
                 raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
@@ -281,8 +281,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
                 raise errors.etag_mismatch("conversation", str(named))
             if (new := value(conversation)) is not None:
                 tag = self.tags.conversations(request.salon_id)
-                write.invalidate(tag, of_name(tag, conversation.conversation_id))
-                write.invalidate(of_name(tag, "", conversation.phone_number))
+                write.invalidate(tag, conversation_tag(tag, conversation.conversation_id))
+                write.invalidate(conversation_tag(tag, "", conversation.phone_number))
                 conversation = await conversation_queries.update_conversation(write.conn, conversation, column, new)
             write.reply = conversation
         return conversation

@@ -1,1 +1,1 @@
-"""What an RPC costs, beside a bare grpcio echo of the same message in the same run."""
+"""The cost of RPCs, relative to a bare grpcio echo of the same message in the same run."""

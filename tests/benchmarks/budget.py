@@ -1,7 +1,7 @@
-"""The most that RPCs may cost: server CPU with 32 in flight in echoes of grpcio, latency, and throughput.
+"""Budgets of RPCs: server CPU with 32 in flight in echoes of grpcio, latency, and throughput.
 
-These are goals. MISSED has what was reached where one is missed: a test that is over its goal and not over that is an
-expected failure, which names the goal.
+These are goals. MISSED has the reached figure of each missed goal: a test between the two is an expected failure, which
+names the goal.
 """
 
 import pytest
@@ -15,7 +15,7 @@ BATCHES = ("BatchGetBookings", "BatchGetSalons")  # of a hundred keys
 CACHED = (*BY_KEY, *STATS, "GetConversation", *LISTS, *BATCHES)
 NOT_CACHED = ("ListSalons", "SearchAvailability", "GetMessage")
 
-# By method, the most echoes of each kind of read.
+# The most echoes of each kind of read, by method.
 NEAR_ECHOES = dict.fromkeys(NEAR, 0.12)
 WARM_ECHOES = {
     **dict.fromkeys((*BY_KEY, *STATS), 0.20),
@@ -29,19 +29,19 @@ COLD_ECHOES = {
 READ_ECHOES = {"near": NEAR_ECHOES, "warm": WARM_ECHOES, "cold": COLD_ECHOES}
 WRITE_ECHOES = {"CreateBooking": 2.5, "IngestWebhook": 5.0}
 
-# One by one, warm: p50 as a share of that on grpcio's server. Batches are not measured by it.
+# Warm reads one by one: p50 relative to grpcio's server. Not measured for batches.
 P50_SHARE = 0.5
 
-# Calls per second of one process on one core, warm, as a multiple of those of the echo of a booking.
+# Warm calls per second of one process on one core, as a multiple of those of the echo of a booking.
 RATE_RATIOS = {"booking by code": 3.6, "conversation + 10 messages": 3.2, "messages, 100": 2.8}
 
-# What was reached where a goal is missed, with a margin for noise, and what limits it.
+# The reached figures of missed goals, with a margin for noise, and what limits them.
 MISSED = {
     "warm SearchMessages": 0.35,  # its replies are the largest
     **{f"cold {method}": 1.2 for method in LISTS_OF_50},  # 55 % is reading and encoding 50 rows
     "CreateBooking": 2.7,
-    "p50": 0.56,  # 39 % of a lone read is the event loop's polling
-    # Caller and Valkey share two cores with the process.
+    "p50": 0.56,  # 39 % of a single read is polling of the event loop
+    # The caller and Valkey share two cores with the process.
     "booking by code": 2.7,
     "conversation + 10 messages": 2.9,
     "messages, 100": 1.85,
@@ -49,7 +49,7 @@ MISSED = {
 
 
 def judge(name: str, found: float, goal: float, *, more_is_better: bool = False) -> None:
-    """Fail if a figure is beyond what was reached; if it only misses its goal, be an expected failure."""
+    """Fail if a figure is worse than its limit; be an expected failure if it only misses its goal."""
     limit = MISSED.get(name, goal)
     sign = -1 if more_is_better else 1
     assert sign * found <= sign * limit, f"{name}: {found}, limit {limit}, goal {goal}"

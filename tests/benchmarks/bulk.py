@@ -1,4 +1,4 @@
-"""A server that takes and gives large messages: `python -m tests.benchmarks.bulk PORT TRANSPORT`."""
+"""A server that receives and sends large messages: `python -m tests.benchmarks.bulk PORT TRANSPORT`."""
 
 import asyncio
 import sys
@@ -14,17 +14,17 @@ SERVICE = "bulk"
 
 
 async def upload(request: bytes, context: Any) -> bytes:
-    """Take a message."""
+    """Receive a message."""
     return b""
 
 
 async def download(request: bytes, context: Any) -> bytes:
-    """Give so many bytes."""
+    """Send as many bytes as requested."""
     return bytes(int(request))
 
 
 async def serve(port: int, transport: Any) -> None:
-    """Serve for ever."""
+    """Serve until canceled."""
     handlers: dict[str, Any] = {
         "Upload": grpc.unary_unary_rpc_method_handler(upload),
         "Download": grpc.unary_unary_rpc_method_handler(download),

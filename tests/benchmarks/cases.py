@@ -1,4 +1,4 @@
-"""Requests over the sample data: every read RPC with a thousand different ones, and writes without end."""
+"""Requests for the sample data: a thousand different ones for each read RPC, and endless writes."""
 
 import hashlib
 import hmac
@@ -28,7 +28,7 @@ CALLS = 1000
 CODES = 3000
 SALONS = 3000
 BATCH = 100
-BUSY = "bench-busy"  # a salon with a calendar in the future, where slots can be free
+BUSY = "bench-busy"  # a salon with a calendar in the future, which has free slots
 BUSY_RESOURCES = 10
 BUSY_WEEKS = 9
 
@@ -42,24 +42,24 @@ class Case(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The method as gRPC names it."""
+        """The path of the method."""
         return path_of(self.service, self.method)
 
     @property
     def reply(self) -> str:
-        """The full name of the reply's message."""
+        """The full name of the reply message."""
         module = {"booking": booking, "messaging": messaging, "stats": stats}[self.service]
         services = module.DESCRIPTOR.services_by_name
         return str(services[f"{self.service.capitalize()}Service"].methods_by_name[self.method].output_type.full_name)
 
 
 def path_of(service: str, method: str) -> str:
-    """Return a method of a service as gRPC names it."""
+    """Return the path of a method."""
     return f"/parlor.{service}.v1.{service.capitalize()}Service/{method}"
 
 
 def add_salons(database_url: str) -> None:
-    """Add small salons, so that each of many look-ups can be a miss."""
+    """Add small salons, so that many reads can be misses."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(
             "INSERT INTO salons (salon_id, phone_number_id, name, time_zone)"
@@ -69,7 +69,7 @@ def add_salons(database_url: str) -> None:
 
 
 def add_calendar(database_url: str) -> None:
-    """Add a salon with ten resources, open 54 hours a week, half of their time booked for weeks to come."""
+    """Add a salon with ten resources, open 54 hours a week; half of the coming weeks is booked."""
     hours = ", ".join(
         f'{{"day_of_week": "{day}", "open_time": {{"hours": 9}}, "close_time": {{"hours": 18}}}}'
         for day in ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY")
@@ -96,7 +96,7 @@ def add_calendar(database_url: str) -> None:
 
 
 def _monday() -> datetime:
-    """Return the beginning of next week."""
+    """Return the start of next week."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return today + timedelta(days=7 - today.weekday())
 
@@ -107,7 +107,7 @@ def _rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
 
 
 def _periods(kind: Callable[..., Message], **fields: Any) -> Iterator[Message]:
-    """Yield requests for 31 days of the biggest salon, each from a second later."""
+    """Yield requests for 31 days of the biggest salon, each starting a second later."""
     for second in range(CALLS):
         start = 1_734_220_800 + second
         times = {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 31 * 86_400)}
@@ -115,7 +115,7 @@ def _periods(kind: Callable[..., Message], **fields: Any) -> Iterator[Message]:
 
 
 def _weeks() -> Iterator[Message]:
-    """Yield searches of a week, each from a minute later."""
+    """Yield searches of a week, each starting a minute later."""
     lengths: dict[str, Any] = {"duration": Duration(seconds=2700), "step": Duration(seconds=1800)}
     for minute in range(CALLS):
         start = int(_monday().timestamp()) + 60 * minute
@@ -127,9 +127,9 @@ def _weeks() -> Iterator[Message]:
 
 
 def cases(database_url: str) -> Iterator[Case]:
-    """Yield every read RPC of the services but ListWebhookFailures, of which the data has none.
+    """Yield every read RPC of the services except ListWebhookFailures, for which there is no data.
 
-    The salons of `add_salons` are asked for first where they are, so that there are as many as calls.
+    The salons of `add_salons` come first, if they exist, so that there are as many salons as calls.
     """
     ids_of_salons = _rows(database_url, "SELECT salon_id, phone_number_id FROM salons ORDER BY salon_id")
     codes = _rows(database_url, f"SELECT booking_code FROM bookings WHERE salon_id = '{SALON}' LIMIT {CODES}")
@@ -205,7 +205,7 @@ def cases(database_url: str) -> Iterator[Case]:
 
 
 def long_lists(database_url: str) -> Case:
-    """Return ListMessages of whole salons, a hundred messages a page, give or take five."""
+    """Return ListMessages of whole salons, with 95 to 105 messages per page."""
     big = _rows(database_url, "SELECT salon_id FROM messages GROUP BY 1 HAVING count(*) > 400 ORDER BY count(*) DESC")
     requests = [
         messaging.ListMessagesRequest(salon_id=salon_id, direction=direction, page_size=size).SerializeToString()
@@ -218,7 +218,7 @@ def long_lists(database_url: str) -> Case:
 
 @dataclass(frozen=True)
 class Writes:
-    """Requests to write, each valid once, and the steps of a mixed workload: whoever takes one makes the call."""
+    """Write requests, each valid once, and the steps of a mixed workload. Each must be sent once it is taken."""
 
     bookings: Iterator[bytes]
     webhooks: Iterator[bytes]
@@ -226,7 +226,7 @@ class Writes:
 
 
 def writes(database_url: str, app_secret: str) -> Writes:
-    """Return the writes to a database; the webhooks are signed with the secret."""
+    """Return the writes to a database; webhook bodies are signed with the secret."""
     tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
     customers = [salon for salon in salons(database_url) if salon.customers]
     trace = Trace(replace(ZIPF, calls=10**9), customers, tags)
@@ -234,10 +234,10 @@ def writes(database_url: str, app_secret: str) -> Writes:
 
 
 def _bookings(database_url: str) -> Iterator[bytes]:
-    """Yield requests of CreateBooking, each for an hour of a resource that nothing else takes."""
+    """Yield requests of CreateBooking, each for a free hour of a resource."""
     resources = _rows(database_url, "SELECT salon_id, resource_id FROM resources ORDER BY random()")
     [phones] = zip(*_rows(database_url, "SELECT phone_number FROM conversations ORDER BY phone_number"), strict=True)
-    first = 4_000_000_000 + 3600 * secrets.randbelow(10_000_000)  # past whatever an earlier run has booked
+    first = 4_000_000_000 + 3600 * secrets.randbelow(10_000_000)  # after all bookings of earlier runs
     for number, phone in enumerate(itertools.cycle(phones)):
         salon_id, resource_id = resources[number % len(resources)]
         start = first + 3600 * (number // len(resources))

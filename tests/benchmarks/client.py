@@ -1,4 +1,4 @@
-"""A load client: unary gRPC calls over HTTP/2 on ngh2, by callbacks, cheap enough to outrun any server measured here.
+"""A load client: unary gRPC calls over HTTP/2 on ngh2, with callbacks, fast enough for all servers measured here.
 
 grpcio's own client takes as much CPU per call as its server, so it would be the bottleneck.
 """
@@ -27,7 +27,7 @@ from ngh2 import (
     TrailersReceived,
 )
 
-HOST = "127.0.0.1"  # and no other: this loads servers on this machine
+HOST = "127.0.0.1"  # fixed, because it loads servers on this machine
 INITIAL_WINDOW_SIZE = 4  # the id of the setting
 LARGEST_WINDOW = 2**31 - 1
 CONFIGURATION = Configuration(peer_max_concurrent_streams=1000)
@@ -38,7 +38,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Call(NamedTuple):
-    """A call to send: the request in gRPC's frame, headers that many calls share, and which server it is for."""
+    """A call to send: the framed request, headers that many calls share, and the index of its server."""
 
     headers: Headers
     body: bytes
@@ -55,7 +55,7 @@ def headers_of(path: str, metadata: Metadata = ()) -> Headers:
 
 
 def framed(message: bytes) -> bytes:
-    """Return a message with gRPC's five bytes before it: uncompressed, and its length."""
+    """Return a message with gRPC's prefix of five bytes: uncompressed, and its length."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
@@ -70,7 +70,7 @@ class Result:
     """The outcome of a run.
 
     `statuses` counts the calls by status, or by HTTP/2 error where there was none; `sources` counts by `x-cache`.
-    Latencies are in s, in no particular order. `replies` has the messages of the replies if they were to be kept.
+    Latencies are in s, in no particular order. `replies` has the messages of the replies, if requested.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -82,12 +82,12 @@ class Result:
 
     @property
     def calls(self) -> int:
-        """How many calls ended."""
+        """The number of ended calls."""
         return self.statuses.total()
 
     @property
     def errors(self) -> int:
-        """How many of them did not end with OK."""
+        """The number of calls that did not end with OK."""
         return self.calls - self.statuses["OK"]
 
     @property
@@ -96,20 +96,20 @@ class Result:
         return self.calls / self.seconds
 
     def percentile_us(self, share: float) -> float:
-        """Return the latency that this share of the calls did not exceed, in us; 0.5 is the median."""
+        """Return a percentile of the latency, in us; share 0.5 is the median."""
         ordered = sorted(self.latencies)
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)] * 1e6 if ordered else math.nan
 
 
 class CallsFailed(Exception):
-    """Calls ended with another status than OK."""
+    """Calls ended with a status other than OK."""
 
 
 class Client:
-    """Connections to one or more servers on this machine. `result` is that of the current run, or of the last."""
+    """Connections to servers on this machine. `result` is that of the current or last run."""
 
     def __init__(self) -> None:
-        """Connect nothing yet."""
+        """Don't connect yet."""
         self.result = Result()
         self.keep_replies = False
         self._pools: list[list[_Peer]] = []
@@ -180,7 +180,7 @@ class Client:
         self._calls = iter(())
 
     def next_call(self, ended: _Peer | None = None) -> None:
-        """Queue the next call, if there is one: on the connection whose call has ended, if it leads to its server."""
+        """Queue the next call, if any; preferably on the connection whose call has ended."""
         if (call := next(self._calls, None)) is None:
             return
         pool = self._pools[call.server]
@@ -197,7 +197,7 @@ class Client:
         ended.begin(call)
 
     def end(self, peer: _Peer, status: str, latency: float) -> None:
-        """Count a call that has ended, and begin another."""
+        """Count an ended call, and begin another."""
         self.result.statuses[status] += 1
         self.result.latencies.append(latency)
         self._under_way -= 1
@@ -206,7 +206,7 @@ class Client:
             self._done.set_result(None)
 
     def flush(self) -> None:
-        """Send what is queued, in one write per connection."""
+        """Send the queued calls, in one write per connection."""
         unsent, self._unsent = self._unsent, []
         for peer in unsent:
             peer.send()
@@ -217,7 +217,7 @@ class Client:
 
 
 class _Peer(asyncio.Protocol):
-    """One connection. `fresh` are the streams that were begun since the last write."""
+    """One connection. `fresh` are the streams begun since the last write."""
 
     transport: asyncio.Transport
 
@@ -244,21 +244,21 @@ class _Peer(asyncio.Protocol):
         self.fresh.append(stream)
 
     def send(self) -> None:
-        """Send what is queued; the calls in it begin now."""
+        """Send the queued calls; their latency counts from now."""
         self._began.update(dict.fromkeys(self.fresh, time.perf_counter()))
         self.fresh.clear()
         if data := self._h2.data_to_send():
             self.transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        """End the calls that are answered; send those that follow them."""
+        """End the answered calls, and send the next ones."""
         h2, keep, now = self._h2, self.client.keep_replies, time.perf_counter()
         try:
             h2.receive_data(data)
         except NGH2Error:
             self.transport.abort()
             return
-        if not h2.can_send_request:  # an event before the GOAWAY would begin a call that is refused
+        if not h2.can_send_request:  # a call begun for an event before the GOAWAY would be refused
             self._leave()
         for event in h2.events():
             if isinstance(event, TrailersReceived):
@@ -267,7 +267,7 @@ class _Peer(asyncio.Protocol):
                 if keep:
                     self._bodies[event.stream_id] = self._bodies.get(event.stream_id, b"") + event.data
             elif isinstance(event, StreamClosed):
-                if event.stream_id in self._began:  # it had no trailers: it was reset
+                if event.stream_id in self._began:  # without trailers: it was reset
                     self._fail(event.stream_id, f"RESET {event.error_code}", now)
             elif isinstance(event, ResponseReceived):
                 if event.end_stream:
@@ -305,7 +305,7 @@ class _Peer(asyncio.Protocol):
         client.end(self, STATUSES.get(status, "NO STATUS"), now - self._began.pop(stream))
 
     def _fail(self, stream: int, status: str, now: float) -> None:
-        """End a call that has no status."""
+        """End a call without a status."""
         self._bodies.pop(stream, None)
         self.client.result.first_error = self.client.result.first_error or status
         self.client.end(self, status, now - self._began.pop(stream))

@@ -31,12 +31,12 @@ ROWS = (
     *(f"cold {method}" for method in READS),
     *("near GetSalon", "write CreateBooking", "write IngestWebhook", "mixed"),
 )
-CALLS = {32: {"mixed": 2000, "write": 320}, 1: {"mixed": 500, "write": 100}}  # a round
+CALLS = {32: {"mixed": 2000, "write": 320}, 1: {"mixed": 500, "write": 100}}  # per round
 CALLS_OF_READS = {32: 640, 1: 200}
 
 
 class Row(NamedTuple):
-    """Medians in us, and the quartiles over the turns of B/A of the CPU; the middle one is the ratio."""
+    """Medians in us, and the quartiles of B/A of the CPU over the turns; the middle one is the ratio."""
 
     name: str
     in_flight: int
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 async def rounds_of(stack: AsyncExitStack, system: System, variant: Variant, name: str) -> Round:
-    """Return a row's rounds on one variant, after enough calls that caches and statements are warm."""
+    """Return the rounds of a row on one variant, after enough calls to warm caches and statements."""
     kind, _, method = name.partition(" ")
     if kind in ("warm", "cold", "near"):
         read = await reads(stack, variant, system.cases[method])
@@ -79,7 +79,7 @@ def _row(name: str, in_flight: int, costs: Mapping[str, list[Cost]]) -> Row:
 
 
 def environment(assignments: str, tree: Path | None) -> dict[str, str]:
-    """Return the variables of `A=x B=y`, and those that make Python import a source tree first."""
+    """Parse `A=x B=y`, and add the variables that make Python import from a source tree."""
     variables = dict(part.split("=", 1) for part in shlex.split(assignments))
     if tree is not None:
         if not (tree / "services").is_dir():
@@ -108,7 +108,7 @@ def main(
 ) -> None:
     """Measure the service CPU and the p50 of two variants, in turn, 32 in flight and one by one.
 
-    A ratio is the median over the turns of B/A; below 1, B is cheaper. The quartiles say how far to trust it.
+    A ratio is the median over the turns of B/A; below 1, B is cheaper. The quartiles show its precision.
     """
     names = [name for name in ROWS if re.search(only, name)]
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""The system that all benchmarks of a run share, and the tables at the end."""
+"""The shared system of a benchmark run, and the tables at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VARIANTS = {"ours": {}, "grpcio": {"SERVER_TRANSPORT": "grpcio"}}
 
 
 class Report:
-    """Tables by title, in which each test fills cells."""
+    """Tables by title, filled by the tests."""
 
     def __init__(self) -> None:
         """Begin without tables."""
@@ -43,14 +43,14 @@ REPORT = pytest.StashKey[Report]()
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The echo, the services as they come (`ours`), and the services on grpcio's server."""
+    """The echo, the services with default settings (`ours`), and the services on grpcio's server."""
     with running(tmp_path_factory.mktemp("bench"), VARIANTS) as system:
         yield system
 
 
 @pytest.fixture
 def report(pytestconfig: pytest.Config) -> Report:
-    """The tables that the run prints in the end."""
+    """The tables printed at the end of the run."""
     return pytestconfig.stash.setdefault(REPORT, Report())
 
 
@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the tables, and write them down if asked."""
+    """Print the tables, and write them to the documentation with --write-docs."""
     if not (tables := config.stash.get(REPORT, Report()).markdown()):
         return
     terminalreporter.section("costs in echoes of grpcio")

@@ -12,7 +12,7 @@ PACKAGES = ("booking", "messaging", "stats")
 
 
 def message_classes() -> dict[str, Any]:
-    """Return every reply's class by its full name."""
+    """Return the classes of all replies by their full names."""
     modules = [import_module(f"parlor.{package}.v1.{package}_pb2") for package in PACKAGES]
     return {
         value.DESCRIPTOR.full_name: value
@@ -28,7 +28,7 @@ async def answer(request: Any, context: Any) -> Any:
 
 
 async def serve(port: int) -> None:
-    """Serve `/echo/<full name>` for each message, for ever."""
+    """Serve `/echo/<full name>` for each message, until canceled."""
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(answer, kind.FromString, kind.SerializeToString)
         for name, kind in message_classes().items()

@@ -1,4 +1,4 @@
-"""Load a server process and read its CPU time. `python -m tests.benchmarks.load --help` does it by hand."""
+"""Load a server process and read its CPU time: `python -m tests.benchmarks.load --help`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ops.cli import DatabaseUrl
 from tests.benchmarks.cases import cases, path_of, writes
 from tests.benchmarks.client import Call, Client, Result, calls_of
 
-BEHIND_SECONDS = 0.03  # longer than anything waits to be stored
+BEHIND_SECONDS = 0.03  # longer than the delay of fills
 PORTS = {"booking": 50051, "messaging": 50052, "stats": 50053}
 
 
@@ -32,7 +32,7 @@ class Target(NamedTuple):
     pid: int
 
     def cpu_ns(self) -> int:
-        """Return the CPU time of all threads: to the ns, where the process's own figure counts in ticks of 10 ms."""
+        """Return the CPU time of all threads, in ns; the figure of the process counts in ticks of 10 ms."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
@@ -45,16 +45,16 @@ class Cost(NamedTuple):
 
 
 class Load:
-    """Connections to processes that are measured together; `Call.server` is the index of one."""
+    """Connections to processes that are measured together; `Call.server` is the index of a process."""
 
     def __init__(self, client: Client, targets: Sequence[Target]) -> None:
-        """Take the client that is connected to them."""
+        """Take a client that is connected to them."""
         self.client, self.targets = client, targets
 
     async def round(self, calls: Iterable[Call], in_flight: int, **options: Any) -> Cost:
-        """Send the calls; `options` are those of Client.run, which also says what is raised.
+        """Send the calls; `options` and errors are those of Client.run.
 
-        The work that goes on behind the replies counts, too.
+        Work in the background, such as fills, counts too.
         """
         before = self._cpu_ns()
         result = await self.client.run(calls, in_flight, **options)
@@ -77,9 +77,9 @@ async def connected(*targets: Target, connections: int = 1) -> AsyncIterator[Loa
 
 
 def requests_of(database_url: str, method: str, app_secret: str, most: int) -> tuple[str, list[bytes]]:
-    """Return the path of a method, and requests over the data; of the writes `most`, each of which is valid once.
+    """Return the path of a method, and requests for the data; of writes `most` requests, each valid once.
 
-    Raises: BadParameter, which names the methods that there are.
+    Raises: BadParameter, which names the existing methods.
     """
     made = {case.method: case for case in cases(database_url)}
     if case := made.get(method):
@@ -104,7 +104,7 @@ def listening(port: int) -> list[Target]:
 
 
 async def load(targets: Sequence[Target], calls: Iterable[Call], plan: Plan, progress: Progress) -> Cost:
-    """Run a plan against the processes of one port, and show how far it is."""
+    """Run a plan against the processes of one port, and show the progress."""
     with closing(await Client.connect([targets[0].port], plan.connections)) as client:
         if plan.warm:
             await client.run(plan.warm, plan.in_flight, check=False)
@@ -123,7 +123,7 @@ async def load(targets: Sequence[Target], calls: Iterable[Call], plan: Plan, pro
 
 
 class Plan(NamedTuple):
-    """How to load; `warm` are calls to make before."""
+    """A load; `warm` are calls to make first."""
 
     in_flight: int
     connections: int
@@ -132,7 +132,7 @@ class Plan(NamedTuple):
 
 
 def figures(cost: Cost) -> dict[str, Any]:
-    """Return what was measured, by name."""
+    """Return the figures by name."""
     result = cost.result
     return {
         "calls": result.calls,
@@ -151,16 +151,16 @@ def main(
     method: Annotated[str, typer.Argument(help="A read RPC, such as GetBookingByCode; CreateBooking; IngestWebhook.")],
     database_url: DatabaseUrl,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65_535, help="Port on this machine.", show_default="as `parlor up` has it")
+        int | None, typer.Option(min=1, max=65_535, help="Port on this machine.", show_default="that of `parlor up`")
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, max=1000, help="Calls at a time.")] = 32,
-    connections: Annotated[int, typer.Option(min=1, max=100, help="Connections that share them.")] = 1,
-    calls: Annotated[int, typer.Option(min=1, max=10_000_000, help="Calls at most.")] = 100_000,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds at most.")] = 10,
+    in_flight: Annotated[int, typer.Option(min=1, max=1000, help="Concurrent calls.")] = 32,
+    connections: Annotated[int, typer.Option(min=1, max=100, help="Connections for the calls.")] = 1,
+    calls: Annotated[int, typer.Option(min=1, max=10_000_000, help="Maximum number of calls.")] = 100_000,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Maximum duration in seconds.")] = 10,
     cache_control: Annotated[str, typer.Option(help="Sent with each call: no-cache, or max-age=SECONDS.")] = "",
-    warm: Annotated[bool, typer.Option(help="Make each different read once before.")] = True,
+    warm: Annotated[bool, typer.Option(help="Make each different read once first.")] = True,
     app_secret: Annotated[
-        str, typer.Option(envvar="WHATSAPP_APP_SECRET", help="Secret that webhook bodies are signed with.")
+        str, typer.Option(envvar="WHATSAPP_APP_SECRET", help="Secret for signing webhook bodies.")
     ] = "parlor-dev",  # noqa: S107 - that of `parlor up`
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -186,7 +186,7 @@ def main(
 
 
 def show(measured: dict[str, Any], as_json: bool) -> None:
-    """Print what was measured."""
+    """Print the figures."""
     if as_json:
         print(json.dumps(measured))
         return

@@ -20,16 +20,16 @@ from tests.benchmarks.system import SERVICES, System, Variant, target
 NO_CACHE: Metadata = (("cache-control", "no-cache"),)
 NOT_NEAR: Metadata = (("cache-control", "max-age=3600"),)
 NEAR = ("GetSalon", "GetSalonByPhoneNumberId")
-MOST_PASSES = 10  # of requests that are made warm: a write next to them may have refused a fill
-ENOUGH = 0.99  # of the calls of a round have to come from where it says
+MOST_PASSES = 10  # to warm requests: a concurrent write may prevent a fill
+ENOUGH = 0.99  # required share of a round's calls from the expected source
 
-# A round of a number of calls, so many in flight; `turn` picks other requests each time.
+# A round: `turn` (which selects the requests), the number of calls, and how many are in flight.
 Round = Callable[[int, int, int], Awaitable[Cost]]
 Figure = Callable[[Cost], float]
 
 
 class WrongSource(Exception):
-    """Replies came from somewhere else than the round is about."""
+    """Replies came from a source other than that of the round."""
 
 
 class Reads:
@@ -47,9 +47,9 @@ class Reads:
         await self._load.client.run(self._plain, 32)
 
     async def cold(self, turn: int, count: int, in_flight: int) -> Cost:
-        """Misses whose tags are known; fewer where there are not as many different requests."""
+        """Misses whose tags are known; at most one per different request."""
         drop_entries(self._redis_url)
-        await asyncio.sleep(BEHIND_SECONDS)  # the near cache is told of what is gone
+        await asyncio.sleep(BEHIND_SECONDS)  # invalidations reach the near cache
         calls = window(self._plain, turn, min(count, len(self._plain)))
         return _checked(await self._load.round(calls, in_flight), "miss")
 
@@ -58,11 +58,11 @@ class Reads:
         return await self._hits(window(self._warm, turn, count), in_flight, "hit")
 
     async def near(self, turn: int, count: int, in_flight: int) -> Cost:
-        """Hits in the process's own cache."""
+        """Hits in the near cache."""
         return await self._hits(window(self._plain, turn, count), in_flight, "near")
 
     async def off(self, turn: int, count: int, in_flight: int) -> Cost:
-        """Reads past the cache."""
+        """Reads that bypass the cache."""
         cost = await self._load.round(window(self._off, turn, count), in_flight)
         return _checked(cost, "bypass") if self._cached else cost
 
@@ -88,13 +88,13 @@ def _checked(cost: Cost, source: str) -> Cost:
 
 
 def window(calls: Sequence[Call], turn: int, count: int) -> list[Call]:
-    """Return so many calls, each turn those that follow the last turn's; from the beginning again at the end."""
+    """Return `count` calls, in each turn the next ones; at the end it starts over."""
     first = turn * count % len(calls)
     return list(islice(cycle(calls), first, first + count))
 
 
 def drop_entries(redis_url: str) -> None:
-    """Unlink every entry and keep what says which are valid: the next reads are misses whose tags are known."""
+    """Unlink every entry but keep the tag version records: the next reads are misses whose tags are known."""
     with redis.Redis.from_url(redis_url) as client:
         keys = [key for key in client.scan_iter("query:*", count=10_000) if not key.endswith((b"#meta", b"run-id"))]
         if keys:
@@ -110,7 +110,7 @@ def bookings(variant: Variant, load: Load) -> Round:
 def webhooks(variant: Variant, load: Load) -> Round:
     """Return rounds of IngestWebhook, one message each; `load` is connected to all services, in the order of SERVICES.
 
-    Messaging asks booking for the salon, whose CPU counts, too.
+    Messaging reads the salon from booking, whose CPU counts too.
     """
     one = IngestWebhookResponse(messages=1).SerializeToString()
     return _writes(load, "messaging", "IngestWebhook", variant.writes.webhooks, one.__eq__)
@@ -158,7 +158,7 @@ def echo(load: Load, case: str, reply: bytes) -> Round:
 
 
 async def reads(stack: AsyncExitStack, variant: Variant, case: Case, *, cached: bool = True) -> Reads:
-    """Return the rounds of a read, on a connection of their own."""
+    """Return the rounds of a read, on a separate connection."""
     load = await stack.enter_async_context(connected(variant.target(case.service)))
     made = Reads(variant, load, case, cached=cached)
     await made.prepare()
@@ -173,7 +173,7 @@ async def echo_of(stack: AsyncExitStack, system: System, variant: Variant, case:
 
 
 async def in_turn(rounds: Mapping[str, Round], turns: int, count: int, in_flight: int) -> dict[str, list[Cost]]:
-    """Run a round of each, and so on in turn; return what each round cost, by name."""
+    """Run the rounds in turn, `turns` times; return the costs by name."""
     costs: dict[str, list[Cost]] = {name: [] for name in rounds}
     for turn in range(turns):
         for name, run in rounds.items():
@@ -187,9 +187,9 @@ def medians(costs: Mapping[str, Sequence[Cost]], figure: Figure) -> dict[str, fl
 
 
 def multiples(costs: Mapping[str, Sequence[Cost]], unit: str, figure: Figure) -> dict[str, list[float]]:
-    """Return a figure of each round as a multiple of that of the unit's round in the same turn, by name.
+    """Return a figure of each round as a multiple of the unit's round in the same turn, by name.
 
-    The two are neighbors in time, so that a machine that is busy with other things disturbs their ratio least.
+    The two follow each other directly, so that other load of the machine affects their ratio least.
     """
     return {
         name: [figure(cost) / figure(one) for cost, one in zip(of_one, costs[unit], strict=True)]

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from tests.benchmarks.client import Call, Client, calls_of
 from tests.benchmarks.system import running
 
-FIRST_CALLS = 100_000  # after which the process has taken what it needs
+FIRST_CALLS = 100_000  # after these the memory should be stable
 STEP_CALLS = 100_000
 METHODS = ("GetBookingByCode", "GetSalon", "ListBookings", "BatchGetSalons")
 MIB = 2**20
@@ -37,7 +37,7 @@ async def booking(folder: Path) -> AsyncIterator[tuple[int, int, Sequence[Call]]
 
 
 async def soak(total: int, in_flight: int, connections: int, progress: Progress) -> tuple[int, int, int]:
-    """Make so many calls; return the memory after the first and at the end, in bytes, and the calls that failed."""
+    """Make `total` calls; return the memory after the first ones and at the end, in bytes, and the failed calls."""
     with tempfile.TemporaryDirectory() as folder:
         async with booking(Path(folder)) as (port, pid, calls):
             memory, task, failed, first = psutil.Process(pid), progress.add_task("calls", total=total), 0, 0
@@ -53,13 +53,13 @@ async def soak(total: int, in_flight: int, connections: int, progress: Progress)
 
 
 def main(
-    calls: Annotated[int, typer.Option(min=1, max=100_000_000, help="Calls in all.")] = 10_000_000,
-    in_flight: Annotated[int, typer.Option(min=1, max=1000, help="Calls at a time.")] = 128,
-    connections: Annotated[int, typer.Option(min=1, max=100, help="Connections that share them.")] = 4,
+    calls: Annotated[int, typer.Option(min=1, max=100_000_000, help="Total number of calls.")] = 10_000_000,
+    in_flight: Annotated[int, typer.Option(min=1, max=1000, help="Concurrent calls.")] = 128,
+    connections: Annotated[int, typer.Option(min=1, max=100, help="Connections for the calls.")] = 4,
 ) -> None:
     """Call one booking process on this machine, and compare its memory at the end with that after 100,000 calls.
 
-    The connections are made anew every 100,000 calls. Exits with 1 if a call failed or the memory grew by over 10 %.
+    The connections are replaced every 100,000 calls. Exits with 1 if a call failed or the memory grew by over 10 %.
     """
     with Progress(console=Console(stderr=True)) as progress:
         first, last, failed = uvloop.run(soak(calls, in_flight, connections, progress))

@@ -1,4 +1,4 @@
-"""The system under measurement: a bare echo and variants of the services, each server in a process of its own."""
+"""The system under measurement: a bare echo and variants of the services, each server in a separate process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.benchmarks.cases import Case, Writes, add_calendar, add_salons, cases
 from tests.benchmarks.load import Target
 
 SERVICES = ("booking", "messaging", "stats")
-WITHOUT_WARMING = {"REDIS_WARM": "0"}  # an entry that was dropped stays a miss
+WITHOUT_WARMING = {"REDIS_WARM": "0"}  # a removed entry stays a miss
 
 
 class Echo(Server):
-    """The bare grpcio server: grpc as it comes, without the setting of libs/server/transport.py unless it is given."""
+    """The bare grpcio server with grpcio's defaults, unless it is given the setting of libs/server/transport.py."""
 
     def __init__(self, log: Path, experiments: str = "") -> None:
-        """Start nothing yet; `experiments` are GRPC_EXPERIMENTS, which this process has from libs/server."""
+        """Don't start it yet; `experiments` replace GRPC_EXPERIMENTS, which libs/server sets in this process."""
         super().__init__("echo", None, log)
         self.experiments = experiments
 
@@ -42,13 +42,13 @@ class Echo(Server):
 
 
 def target(server: Server) -> Target:
-    """Return where to call a server, and its process."""
+    """Return the port and the process of a server."""
     return Target(server.port, server.pid)
 
 
 @dataclass
 class Variant:
-    """The three services in one environment, on a database and a Valkey of their own."""
+    """The three services in one environment, on a separate database and Valkey."""
 
     name: str
     services: Mapping[str, Server]
@@ -68,7 +68,7 @@ class Variant:
 
 @dataclass
 class System:
-    """What runs: the echo, the variants by name, and the read cases over the data that all of them have."""
+    """The running echo, the variants by name, and the read cases for their common data."""
 
     echo: Server
     variants: Mapping[str, Variant]
@@ -77,10 +77,10 @@ class System:
 
 @contextmanager
 def running(folder: Path, settings: Mapping[str, Mapping[str, str]]) -> Iterator[System]:
-    """Run the echo, and a variant of the services for each name, with its environment over the usual one.
+    """Run the echo, and a variant of the services for each name, with its additional environment.
 
-    Each has a copy of the sample data at scale 1, so that the same writes are valid for all. What one service logs
-    is in `folder`/NAME.
+    Each has a copy of the sample data at scale 1, so that the same writes are valid for all. The logs of a variant are
+    in `folder`/NAME.
     """
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres"))

@@ -1,4 +1,4 @@
-"""What a hit costs beside cashews: the same server, keys and values; CPU of this process, A B A B, medians."""
+"""The cost of a hit compared with cashews: same server, keys and values; CPU of this process, A B A B, medians."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ Get = Callable[[int], Awaitable[bytes | None]]
 
 @pytest.fixture
 async def ours(database_url: str, redis_url: str) -> AsyncIterator[Get]:
-    """Our read-through read of a booking, its key made at each call, which finds it in the cache."""
+    """Our read-through hit of a booking, which makes its key at each call."""
     async with AsyncConnectionPool(database_url, kwargs={"autocommit": True}, min_size=1, open=False) as pool:
         cache = Cache(CacheSettings(url=redis_url), pool.connection, bytes, NAMESPACES)
         await cache.open()
@@ -61,7 +61,7 @@ async def ours(database_url: str, redis_url: str) -> AsyncIterator[Get]:
 
 @pytest.fixture
 async def theirs(redis_url: str) -> AsyncIterator[Get]:
-    """The plain get of cashews, set up as its documentation says."""
+    """The plain get of cashews, configured as documented."""
     cache = cashews.Cache()
     cache.setup(redis_url)
     await cache.init()
@@ -90,7 +90,7 @@ async def cpu_us(get: Get, callers: int) -> float:
     return (time.process_time_ns() - began) / CALLS / 1000
 
 
-@pytest.mark.filterwarnings("ignore:Call to deprecated close")  # by cashews
+@pytest.mark.filterwarnings("ignore:Call to deprecated close")  # raised in cashews
 @pytest.mark.parametrize("callers", [1, 32])
 async def test_a_hit_costs_no_more_than_one_of_cashews(
     ours: Get, theirs: Get, callers: int, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""What the load client counts, seen on the echo."""
+"""The counts of the load client, checked with the echo."""
 
 from __future__ import annotations
 

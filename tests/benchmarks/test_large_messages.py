@@ -1,4 +1,4 @@
-"""How long messages of 4 MB take, up and down, on our transport and on grpcio's, with grpcio's client."""
+"""The time of messages of 4 MB, up and down, on our transport and on grpcio's, with grpcio's client."""
 
 import asyncio
 import subprocess
@@ -20,7 +20,7 @@ from tests.benchmarks.bulk import SERVICE
 from tests.benchmarks.conftest import Report
 
 MESSAGE_BYTES = 4 * 1024 * 1024
-MOST = 1.5  # times as long as with grpcio
+MOST = 1.5  # as a multiple of grpcio's time
 TURNS = 41
 TITLE = "Messages of 4 MB, in ms"
 OPTIONS = (
@@ -33,7 +33,7 @@ class Bulk(Server):
     """The server, on a transport."""
 
     def __init__(self, transport: str, log: Path) -> None:
-        """Start nothing yet."""
+        """Don't start it yet."""
         super().__init__(transport, None, log)
 
     def spawn(self) -> subprocess.Popen[bytes]:
@@ -48,7 +48,7 @@ class Bulk(Server):
 
 @pytest.mark.parametrize("in_flight", [1, 4])
 @pytest.mark.parametrize("way", ["Upload", "Download"])
-def test_4_mb_take_at_most_half_as_long_again_as_with_grpcio(
+def test_messages_of_4_mb_take_at_most_1_5_times_as_long_as_with_grpcio(
     tmp_path: Path, report: Report, way: str, in_flight: int
 ) -> None:
     request = bytes(MESSAGE_BYTES) if way == "Upload" else str(MESSAGE_BYTES).encode()
@@ -67,7 +67,7 @@ def test_4_mb_take_at_most_half_as_long_again_as_with_grpcio(
                     for name, call in calls.items():
                         began = time.perf_counter()
                         await asyncio.gather(*(call(request, timeout=30) for _ in range(in_flight)))
-                        if turn:  # the first opens the windows
+                        if turn:  # the first round opens the windows
                             took[name].append(1000 * (time.perf_counter() - began))
             return took
 

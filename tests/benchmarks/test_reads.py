@@ -1,4 +1,4 @@
-"""The CPU of each read RPC, 32 in flight, in turn with the echo of its own reply: medians of many rounds."""
+"""The CPU of each read RPC, 32 in flight, in turn with the echo of its reply: medians of many rounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TITLE = "Reads, 32 in flight: server CPU per RPC in echoes; one by one, warm: p5
 
 
 @pytest.mark.parametrize("method", [*CACHED, *NOT_CACHED])
-def test_read_costs_at_most_its_budget(system: System, report: Report, benchmark: Any, method: str) -> None:
+def test_a_read_costs_at_most_its_budget(system: System, report: Report, benchmark: Any, method: str) -> None:
     costs = benchmark.pedantic(lambda: uvloop.run(measure(system, method)), rounds=1)
     echoes = {kind: round(median(rounds), 3) for kind, rounds in multiples(costs, "echo", cpu).items()}
     cells = {kind: f"{echoes[kind]:.2f}" if kind in echoes else "-" for kind in ("near", "warm", "cold", "off")}
@@ -36,7 +36,7 @@ def test_read_costs_at_most_its_budget(system: System, report: Report, benchmark
 
 
 async def measure(system: System, method: str) -> dict[str, list[Cost]]:
-    """Return what the rounds of the echo and of each kind of read cost."""
+    """Return the costs of the rounds of the echo and of each kind of read."""
     ours, case, cached = system.variants["ours"], system.cases[method], method in CACHED
     async with AsyncExitStack() as stack:
         read = await reads(stack, ours, case, cached=cached)

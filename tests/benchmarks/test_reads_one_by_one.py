@@ -21,7 +21,7 @@ CALLS = 100
 
 
 @pytest.mark.parametrize("method", [method for method in CACHED if method not in BATCHES])
-def test_warm_read_takes_at_most_half_of_its_time_on_grpcio(
+def test_a_warm_read_takes_at_most_half_of_its_time_on_grpcio(
     system: System, report: Report, benchmark: Any, method: str
 ) -> None:
     costs = benchmark.pedantic(lambda: uvloop.run(measure(system, method)), rounds=1)
@@ -32,7 +32,7 @@ def test_warm_read_takes_at_most_half_of_its_time_on_grpcio(
 
 
 async def measure(system: System, method: str) -> dict[str, list[Cost]]:
-    """Return what the rounds of each variant cost."""
+    """Return the costs of the rounds of each variant."""
     async with AsyncExitStack() as stack:
         rounds = {
             name: (await reads(stack, variant, system.cases[method])).warm for name, variant in system.variants.items()

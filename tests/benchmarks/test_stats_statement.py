@@ -1,4 +1,4 @@
-"""GetSalonStats, 31 days of the biggest salon: the time its statement runs, beside the report's four subqueries."""
+"""GetSalonStats, 31 days of the biggest salon: the time of its statement compared with the report's subqueries."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ ROUNDS = 15
 START = datetime(2024, 12, 15, tzinfo=UTC)
 END = START + timedelta(days=31)
 
-# Report, "Raw SQL for Analytics"; its cost is our cost_micros.
+# From the report, "Raw SQL for Analytics"; its cost is our cost_micros.
 REPORT = """
     SELECT
       (SELECT COUNT(*) FROM bookings WHERE salon_id = {salon} AND start_ts >= {start} AND start_ts < {end}) as bookings,
@@ -31,14 +31,14 @@ REPORT = """
       (SELECT COALESCE(SUM(cost_micros), 0) FROM messages
         WHERE salon_id = {salon} AND created_at >= {start} AND created_at < {end}) as total_cost"""
 
-# Postgres says of each statement how long it ran, planning apart, as EXPLAIN (ANALYZE, TIMING OFF) would.
+# Postgres logs the run time of each statement without planning, as EXPLAIN (ANALYZE, TIMING OFF) would.
 EXPLAINED = """
     LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_analyze = on;
     SET auto_explain.log_timing = off; SET client_min_messages = log; SET plan_cache_mode = force_generic_plan"""
 
 
 @pytest.fixture(scope="module")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def sample_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The sample data at scale 1."""
     with Postgres(tmp_path_factory.mktemp("stats") / "postgres") as server:
         migrate(server.dsn)
@@ -46,30 +46,30 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.dsn
 
 
-async def test_the_statement_runs_at_most_0_4_of_the_time_of_four_subqueries(seeded: str) -> None:
+async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sample_url: str) -> None:
     report = sql.SQL(REPORT).format(salon=SALON, start=START, end=END)
-    told: list[tuple[float, str]] = []
+    plans: list[tuple[float, str]] = []
     figures: dict[str, list[float]] = {"report": [], "ours": []}
-    async with await Connection.connect(seeded, autocommit=True, prepare_threshold=0) as conn:
+    async with await Connection.connect(sample_url, autocommit=True, prepare_threshold=0) as conn:
         conn.queries = QueryStats(threshold=60)
         await conn.execute(EXPLAINED, prepare=False)
-        conn.add_notice_handler(lambda notice: told.append(_duration(notice.message_primary or "")))
+        conn.add_notice_handler(lambda notice: plans.append(_duration(notice.message_primary or "")))
         for _ in range(ROUNDS):
             expected = await (await conn.execute(report, prepare=False)).fetchone()
-            figures["report"].append(told[-1][0])
+            figures["report"].append(plans[-1][0])
             [counted] = await salon_stats(conn, [Period(SALON, START, END)])
             assert isinstance(counted.value, bytes)
             stats = SalonStats.FromString(counted.value)
-            figures["ours"].append(told[-1][0])
+            figures["ours"].append(plans[-1][0])
     assert expected == (stats.bookings, stats.messages, stats.conversations, stats.total_cost_micros)
-    assert re.findall(r"(?<!Index Only) Scan \w* ?(?:on|using) (?!salons|wanted)\w+", told[-1][1]) == []
+    assert re.findall(r"(?<!Index Only) Scan \w* ?(?:on|using) (?!salons|wanted)\w+", plans[-1][1]) == []
     ratio = median(figures["ours"]) / median(figures["report"])
     print(f"\n{figures['report'][-1]:.2f} ms, {figures['ours'][-1]:.2f} ms: {ratio:.2f}")
     assert ratio <= 0.4
 
 
 def _duration(notice: str) -> tuple[float, str]:
-    """Return the ms and the plan that auto_explain tells of a statement."""
-    told = re.match(r"duration: ([\d.]+) ms  plan:", notice)
-    assert told
-    return float(told[1]), notice
+    """Return the ms and the plan from a notice of auto_explain."""
+    match = re.match(r"duration: ([\d.]+) ms  plan:", notice)
+    assert match
+    return float(match[1]), notice

@@ -31,7 +31,7 @@ CASES: dict[str, Callable[[System], Case]] = {
 
 
 def conversations(case: Case) -> Case:
-    """Return the case with the requests for ten messages only."""
+    """Return the case with only the requests for ten messages."""
     return case._replace(requests=case.requests[: len(case.requests) // 4])
 
 

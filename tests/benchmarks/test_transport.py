@@ -1,4 +1,4 @@
-"""What the setting of libs/server/transport.py gains: the echo with it, in turn with the bare one."""
+"""The gain of the setting of libs/server/transport.py: the echo with it, in turn with the bare one."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ CALLS = {32: 320, 1: 100}
 
 
 @pytest.mark.parametrize("in_flight", [32, 1])
-def test_setting_makes_the_echo_cheaper(tmp_path: Path, in_flight: int) -> None:
+def test_the_setting_makes_the_echo_cheaper(tmp_path: Path, in_flight: int) -> None:
     with Echo(tmp_path / "bare") as bare, Echo(tmp_path / "ours", os.environ["GRPC_EXPERIMENTS"]) as ours:
 
         async def measure() -> dict[str, list[Cost]]:

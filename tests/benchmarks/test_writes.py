@@ -33,12 +33,12 @@ def test_ingest_webhook_costs_at_most_its_budget(system: System, report: Report,
     assert measure(system, report, benchmark, "IngestWebhook", webhooks, CALLS) <= WRITE_ECHOES["IngestWebhook"]
 
 
-def test_mixed_workload(system: System, report: Report, benchmark: Any) -> None:
+def test_the_mixed_workload_is_measured(system: System, report: Report, benchmark: Any) -> None:
     measure(system, report, benchmark, "mixed", mixed, MIXED_CALLS)
 
 
 def measure(system: System, report: Report, benchmark: Any, name: str, make: Maker, count: int) -> float:
-    """Measure rounds in turn with the echo of a booking; report the row, and return what it costs in echoes."""
+    """Measure rounds in turn with the echo of a booking; report the row, and return its cost in echoes."""
     costs = benchmark.pedantic(lambda: uvloop.run(_measure(system, make, count)), rounds=1)
     us, echoes = medians(costs, cpu), round(median(multiples(costs, "echo", cpu)["run"]), 3)
     benchmark.extra_info["echoes"] = echoes
@@ -51,5 +51,5 @@ async def _measure(system: System, make: Maker, count: int) -> dict[str, list[Co
     async with AsyncExitStack() as stack:
         run = make(ours, await stack.enter_async_context(connected(*ours.targets)))
         echo = await echo_of(stack, system, ours, system.cases["GetBookingByCode"])
-        await run(0, 3 * count, IN_FLIGHT)  # until the cache is warm, and statements are prepared
+        await run(0, 3 * count, IN_FLIGHT)  # to warm the cache and prepare statements
         return await in_turn({"echo": echo, "run": run}, TURNS, count, IN_FLIGHT)

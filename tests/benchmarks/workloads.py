@@ -1,4 +1,4 @@
-"""Two traces over the sample data, written down in docs/workloads.md, and how often a perfect cache would hit."""
+"""Two traces over the sample data, described in docs/workloads.md, and the hit rate of a perfect cache."""
 
 import bisect
 import itertools
@@ -15,16 +15,16 @@ from libs.cache.keys import VERSION_SUFFIX, parent_key
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
-from services.cache_tags import CacheTags, of_name, of_names
+from services.cache_tags import CacheTags, conversation_tag
 
 T = TypeVar("T")
-NOW = 1_737_158_400  # 2025-01-18: the data set's messages end here
+NOW = 1_737_158_400  # 2025-01-18: end of the messages in the sample data
 DAY = 86_400
-FAR = 1_900_000_000  # from here on nothing is booked
+FAR = 1_900_000_000  # no bookings after this time
 
 
 class Customer(NamedTuple):
-    """Who writes to a salon."""
+    """A customer of a salon."""
 
     conversation_id: str
     phone_number: str
@@ -32,7 +32,7 @@ class Customer(NamedTuple):
 
 @dataclass
 class Salon:
-    """A salon, what it has by popularity, and its share of the calls."""
+    """A salon, its data ordered by popularity, and its share of the calls."""
 
     salon_id: str
     phone_number_id: str
@@ -43,7 +43,7 @@ class Salon:
 
 
 class Step(NamedTuple):
-    """A call. A read depends on its one tag; a write invalidates its tags. All by the names of their metas."""
+    """A call. A read depends on its one tag; a write invalidates its tags. Tags are named by their version keys."""
 
     service: str
     method: str
@@ -53,13 +53,13 @@ class Step(NamedTuple):
 
     @property
     def key(self) -> tuple[str, bytes]:
-        """What a cached reply is kept by."""
+        """The key of the cached reply."""
         return self.method, self.request.SerializeToString(deterministic=True)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A mix: how often each method is called, and how reads and writes mix. `warm`: each read was made once before."""
+    """A mix of methods, reads and writes. `warm`: each read is made once first."""
 
     name: str
     reads: dict[str, int]
@@ -69,8 +69,8 @@ class Workload:
     warm: bool
 
 
-# docs/workloads.md says where the numbers are from.
-SEED = Workload(
+# See docs/workloads.md for the source of the numbers.
+PREDECESSOR = Workload(
     "the predecessor's mix",
     reads={
         **{"GetSalonByPhoneNumberId": 50, "GetConversation": 50},
@@ -98,7 +98,7 @@ ZIPF = Workload(
 
 
 def salons(database_url: str) -> list[Salon]:
-    """Read what the data set has, each list shuffled: the order is the popularity."""
+    """Read the sample data. Each list is shuffled; its order is the popularity."""
     query = """
         SELECT salon_id, phone_number_id,
             (SELECT count(*)::int FROM bookings AS b WHERE b.salon_id = s.salon_id),
@@ -129,10 +129,10 @@ def salons(database_url: str) -> list[Salon]:
 
 
 class Trace:
-    """Makes a workload's calls: the same each time."""
+    """Makes the calls of a workload, the same each time."""
 
     def __init__(self, workload: Workload, salons: Sequence[Salon], tags: CacheTags) -> None:
-        """`tags` are the services' own."""
+        """`tags` are those of the services."""
         self.workload, self.salons, self.tags = workload, salons, tags
         self._random = Random(workload.name)
         self._numbers = itertools.count()
@@ -152,7 +152,7 @@ class Trace:
             yield Step(service, method, request, metas, writes)
 
     def _popular(self, values: Sequence[T]) -> T:
-        """Return one of the values, the first most often: Zipf."""
+        """Return one of the values by Zipf's law, the first most often."""
         last = len(values) - 1
         return values[bisect.bisect(self._sums, self._random.random() * self._sums[last], hi=last)]
 
@@ -174,7 +174,7 @@ class Trace:
         return "booking", request, [self.tags.booking(salon.salon_id, code)]
 
     def _ListBookings(self, salon: Salon) -> Any:
-        """One of the calendar's first days, all or only what is confirmed."""
+        """One of the first days of the calendar, all bookings or only confirmed ones."""
         day = NOW + DAY * self._popular(range(7))
         days: dict[str, Any] = {"start_time": Timestamp(seconds=day), "end_time": Timestamp(seconds=day + DAY)}
         status = self._popular((booking.BOOKING_STATUS_UNSPECIFIED, booking.BOOKING_STATUS_CONFIRMED))
@@ -195,18 +195,18 @@ class Trace:
         return {"start_time": Timestamp(seconds=NOW - days * DAY), "end_time": Timestamp(seconds=NOW)}
 
     def _ListMessages(self, salon: Salon) -> Any:
-        """A customer's messages; one in four times the salon's."""
+        """Messages of a customer; in one of four calls those of the salon."""
         messages = self.tags.messages(salon.salon_id)
         if self._random.random() < 0.25:
             return "messaging", messaging.ListMessagesRequest(salon_id=salon.salon_id), [messages]
         found = self._popular(salon.customers).conversation_id
         request = messaging.ListMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
-        return "messaging", request, [of_name(messages, found)]
+        return "messaging", request, [conversation_tag(messages, found)]
 
     def _GetConversation(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
         request = messaging.GetConversationRequest(salon_id=salon.salon_id, phone_number=phone)
-        return "messaging", request, [of_name(self.tags.conversations(salon.salon_id), "", phone)]
+        return "messaging", request, [conversation_tag(self.tags.conversations(salon.salon_id), "", phone)]
 
     def _ListAiMessages(self, salon: Salon) -> Any:
         found = self._popular(salon.customers).conversation_id
@@ -226,10 +226,8 @@ class Trace:
             direction=messaging.MESSAGE_DIRECTION_INBOUND,
             content="hi",
         )
-        wholes = self.tags.messages(salon.salon_id), self.tags.conversations(salon.salon_id)
-        return "messaging", request, [
-            tag for of in wholes for tag in of_names(of, [customer.conversation_id], [customer.phone_number])
-        ]  # fmt: skip
+        names = customer.conversation_id, customer.phone_number
+        return "messaging", request, self.tags.of_conversations(salon.salon_id, names)
 
     def _RecordAiMessage(self, salon: Salon) -> Any:
         found = self._popular(salon.customers).conversation_id
@@ -243,8 +241,9 @@ class Trace:
         request = messaging.AssignConversationRequest(
             salon_id=salon.salon_id, phone_number=customer.phone_number, assignee=f"user-{next(self._numbers) % 3}"
         )
-        names = [customer.conversation_id], [customer.phone_number]
-        return "messaging", request, of_names(self.tags.conversations(salon.salon_id), *names)
+        tag = self.tags.conversations(salon.salon_id)
+        sub_tags = [conversation_tag(tag, customer.conversation_id), conversation_tag(tag, "", customer.phone_number)]
+        return "messaging", request, [tag, *sub_tags]
 
     def _CreateBooking(self, salon: Salon) -> Any:
         phone = self._popular(salon.customers).phone_number
@@ -258,7 +257,7 @@ class Trace:
         return "booking", request, tags
 
     def _hour(self) -> dict[str, Any]:
-        """An hour that nothing else takes."""
+        """A free hour."""
         start = FAR + next(self._numbers) * 3600
         return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
 
@@ -269,14 +268,14 @@ def warm_up(steps: Sequence[Step]) -> list[Step]:
 
 
 def ceiling(before: Sequence[Step], steps: Sequence[Step], *, parts: bool = True) -> float:
-    """Return the hit rate of the steps in a cache that stores each miss at once and loses nothing to time.
+    """Return the hit rate of the steps in a cache that stores each miss at once and without TTLs.
 
-    Without `parts` each read depends on its whole tag, and each write invalidates whole tags.
+    Without `parts`, sub-tags count as their tags.
     """
     kept: dict[str, set[tuple[str, bytes]]] = {}
     hits = reads = 0
     for number, step in enumerate((*before, *steps), -len(before)):
-        tags = step.tags if parts else {parent_key(meta.removesuffix(VERSION_SUFFIX)) for meta in step.tags}
+        tags = step.tags if parts else {parent_key(key.removesuffix(VERSION_SUFFIX)) for key in step.tags}
         if step.writes:
             for tag in tags:
                 kept.pop(tag, None)

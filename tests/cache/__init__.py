@@ -1,1 +1,1 @@
-"""libs/cache, used by a service that is not Parlor's: its table, its values and its pool are the tests' own."""
+"""libs/cache in a service other than Parlor's: the tests bring the table, the values and the pool."""

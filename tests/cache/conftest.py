@@ -1,4 +1,4 @@
-"""A Postgres with nothing of Parlor's in it but `cache_outbox`, and processes of a service that uses it."""
+"""A Postgres with only `cache_outbox` of Parlor's tables, and processes of a service that uses it."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -11,8 +11,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from ops.migrate import MIGRATIONS
 from ops.servers import Postgres, Valkey
-from tests.cache.nearby import Single
-from tests.cache.outside import CacheServer, each, reaching
+from tests.cache.near_cache import Single
+from tests.cache.servers import CacheServer, each, reaching
 from tests.cache.shop import NOTHING_IN_FORCE, RESET, SCHEMA, Shop, Start
 from tests.conftest import FAST, valkey_binary
 from tools.cluster import Cluster
@@ -20,7 +20,7 @@ from tools.proxy import proxy
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on the server that is asked for; without one, on Valkey, and on a cluster if it kills nobody."""
+    """Run a test on the server of --cache-server; without it, on Valkey, and on a cluster unless it kills servers."""
     wanted = metafunc.config.getoption("cache_server")
     if "cache_server" in metafunc.fixturenames:
         metafunc.parametrize("cache_server", [wanted] if wanted else ["valkey", "cluster"], indirect=True)
@@ -32,14 +32,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def redis_server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
-    """The server whose path was given."""
+    """The program given by --cache-server."""
     with Valkey(binary=Path(request.config.getoption("cache_server"))) as server:
         yield server
 
 
 @pytest.fixture
 def cache_server(request: pytest.FixtureRequest) -> CacheServer:
-    """The server that the test runs on; it leaves it running."""
+    """The server for tests that leave it running."""
     fixtures = {"valkey": "valkey_server", "cluster": "cluster"}
     server: CacheServer = request.getfixturevalue(fixtures.get(request.param, "redis_server"))
     return server
@@ -47,7 +47,7 @@ def cache_server(request: pytest.FixtureRequest) -> CacheServer:
 
 @pytest.fixture
 def redis_url(cache_server: CacheServer) -> str:
-    """The URL of the server, which is empty."""
+    """The URL of the server, emptied."""
     for client in each(cache_server.url):
         client.flushall()
     return cache_server.url
@@ -55,7 +55,7 @@ def redis_url(cache_server: CacheServer) -> str:
 
 @pytest.fixture
 async def single(request: pytest.FixtureRequest, pool: AsyncConnectionPool) -> AsyncIterator[Single]:
-    """Processes of the shop on one server, whose connections the test may harm; nobody proxies a whole cluster."""
+    """Processes of the shop on a single server, behind a proxy that the test controls. A cluster cannot be proxied."""
     name = "valkey_server" if request.param == "valkey" else "redis_server"
     server: Valkey = request.getfixturevalue(name)
     for client in each(server.url):
@@ -66,14 +66,14 @@ async def single(request: pytest.FixtureRequest, pool: AsyncConnectionPool) -> A
 
 @pytest.fixture(scope="session")
 def mortal_cluster() -> Iterator[Cluster]:
-    """A cluster for all tests that kill it: to start takes it long."""
+    """A cluster shared by all tests that kill its servers, because its start is slow."""
     with Cluster(binary=valkey_binary()) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def own_cluster(mortal_cluster: Cluster) -> Cluster:
-    """The same, running and empty; it knows no script and no client."""
+    """That cluster, running and empty, without scripts and clients."""
     mortal_cluster.start()
     for client in each(mortal_cluster.url):
         client.flushall()
@@ -84,7 +84,7 @@ def own_cluster(mortal_cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def own_valkey(request: pytest.FixtureRequest) -> Iterator[CacheServer]:
-    """A server for a test that kills it."""
+    """A server that the test may kill."""
     if request.param == "cluster":
         yield request.getfixturevalue("own_cluster")
     else:
@@ -94,7 +94,7 @@ def own_valkey(request: pytest.FixtureRequest) -> Iterator[CacheServer]:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A Postgres where nobody else takes transaction ids: a fill that may be stored is."""
+    """A Postgres without other users: foreign transactions would prevent fills."""
     with Postgres(tmp_path_factory.mktemp("quiet") / "data", settings={**FAST, "autovacuum": "off"}) as server:
         prepare(server.dsn)
         yield server
@@ -102,7 +102,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture
 def database_url(postgres: Postgres) -> str:
-    """The database, as it was at first."""
+    """The database, reset."""
     with psycopg.connect(postgres.dsn, autocommit=True) as conn:
         conn.execute("DELETE FROM cache_outbox")
         conn.execute(NOTHING_IN_FORCE)
@@ -112,14 +112,14 @@ def database_url(postgres: Postgres) -> str:
 
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[AsyncConnectionPool]:
-    """Connections in autocommit, as the cache wants them."""
+    """Connections in autocommit mode, as the cache requires."""
     async with AsyncConnectionPool(database_url, kwargs={"autocommit": True}, max_size=12, open=False) as pool:
         yield pool
 
 
 @pytest.fixture
 async def start(pool: AsyncConnectionPool, redis_url: str) -> AsyncIterator[Start]:
-    """Starts a process of the shop: a Cache of its own, on the test's Valkey unless it is told another."""
+    """Starts processes of the shop, each with its own Cache, by default on the test's Valkey."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, redis_url)
 
@@ -131,7 +131,7 @@ async def shop(start: Start) -> Shop:
 
 
 def prepare(database_url: str) -> None:
-    """Create the library's table and the shop's."""
+    """Create the tables of the library and of the shop."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         for migration in sorted(MIGRATIONS.glob("*.cache.*.sql")):
             conn.execute(migration.read_text().partition("GRANT")[0].encode())

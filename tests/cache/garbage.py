@@ -4,11 +4,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.cache.outside import reaching
+from tests.cache.servers import reaching
 
 KINDS = ("string", "list", "hash", "set", "zset", "stream")
 
-# Strings that are almost a tag's record: its version, "1" or "0", a transaction id, a checksum.
+# Strings that almost are a tag version record: its version, "1" or "0", a transaction ID, a checksum.
 VERSION = b"0123456789abcdef0123456789abc"
 ALMOST_RECORDS = [
     b"",
@@ -27,7 +27,7 @@ ALMOST_RECORDS = [
 
 
 def command(key: str | bytes, kind: str, value: bytes) -> tuple[str | bytes, ...]:
-    """Return what puts a value of this type under a key that is not there."""
+    """Return the command that writes a value of this type to a missing key."""
     return {
         "string": ("SET", key, value),
         "list": ("RPUSH", key, value),
@@ -39,13 +39,13 @@ def command(key: str | bytes, kind: str, value: bytes) -> tuple[str | bytes, ...
 
 
 def write(client: Any, key: str | bytes, kind: str, value: bytes = b"garbage") -> None:
-    """Put a value of this type under a key, in place of what is there."""
+    """Replace the value of a key by one of this type."""
     client.delete(key)
     client.execute_command(*command(key, kind, value))
 
 
 def write_to(url: str, key: str) -> None:
-    """Put a list in place of what a key holds."""
+    """Replace the value of a key by a list."""
     with reaching(url) as client:
         write(client, key, "list")
 

@@ -1,8 +1,8 @@
-"""A model of which cache is in force, small enough to visit every state.
+"""A model of how a cache comes into force, small enough to visit every state.
 
 There is one tag, one cached reply, two cache servers that both accept writes, and the row in Postgres that says which
-of them is in force. Every step of a process that can be seen from outside is a step here, so a pause or a crash between
-two steps is simply another order. A reply is the set of committed writes, as bits.
+of them is in force. Every externally visible step of a process is a step of the model, so a pause or a crash between
+two steps is just another order of steps. A reply is the set of committed writes, as bits.
 """
 
 import random
@@ -13,11 +13,11 @@ WALK = 120  # steps from the first state
 
 
 class Rules(NamedTuple):
-    """What the processes do. The defaults are the library's; each other value is a variant that must fail."""
+    """The rules of the protocol. The defaults are the library's; each other value is a variant that must fail."""
 
     wait: bool = False
     epoch_at_begin: str = "after the id"  # or "before the id", "never"
-    records: str = "of an epoch"  # or what they are dropped by: "dropped before", "dropped after" the epoch is raised
+    records: str = "of an epoch"  # or they are "dropped before" or "dropped after" the epoch is raised
     polls_compare: bool = True
     deletes_compare: bool = True
     settles: bool = True
@@ -25,7 +25,7 @@ class Rules(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A tag's version record; `epoch` is that of the process that wrote it."""
+    """A tag version record; `epoch` is that of the process that wrote it."""
 
     epoch: int
     version: int
@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
 
 class Server(NamedTuple):
-    """A cache server. Its `history` changes when its data are replaced; `copy` is what a replica has of it."""
+    """A cache server. Its `history` changes when its data is replaced; `copy` is its replica's data."""
 
     history: int = 0
     record: Record | None = None
@@ -43,22 +43,22 @@ class Server(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process; `due` are the writes that its last poll obliges it to show."""
+    """A process; `due` are the writes that it must show since its last poll."""
 
     state: str = "away"  # connected, raised, joined, ready
     server: int = 0
     history: int = 0
     epoch: int = 0
     due: int = 0
-    lease: int | None = None  # the committed writes that the look saw which gave it
-    hides: bool = False  # the look saw pending rows that are not registered yet
+    lease: int | None = None  # the writes that were committed at the poll that granted it
+    hides: bool = False  # the poll found outbox rows that are not registered yet
     read: tuple[Any, ...] = ()
     poll: tuple[Any, ...] = ()
     write: tuple[Any, ...] = ()
 
 
 class Budget(NamedTuple):
-    """How often each thing may still happen."""
+    """How many times each event may still happen."""
 
     raises: int = 2
     losses: int = 1
@@ -66,7 +66,7 @@ class Budget(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything. `row` is (epoch, server, history, settled); `pending` has (bit, id)."""
+    """The state of the model. `row` is (epoch, server, history, settled); `pending` has (bit, ID)."""
 
     row: tuple[int, int, int, bool]
     servers: tuple[Server, ...]
@@ -74,7 +74,7 @@ class State(NamedTuple):
     committed: int
     acknowledged: int
     pending: tuple[tuple[int, int], ...]
-    following: int  # the next transaction id
+    following: int  # the next transaction ID
     budget: Budget
 
 
@@ -90,7 +90,7 @@ def initial(processes: int, budget: Budget) -> State:
 
 
 class Model:
-    """The steps from a state; `roles` says of each process whether it reads and whether it writes once."""
+    """The steps from a state; `roles` tells for each process whether it reads and whether it writes once."""
 
     def __init__(self, rules: Rules, roles: tuple[str, ...]) -> None:
         """Prepare."""
@@ -99,7 +99,7 @@ class Model:
         self.hits = 0
 
     def steps(self, state: State) -> Iterator[State]:
-        """Yield every state that one step leads to. Raises: Stale."""
+        """Yield every state reachable in one step. Raises: Stale."""
         for number, process in enumerate(state.processes):
             yield from self._connections(state, number, process)
             yield from self._polls(state, number, process)
@@ -131,12 +131,12 @@ class Model:
             yield put(state._replace(budget=less), number, away(process))
 
     def _join(self, state: State, number: int, process: Process) -> Iterator[State]:
-        """Join the cache in force if it is this one, else put this one in force."""
+        """Join this server if it is in force, else put it in force."""
         if (process.server, process.history) == state.row[1:3]:
             yield put(state, number, process._replace(state="joined", epoch=state.row[0]))
         elif state.budget.raises:
             if self.rules.records == "dropped before":
-                state = self._drop(state, process.server)  # a step of its own would only add orders
+                state = self._drop(state, process.server)  # a separate step would only add orders
             epoch = fresh([state.row[0], *(p.epoch for p in state.processes), *epochs(state)])
             less = state.budget._replace(raises=state.budget.raises - 1)
             raised = state._replace(row=(epoch, process.server, process.history, False), budget=less)
@@ -148,7 +148,7 @@ class Model:
         return state._replace(servers=replace(state.servers, place, server._replace(record=None, entry=None)))
 
     def _replacements(self, state: State) -> Iterator[State]:
-        """Copy the first server's data; later, once, replace them by the copy, as when it was demoted in between."""
+        """Copy the first server's data; later, once, replace it by the copy, as if the server had been demoted."""
         server = state.servers[0]
         if state.budget.replacements and server.copy is None:
             copied = server._replace(copy=(server.record, server.entry))
@@ -156,7 +156,7 @@ class Model:
         elif state.budget.replacements and server.copy:
             less = state.budget._replace(replacements=state.budget.replacements - 1)
             replaced = Server(server.history + 1, *server.copy)
-            # What is owed counts from the next poll: it is what notices.
+            # The obligation starts at the next poll, which detects the change.
             processes = tuple(
                 p if p.server else p._replace(due=0, poll=(*p.poll[:2], 0)[: len(p.poll)]) for p in state.processes
             )
@@ -306,7 +306,7 @@ class Model:
                 yield from self._acknowledge(state, number, process, rest[0])
 
     def _connected(self, state: State) -> bool:
-        """Say whether a process that has joined uses the server already."""
+        """Return whether a process that has joined already uses the server."""
         return state.row[3] or not (self.rules.wait and self.rules.settles)
 
     def _compare(self, process: Process, xact_id: int, epoch: int) -> Process:
@@ -315,7 +315,7 @@ class Model:
         return process._replace(write=("registers", xact_id))
 
     def _acknowledge(self, state: State, number: int, process: Process, xact_id: int) -> Iterator[State]:
-        """Answer a write that left rows: they are gone, every lease has seen them, or it is registered after all."""
+        """Answer a write that left rows, once they are gone, covered by every lease, or registered."""
         bit = 1 << number
         answered = state._replace(acknowledged=state.acknowledged | bit)
         if not any(row[0] == bit for row in state.pending) or all(
@@ -339,27 +339,27 @@ def away(process: Process) -> Process:
 
 
 def put(state: State, number: int, process: Process) -> State:
-    """Return the state with a process in it."""
+    """Return the state with a process replaced."""
     return state._replace(processes=replace(state.processes, number, process))
 
 
 def replace(values: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
-    """Return a tuple with another value at a place."""
+    """Return a tuple with one value replaced."""
     return (*values[:place], value, *values[place + 1 :])
 
 
 def running(state: State) -> list[int]:
-    """Return the ids of the transactions under way."""
+    """Return the IDs of the running transactions."""
     return [p.write[1] for p in state.processes if p.write and p.write[0] in ("begun", "registers", "commits")]
 
 
 def fresh(used: list[int]) -> int:
-    """Return a number that is not used."""
+    """Return an unused number."""
     return next(number for number in range(1, len(used) + 2) if number not in used)
 
 
 def epochs(state: State) -> list[int]:
-    """Return the epochs that records are of."""
+    """Return the epochs of the records."""
     found = [server.record.epoch for server in state.servers if server.record]
     found += [server.copy[0].epoch for server in state.servers if server.copy and server.copy[0]]
     found += [p.read[1].epoch for p in state.processes if p.read and isinstance(p.read[1], Record)]
@@ -367,7 +367,7 @@ def epochs(state: State) -> list[int]:
 
 
 def new_version(state: State) -> int:
-    """Return a version that stands nowhere."""
+    """Return an unused version."""
     used = [part for server in state.servers for part in _versions(server)]
     for process in state.processes:
         if process.read and process.read[1] is not None:
@@ -382,7 +382,7 @@ def _versions(server: Server) -> list[int]:
 
 
 def ranked(state: State) -> State:
-    """Return the state with transaction ids renumbered in their order, so that the number of states is finite."""
+    """Return the state with transaction IDs renumbered in order, so that the number of states is finite."""
     ids = {0, state.following, *(xact_id for _, xact_id in state.pending)}
     for server in state.servers:
         ids.update(record.last_xid for record in (server.record, (server.copy or (None,))[0]) if record)
@@ -433,7 +433,7 @@ def _renumber(process: Process, rank: dict[int, int]) -> Process:
 
 
 def walk(rules: Rules, roles: tuple[str, ...], budget: Budget, steps: int, chance: random.Random) -> int:
-    """Take steps at random, again and again from the first state; return how many hits were checked. Raises: Stale."""
+    """Walk at random, repeatedly from the first state; return the number of hits checked. Raises: Stale."""
     model = Model(rules, roles)
     state = first = initial(len(roles), budget)
     for number in range(steps):
@@ -443,7 +443,7 @@ def walk(rules: Rules, roles: tuple[str, ...], budget: Budget, steps: int, chanc
 
 
 def explore(rules: Rules, roles: tuple[str, ...], budget: Budget, most: int = 3_000_000) -> tuple[int, int]:
-    """Visit every state; return how many there are, and how many hits were checked. Raises: Stale."""
+    """Visit every state; return the number of states and of hits checked. Raises: Stale."""
     model = Model(rules, roles)
     first = initial(len(roles), budget)
     visited, waiting = {first}, [first]

@@ -1,6 +1,6 @@
-"""Processes of a shop that stop before each command and statement, until a test lets that one go.
+"""Processes of a shop that stop before each command and statement, until a test releases it.
 
-What runs is the library itself, on real servers: a step is whatever it does between two of these places.
+The library itself runs, on real servers: a step is everything it does between two of these stops.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from tests.cache.shop import Loaded, Shop
 
 T = TypeVar("T")
 
-TICKS = 40  # of the event loop: more than lie between a reply and whatever it leads to
+TICKS = 40  # of the event loop: more than pass between a reply and its consequences
 HELD_COMMANDS = ("MGET", "EVALSHA")
 PARTS = ("tea", "milk")
 
 
 class Killed(psycopg.OperationalError, ConnectionError):
-    """What a process that was killed would never learn."""
+    """Raised in a killed process at its next step."""
 
 
 class Row(NamedTuple):
@@ -40,10 +40,10 @@ class Row(NamedTuple):
 
 
 class Shelves(Shop):
-    """Shelves that writes add to; a reply holds the names of all. `s:tea` is a part of the shelf `s`."""
+    """Shelves that writes add to; a reply lists the names. `s:tea` is a sub-tag of the shelf `s`."""
 
     def shelf(self, name: str = "a") -> Tag:
-        """Return the tag of a shelf or of a part of one."""
+        """Return the tag of a shelf, or a sub-tag of it."""
         of, _, part = name.partition(":")
         return super().shelf(of).sub_tag("part", part) if part else super().shelf(of)
 
@@ -52,14 +52,14 @@ class Shelves(Shop):
         return self.shelf(shelf).key("all")
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
-        """Read the rows and their xmin by one statement."""
+        """Read the rows and their xmin with one statement."""
         names = "(SELECT string_agg(name, ' ') FROM items WHERE starts_with(shelf, %s))"
         [row] = await (await conn.execute(f"SELECT {self.xmin}, {names}".encode(), (shelf,))).fetchall()
         return Loaded(*row)
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection that holds each statement of the process that has borrowed it."""
+    """A connection that holds each statement of the process that borrowed it."""
 
     process: "Process"
 
@@ -77,10 +77,10 @@ class Connection(psycopg.AsyncConnection[Any]):
 
 
 class Process:
-    """One process; `steps` are what it would do next, in the order in which it came to them."""
+    """One process; `steps` are its held steps, oldest first."""
 
     def __init__(self, world: "World", *, free: bool = False) -> None:
-        """Connect to nothing yet. What is `free` is not held."""
+        """Don't connect yet. The steps of a `free` process are not held."""
         self.world = world
         self.free = free
         self.dead = self.recovering = False
@@ -95,11 +95,11 @@ class Process:
 
     @property
     def ready(self) -> bool:
-        """Whether it serves hits."""
+        """Return whether it serves hits."""
         return self.cache.store.ready
 
     def hold(self, what: str) -> "asyncio.Future[None]":
-        """Return what ends when the process may go on, in an error if it is killed here."""
+        """Return a future that is done when the process may go on, with an error if it is killed here."""
         step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         step.add_done_callback(lambda step: None if step.exception() else self.passed.update([what]))
         if self.dead:
@@ -112,7 +112,7 @@ class Process:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Lend a connection; what it has left open is rolled back, or lost with the process."""
+        """Lend a connection; an open transaction is rolled back, or lost with the process."""
         conn = await self.world.borrow()
         conn.process = self
         try:
@@ -167,7 +167,7 @@ class Process:
             connection._lose(ConnectionError("lost"))
 
     async def kill(self) -> None:
-        """End here: nothing that it was about to do is done, and Postgres rolls back."""
+        """Kill the process: its held steps never happen, and Postgres rolls back."""
         self.dead = True
         for step in self.steps:
             step.set_exception(Killed())
@@ -177,10 +177,10 @@ class Process:
 
 
 class World:
-    """The two servers, an event loop, and what outlives processes."""
+    """The two servers, an event loop, and the state that outlives processes."""
 
     def __init__(self, dsn: str, redis_url: str, variant: type[Shop]) -> None:
-        """Connect, and keep a process beside the others, to look and to send again what they have sent."""
+        """Connect, and start one more process, which inspects the servers and replays commands."""
         self.variant = variant
         self.settings = CacheSettings(
             url=redis_url, poll=60_000, warm=0, key=SecretStr("a key of the machine")
@@ -194,7 +194,7 @@ class World:
         self.beside = self.run(self._start())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something, until nothing moves any more."""
+        """Run something until all processes are held or idle."""
 
         async def until_quiet() -> T:
             async with asyncio.timeout(60):
@@ -226,7 +226,7 @@ class World:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Say that a server is being waited for."""
+        """Return a context in which a call to a server is counted as running."""
         self.begins()
         try:
             yield
@@ -234,18 +234,18 @@ class World:
             self.ends()
 
     def begins(self) -> None:
-        """Count a call to a server."""
+        """Count the start of a call to a server."""
         self._working += 1
         self._idle.clear()
 
     def ends(self) -> None:
-        """Count the end of one."""
+        """Count the end of a call to a server."""
         self._worked += 1
         if self._worked == self._working:
             self._idle.set()
 
     async def quiet(self) -> None:
-        """Return when every process waits to be let go on."""
+        """Wait until every process is held or idle."""
         ticks = known = 0
         while ticks < TICKS:
             ticks, known = (ticks + 1 if known == self._working else 0), self._working
@@ -254,14 +254,14 @@ class World:
             await asyncio.sleep(0)
 
     async def borrow(self) -> Connection:
-        """Return a connection that nobody uses."""
+        """Return an unused connection."""
         if self.connections:
             return self.connections.pop()
         with self.working():
             return await Connection.connect(self._dsn, autocommit=True)
 
     async def lose(self, conn: Connection) -> None:
-        """End a connection without another word; its transaction has ended when this returns."""
+        """Terminate a connection; its transaction has ended when this returns."""
         async with self.beside.connection() as other:
             await other.execute("SELECT pg_terminate_backend(%s, 5000)", (conn.info.backend_pid,))
         await conn.close()
@@ -274,30 +274,30 @@ class World:
             return [Row(*row) for row in await (await conn.execute(query.encode(), (shelf,))).fetchall()]
 
     async def cached(self, shelves: list[str]) -> list[tuple[TagVersion | None, Entry | None]]:
-        """Return what a reader of each would find now."""
+        """Return the entry that a reader of each would hit now."""
         keys = [self.beside.shop.key("", name) for name in shelves]
         gets = await asyncio.gather(*map(self.beside.cache.store.get, keys))
         return [(found.tag_version(key), found.entry) for key, found in zip(keys, gets, strict=True)]
 
     async def remove(self, *keys: str) -> None:
-        """Take keys of one shelf out of Valkey, as an eviction would."""
+        """Remove keys of one shelf from Valkey, as an eviction would."""
         store = self.beside.cache.store
         await store._connections[store._slot(keys[0])].call("DEL", *keys)
 
     async def write(self, key: str, kind: str, value: bytes) -> None:
-        """Put any value under a key."""
+        """Write any value to a key."""
         await self.remove(key)
         store = self.beside.cache.store
         reply = await store._connections[store._slot(key)].call(*garbage.command(key, kind, value))
         assert not isinstance(reply, Exception)
 
     async def value(self, key: str) -> bytes:
-        """Return the string under a key, empty if there is none."""
+        """Return the string value of a key, empty if there is none."""
         store = self.beside.cache.store
         [value] = await store._connections[store._slot(key)].call("MGET", key)
         return value or b""
 
     async def send_again(self, command: tuple[Any, ...]) -> None:
-        """Send what a process has sent, or has begun to."""
+        """Send a command of a process again."""
         store = self.beside.cache.store
         await store._connections[store._slot(command[3])].call(*command)

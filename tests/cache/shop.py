@@ -1,4 +1,4 @@
-"""A service that is not Parlor's: items on shelves, each reply the text of an item, a shelf's replies one tag."""
+"""A service other than Parlor's: items on shelves. A reply is the text of an item; each shelf is a tag."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import Cache, CacheSettings, Key, Reply, Tag, Transaction
 from services.namespaces import NAMESPACES
-from tests.cache.outside import each
+from tests.cache.servers import each
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
@@ -20,17 +20,17 @@ SNAPSHOT_XMIN = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
 class Loaded(NamedTuple):
-    """What a load returns."""
+    """The result of a load."""
 
     xmin: int
     value: str | None
 
 
 class Pause:
-    """A place where a task waits until the test lets it go on."""
+    """A point where a task waits until the test releases it."""
 
     def __init__(self) -> None:
-        """Nobody waits yet."""
+        """Begin without waiting tasks."""
         self.reached = asyncio.Event()
         self.go_on = asyncio.Event()
 
@@ -46,7 +46,7 @@ async def at_once() -> None:
 
 @dataclass
 class Shop:
-    """One process of the service. `loads` counts its statements; `xmin` is the column that stamps them."""
+    """One process of the service. `loads` records its statements; `xmin` is the column with their snapshot xmin."""
 
     cache: Cache
     pool: AsyncConnectionPool
@@ -69,7 +69,7 @@ class Shop:
         before: Callable[[], Awaitable[None]] = at_once,
         after: Callable[[], Awaitable[None]] = at_once,
     ) -> Reply:
-        """Read an item; its load waits `before` and `after` its statement."""
+        """Read an item; its load awaits `before` and `after` around its statement."""
 
         async def load(conn: psycopg.AsyncConnection[Any]) -> Loaded:
             await before()
@@ -81,19 +81,19 @@ class Shop:
         return await self.cache.get(self.key(name, shelf), load)
 
     async def select(self, conn: psycopg.AsyncConnection[Any], shelf: str, name: str) -> Loaded:
-        """Read the row and its xmin by one statement."""
+        """Read the row and its xmin with one statement."""
         query = f"SELECT {self.xmin}, (SELECT label FROM items WHERE shelf = %s AND name = %s)"
         [row] = await (await conn.execute(query.encode(), (shelf, name))).fetchall()
         return Loaded(*row)
 
     async def read_together(self, name: str, *, shelf: str = "a") -> Reply:
-        """Read an item by the statement that answers all who ask in the same tick."""
+        """Read an item with the statement that is shared by all reads of the same tick."""
         return await self.cache.get_batched(self.key(name, shelf), (shelf, name), self.select_many)
 
     async def select_many(
         self, conn: psycopg.AsyncConnection[Any], wanted: Sequence[tuple[str, str]]
     ) -> Sequence[Loaded]:
-        """Read many rows by one statement."""
+        """Read many rows with one statement."""
         self.loads.append("many")
         query = (
             f"SELECT {self.xmin}, label FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w (shelf, name, n)"
@@ -103,7 +103,7 @@ class Shop:
         return [Loaded(*row) for row in await (await conn.execute(query.encode(), columns)).fetchall()]
 
     async def text(self, name: str = "tea", *, shelf: str = "a") -> str | None:
-        """Return what a read that begins now shows, once all fills under way have ended."""
+        """Return the reply to a read, once all fills under way have ended."""
         await self.cache.settle()
         body = (await self.read(name, shelf=shelf)).body
         await self.cache.settle()
@@ -116,7 +116,7 @@ class Shop:
 
     @asynccontextmanager
     async def writing(self, label: str = "new") -> AsyncIterator[Transaction]:
-        """Write the item and be registered; the end of the block commits."""
+        """Write the item and register the write; the end of the block commits."""
         async with self.cache.transaction(self.shelf()) as write:
             await put(write.conn, label)
             await write.registered()
@@ -126,11 +126,12 @@ class Shop:
 class Start:
     """Starts processes; they end with the test.
 
-    `timeout` is that of a call to Valkey, in ms: by default so long that a busy machine is not taken for an outage.
+    `timeout` is that of a call to Valkey, in ms; the default is so long that a busy machine does not look like an
+    outage.
     """
 
     def __init__(self, exits: AsyncExitStack, pool: AsyncConnectionPool, redis_url: str, timeout: int = 10_000) -> None:
-        """`exits` ends them."""
+        """Close the processes with `exits`."""
         self._timeout = timeout
         self.exits = exits
         self.pool = pool
@@ -147,9 +148,9 @@ class Start:
         prepare: Callable[[Cache], None] = lambda cache: None,
         **settings: Any,
     ) -> Shop:
-        """Return a process that uses Valkey, unless it is told of another place or not to `wait` for that.
+        """Return a process that uses Valkey, or `redis_url`; `wait` until it does.
 
-        It looks for pending rows once a minute, so that a test decides when, and loads nothing unasked.
+        It polls the outbox once a minute, so that tests decide when it does, and loads nothing ahead.
         """
         values = CacheSettings(**{"poll": 60_000, "warm": 0, "url": redis_url or self.redis_url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
@@ -171,14 +172,14 @@ async def put(conn: psycopg.AsyncConnection[Any], label: str, name: str = "tea",
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Wait for what another task does, for 10 s at most."""
+    """Wait until a condition is true, for 10 s at most."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.001)
 
 
 def lose(redis_url: str, pattern: str = "query:*") -> None:
-    """Take keys out of Valkey, as an eviction or a flush would."""
+    """Remove keys from Valkey, as an eviction or a flush would."""
     for client in each(redis_url):
         for key in client.scan_iter(pattern):
             client.delete(key)

@@ -1,4 +1,4 @@
-"""What a REDIS_URL is read as."""
+"""How REDIS_URL is parsed."""
 
 import pytest
 from redis.asyncio.connection import SSLConnection
@@ -45,6 +45,6 @@ def test_tls_is_for_sentinels_and_master() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis+sentinel://h1", "redis+sentinel://h1,h2/", "redis+other://h1/name", "h1:6379"])
-def test_what_cannot_be_read_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         parse_address(url)

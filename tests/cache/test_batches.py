@@ -1,4 +1,4 @@
-"""Loads that share a statement: how many do, and how little one has to do with another."""
+"""Loads that share a statement: which do, and that the failure of one does not affect the others."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,27 +15,27 @@ SIZE = MAX_FILL_BYTES // 2
 
 
 class LoadResult(NamedTuple):
-    """What a load returns of one argument."""
+    """The result of a load for one argument."""
 
     xmin: int
     value: str | Exception | None
 
 
 class Shelves:
-    """A shop whose items are loaded together; `batches` are the names that each statement has loaded."""
+    """A shop whose items are loaded in batches; `batches` are the names loaded by each statement."""
 
     def __init__(self, shop: Shop) -> None:
-        """Nothing is loaded yet."""
+        """Begin without loads."""
         self.shop = shop
         self.pause = Pause()
         self.batches: list[list[str]] = []
 
     async def read(self, name: str, rows: int = 1) -> Reply:
-        """Read an item, together with those of as long a name."""
+        """Read an item; names of the same length share a batch key."""
         return await self.shop.cache.get_batched(self.shop.key(name), name, self.load, batch=len, rows=rows)
 
     async def load(self, conn: psycopg.AsyncConnection[Any], names: Sequence[str]) -> list[Any]:
-        """Load items; `slow` waits for the test, `lost` is an error, and what is called large is."""
+        """Load items; `slow` waits for the test, `lost` is an error, and names with `large` are large."""
         self.batches.append(list(names))
         if "slow" in names:
             await self.pause()
@@ -69,7 +69,7 @@ async def test_an_argument_that_the_database_refuses_fails_alone(shelves: Shelve
     assert shelves.batches == [["tea", "t\0a", "ale"], ["tea"], ["t\0a"], ["ale"]]
 
 
-async def test_an_error_that_a_load_returns_is_its_arguments_alone_and_is_not_kept(shelves: Shelves) -> None:
+async def test_an_error_for_one_argument_fails_only_its_reads_and_is_not_cached(shelves: Shelves) -> None:
     names = ("lost", "milk", "lost")
     for loads in (1, 2):
         replies = await asyncio.gather(*(shelves.read(name) for name in names), return_exceptions=True)
@@ -79,7 +79,7 @@ async def test_an_error_that_a_load_returns_is_its_arguments_alone_and_is_not_ke
     assert shelves.batches[1] == ["lost"]
 
 
-async def test_a_slow_statement_holds_up_no_other_of_its_batch_key(shelves: Shelves) -> None:
+async def test_a_slow_statement_does_not_delay_the_next_ones_of_its_batch_key(shelves: Shelves) -> None:
     slow = asyncio.create_task(shelves.read("slow"))
     await shelves.pause.reached.wait()
     behind = await asyncio.gather(*(shelves.read(name) for name in ("milk", "mead")))
@@ -91,7 +91,7 @@ async def test_a_slow_statement_holds_up_no_other_of_its_batch_key(shelves: Shel
     assert shelves.batches == [["slow"], ["milk", "mead"], ["cola"]]
 
 
-async def test_who_waits_behind_a_slow_statement_is_told_if_it_ends_by_cancellation(shelves: Shelves) -> None:
+async def test_canceling_a_slow_statement_ends_the_reads_that_wait_behind_it(shelves: Shelves) -> None:
     reads = [asyncio.create_task(shelves.read("slow"))]
     await shelves.pause.reached.wait()
     [task] = shelves.shop.cache.loader._tasks
@@ -103,7 +103,7 @@ async def test_who_waits_behind_a_slow_statement_is_told_if_it_ends_by_cancellat
     assert reads[0].cancelled()
 
 
-async def test_large_entries_are_stored_by_several_commands(shelves: Shelves) -> None:
+async def test_large_entries_are_stored_with_several_commands(shelves: Shelves) -> None:
     names = [f"large {number}" for number in range(5)]
     await asyncio.gather(*(shelves.read(name) for name in names))
     await shelves.shop.cache.settle()

@@ -1,4 +1,4 @@
-"""What only a cluster can do to a cache: spread a call over its slots, move a slot, lose one of its servers."""
+"""The cache on a cluster: calls over several slots, a slot that moves, the loss of a server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,8 +9,8 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.topology import hash_slot
-from tests.cache.away import ready, rows
-from tests.cache.outside import each
+from tests.cache.outages import ready, rows
+from tests.cache.servers import each
 from tests.cache.shop import Shop, Start, until
 from tests.cache.traffic import valkey_calls
 from tools.cluster import Cluster
@@ -30,11 +30,11 @@ async def shops(pool: AsyncConnectionPool, own_cluster: Cluster) -> AsyncIterato
 
 
 async def sources(shop: Shop) -> set[str]:
-    """Return where the replies of all shelves come from."""
+    """Return the sources of the replies of all shelves."""
     return {reply.source for reply in await asyncio.gather(*(shop.read(shelf=shelf) for shelf in SHELVES))}
 
 
-async def test_reads_of_one_tick_are_one_look_a_slot_and_every_server_has_its_part(
+async def test_reads_of_one_tick_are_one_mget_per_slot_and_use_every_server(
     shops: list[Shop], own_cluster: Cluster
 ) -> None:
     slots = {hash_slot(shops[0].shelf(shelf).version_key) for shelf in SHELVES}
@@ -44,15 +44,13 @@ async def test_reads_of_one_tick_are_one_look_a_slot_and_every_server_has_its_pa
     assert all(client.dbsize() > len(SHELVES) / 3 for client in each(own_cluster.url))
 
 
-async def test_a_transaction_invalidates_groups_of_every_server(shops: list[Shop]) -> None:
+async def test_a_transaction_invalidates_tags_on_every_server(shops: list[Shop]) -> None:
     async with shops[0].cache.transaction(*(shops[0].shelf(shelf) for shelf in SHELVES)):
         assert await sources(shops[1]) <= {"hit", "miss"}
     assert await sources(shops[1]) == {"miss"}
 
 
-async def test_a_slot_that_moves_is_found_where_it_is_and_hides_no_write(
-    shops: list[Shop], own_cluster: Cluster
-) -> None:
+async def test_a_moved_slot_is_followed_and_hides_no_write(shops: list[Shop], own_cluster: Cluster) -> None:
     writer, reader = shops
     slot = hash_slot(writer.shelf().version_key)
     await reader.text()
@@ -75,7 +73,7 @@ async def test_a_slot_that_moves_is_found_where_it_is_and_hides_no_write(
         client.close()
 
 
-async def test_a_cluster_that_lost_a_server_is_away_as_a_whole_and_comes_back_as_a_whole(
+async def test_a_cluster_that_lost_a_server_is_not_used_until_it_is_complete(
     shops: list[Shop], own_cluster: Cluster
 ) -> None:
     writer, reader = shops

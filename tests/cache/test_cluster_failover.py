@@ -1,4 +1,4 @@
-"""A cluster whose masters have replicas: nodes that die, above all the one that REDIS_URL names."""
+"""A cluster whose masters have replicas: nodes that die, especially the one named in REDIS_URL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
 from ops.servers import Valkey
-from tests.cache.away import ready, rows
+from tests.cache.outages import ready, rows
 from tests.cache.shop import Shop, Start, until
 from tests.conftest import valkey_binary
 from tests.sentinels import hosts, is_master
@@ -28,19 +28,19 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 async def start(pool: AsyncConnectionPool, cluster: Cluster) -> AsyncIterator[Start]:
-    """Starts processes whose URL is the first node's."""
+    """Starts processes whose URL names the first node."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, cluster.url, timeout=500)
 
 
-async def taken_over(cluster: Cluster, place: int) -> None:
+async def fail_over(cluster: Cluster, place: int) -> None:
     """Kill a master, and return when its replica has taken over."""
     cluster.masters[place].kill()
     await until(lambda: is_master(cluster.replicas[place]))
 
 
 async def hits(shop: Shop) -> bool:
-    """Say whether all shelves are hits once they have been read."""
+    """Return whether all shelves are hits once they have been read."""
     await ready(shop)
     for shelf in SHELVES:
         await shop.text(shelf=shelf)
@@ -49,9 +49,7 @@ async def hits(shop: Shop) -> bool:
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["the URL's node", "another node"])
-async def test_a_master_that_dies_is_followed_by_its_replica_while_it_is_down(
-    start: Start, cluster: Cluster, place: int
-) -> None:
+async def test_a_replica_takes_over_while_its_master_is_down(start: Start, cluster: Cluster, place: int) -> None:
     writer, reader = await start(poll=POLL), await start(poll=POLL)
     assert await hits(writer)
     assert await hits(reader)
@@ -69,7 +67,7 @@ async def test_a_master_that_dies_is_followed_by_its_replica_while_it_is_down(
 
 
 async def comes_back(cluster: Cluster, place: int, shop: Shop) -> None:
-    """Start the old master again: it is a replica, and no reason to leave the servers in use."""
+    """Start the old master again: it is a replica, and processes keep the current servers."""
     old, epoch = cluster.masters[place], shop.cache.store.epoch
     old.start()
     await until(lambda: not is_master(old))
@@ -83,13 +81,13 @@ def named(*servers: Valkey) -> str:
     return f"redis://{hosts(servers)}/0"
 
 
-async def test_a_process_that_starts_passes_over_the_dead_nodes_of_its_url(start: Start, cluster: Cluster) -> None:
-    await taken_over(cluster, 0)
+async def test_a_starting_process_skips_dead_nodes_of_its_url(start: Start, cluster: Cluster) -> None:
+    await fail_over(cluster, 0)
     shop = await start(redis_url=named(cluster.masters[0], cluster.masters[1]))
     assert await hits(shop)
 
 
-async def test_a_process_whose_url_names_a_replica_only_uses_the_masters(start: Start, cluster: Cluster) -> None:
+async def test_a_process_whose_url_names_only_a_replica_uses_the_masters(start: Start, cluster: Cluster) -> None:
     shop = await start(redis_url=named(cluster.replicas[1]))
     assert await hits(shop)
     used = {node.run_id for node in shop.cache.store.topology.nodes}
@@ -97,7 +95,7 @@ async def test_a_process_whose_url_names_a_replica_only_uses_the_masters(start: 
 
 
 async def test_a_process_whose_only_node_is_dead_waits_for_it(start: Start, cluster: Cluster) -> None:
-    await taken_over(cluster, 0)
+    await fail_over(cluster, 0)
     with capture_logs() as logs:
         shop = await start(wait=False)
         assert (await shop.read())[:2] == (b"old", "bypass")

@@ -1,4 +1,4 @@
-"""Connecting: under an ACL that allows no more than the README says, by TLS, and what the log says where it fails."""
+"""Connecting under the ACL of the README and with TLS, and what the log shows when it fails."""
 
 import asyncio
 import re
@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from ops.process import free_port
 from tests.cache import garbage
-from tests.cache.away import disconnect_all, ready
-from tests.cache.outside import CacheServer, each, reaching
+from tests.cache.outages import disconnect_all, ready
+from tests.cache.servers import CacheServer, each, reaching
 from tests.cache.shop import Start
 
 README = Path(__file__).parents[2] / "README.md"
@@ -26,7 +26,7 @@ LOGIN = "an-acl-user"  # its password
 
 
 def documented() -> list[str]:
-    """Return the rules that the README gives to the user of the services."""
+    """Return the ACL rules of the README for the user of the services."""
     [rules] = re.findall(r"ACL SETUSER parlor on '>PASSWORD' (.*?)\n *\n", README.read_text(), re.DOTALL)
     return [LOGIN if rule == "PASSWORD" else rule for rule in rules.split()]
 
@@ -50,7 +50,7 @@ def denied(url: str) -> list[Any]:
     return [line for client in each(url) for line in client.execute_command("ACL", "LOG")]
 
 
-async def test_the_documented_acl_is_enough_for_all_that_the_cache_does(own_valkey: CacheServer, start: Start) -> None:
+async def test_the_documented_acl_allows_every_operation_of_the_cache(own_valkey: CacheServer, start: Start) -> None:
     url = make_user(own_valkey.url, *documented())
     with reaching(own_valkey.url) as client:
         client.set("session:1", "somebody else's")
@@ -70,7 +70,7 @@ async def test_the_documented_acl_is_enough_for_all_that_the_cache_does(own_valk
     assert (await shop.text(), denied(own_valkey.url)) == ("new", [])
 
 
-async def test_the_documented_acl_allows_no_key_of_others(own_valkey: CacheServer) -> None:
+async def test_the_documented_acl_denies_other_keys(own_valkey: CacheServer) -> None:
     with reaching(make_user(own_valkey.url, *documented())) as client:
         for command in (("MGET", "session:1"), ("EVAL", "return 1", 1, "session:1"), ("FLUSHALL",), ("KEYS", "*")):
             with pytest.raises(NoPermissionError):
@@ -78,7 +78,7 @@ async def test_the_documented_acl_allows_no_key_of_others(own_valkey: CacheServe
 
 
 @pytest.mark.parametrize("command", TO_USE)
-async def test_without_a_command_the_log_says_which_and_calls_go_on(
+async def test_a_denied_command_is_named_in_the_log_and_calls_succeed(
     own_valkey: CacheServer, start: Start, command: str
 ) -> None:
     url = make_user(own_valkey.url, *documented(), f"-{command}")
@@ -94,7 +94,7 @@ async def test_without_a_command_the_log_says_which_and_calls_go_on(
 
 
 class Encrypted:
-    """A TLS port in front of a server, and certificates; `plain` counts connections that were no TLS."""
+    """A TLS port in front of a server, and certificates; `plain` counts connections without TLS."""
 
     def __init__(self, folder: Path, port: int) -> None:
         """Issue the certificates."""
@@ -142,7 +142,7 @@ def encrypted(own_valkey: CacheServer, tmp_path: Path) -> Iterator[Encrypted]:
     yield Encrypted(tmp_path, own_valkey.port)  # type: ignore[union-attr]
 
 
-async def test_everything_works_by_tls_with_an_acl_user(encrypted: Encrypted, start: Start) -> None:
+async def test_everything_works_over_tls_with_an_acl_user(encrypted: Encrypted, start: Start) -> None:
     async with encrypted.serving():
         shop = await start(redis_url=encrypted.url())
         await ready(shop)
@@ -159,13 +159,13 @@ WRONG: dict[str, tuple[Callable[[Encrypted], str], str]] = {
     "a missing file": (lambda at: at.url(authority="missing"), "missing.pem"),
     "no TLS": (lambda at: f"redis://localhost:{at.port}", "closed"),
     "a wrong password": (lambda at: at.url().replace(LOGIN, "wrong"), "invalid username-password"),
-    "nobody there": (lambda at: f"rediss://localhost:{free_port()}", "Connect call failed"),
+    "no server": (lambda at: f"rediss://localhost:{free_port()}", "Connect call failed"),
     "no such host": (lambda at: f"redis://nowhere.invalid:{at.port}", "not known"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_what_is_wrong_with_a_connection_is_one_line_that_says_it(
+async def test_a_failed_connection_is_one_line_of_the_log_with_its_cause(
     encrypted: Encrypted, start: Start, wrong: str
 ) -> None:
     url, text = WRONG[wrong]

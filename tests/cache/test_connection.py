@@ -1,4 +1,4 @@
-"""The connection to Valkey: lost at awkward moments, slow for reasons of our own, given nonsense."""
+"""The connection to Valkey: lost while connecting, read late by a busy process, closed with the cache."""
 
 import asyncio
 import socket
@@ -12,8 +12,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.epoch import Epochs
 from libs.cache.recovery import RETRY_SECONDS
-from tests.cache.away import disconnect_all, ready
-from tests.cache.outside import CacheServer, each
+from tests.cache.outages import disconnect_all, ready
+from tests.cache.servers import CacheServer, each
 from tests.cache.shop import Shop, Start, until
 
 
@@ -25,7 +25,7 @@ async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIter
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
+def test_a_busy_process_does_not_time_out_a_reply_that_has_arrived(
     database_url: str, redis_url: str, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> None:
@@ -39,7 +39,7 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
             def work() -> None:
                 here.recv(1)
                 answers.append(connection.call("PING"))
-                time.sleep(0.15)  # longer than the answer may take
+                time.sleep(0.15)  # longer than the timeout of the reply
 
             asyncio.get_running_loop().add_reader(here, work)
             for _ in range(5):
@@ -55,7 +55,7 @@ def test_a_process_that_was_busy_does_not_take_an_answer_that_is_there_for_lost(
         runner.run(main())
 
 
-async def test_a_connection_lost_while_it_is_made_is_made_anew(
+async def test_a_connection_lost_while_connecting_is_opened_again(
     own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop, join, times = await start(), Epochs.join, 0
@@ -75,7 +75,7 @@ async def test_a_connection_lost_while_it_is_made_is_made_anew(
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
-async def test_a_server_that_hangs_up_at_once_is_not_called_again_at_once(start: Start) -> None:
+async def test_reconnecting_to_a_server_that_hangs_up_is_delayed(start: Start) -> None:
     calls: list[float] = []
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +92,7 @@ async def test_a_server_that_hangs_up_at_once_is_not_called_again_at_once(start:
     assert calls[5] - calls[1] > RETRY_SECONDS * 2
 
 
-async def test_replies_come_back_in_order_whoever_stopped_waiting(start: Start) -> None:
+async def test_replies_match_their_calls_after_other_calls_were_canceled(start: Start) -> None:
     shop = await start()
     labels = {f"item {number}": f"{number}" for number in range(20)}
     for name, label in labels.items():

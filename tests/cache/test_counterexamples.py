@@ -1,7 +1,7 @@
-"""Each step of the protocol, taken out: the interleaving that then shows a reader what a finished write replaced.
+"""Each step of the protocol is needed: without it, an interleaving shows a reader a row that a finished write replaced.
 
-Every test runs twice: against the library, which must show the write, and against the tempting variant of the test's
-name, which must not: so that each test is able to fail.
+Every test runs twice: against the library, which must show the write, and against the variant of the test's name, which
+must not. So each test is able to fail.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from libs.cache import MAX_AGE, Cache, Transaction
 from libs.cache.recovery import Recovery
 from ops.process import free_port
 from tests.cache import variants
-from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Single, kept
+from tests.cache.near_cache import LEASE, LEASE_MS, PUSH, Single, kept
 from tests.cache.shop import Pause, Shop, Start, lose, until
 
 twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
@@ -30,7 +30,7 @@ async def die(*_: Any) -> None:
 
 
 def after_commit(monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]) -> None:
-    """Do something as soon as a COMMIT has been answered, before anything else."""
+    """Do something immediately after a COMMIT has been answered."""
     commit = Transaction.commit
 
     async def commit_then(self: Transaction) -> None:
@@ -69,7 +69,7 @@ async def test_register_after_commit_is_lost_with_the_writer(
 
 
 @twice
-async def test_register_after_commit_takes_readers_back_behind_others(
+async def test_register_after_commit_shows_the_old_row_after_the_new_one(
     start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     writer, reader = await start(), await start()
@@ -114,8 +114,8 @@ async def test_stamp_after_load_covers_a_write_that_the_load_did_not_see(start: 
 
 
 @twice
-async def test_counter_generation_starts_again_after_data_loss(start: Start, redis_url: str, variant: bool) -> None:
-    shop = await start(prepare=variants.counts_generations if variant else lambda _: None)
+async def test_counter_version_repeats_after_data_loss(start: Start, redis_url: str, variant: bool) -> None:
+    shop = await start(prepare=variants.counts_versions if variant else lambda _: None)
     assert await shop.text() == "old"
     lose(redis_url, "query:*#meta")
     lose(redis_url, "query:*:count")
@@ -124,8 +124,8 @@ async def test_counter_generation_starts_again_after_data_loss(start: Start, red
 
 
 @twice
-async def test_client_generation_is_revived_by_a_late_copy(start: Start, variant: bool) -> None:
-    shop = await start(prepare=variants.makes_generations if variant else lambda _: None)
+async def test_client_version_is_revived_by_a_late_copy(start: Start, variant: bool) -> None:
+    shop = await start(prepare=variants.makes_versions_on_the_client if variant else lambda _: None)
     store, calls = shop.cache.store, []
     run = store._run
 
@@ -159,7 +159,7 @@ async def test_barrier_from_snapshot_does_not_cover_a_running_writer(
     writer = await start()
     reader = await start(prepare=variants.takes_barriers_from_snapshots if variant else lambda _: None)
     async with pool.connection() as other:
-        await Transaction.begin(other, writer.cache.store, ())  # an id just below the writer's
+        await Transaction.begin(other, writer.cache.store, ())  # an ID just below the writer's
         async with writer.writing("new"):
             lose(redis_url)
             assert (await reader.read(before=other.commit)).body == b"old"
@@ -206,7 +206,7 @@ async def test_naive_single_flight_joins_a_load_that_may_not_be_stored(start: St
 
 
 async def second_read(reader: Shop, pause: Pause) -> bytes | None:
-    """Read while another load of the key is paused, which goes on when this read has missed."""
+    """Read while another load of the key is paused; that load continues once this read has missed."""
     misses = reader.cache.counters.misses
     second = asyncio.create_task(reader.read())
     await until(lambda: reader.cache.counters.misses > misses)
@@ -238,7 +238,7 @@ async def test_fence_with_timeout_is_outlived_by_a_paused_writer(start: Start, r
     if variant:
         writer, reader = (variants.Fenced(shop.cache, shop.pool) for shop in (writer, reader))
     async with writer.writing("new"):
-        lose(redis_url)  # what holds readers back has expired, or was evicted
+        lose(redis_url)  # the fence has expired, or was evicted
         assert await reader.text() == "old"
     assert await reader.text() == ("old" if variant else "new")
 

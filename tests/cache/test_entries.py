@@ -1,4 +1,4 @@
-"""What is kept, for how long, and under which key."""
+"""Entries: their TTLs, their keys, and the secret that authenticates them."""
 
 import asyncio
 from binascii import crc_hqx
@@ -15,7 +15,7 @@ from libs.cache.codec import Codec, Entry, now_ms
 from libs.cache.topology import hash_slot
 from tests.cache.shop import Loaded, Shop, Start
 
-SEED = {
+REQUIRED_TTLS = {
     "salon": 1800,
     "booking": 300,
     "stats": 120,
@@ -35,17 +35,17 @@ async def store(shop: Shop, key: Key, value: str | None) -> None:
 
 
 def lifetimes(valkey: Any, keys: list[Key]) -> list[int]:
-    """Return what is left of each entry's lifetime, in ms."""
+    """Return the remaining lifetime of each entry, in ms."""
     return [int(str(valkey.pttl(key.entry))) for key in keys]
 
 
-async def test_namespaces_have_the_seeds_lifetimes_and_any_other_the_default(start: Start) -> None:
+async def test_namespaces_have_their_required_ttls_and_others_the_default(start: Start) -> None:
     cache = (await start(ttl_default=77, ttl={"stats": 60, "shop": 5})).cache
-    assert {name: cache.namespace(name).ttl for name in SEED} == {**SEED, "stats": 60}
+    assert {name: cache.namespace(name).ttl for name in REQUIRED_TTLS} == {**REQUIRED_TTLS, "stats": 60}
     assert [cache.namespace(name).ttl for name in ("shop", "other")] == [5, 77]
 
 
-async def test_settings_are_read_by_the_names_that_operators_know(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_settings_are_read_from_their_documented_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1")
     monkeypatch.setenv("REDIS_TTL_DEFAULT", "9")
     monkeypatch.setenv("REDIS_TTL", '{"stats": 60}')
@@ -59,40 +59,40 @@ async def test_settings_are_read_by_the_names_that_operators_know(monkeypatch: p
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "redis://:hidden@localhost:port", "rediss"])
-def test_a_bad_url_is_an_error_that_names_the_setting_and_no_password(url: str) -> None:
+def test_the_error_of_a_bad_url_names_the_setting_and_hides_the_password(url: str) -> None:
     with pytest.raises(ValidationError, match="url") as caught:
         CacheSettings(url=url)
     assert "hidden" not in str(caught.value)
 
 
-async def test_an_entry_lives_for_its_namespaces_time_and_jitter_only_shortens_it(start: Start, valkey: Any) -> None:
+async def test_an_entry_lives_for_the_ttl_of_its_namespace_which_jitter_only_shortens(
+    start: Start, valkey: Any
+) -> None:
     shop = await start(ttl={"shop": 100})
     keys = [shop.key(f"item {number}") for number in range(200)]
     await asyncio.gather(*(store(shop, key, "x") for key in keys))
     await shop.cache.settle()
     left = lifetimes(valkey, keys)
     assert max(left) <= 100_000
-    assert min(left) > 85_000  # a tenth of jitter, and the time that the test took
+    assert min(left) > 85_000  # 10% of jitter, and the duration of the test
     assert max(left) - min(left) > 5_000
 
 
 @pytest.mark.parametrize(("ttl", "longest"), [(100, 20), (10, 10)])
-async def test_the_answer_that_there_is_nothing_is_kept_for_a_short_time(
-    start: Start, valkey: Any, ttl: int, longest: int
-) -> None:
+async def test_a_not_found_reply_is_cached_for_a_short_time(start: Start, valkey: Any, ttl: int, longest: int) -> None:
     shop = await start(ttl={"shop": ttl}, ttl_negative=20)
     assert (await shop.text("none"), (await shop.read("none"))[:2]) == (None, (None, "hit"))
     assert 0 < lifetimes(valkey, [shop.key("none")])[0] <= longest * 1000
 
 
-async def test_an_empty_reply_is_not_the_answer_that_there_is_nothing(start: Start, valkey: Any) -> None:
+async def test_an_empty_reply_is_not_a_not_found_reply(start: Start, valkey: Any) -> None:
     shop = await start(ttl={"shop": 100}, ttl_negative=20)
     await shop.write("")
     assert (await shop.text(), (await shop.read())[:2]) == ("", (b"", "hit"))
     assert lifetimes(valkey, [shop.key()])[0] > 20_000
 
 
-async def test_a_meta_outlives_every_entry(start: Start, valkey: Any) -> None:
+async def test_a_tag_version_record_outlives_every_entry(start: Start, valkey: Any) -> None:
     shop = await start(ttl={"shop": 86_400})
     for change in (shop.text, shop.write, shop.text):
         await change()
@@ -106,7 +106,7 @@ async def test_an_entry_stored_under_another_key_is_not_served(shop: Shop, valke
     assert (await shop.read("tea"))[:2] == (b"old", "miss")
 
 
-async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(shop: Shop) -> None:
+async def test_no_two_replies_share_a_key_and_none_uses_that_of_a_tag_version_record(shop: Shop) -> None:
     tag = shop.cache.namespace("shop").tag
     keys: list[Key | Tag] = [
         tag("a").key("b", "c"),
@@ -134,7 +134,7 @@ async def test_no_two_replies_share_a_key_and_none_takes_the_place_of_a_meta(sho
 @example("a", "", [])
 @example("a", "{}", ["{}"])
 @example("{}", "}{", ["{b}"])
-def test_all_keys_of_a_group_have_one_hash_slot_and_the_group_alone_decides_it(
+def test_all_keys_of_a_tag_have_one_hash_slot_that_depends_on_the_tag_alone(
     namespace: str, identifier: str, parts: list[str]
 ) -> None:
     tag = Namespace.of(namespace, 60).tag(identifier, "shelf:")
@@ -143,24 +143,24 @@ def test_all_keys_of_a_group_have_one_hash_slot_and_the_group_alone_decides_it(
     assert {hash_slot(tag.version_key), hash_slot(tag.key(*parts).entry)} == {crc_hqx(hash_tag.encode(), 0) % 16_384}
 
 
-async def test_sizes_count_the_entries_of_every_namespace_and_no_meta(start: Start) -> None:
+async def test_sizes_count_the_entries_of_every_namespace_and_no_tag_version_records(start: Start) -> None:
     shop, other = await start(), await start()
     await asyncio.gather(*(shop.text(name) for name in ("tea", "milk", "none")))
     ai = other.cache.namespace("aiAnalytics").tag("1", "salon:")
     await store(other, ai.key(), "x")
     await other.cache.settle()
     counted = await sizes(shop.cache.store, shop.cache.namespaces.values())
-    assert counted == {**dict.fromkeys(SEED, 0), "shop": 3, "aiAnalytics": 1}
+    assert counted == {**dict.fromkeys(REQUIRED_TTLS, 0), "shop": 3, "aiAnalytics": 1}
 
 
-async def test_figures_of_the_server_are_for_people(shop: Shop) -> None:
+async def test_server_figures_are_readable(shop: Shop) -> None:
     figures = await server_figures(shop.cache.store)
     assert figures["connected"] is True
     assert isinstance(figures["uptime"], int)
     assert figures["memory"].endswith("B")
 
 
-async def test_a_caller_that_takes_no_old_answers_asks_past_the_cache(start: Start) -> None:
+async def test_a_read_with_max_age_0_bypasses_the_cache(start: Start) -> None:
     shop = await start()
     await shop.text()
     token = MAX_AGE.set(1)
@@ -178,7 +178,7 @@ FORGERIES: dict[str, Callable[[bytes], bytes]] = {
     "the body shortened": lambda entry: entry[:-1],
     "the body lengthened": lambda entry: entry + b"!",
     "another time": lambda entry: entry[:46] + bytes([entry[46] ^ 1]) + entry[47:],
-    "said to be nothing": lambda entry: entry[:53] + b"\0" + entry[54:],
+    "changed to not found": lambda entry: entry[:53] + b"\0" + entry[54:],
     "another digest": lambda entry: entry[:30] + bytes([entry[30] ^ 1]) + entry[31:],
     "made without the secret": lambda entry: entry[:29] + Codec("").encode(FORGED, b"", Entry(b"forged", now_ms())),
     "made with another secret": lambda entry: (
@@ -189,7 +189,7 @@ FORGED = "query:shop:shelf:{a}:tea"
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
-async def test_with_a_cache_key_an_entry_that_was_made_up_or_changed_is_a_miss(
+async def test_with_a_cache_key_a_forged_entry_is_a_miss(
     start: Start, valkey: Any, forge: Callable[[bytes], bytes]
 ) -> None:
     shop = await start(key=SIGNER)
@@ -214,10 +214,10 @@ async def test_with_a_cache_key_an_entry_counts_only_under_its_own_key_and_versi
     assert (await shop.read())[:2] == (b"new", "miss")
 
 
-async def test_processes_with_other_cache_keys_share_no_entry(start: Start) -> None:
+async def test_processes_with_different_cache_keys_share_no_entry(start: Start) -> None:
     shops = [await start(key=key) for key in (SIGNER, SIGNER + "!", "")]
     assert [await shop.text() for shop in shops] == ["old"] * 3
-    # A miss stores an entry 20 ms later, in place of the last.
+    # A miss replaces the entry 20 ms later.
     assert [(await shop.read()).source for shop in reversed(shops)] == ["hit", "miss", "miss"]
     await shops[0].cache.settle()
     await shops[1].write("new")

@@ -1,9 +1,9 @@
-"""Erasure: of what a transaction invalidated nothing is kept, served or not."""
+"""Erasure removes every entry of a tag, also those that would not be served."""
 
 import asyncio
 
 from ops.process import free_port
-from tests.cache.outside import each
+from tests.cache.servers import each
 from tests.cache.shop import Pause, Shop, Start
 
 
@@ -12,7 +12,7 @@ def kept(redis_url: str) -> set[str]:
     return {key.decode() for client in each(redis_url) for key in client.scan_iter("query:*:tea")}
 
 
-async def test_no_entry_of_the_group_is_left_and_every_other_is(shop: Shop, redis_url: str) -> None:
+async def test_erasure_removes_every_entry_of_the_tag_and_no_other(shop: Shop, redis_url: str) -> None:
     shelves = ("a", "a*", "ab", "[ab]", "a?", "a\\")
     for shelf in shelves:
         await shop.text(shelf=shelf)
@@ -27,9 +27,9 @@ async def test_no_entry_of_the_group_is_left_and_every_other_is(shop: Shop, redi
         await shop.cache.erase(shop.shelf(shelf))
 
 
-async def test_a_load_under_way_does_not_bring_it_back(start: Start, redis_url: str) -> None:
+async def test_a_load_under_way_does_not_restore_an_erased_entry(start: Start, redis_url: str) -> None:
     reader, writer = await start(), await start()
-    await reader.text("milk")  # the tag is there; the key is not
+    await reader.text("milk")  # the tag exists; the key does not
     pause = Pause()
     slow = asyncio.create_task(reader.read(after=pause))
     await pause.reached.wait()
@@ -41,6 +41,6 @@ async def test_a_load_under_way_does_not_bring_it_back(start: Start, redis_url: 
     assert kept(redis_url) == set()
 
 
-async def test_without_valkey_there_is_nothing_to_reach(start: Start) -> None:
+async def test_erasure_without_valkey_succeeds(start: Start) -> None:
     cut_off = await start(redis_url=f"redis://127.0.0.1:{free_port()}")
     await cut_off.cache.erase(cut_off.shelf())

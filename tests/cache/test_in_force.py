@@ -1,4 +1,4 @@
-"""Masters that are demoted in place, two masters at once, and a database with another history."""
+"""Masters that are demoted in place, two masters at once, and a database with a different history."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache.settings import WithoutRedis
 from ops.servers import Valkey
-from tests.cache.away import ready
+from tests.cache.outages import ready
 from tests.cache.shop import Start, until
 from tests.conftest import valkey_binary
 from tests.sentinels import ask, replicated
@@ -26,12 +26,14 @@ def masters() -> Iterator[tuple[Valkey, Valkey]]:
 
 @pytest.fixture
 async def start(pool: AsyncConnectionPool, masters: tuple[Valkey, Valkey]) -> AsyncIterator[Start]:
-    """Starts processes, on the first server unless they are told another."""
+    """Starts processes, by default on the first server."""
     async with AsyncExitStack() as exits:
         yield Start(exits, pool, masters[0].url)
 
 
-async def test_a_master_demoted_in_place_is_left_within_a_poll(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+async def test_a_master_demoted_in_place_is_abandoned_within_a_poll(
+    start: Start, masters: tuple[Valkey, Valkey]
+) -> None:
     shop = await start(poll=POLL)
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
     masters[0].follow(masters[1])
@@ -52,7 +54,9 @@ async def test_a_write_to_a_master_demoted_in_place_is_left_pending(
     assert (await other.text(), (await other.read()).source) == ("new", "hit")
 
 
-async def test_a_master_demoted_and_promoted_again_holds_nothing(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+async def test_the_entries_of_a_master_demoted_and_promoted_again_are_dropped(
+    start: Start, masters: tuple[Valkey, Valkey]
+) -> None:
     shop = await start(poll=POLL)
     await shop.text()
     epoch = shop.cache.store.epoch
@@ -66,7 +70,7 @@ async def test_a_master_demoted_and_promoted_again_holds_nothing(start: Start, m
     ("without", "poll"),
     [(WithoutRedis.BOUNDED, POLL), (WithoutRedis.WAIT, 30_000), (WithoutRedis.REFUSE, 30_000)],
 )
-async def test_a_master_demoted_to_its_promoted_replica_does_not_show_what_that_had_not_seen(
+async def test_a_master_demoted_under_its_promoted_replica_serves_no_stale_hits(
     pool: AsyncConnectionPool, without: WithoutRedis, poll: int
 ) -> None:
     with replicated() as servers:
@@ -92,7 +96,7 @@ async def test_a_process_that_starts_on_a_replica_does_not_use_it(start: Start, 
 
 
 @pytest.mark.parametrize("without", [WithoutRedis.BOUNDED, WithoutRedis.WAIT])
-async def test_of_two_masters_the_one_put_in_force_last_counts(
+async def test_of_two_masters_only_the_one_put_in_force_last_is_used(
     start: Start, masters: tuple[Valkey, Valkey], without: WithoutRedis
 ) -> None:
     reader = await start(poll=POLL, without=without)
@@ -106,7 +110,7 @@ async def test_of_two_masters_the_one_put_in_force_last_counts(
         assert await writer.text() == f"{number}"
 
 
-async def test_a_write_on_a_master_that_is_not_in_force_any_more_is_seen(
+async def test_a_write_on_a_master_that_is_no_longer_in_force_is_seen(
     start: Start, masters: tuple[Valkey, Valkey]
 ) -> None:
     writer = await start(poll=60_000)
@@ -119,7 +123,7 @@ async def test_a_write_on_a_master_that_is_not_in_force_any_more_is_seen(
     assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
 
 
-async def test_both_masters_are_not_put_in_force_by_turns(start: Start, masters: tuple[Valkey, Valkey]) -> None:
+async def test_two_masters_are_not_put_in_force_alternately(start: Start, masters: tuple[Valkey, Valkey]) -> None:
     first = await start(poll=POLL)
     second = await start(redis_url=masters[1].url, poll=POLL)
     epoch = second.cache.store.epoch
@@ -131,7 +135,7 @@ async def test_both_masters_are_not_put_in_force_by_turns(start: Start, masters:
 @pytest.mark.parametrize(
     "history", ["1/00000001", "", "7000000000000000000/00000009"], ids=["other system", "none", "other timeline"]
 )
-async def test_a_database_with_another_history_drops_the_cache(start: Start, history: str) -> None:
+async def test_a_database_with_a_different_history_drops_the_cache(start: Start, history: str) -> None:
     shop = await start(poll=POLL)
     await shop.text()
     epoch = shop.cache.store.epoch
@@ -142,9 +146,7 @@ async def test_a_database_with_another_history_drops_the_cache(start: Start, his
     assert (await shop.text(), (await shop.read()).source) == ("restored", "hit")
 
 
-async def test_a_master_killed_and_started_again_is_put_in_force_anew(
-    start: Start, masters: tuple[Valkey, Valkey]
-) -> None:
+async def test_a_restarted_master_is_put_in_force_again(start: Start, masters: tuple[Valkey, Valkey]) -> None:
     shop = await start(poll=POLL)
     await shop.text()
     epoch = shop.cache.store.epoch

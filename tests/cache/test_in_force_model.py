@@ -1,4 +1,4 @@
-"""Every state of the model of which cache is in force, and the variants that it must refuse."""
+"""Every state of the model of how a cache comes into force; wrong variants must become stale."""
 
 import random
 
@@ -37,7 +37,7 @@ def test_no_state_is_stale(rules: Rules, roles: tuple[str, ...], budget: Budget)
 
 
 @pytest.mark.parametrize(("rules", "roles"), LARGE)
-def test_no_walk_becomes_stale(rules: Rules, roles: tuple[str, ...]) -> None:
+def test_no_random_walk_becomes_stale(rules: Rules, roles: tuple[str, ...]) -> None:
     assert walk(rules, roles, Budget(raises=3, losses=2, replacements=1), 100_000, random.Random(1)) > 1_000
 
 

@@ -1,4 +1,4 @@
-"""Invalidation by hand: a tag, a namespace, a pattern; also of what is being loaded meanwhile."""
+"""Manual invalidation of a tag, a namespace or a pattern, also while a load is under way."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -33,13 +33,13 @@ every_way = pytest.mark.parametrize("invalidate", [tag, namespace, pattern, patt
 
 
 async def change(shop: Shop, label: str = "new") -> None:
-    """Change the row as a migration would: without the cache."""
+    """Change the row as a migration would, without the cache."""
     async with shop.pool.connection() as conn:
         await put(conn, label)
 
 
 @every_way
-async def test_what_was_changed_by_other_means_is_shown_after_an_invalidation(
+async def test_a_change_made_without_the_cache_is_shown_after_an_invalidation(
     start: Start, invalidate: Invalidate
 ) -> None:
     shop, operator = await start(), await start()
@@ -55,7 +55,7 @@ async def test_what_was_changed_by_other_means_is_shown_after_an_invalidation(
 @every_way
 async def test_a_load_under_way_during_an_invalidation_is_not_stored(start: Start, invalidate: Invalidate) -> None:
     shop, operator = await start(), await start()
-    await shop.text("milk")  # the tag is there; the key is not
+    await shop.text("milk")  # the tag exists; the key does not
     pause = Pause()
     slow = asyncio.create_task(shop.read(after=pause))
     await pause.reached.wait()
@@ -67,7 +67,7 @@ async def test_a_load_under_way_during_an_invalidation_is_not_stored(start: Star
     assert shop.cache.counters.refused_fills == 1
 
 
-async def test_other_groups_keep_their_entries(start: Start) -> None:
+async def test_other_tags_keep_their_entries(start: Start) -> None:
     shop = await start()
     other = shop.cache.namespace("other").tag("a", "shelf:")
     for shelf in ("a", "b"):
@@ -86,13 +86,13 @@ async def test_other_groups_keep_their_entries(start: Start) -> None:
         ("*", {"a", "b", "ab"}),
         ("query:shop:shelf:{a*", {"a", "ab"}),
         ("query:shop:shelf:{a}*", {"a"}),
-        ("query:shop:shelf:{[ab]}:tea", {"a", "b", "ab"}),  # more than needed, never less
+        ("query:shop:shelf:{[ab]}:tea", {"a", "b", "ab"}),  # too many are allowed, too few are not
         ("query:shop:shelf:{b}:tea:?", {"b"}),
         ("query:shop:shelf:{c}:*", set()),
         ("other:*", set()),
     ],
 )
-async def test_a_pattern_invalidates_every_group_that_a_match_could_be_in(
+async def test_a_pattern_invalidates_every_tag_that_may_hold_a_match(
     shop: Shop, glob: str, invalidated: set[str]
 ) -> None:
     for shelf in ("a", "b", "ab"):
@@ -102,7 +102,7 @@ async def test_a_pattern_invalidates_every_group_that_a_match_could_be_in(
     assert missed == invalidated
 
 
-async def test_an_invalidation_without_valkey_says_so(start: Start) -> None:
+async def test_an_invalidation_without_valkey_is_cache_unavailable(start: Start) -> None:
     cut_off = await start(redis_url=f"redis://127.0.0.1:{free_port()}")
     for invalidate in (tag, namespace, pattern):
         with pytest.raises(CacheUnavailable):
@@ -110,7 +110,7 @@ async def test_an_invalidation_without_valkey_says_so(start: Start) -> None:
     assert cut_off.cache.counters.invalidations == 0
 
 
-async def test_a_transaction_that_learns_its_group_late_invalidates_it_all_the_same(shop: Shop) -> None:
+async def test_a_tag_added_late_in_a_transaction_is_invalidated(shop: Shop) -> None:
     await shop.text()
     async with shop.cache.transaction() as write:
         await put(write.conn, "new")
@@ -118,7 +118,7 @@ async def test_a_transaction_that_learns_its_group_late_invalidates_it_all_the_s
     assert await shop.text() == "new"
 
 
-async def test_a_failed_statement_leaves_the_group_as_it_was(shop: Shop) -> None:
+async def test_a_failed_transaction_changes_nothing(shop: Shop) -> None:
     await shop.text()
     with pytest.raises(psycopg.errors.NotNullViolation):
         async with shop.cache.transaction(shop.shelf()) as write:

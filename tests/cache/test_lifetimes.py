@@ -1,4 +1,4 @@
-"""How long the records of tags live: what nobody has stored anything under leaves Redis soon."""
+"""The lifetime of tag version records: those without entries expire soon."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from libs.cache import Key
 from libs.cache.store import UNVERIFIED_SECONDS, VERSION_LIFETIME_SECONDS
-from tests.cache.outside import each
+from tests.cache.servers import each
 from tests.cache.shop import Loaded, Shop, Start
 
 LOOK_UPS = 2_000  # 140,000 took 30 MB
@@ -21,7 +21,7 @@ async def reply(shop: Shop, key: Key, value: str | None) -> None:
 
 
 def longest_life(redis_url: str) -> float:
-    """Return how long the key that lives longest lives, in s."""
+    """Return the longest remaining lifetime of a key, in s."""
     return max(float(client.pttl(key)) / 1000 for client in each(redis_url) for key in client.scan_iter("query:*{*"))
 
 
@@ -33,7 +33,7 @@ async def test_a_record_lives_a_minute_until_something_is_stored_under_it(shop: 
 
 
 @pytest.mark.parametrize("nothing", [None, ""], ids=["no reply", "an empty page"])
-async def test_look_ups_of_groups_that_dont_exist_leave_nothing_for_long(
+async def test_reads_of_missing_tags_leave_no_lasting_records(
     start: Start, redis_url: str, nothing: str | None
 ) -> None:
     shop = await start(ttl={"shop": 60}, ttl_negative=30)
@@ -44,7 +44,7 @@ async def test_look_ups_of_groups_that_dont_exist_leave_nothing_for_long(
     assert longest_life(redis_url) <= (2 * 60 if nothing == "" else UNVERIFIED_SECONDS)
 
 
-async def test_failed_writes_to_groups_that_dont_exist_leave_nothing_for_long(shop: Shop, redis_url: str) -> None:
+async def test_failed_writes_to_missing_tags_leave_no_lasting_records(shop: Shop, redis_url: str) -> None:
     for number in range(100):
         with pytest.raises(ZeroDivisionError):
             async with shop.cache.transaction(shop.shelf(f"missing {number}")):
@@ -52,16 +52,14 @@ async def test_failed_writes_to_groups_that_dont_exist_leave_nothing_for_long(sh
     assert longest_life(redis_url) <= UNVERIFIED_SECONDS
 
 
-async def test_a_write_neither_lengthens_nor_shortens_the_life_of_a_record(shop: Shop, valkey: Any) -> None:
+async def test_a_write_does_not_change_the_lifetime_of_a_record(shop: Shop, valkey: Any) -> None:
     await shop.text()
     valkey.expire(shop.shelf().version_key, 1000)
     await shop.write()
     assert 990 < valkey.ttl(shop.shelf().version_key) <= 1000
 
 
-async def test_a_record_that_ended_under_a_transaction_keeps_it_out_of_the_cache_all_the_same(
-    start: Start, valkey: Any
-) -> None:
+async def test_a_record_that_expires_during_a_transaction_still_refuses_old_rows(start: Start, valkey: Any) -> None:
     writer, reader = await start(), await start()
     async with writer.writing("new"):
         valkey.delete(writer.shelf().version_key)  # as after a minute

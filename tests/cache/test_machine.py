@@ -1,11 +1,11 @@
-"""The whole protocol as a state machine: whatever happens in whatever order, no read is older than it may be.
+"""The whole protocol as a state machine: no order of events makes a read staler than allowed.
 
 Processes read, write, drain, lose Valkey and are killed; each stops before each command and statement, until the
-machine lets one of them go on. Keys vanish meanwhile, values of any type take their place, and commands arrive twice or
-late. After each step every entry is compared with the rows. `--machine-examples N` makes N runs of it, each at random.
+machine releases it. Meanwhile keys vanish or get values of any type, and commands arrive twice or late. After each step
+every entry is compared with the rows. `--machine-examples N` makes N random runs.
 
-The same machine must find wrong variants: so it is able to fail. Those that it finds too rarely have an interleaving of
-their own in test_counterexamples.py.
+The machine must find the wrong variants, which shows that it is able to fail. Those that it finds too rarely have an
+interleaving in test_counterexamples.py.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from libs.cache.keys import VERSION_SUFFIX
 from libs.cache.store import StoreAway
 from tests.cache import garbage, variants
 from tests.cache.machine import PARTS, Process, Row, World
-from tests.cache.outside import CacheServer
+from tests.cache.servers import CacheServer
 from tests.cache.shop import Shop, put
 
 PROCESSES = 2
@@ -42,16 +42,16 @@ _steps = st.integers(0, 6)
 
 
 class Stale(AssertionError):
-    """A promise was broken."""
+    """A guarantee was broken."""
 
 
 class Aborted(Exception):
-    """A writer changed its mind."""
+    """A writer aborted."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Something a process does; a read must show `due`, the names that were seen or acknowledged before it began."""
+    """A running job of a process; a read must show `due`, the names seen or acknowledged before it began."""
 
     process: int
     shelf: str
@@ -61,14 +61,14 @@ class Job:
 
 
 class Machine(RuleBasedStateMachine):
-    """Two processes and a shelf of their own."""
+    """Two processes and a new shelf."""
 
     world: World
-    ours: bool  # what a variant costs, and whether it fails, nobody asks
+    ours: bool  # costs and errors of variants are not checked
     steps = 0
 
     def __init__(self) -> None:
-        """Begin with an empty shelf and two processes that have just been started."""
+        """Begin with an empty shelf and two new processes."""
         super().__init__()
         self.shelf = f"{next(_numbers):08}"
         self.shelves = [self.shelf, *(f"{self.shelf}:{part}" for part in PARTS)]
@@ -95,11 +95,11 @@ class Machine(RuleBasedStateMachine):
         for process in self.processes:
             self.world.run(process.kill())
 
-    # What processes begin
+    # Jobs that processes begin
 
     @rule(number=_process, what=st.sampled_from(["read", "write", "abort", "drain"]), tag=_group, steps=_steps)
     def begin(self, number: int, what: str, tag: str, steps: int) -> None:
-        """Read, write or try to, or look for pending tags or Valkey; take some steps of it."""
+        """Begin to read, write, write and abort, or drain the outbox; take some steps of it."""
         if what == "drain":
             self._drain(number, steps)
         elif self._of(number) < JOBS:
@@ -111,7 +111,7 @@ class Machine(RuleBasedStateMachine):
             self._begin(number, "", steps=steps)
 
     def _place(self, tag: str) -> str:
-        """Return a shelf or a part of it; a variant is looked for on one tag, where it is found sooner."""
+        """Return a shelf or a sub-tag of it; variants are tested on one tag, where they fail sooner."""
         return self.shelf + (tag if self.ours else "")
 
     def _of(self, number: int) -> int:
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
 
         async def begin() -> Job:
             task = asyncio.create_task(work)
-            task.add_done_callback(asyncio.Task.exception)  # of a killed process nobody asks
+            task.add_done_callback(asyncio.Task.exception)  # the result of a killed process is not used
             return Job(number, shelf, task, writes, due)
 
         if writes:
@@ -142,7 +142,7 @@ class Machine(RuleBasedStateMachine):
             self._go(process, process.steps[-1])
             steps -= 1
 
-    # What goes on
+    # Steps of running jobs
 
     @precondition(lambda self: any(process.steps for process in self.processes))
     @rule(which=_which)
@@ -165,12 +165,12 @@ class Machine(RuleBasedStateMachine):
         self.world.run(_end(step))
         self._check()
 
-    # What happens to them
+    # Harm
 
     @precondition(lambda self: self.harms < HARMS)
     @rule(number=_process, how=st.sampled_from(["kill", "cut off"]), back=st.booleans())
     def harm_a_process(self, number: int, how: str, back: bool) -> None:
-        """Kill a process, so that another takes its place, or cut it off from Valkey; it may try to be back at once."""
+        """Kill and replace a process, or cut it off from Valkey; it may reconnect at once."""
         self.harms += 1
         process = self.processes[number]
         if how == "kill":
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.harms < HARMS)
     @rule(which=_which, how=st.sampled_from(["lose everything", "evict", "send again"]))
     def harm_valkey(self, which: int, how: str) -> None:
-        """Empty it, remove one key, or let a script arrive once more."""
+        """Flush it, remove one key, or replay a script."""
         self.harms += 1
         keys, captured = self._keys(), self.world.captured
         if how == "lose everything":
@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.harms < HARMS)
     @rule(which=_which, kind=garbage.kinds, value=garbage.strings)
     def write_garbage(self, which: int, kind: str, value: bytes) -> None:
-        """Put a value of any type under a key."""
+        """Write a value of any type to a key."""
         self.harms += 1
         keys = self._keys()
         self.world.run(self.world.write(keys[which % len(keys)], kind, value))
@@ -222,10 +222,10 @@ class Machine(RuleBasedStateMachine):
         tags = [shop.shelf(shelf).name for shelf in self.shelves]
         return [name for tag in tags for name in (tag + VERSION_SUFFIX, f"{tag}:all")]
 
-    # What costs no more than it may
+    # Costs
 
     def _undisturbed(self) -> list[Process]:
-        """Return processes that may hit and have nothing to do, while nobody writes."""
+        """Return idle processes that may hit, if no process writes."""
         if any(job.writes for job in self.jobs):
             return []
         return [p for number, p in enumerate(self.processes) if p.ready and not p.steps and not self._of(number)]
@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self._undisturbed())
     @rule(tag=_group)
     def read_twice(self, tag: str) -> None:
-        """Read; then a second read hits."""
+        """Read twice; the second read hits."""
         process, shelf = self._undisturbed()[0], self._place(tag)
         [(meta, entry)] = self.world.run(self.world.cached([shelf]))
         source, cost = self._alone(process, shelf)
@@ -252,25 +252,25 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self._undisturbed())
     @rule(tag=_group)
     def write_at_once(self, tag: str) -> None:
-        """Write by one call to Valkey and no statement more."""
+        """Write with one call to Valkey and no extra statement."""
         _, cost = self._alone(self._undisturbed()[0], self._place(tag), writes=f"{next(_numbers)}")
         assert not self.ours or cost == {"EVALSHA": 1, "statement": 3}
 
     def _alone(self, process: Process, shelf: str, *, writes: str = "") -> tuple[str, Counter[str]]:
-        """Do something without a pause; return where a reply came from, and what it took."""
+        """Run a job without a pause; return the source of its reply, and what it cost."""
         process.passed.clear()
         process.free = True
         self._begin(self.processes.index(process), shelf, writes=writes)
         process.free = False
         return self.source, Counter(process.passed)
 
-    # What must hold
+    # Invariants
 
     def _rows(self, shelf: str) -> list[Row]:
         return [row for row in self.rows if row.shelf.startswith(shelf)]
 
     def _check(self) -> None:
-        """Look at what has ended, and compare every entry with the rows."""
+        """Check the jobs that have ended, and compare every entry with the rows."""
         type(self).steps += 1
         self.rows, found = self.world.run(_both(self.world.rows(self.shelf), self.world.cached(self.shelves)))
         for shelf, versions, (meta, entry) in zip(self.shelves, self.versions, found, strict=True):
@@ -327,7 +327,7 @@ def _names(body: bytes | None) -> set[str]:
     return set((body or b"").decode().split())
 
 
-# The others of tests/cache/variants.py are found now and then, too; by name, and always, in test_counterexamples.py.
+# The machine finds the other variants only sometimes; test_counterexamples.py has a test for each.
 WRONG = {"register_after_commit": variants.RegistersAfterCommit}
 
 
@@ -341,7 +341,7 @@ def variant() -> type[Shop]:
 def machine(
     database_url: str, own_valkey: CacheServer, variant: type[Shop], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[type[Machine]]:
-    """The machine, on servers of its own."""
+    """The machine, on separate servers."""
     monkeypatch.setattr("libs.cache.loader.FILL_DELAY_SECONDS", 0)  # the machine has no clock
     world = World(database_url, own_valkey.url, variant)
     yield type("Machine", (Machine,), {"world": world, "ours": variant is Shop})

@@ -1,4 +1,4 @@
-"""The near cache: at once what the process itself wrote, and never further behind others than its lease."""
+"""The near cache: never behind writes of its own process, and behind others by at most its lease."""
 
 import asyncio
 
@@ -6,13 +6,13 @@ import pytest
 
 from libs.cache import MAX_AGE
 from libs.cache.near import OVERHEAD_BYTES
-from tests.cache.nearby import LEASE, LEASE_MS, PUSH, Clock, Single, kept, near
-from tests.cache.outside import each
+from tests.cache.near_cache import LEASE, LEASE_MS, PUSH, Clock, Single, kept, near
+from tests.cache.servers import each
 from tests.cache.shop import Start, until
 from tests.cache.traffic import valkey_calls
 
 
-async def test_what_was_just_read_needs_no_server(start: Start, redis_url: str) -> None:
+async def test_a_near_hit_calls_no_server(start: Start, redis_url: str) -> None:
     reader = await near(start)
     first = await kept(reader)
     calls, loads = valkey_calls(redis_url), len(reader.loads)
@@ -24,14 +24,14 @@ async def test_what_was_just_read_needs_no_server(start: Start, redis_url: str) 
     assert reader.cache.counters.near >= 10
 
 
-async def test_the_age_is_that_of_the_load(start: Start) -> None:
+async def test_the_age_of_a_near_hit_is_that_of_its_load(start: Start) -> None:
     reader = await near(start)
     await kept(reader)
     await asyncio.sleep(0.05)
     assert 50 <= (await kept(reader)).age_ms < 10_000
 
 
-async def test_a_caller_who_wants_none_of_it_gets_none(start: Start) -> None:
+async def test_max_age_0_bypasses_the_near_cache(start: Start) -> None:
     reader = await near(start)
     await kept(reader)
     MAX_AGE.set(0)
@@ -40,7 +40,7 @@ async def test_a_caller_who_wants_none_of_it_gets_none(start: Start) -> None:
     assert (await reader.read()).source == "hit"
 
 
-async def test_what_the_process_writes_it_sees_at_once(single: Single) -> None:
+async def test_a_process_sees_its_writes_at_once(single: Single) -> None:
     shop = await single.near()
     single.between.lose = PUSH
     for number in range(20):
@@ -49,7 +49,7 @@ async def test_what_the_process_writes_it_sees_at_once(single: Single) -> None:
         assert (await shop.read()).body == str(number).encode()
 
 
-async def test_what_another_process_writes_is_pushed(start: Start) -> None:
+async def test_writes_of_other_processes_are_pushed(start: Start) -> None:
     reader, writer = await near(start), await start()
     await kept(reader)
     drops = reader.cache.store.near.drops
@@ -58,7 +58,7 @@ async def test_what_another_process_writes_is_pushed(start: Start) -> None:
     assert (await reader.read()).body == b"new"
 
 
-async def test_a_write_of_another_group_drops_nothing(start: Start) -> None:
+async def test_a_write_to_another_tag_drops_nothing(start: Start) -> None:
     reader, writer = await near(start), await start()
     await kept(reader)
     await writer.write("new", shelf="b")
@@ -87,10 +87,10 @@ async def test_no_reply_is_further_behind_than_the_lease(single: Single, fault: 
     assert ("near" in clock.sources) == (fault != "a connection that is cut")
     if fault == "lost pushes":
         assert single.between.lost
-        assert clock.furthest > 0  # the pushes were missed, so the lease it was that ended
+        assert clock.furthest > 0  # the pushes were missed, so only the lease ended the delay
 
 
-async def test_a_lost_connection_drops_all(single: Single) -> None:
+async def test_a_lost_connection_empties_the_near_cache(single: Single) -> None:
     reader = await single.near()
     await kept(reader)
     single.between.refuse = True
@@ -100,7 +100,7 @@ async def test_a_lost_connection_drops_all(single: Single) -> None:
     assert (await reader.read()).source == "bypass"
 
 
-async def test_flushed_data_drop_all(start: Start, redis_url: str) -> None:
+async def test_a_flush_empties_the_near_cache(start: Start, redis_url: str) -> None:
     reader = await near(start)
     await kept(reader)
     for client in each(redis_url):
@@ -109,15 +109,15 @@ async def test_flushed_data_drop_all(start: Start, redis_url: str) -> None:
     assert (await reader.read()).source == "miss"
 
 
-async def test_a_pattern_invalidates_what_is_near(start: Start) -> None:
+async def test_a_pattern_invalidates_near_entries(start: Start) -> None:
     reader = await near(start)
     await kept(reader)
     await reader.cache.invalidate_pattern("query:shop:*")
     assert (await reader.read()).source == "miss"
 
 
-async def test_it_holds_no_more_than_it_may_and_lets_go_of_what_was_not_asked_for(start: Start) -> None:
-    """Each shelf is a tag of one item, so there is room for so many shelves."""
+async def test_its_size_is_limited_and_unread_entries_are_evicted_first(start: Start) -> None:
+    """Each shelf is a tag of one item, so the size limits the number of shelves."""
     reader, writer = await near(start), await start()
     label, store = "x" * 100_000, reader.cache.store
     for number in range(12):
@@ -131,7 +131,7 @@ async def test_it_holds_no_more_than_it_may_and_lets_go_of_what_was_not_asked_fo
     assert sources == ["near", "hit", "near"]
 
 
-async def test_one_reply_too_large_is_not_kept(start: Start) -> None:
+async def test_a_reply_that_is_too_large_is_not_kept(start: Start) -> None:
     reader = await near(start)
     await reader.write("x" * 2**20)
     await reader.read()

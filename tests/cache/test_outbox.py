@@ -1,4 +1,4 @@
-"""Very many invalidations left by a long outage: neither writes nor reads wait for them, and memory is bounded."""
+"""A very large outbox after a long outage: neither writes nor reads wait for it, and memory is bounded."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import outbox
-from tests.cache.away import NOWHERE, hanging, ready, rows
-from tests.cache.outside import CacheServer
+from tests.cache.outages import NOWHERE, hanging, ready, rows
+from tests.cache.servers import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put
 
 MANY = 600_000
@@ -26,12 +26,12 @@ async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIter
 
 
 def memory_mb() -> float:
-    """Return how much memory this process has."""
+    """Return the memory of this process, in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 async def leave(pool: AsyncConnectionPool, tags: int, rows: int) -> None:
-    """Leave so many rows of so many shelves, as writes without Valkey would."""
+    """Insert `rows` outbox rows for `tags` shelves, as writes without Valkey would."""
     async with pool.connection() as conn:
         await conn.execute(
             "INSERT INTO cache_outbox SELECT format('query:shop:shelf:{s%%s}#meta', n %% %s),"
@@ -41,7 +41,7 @@ async def leave(pool: AsyncConnectionPool, tags: int, rows: int) -> None:
 
 
 async def longest(call: Callable[[str], Awaitable[Any]], over: asyncio.Event) -> float:
-    """Call again and again until it is over; return the longest time of a call, in s."""
+    """Call repeatedly until `over` is set; return the longest time of a call, in s."""
     longest, number = 0.0, 0
     while not over.is_set():
         number += 1
@@ -53,10 +53,10 @@ async def longest(call: Callable[[str], Awaitable[Any]], over: asyncio.Event) ->
 
 
 @pytest.mark.parametrize("tags", [MANY, 5_000, 1], ids=lambda tags: f"{tags} tags")
-async def test_writes_and_reads_go_on_while_very_many_pending_invalidations_are_drained(
+async def test_writes_and_reads_succeed_while_a_very_large_outbox_is_drained(
     own_valkey: CacheServer, start: Start, pool: AsyncConnectionPool, tags: int
 ) -> None:
-    shop = await start(poll=500)  # a write that is under way when Valkey is back leaves a row to the next poll
+    shop = await start(poll=500)  # a write under way when Valkey is back leaves a row to the next poll
     await asyncio.gather(shop.text(shelf="s0"), shop.text(shelf="other"))
     over = asyncio.Event()
     with hanging(own_valkey):
@@ -80,7 +80,7 @@ async def test_writes_and_reads_go_on_while_very_many_pending_invalidations_are_
 
 @pytest.fixture
 def three_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than three tags are very many."""
+    """Treat more than three tags as very many."""
     monkeypatch.setattr(outbox, "MAX_TAGS", 3)
 
 
@@ -100,7 +100,7 @@ async def compact(pool: AsyncConnectionPool) -> None:
         await outbox.compact(conn)
 
 
-async def test_a_group_keeps_one_row_however_often_it_is_written_to(start: Start, pool: AsyncConnectionPool) -> None:
+async def test_compaction_keeps_one_row_per_tag(start: Start, pool: AsyncConnectionPool) -> None:
     reader, cut_off = await start(), await start(redis_url=NOWHERE)
     await asyncio.gather(reader.text(), reader.text(shelf="b"))
     for number in range(5):
@@ -112,7 +112,7 @@ async def test_a_group_keeps_one_row_however_often_it_is_written_to(start: Start
     assert (await reader.text(), await reader.text(shelf="b"), await rows(pool)) == ("4", "4", 0)
 
 
-async def test_a_lower_id_that_commits_after_the_others_were_compacted_is_drained_too(
+async def test_a_lower_id_committed_after_the_compaction_is_drained_too(
     start: Start, pool: AsyncConnectionPool
 ) -> None:
     reader, early, late = await start(), await start(redis_url=NOWHERE), await start(redis_url=NOWHERE)
@@ -131,7 +131,7 @@ async def test_a_lower_id_that_commits_after_the_others_were_compacted_is_draine
 
 @pytest.mark.usefixtures("three_are_many")
 @pytest.mark.parametrize("compacted", [False, True], ids=["when drained", "meanwhile"])
-async def test_very_many_groups_drop_the_cache(start: Start, pool: AsyncConnectionPool, compacted: bool) -> None:
+async def test_very_many_pending_tags_drop_the_cache(start: Start, pool: AsyncConnectionPool, compacted: bool) -> None:
     reader, cut_off = await start(), await start(redis_url=NOWHERE)
     for shelf in "abcdef":
         await reader.write("old", shelf=shelf)
@@ -163,10 +163,10 @@ async def test_a_load_under_way_while_the_cache_is_dropped_is_not_stored(start: 
 
 
 @pytest.mark.usefixtures("three_are_many")
-async def test_a_process_that_may_only_read_drops_the_cache_and_leaves_the_rows(
+async def test_a_read_only_process_drops_the_cache_without_deleting_rows(
     start: Start, pool: AsyncConnectionPool
 ) -> None:
-    await (await start()).cache.close()  # one that may only read uses the cache that others have put in force
+    await (await start()).cache.close()  # a read-only process uses the cache that others have put in force
     reader, cut_off = await start(read_only=True), await start(redis_url=NOWHERE)
     await reader.text()
     await write_shelves(cut_off, "new", "abcde")
@@ -187,7 +187,7 @@ async def test_a_process_without_redis_keeps_the_outbox_small(start: Start, pool
 
 
 @pytest.mark.usefixtures("three_are_many")
-async def test_processes_that_compact_drain_and_write_at_once_dont_deadlock(
+async def test_processes_that_compact_drain_and_write_concurrently_do_not_deadlock(
     start: Start, pool: AsyncConnectionPool
 ) -> None:
     reader, other, cut_off = await start(), await start(), await start(redis_url=NOWHERE)

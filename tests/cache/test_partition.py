@@ -1,26 +1,26 @@
-"""A writer cut off from Valkey while readers still reach it: what each setting promises them, by the real clock."""
+"""A writer is cut off from Valkey while readers still reach it: each setting keeps its promise, in real time."""
 
 import asyncio
 
 import pytest
 
 from libs.cache import WithoutRedis
-from tests.cache.away import ready
-from tests.cache.nearby import Single
+from tests.cache.near_cache import Single
+from tests.cache.outages import ready
 from tests.cache.shop import Shop, until
 
 POLL = 300
 
 
 class Readers:
-    """Processes that read without a pause, and compare what they are shown with what has been answered to writers.
+    """Processes that read without a pause, and compare the replies with the acknowledged writes.
 
-    `behind` counts the reads that did not show a write answered before they began; `overdue` those of them that began
-    after a process had looked for pending rows since.
+    `behind` counts the reads that did not show a write acknowledged before they began; `overdue` counts those of them
+    that began after a poll of their process since the write.
     """
 
     def __init__(self, shops: list[Shop]) -> None:
-        """Note how far each look for pending rows has got."""
+        """Record the polls of each process."""
         self.shops = shops
         self.answered = self.found = self.reads = self.behind = self.overdue = self.hits = 0
         for shop in shops:
@@ -38,7 +38,7 @@ class Readers:
         watch.drain = noted  # type: ignore[method-assign]
 
     async def read(self, shop: Shop, over: asyncio.Event) -> None:
-        """Read until it is over."""
+        """Read until `over` is set."""
         while not over.is_set():
             answered, found = self.answered, self.found
             reply = await shop.read()
@@ -50,7 +50,7 @@ class Readers:
             await asyncio.sleep(0.001)
 
     async def write(self, writer: Shop, count: int) -> None:
-        """Write so often, each time after some reads and hits."""
+        """Write `count` times, each time after some reads and hits."""
         for number in range(self.answered + 1, self.answered + 1 + count):
             reads, hits = self.reads + 20, self.hits + 10
             await until(lambda reads=reads, hits=hits: self.reads > reads and self.hits > hits)  # type: ignore[misc]
@@ -59,7 +59,9 @@ class Readers:
 
 
 @pytest.mark.parametrize("without", [WithoutRedis.WAIT, WithoutRedis.BOUNDED])
-async def test_readers_on_the_other_side_of_a_partition(single: Single, without: WithoutRedis) -> None:
+async def test_readers_on_the_other_side_of_a_partition_are_behind_only_as_allowed(
+    single: Single, without: WithoutRedis
+) -> None:
     start, between = single.start, single.between
     shops = [await start(without=without, poll=POLL) for _ in range(2)]
     writer = await start(redis_url=f"redis://127.0.0.1:{between.port}", without=without, poll=POLL)

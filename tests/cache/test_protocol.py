@@ -1,4 +1,4 @@
-"""What reads and writes cost and promise while nothing fails."""
+"""The cost and the guarantees of reads and writes while nothing fails."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,38 +12,38 @@ from libs.cache import CommitUnknown
 from tests.cache.shop import Loaded, Pause, Shop, Start, put, until
 from tests.cache.traffic import Traffic, traced
 
-Wired = tuple[Shop, Traffic]
+TracedShop = tuple[Shop, Traffic]
 
 
 @pytest.fixture
-async def wired(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Wired]:
-    """A process whose traffic is counted, and which has called every script before."""
+async def traced_shop(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[TracedShop]:
+    """A process with a count of its traffic, after a first call of every script."""
     async with traced(database_url, redis_url, tmp_path / "trace") as (pool, connection), AsyncExitStack() as exits:
         shop = await Start(exits, pool, redis_url)()
-        for shelf in "adefgh":  # a cluster has a server for each script and slot
+        for shelf in "adefgh":  # in a cluster, each server needs each script
             await shop.text("milk", shelf=shelf)
             await shop.write("new", "milk", shelf=shelf)
             await shop.text("milk", shelf=shelf)
         yield shop, connection
 
 
-async def test_a_hit_is_one_call_to_valkey_and_none_to_postgres(wired: Wired) -> None:
-    shop, connection = wired
+async def test_a_hit_is_one_call_to_valkey_and_none_to_postgres(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     assert (await shop.read("milk"))[:2] == (b"new", "hit")
     assert (connection.valkey, connection.postgres) == ({"mget": 1}, 0)
 
 
-async def test_a_warm_miss_is_one_look_one_statement_and_one_fill(wired: Wired) -> None:
-    shop, connection = wired
+async def test_a_miss_of_a_known_tag_is_one_mget_one_statement_and_one_fill(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     assert (await shop.read())[:2] == (b"old", "miss")
     await shop.cache.settle()
     assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 1}, 1)
 
 
-async def test_a_cold_group_costs_one_open_and_one_barrier_once(wired: Wired) -> None:
-    shop, connection = wired
+async def test_the_first_miss_of_an_unknown_tag_costs_one_open_and_one_barrier(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     await shop.text("tea", shelf="b")
     assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 2}, 2)
@@ -52,8 +52,8 @@ async def test_a_cold_group_costs_one_open_and_one_barrier_once(wired: Wired) ->
     assert (connection.valkey, connection.postgres) == ({"mget": 1, "evalsha": 1}, 1)
 
 
-async def test_a_write_is_one_call_to_valkey_for_all_groups_of_a_slot_and_no_statement_more(wired: Wired) -> None:
-    shop, connection = wired
+async def test_a_write_is_one_call_to_valkey_per_slot_and_no_extra_statement(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     async with shop.cache.transaction(shop.shelf("a"), shop.shelf("b")) as write:
         write.invalidate(shop.shelf("c"), shop.shelf("a"))
@@ -66,8 +66,8 @@ async def test_a_write_is_one_call_to_valkey_for_all_groups_of_a_slot_and_no_sta
     assert await shop.text() == "new"
 
 
-async def test_locks_are_taken_in_the_same_round_trip_as_begin(wired: Wired) -> None:
-    shop, connection = wired
+async def test_locks_are_taken_in_the_same_round_trip_as_begin(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     async with shop.cache.transaction(locks=(3, -5)) as write:
         assert connection.postgres == 1
@@ -76,8 +76,8 @@ async def test_locks_are_taken_in_the_same_round_trip_as_begin(wired: Wired) -> 
         assert await (await write.conn.execute("SELECT pg_current_xact_id()::text")).fetchone() == (str(write.xact_id),)
 
 
-async def test_reads_of_one_tick_share_one_look(wired: Wired) -> None:
-    shop, connection = wired
+async def test_reads_of_one_tick_share_one_mget(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     await shop.text()
     connection.reset()
     replies = await asyncio.gather(*(shop.read(name) for name in ["tea", "milk"] * 10))
@@ -85,8 +85,8 @@ async def test_reads_of_one_tick_share_one_look(wired: Wired) -> None:
     assert (connection.valkey, connection.postgres) == ({"mget": 1}, 0)
 
 
-async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wired) -> None:
-    shop, connection = wired
+async def test_batched_reads_of_one_tick_share_one_statement_and_one_fill(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     replies = await asyncio.gather(*(shop.read_together(name) for name in ["tea", "milk", "none", "tea"]))
     await shop.cache.settle()
@@ -99,13 +99,13 @@ async def test_look_ups_of_one_tick_share_one_statement_and_one_fill(wired: Wire
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is stored unless somebody asks for it."""
+    """Delay fills until an entry is read."""
     monkeypatch.setattr("libs.cache.loader.FILL_DELAY_SECONDS", 60)
 
 
 @pytest.mark.usefixtures("late")
-async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_for_goes_with_it(wired: Wired) -> None:
-    shop, connection = wired
+async def test_a_read_of_a_pending_fill_hits_and_stores_the_whole_batch(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     connection.reset()
     for name in ("tea", "none"):
         assert (await shop.read_together(name)).source == "miss"
@@ -117,8 +117,8 @@ async def test_who_asks_for_what_waits_to_be_stored_hits_and_what_is_not_asked_f
 
 
 @pytest.mark.usefixtures("late")
-async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
-    shop, connection = wired
+async def test_get_many_hits_a_pending_fill(traced_shop: TracedShop) -> None:
+    shop, connection = traced_shop
     assert (await shop.read_together("tea")).source == "miss"
     connection.reset()
     [found] = await shop.cache.get_many([shop.key("tea")], [("a", "tea")], shop.select_many)
@@ -127,8 +127,8 @@ async def test_a_batch_hits_what_waits_to_be_stored(wired: Wired) -> None:
 
 
 @pytest.mark.usefixtures("late")
-async def test_who_goes_away_while_its_entry_is_stored_does_not_end_that(wired: Wired) -> None:
-    shop, _ = wired
+async def test_a_canceled_read_does_not_cancel_the_fill(traced_shop: TracedShop) -> None:
+    shop, _ = traced_shop
     assert (await shop.read_together("tea")).source == "miss"
     stored, again = shop.cache.counters.sets, asyncio.create_task(shop.read_together("tea"))
     await asyncio.sleep(0)
@@ -138,13 +138,13 @@ async def test_who_goes_away_while_its_entry_is_stored_does_not_end_that(wired: 
     assert shop.cache.counters.sets == stored + 1
 
 
-async def test_a_hundred_misses_at_once_run_one_statement(shop: Shop) -> None:
+async def test_100_concurrent_misses_run_one_statement(shop: Shop) -> None:
     replies = await asyncio.gather(*(shop.read() for _ in range(100)))
     assert {reply.body for reply in replies} == {b"old"}
     assert shop.loads == ["tea"]
 
 
-async def test_a_hundred_misses_spread_over_a_slow_load_run_one_statement(shop: Shop) -> None:
+async def test_100_misses_during_a_slow_load_run_one_statement(shop: Shop) -> None:
     await shop.text("milk")
     shop.loads.clear()
     pause = Pause()
@@ -158,15 +158,15 @@ async def test_a_hundred_misses_spread_over_a_slow_load_run_one_statement(shop: 
     assert shop.loads == ["tea"]
 
 
-async def test_misses_of_many_keys_run_one_statement_a_key(shop: Shop) -> None:
+async def test_misses_of_different_keys_run_one_statement_per_key(shop: Shop) -> None:
     names = [f"item {number}" for number in range(30)]
     await asyncio.gather(*(shop.read(name) for name in names * 10))
     assert sorted(shop.loads) == sorted(names)
 
 
-async def test_a_namespace_made_anew_for_each_call_shares_the_load_too(start: Start) -> None:
+async def test_equal_namespaces_share_loads(start: Start) -> None:
     shop = await start(ttl={"shop": 60})
-    assert shop.key() != shop.key()  # each names its own Namespace
+    assert shop.key() != shop.key()  # each call makes a new Namespace
     assert [reply.body for reply in await asyncio.gather(shop.read(), shop.read())] == [b"old", b"old"]
     assert shop.loads == ["tea"]
 
@@ -186,23 +186,21 @@ async def test_a_transaction_is_registered_while_its_statements_run(start: Start
     async with writer.cache.transaction(writer.shelf()) as write:
         await put(write.conn, "new")
         await until(lambda: all(answer.done() for answer in write.registrations.values()))
-        assert (await reader.read())[:2] == (b"old", "miss")  # the tag has another version already
+        assert (await reader.read())[:2] == (b"old", "miss")  # the tag already has a new version
     assert await reader.text() == "new"
 
 
-async def test_a_body_that_fails_writes_nothing_and_gives_its_connection_back(shop: Shop) -> None:
+async def test_a_failed_transaction_writes_nothing_and_returns_its_connection(shop: Shop) -> None:
     for _ in range(20):  # more than the pool has
         with pytest.raises(ZeroDivisionError):
             async with shop.cache.transaction(shop.shelf()) as write:
                 await put(write.conn, "new")
                 raise ZeroDivisionError
-    await shop.cache.store.register(
-        [shop.shelf().version_key], 0
-    )  # all that were asked for before have been answered, too
+    await shop.cache.store.register([shop.shelf().version_key], 0)  # all earlier requests have been answered, too
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
-async def test_a_cancelled_writer_writes_nothing_wherever_it_stands(shop: Shop) -> None:
+async def test_a_writer_canceled_at_any_await_writes_nothing(shop: Shop) -> None:
     async def write(pause: Pause) -> None:
         async with shop.cache.transaction(shop.shelf()) as write:
             await put(write.conn, "new")
@@ -215,13 +213,11 @@ async def test_a_cancelled_writer_writes_nothing_wherever_it_stands(shop: Shop) 
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
-    await shop.cache.store.register(
-        [shop.shelf().version_key], 0
-    )  # all that were asked for before have been answered, too
+    await shop.cache.store.register([shop.shelf().version_key], 0)  # all earlier requests have been answered, too
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
-async def test_a_cancelled_reader_leaves_the_load_to_those_who_wait_with_it(shop: Shop) -> None:
+async def test_a_canceled_reader_does_not_cancel_the_load_of_others(shop: Shop) -> None:
     pause = Pause()
     first, second = (asyncio.create_task(shop.read(after=pause)) for _ in range(2))
     await pause.reached.wait()
@@ -234,7 +230,7 @@ async def test_a_cancelled_reader_leaves_the_load_to_those_who_wait_with_it(shop
     assert (shop.loads, (await shop.read()).source) == (["tea"], "hit")
 
 
-async def test_readers_cancelled_at_any_await_break_nothing(shop: Shop) -> None:
+async def test_readers_canceled_at_any_await_break_nothing(shop: Shop) -> None:
     for ticks in range(30):
         reading = asyncio.create_task(shop.read(f"item {ticks}", shelf=f"{ticks}"))
         for _ in range(ticks):
@@ -245,7 +241,7 @@ async def test_readers_cancelled_at_any_await_break_nothing(shop: Shop) -> None:
     assert shop.cache.store.errors == 0
 
 
-async def test_a_load_that_fails_is_told_to_all_and_kept_for_none(shop: Shop) -> None:
+async def test_a_failed_load_fails_all_its_readers_and_is_not_cached(shop: Shop) -> None:
     async def fail() -> None:
         raise LookupError
 
@@ -254,7 +250,7 @@ async def test_a_load_that_fails_is_told_to_all_and_kept_for_none(shop: Shop) ->
     assert await shop.text() == "old"
 
 
-async def test_a_load_that_answers_too_little_fails_and_the_next_does_not_wait_for_ever(shop: Shop) -> None:
+async def test_a_load_with_too_few_results_fails_and_so_does_the_next(shop: Shop) -> None:
     async def none(conn: object, wanted: object) -> list[Loaded]:
         return []
 
@@ -263,7 +259,7 @@ async def test_a_load_that_answers_too_little_fails_and_the_next_does_not_wait_f
             await shop.cache.get_batched(shop.key(), "tea", none)
 
 
-async def test_a_transaction_whose_failure_was_swallowed_is_not_acknowledged(shop: Shop) -> None:
+async def test_a_transaction_with_a_swallowed_error_is_not_acknowledged(shop: Shop) -> None:
     with pytest.raises(psycopg.errors.InFailedSqlTransaction):
         async with shop.cache.transaction(shop.shelf()) as write:
             await put(write.conn, "new")
@@ -272,7 +268,7 @@ async def test_a_transaction_whose_failure_was_swallowed_is_not_acknowledged(sho
     assert await shop.text() == "old"
 
 
-async def test_a_commit_without_an_answer_is_unknown_and_readers_see_what_the_database_says(shop: Shop) -> None:
+async def test_a_commit_without_an_answer_is_unknown_and_readers_see_the_row_of_the_database(shop: Shop) -> None:
     await shop.text()
     with pytest.raises(CommitUnknown):
         async with shop.cache.transaction(shop.shelf()) as write, shop.pool.connection() as other:
@@ -281,7 +277,7 @@ async def test_a_commit_without_an_answer_is_unknown_and_readers_see_what_the_da
     assert await shop.text() == "old"
 
 
-async def test_counters_tell_hits_misses_sets_refusals_bypasses_and_invalidations(start: Start) -> None:
+async def test_counters_count_hits_misses_sets_refusals_bypasses_and_invalidations(start: Start) -> None:
     writer, reader = await start(), await start()
     async with writer.writing("new"):
         await reader.text()  # refused: the writer's transaction runs

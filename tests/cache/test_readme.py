@@ -14,7 +14,7 @@ from tests.cache.shop import RESET
 README = Path(libs.cache.__file__).with_name("README.md")
 
 
-async def test_the_example_of_the_readme_shows_the_write(database_url: str, redis_url: str) -> None:
+async def test_the_example_of_the_readme_shows_its_write(database_url: str, redis_url: str) -> None:
     [example] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(RESET)

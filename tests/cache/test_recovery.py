@@ -1,4 +1,4 @@
-"""Valkey comes back: forgetful, with older data, unnoticed, or while others recover it; or it answers nonsense."""
+"""Valkey comes back: empty, with older data, unnoticed, or recovered by several processes; or it replies nonsense."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 from libs.cache.recovery import Recovery
 from libs.cache.store import Store
 from libs.cache.transaction import Transaction
-from tests.cache.away import (
+from tests.cache.outages import (
     disconnect_all,
     hanging,
     ready,
@@ -19,7 +19,7 @@ from tests.cache.away import (
     rows,
     take_snapshot,
 )
-from tests.cache.outside import CacheServer, each, nodes, reaching
+from tests.cache.servers import CacheServer, each, nodes, reaching
 from tests.cache.shop import Start, put, until
 
 FOREIGN = {"session:1": "a", "queryless": "b", "query": "c"}
@@ -35,7 +35,7 @@ async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIter
 
 
 def trust_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Believe whatever a server that came back holds."""
+    """Trust the data of a server that came back."""
     connect = Store.connect
 
     async def the_same(self: Store) -> str:
@@ -46,13 +46,13 @@ def trust_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys(valkey: CacheServer) -> dict[str, str]:
-    """Return the keys that are not the cache's."""
+    """Return the keys outside of the cache."""
     found = [(key, client.get(key)) for client in each(valkey.url) for key in client.scan_iter("*")]
     return {key.decode(): value.decode() for key, value in found if value and not key.startswith(b"query:")}
 
 
 @twice
-async def test_a_server_that_came_back_with_older_data_is_dropped_but_for_other_peoples_keys(
+async def test_only_the_keys_of_the_cache_are_dropped_from_a_server_with_older_data(
     own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -75,7 +75,7 @@ async def test_a_server_that_came_back_with_older_data_is_dropped_but_for_other_
 
 
 @twice
-async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_it_is_answered(
+async def test_a_write_during_the_return_of_valkey_is_seen_by_all_once_it_is_answered(
     own_valkey: CacheServer, start: Start, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -83,13 +83,13 @@ async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_
     writer, reader = await start(), await start()
     await reader.text()
     for client in each(own_valkey.url):
-        client.script_flush()  # what is sent meanwhile by a script's hash does nothing
+        client.script_flush()  # scripts sent by their hash do nothing meanwhile
     async with writer.cache.transaction() as write:
         await put(write.conn, "new")
         with hanging(own_valkey):
             write.invalidate(writer.shelf())
             await until(lambda: not writer.cache.store.connected)
-        await ready(writer)  # it has seen no row: this transaction's is not committed
+        await ready(writer)  # it has seen no row, because this transaction is not committed
     shown = "old" if variant else "new"
     assert (await writer.text(), await reader.text()) == (shown, shown)
     assert await rows(writer.pool) == 1
@@ -97,7 +97,7 @@ async def test_a_write_left_pending_while_valkey_comes_back_is_seen_by_all_once_
     assert (await writer.text(), await rows(writer.pool)) == ("new", 0)
 
 
-async def test_processes_that_recover_at_once_end_with_one_epoch_and_true_entries(
+async def test_processes_that_recover_concurrently_agree_on_an_epoch_and_serve_current_entries(
     own_valkey: CacheServer, start: Start
 ) -> None:
     shops = [await start() for _ in range(4)]
@@ -112,7 +112,7 @@ async def test_processes_that_recover_at_once_end_with_one_epoch_and_true_entrie
     assert len({shop.cache.store.epoch for shop in shops}) == 1
 
 
-async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
+async def test_a_server_lost_again_before_the_outbox_was_drained_is_recovered_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop, pending, times = await start(), Recovery._read_outbox, 0
@@ -120,7 +120,7 @@ async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
     async def lost_meanwhile(self: Recovery, conn: Any) -> Any:
         nonlocal times
         if (times := times + 1) <= 3:
-            shop.cache.store.mark_lost(TimeoutError())  # as a writer beside would
+            shop.cache.store.mark_lost(TimeoutError())  # as a concurrent writer would
         return await pending(self, conn)
 
     monkeypatch.setattr(Recovery, "_read_outbox", lost_meanwhile)
@@ -130,7 +130,9 @@ async def test_a_server_lost_again_before_all_was_drained_is_recovered_again(
     assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
-async def test_a_registration_refused_for_memory_counts_as_valkey_away(own_valkey: CacheServer, start: Start) -> None:
+async def test_a_registration_refused_for_lack_of_memory_counts_as_an_outage(
+    own_valkey: CacheServer, start: Start
+) -> None:
     shop = await start()
     await shop.text()
     for client in each(own_valkey.url):
@@ -143,7 +145,9 @@ async def test_a_registration_refused_for_memory_counts_as_valkey_away(own_valke
     assert (await shop.text(), (await shop.read()).source, await rows(shop.pool)) == ("new", "hit", 0)
 
 
-async def test_a_call_that_timed_out_leaves_no_answer_for_the_next(own_valkey: CacheServer, start: Start) -> None:
+async def test_the_reply_to_a_call_that_timed_out_is_not_used_for_the_next(
+    own_valkey: CacheServer, start: Start
+) -> None:
     shop = await start()
     await shop.write("milky", "milk")
     assert (await shop.text("tea"), await shop.text("milk")) == ("old", "milky")
@@ -154,9 +158,7 @@ async def test_a_call_that_timed_out_leaves_no_answer_for_the_next(own_valkey: C
         assert (await shop.read(name))[:2] == (label, "hit")
 
 
-async def test_a_connection_that_broke_is_one_error_and_one_read_past_the_cache(
-    own_valkey: CacheServer, start: Start
-) -> None:
+async def test_a_broken_connection_is_one_error_and_one_bypass(own_valkey: CacheServer, start: Start) -> None:
     shop = await start()
     await shop.text()
     store = shop.cache.store

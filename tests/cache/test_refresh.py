@@ -1,4 +1,4 @@
-"""Hits that are loaded again behind their replies, in namespaces that may be behind what registers nothing."""
+"""Refresh-ahead: hits that are loaded again after their reply, in namespaces that may lag unregistered writes."""
 
 import asyncio
 
@@ -11,19 +11,19 @@ from tests.cache import variants
 from tests.cache.shop import Pause, Shop, Start, put
 
 twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
-AT_ONCE = {"shop": 1e-6}  # any entry a millisecond old is due
+AT_ONCE = {"shop": 1e-6}  # any entry older than a millisecond is due
 
 
 @pytest.fixture
 async def shop(start: Start) -> Shop:
-    """A process whose entries are due soon, with one in the cache."""
+    """A process whose entries are due at once, with one in the cache."""
     shop = await start(refresh=AT_ONCE)
     assert await shop.text() == "old"
     return shop
 
 
 async def refreshing(shop: Shop, pause: Pause) -> Reply:
-    """Return a hit that is loaded again; the load waits behind its statement."""
+    """Return a hit that is loaded again; the load pauses after its statement."""
     async with asyncio.timeout(10):
         while True:
             reply = await shop.read(after=pause)
@@ -34,12 +34,12 @@ async def refreshing(shop: Shop, pause: Pause) -> Reply:
 
 
 def age(namespace: str, seconds: float, **settings: float) -> bool:
-    """Say whether a hit of an age is due."""
+    """Return whether a hit of an age is due."""
     key = Cache(CacheSettings(refresh=settings), None, bytes, NAMESPACES).namespace(namespace).tag("s").key()  # type: ignore[arg-type]
     return is_due(key, Reply(b"", "hit", int(seconds * 1000)))
 
 
-async def test_statistics_are_due_after_three_fifths_of_their_life_and_nothing_else_is() -> None:
+async def test_only_statistics_are_due_after_three_fifths_of_their_ttl() -> None:
     assert [age("stats", seconds) for seconds in (0, 71, 86.4, 119)] == [False, False, True, True]
     assert [age("aiAnalytics", seconds) for seconds in (0, 359, 432, 599)] == [False, False, True, True]
     for name in ("salon", "booking", "conversation", "messages", "health"):
@@ -47,7 +47,7 @@ async def test_statistics_are_due_after_three_fifths_of_their_life_and_nothing_e
     assert (age("stats", 119, stats=1.0), age("salon", 1200, salon=0.5)) == (False, True)
 
 
-async def test_a_hit_that_is_due_is_answered_at_once_and_loaded_again_once(shop: Shop) -> None:
+async def test_a_due_hit_is_answered_at_once_and_loaded_again_once(shop: Shop) -> None:
     pause = Pause()
     async with shop.pool.connection() as conn:
         await put(conn, "new")  # registers nothing, as a message does with statistics
@@ -61,9 +61,9 @@ async def test_a_hit_that_is_due_is_answered_at_once_and_loaded_again_once(shop:
 
 
 @twice
-async def test_a_refresh_never_crosses_a_generation(start: Start, shop: Shop, variant: bool) -> None:
+async def test_a_refresh_is_not_stored_under_a_newer_version(start: Start, shop: Shop, variant: bool) -> None:
     if variant:
-        variants.fills_any_generation(shop.cache)
+        variants.fills_any_version(shop.cache)
     writer, pause = await start(), Pause()
     await refreshing(shop, pause)
     await writer.write("new")
@@ -74,7 +74,7 @@ async def test_a_refresh_never_crosses_a_generation(start: Start, shop: Shop, va
     assert (await shop.read()).body == (b"old" if variant else b"new")
 
 
-async def test_a_refresh_that_fails_leaves_the_entry_and_is_tried_again(shop: Shop) -> None:
+async def test_a_failed_refresh_leaves_the_entry_and_is_retried(shop: Shop) -> None:
     async def fail() -> None:
         raise LookupError
 

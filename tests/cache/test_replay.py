@@ -1,4 +1,4 @@
-"""Commands that arrive twice or late, and keys that vanish: what a reader is shown stays true."""
+"""Commands that arrive twice or late, and keys that vanish: entries stay correct."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ import pytest
 
 from libs.cache import scripts
 from libs.cache.codec import VERSION_BYTES, Entry, Fill
-from tests.cache.outside import reaching
+from tests.cache.servers import reaching
 from tests.cache.shop import Pause, Shop, Start, lose
 
 Call = Callable[[], Awaitable[Any]]
@@ -17,7 +17,7 @@ Call = Callable[[], Awaitable[Any]]
 
 @pytest.fixture
 async def calls(shop: Shop) -> list[tuple[str, Call]]:
-    """Every call of a script that the process makes, to be made again."""
+    """Every script call of the process, to be replayed."""
     captured: list[tuple[str, Call]] = []
     store, run = shop.cache.store, shop.cache.store._run
 
@@ -31,12 +31,12 @@ async def calls(shop: Shop) -> list[tuple[str, Call]]:
 
 def version(redis_url: str, shop: Shop) -> bytes | None:
     with reaching(redis_url) as client:
-        meta = client.get(shop.shelf().version_key)
-    return bytes(meta[:VERSION_BYTES]) if isinstance(meta, bytes) else None
+        record = client.get(shop.shelf().version_key)
+    return bytes(record[:VERSION_BYTES]) if isinstance(record, bytes) else None
 
 
 async def history(shop: Shop) -> None:
-    """Two writes, each with reads before and after, and a rolled-back one."""
+    """Make two writes, each with reads before and after, and one that is rolled back."""
     await shop.text()
     await shop.write("one")
     await shop.text()
@@ -47,7 +47,7 @@ async def history(shop: Shop) -> None:
     await shop.write("two")
 
 
-async def test_any_script_replayed_at_any_later_time_keeps_entries_true(
+async def test_any_script_replayed_at_any_later_time_keeps_entries_correct(
     shop: Shop, calls: list[tuple[str, Call]]
 ) -> None:
     await history(shop)
@@ -59,7 +59,7 @@ async def test_any_script_replayed_at_any_later_time_keeps_entries_true(
         assert (await shop.read()).body == b"two"
 
 
-async def test_any_two_scripts_replayed_while_a_writer_runs_keep_entries_true(
+async def test_any_two_scripts_replayed_while_a_writer_runs_keep_entries_correct(
     shop: Shop, start: Start, calls: list[tuple[str, Call]]
 ) -> None:
     writer = await start()
@@ -78,36 +78,36 @@ async def test_any_two_scripts_replayed_while_a_writer_runs_keep_entries_true(
 
 @pytest.mark.parametrize("pattern", ["query:*", "query:*#meta", "query:*tea"])
 @pytest.mark.parametrize("moment", range(5))
-async def test_keys_lost_at_any_moment_of_a_read_and_a_write_keep_entries_true(
+async def test_keys_lost_at_any_moment_of_a_read_and_a_write_keep_entries_correct(
     start: Start, redis_url: str, pattern: str, moment: int
 ) -> None:
     writer, reader = await start(), await start()
     moments = iter(range(5))
 
-    def perhaps_lose() -> None:
+    def lose_at_the_moment() -> None:
         if next(moments) == moment:
             lose(redis_url, pattern)
 
     await reader.text()
-    perhaps_lose()
+    lose_at_the_moment()
     before, after = Pause(), Pause()
     slow = asyncio.create_task(reader.read("milk", before=before, after=after))
     await before.reached.wait()
     async with writer.writing("new"):
-        perhaps_lose()
+        lose_at_the_moment()
         before.go_on.set()
         await after.reached.wait()
         assert await asyncio.wait_for(writer.read(), 10) is not None
-        perhaps_lose()
-    perhaps_lose()
+        lose_at_the_moment()
+    lose_at_the_moment()
     after.go_on.set()
     await slow
-    perhaps_lose()
+    lose_at_the_moment()
     assert (await reader.text(), await writer.text()) == ("new", "new")
     assert (await reader.read()).source == "hit"
 
 
-async def test_no_generation_ever_comes_again(
+async def test_no_version_is_ever_repeated(
     shop: Shop, start: Start, redis_url: str, calls: list[tuple[str, Call]]
 ) -> None:
     seen = []
@@ -128,40 +128,40 @@ async def test_no_generation_ever_comes_again(
     assert len(set(runs)) == len(runs)
 
 
-async def test_a_reader_that_opened_a_group_twice_finds_one_generation(shop: Shop, redis_url: str) -> None:
-    store, meta = shop.cache.store, shop.shelf().version_key
-    first, second = await asyncio.gather(store.open(meta), store.open(meta))
-    third = await store.open(meta)
+async def test_opening_a_tag_twice_makes_one_version(shop: Shop, redis_url: str) -> None:
+    store, key = shop.cache.store, shop.shelf().version_key
+    first, second = await asyncio.gather(store.open(key), store.open(key))
+    third = await store.open(key)
     assert first == second == third
     assert first.unverified
     assert first.version == version(redis_url, shop)
 
 
-async def test_a_load_from_before_the_barrier_is_refused_after_another_has_warmed_the_group(
+async def test_a_load_from_before_the_barrier_is_refused_after_another_load_was_stored(
     start: Start, redis_url: str
 ) -> None:
     writer, reader = await start(), await start()
     store = reader.cache.store
     async with writer.writing("new"):
         lose(redis_url)
-        meta = await store.open(reader.shelf().version_key)
+        record = await store.open(reader.shelf().version_key)
         [barrier] = await reader.cache.loader._take_barrier([None])
         async with reader.pool.connection() as conn:
             early = await reader.select(conn, "a", "tea")
     assert (early.value, early.xmin < barrier) == ("old", True)
     await reader.text("milk")
-    fill = Fill(reader.key(), meta.version, early.xmin, barrier, 60_000, Entry(b"old", 0))
+    fill = Fill(reader.key(), record.version, early.xmin, barrier, 60_000, Entry(b"old", 0))
     assert await store.fill([fill]) == 0
     assert await reader.text() == "new"
 
 
-async def test_a_write_to_a_cold_group_leaves_it_cold(start: Start, redis_url: str) -> None:
+async def test_a_write_to_an_unverified_tag_leaves_it_unverified(start: Start, redis_url: str) -> None:
     first, second, reader = await start(), await start(), await start()
     async with first.cache.transaction() as lower:
         async with second.writing("new"):
             lose(redis_url)
             assert await reader.text() == "old"
-            lower.invalidate(first.shelf())  # its id is below the one whose registration is lost
+            lower.invalidate(first.shelf())  # its ID is below the one whose registration is lost
             await lower.registered()
             await lower.conn.execute("COMMIT; BEGIN")
             assert await reader.text() == "old"

@@ -1,4 +1,4 @@
-"""Sentinels in REDIS_URL: which of them is asked, what they name, and what the log says if that is no use."""
+"""Sentinels in REDIS_URL: which one is asked, the master that it names, and the log when none names a usable one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from ops.process import free_port
 from ops.servers import Valkey
-from tests.cache.away import hanging, ready
+from tests.cache.outages import hanging, ready
 from tests.cache.shop import Shop, Start, until
 from tests.sentinels import NAME, Replicated, Sentinel, ask, hosts, is_master, replicated, sentinel_url
 
@@ -20,7 +20,7 @@ LOGIN = "an-acl-user"  # its password
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Replicated]:
-    """A master, its replica and three Sentinels, for all tests that leave each of them as it was."""
+    """A master, its replica and three Sentinels, shared by the tests that leave them unchanged."""
     with replicated(sentinels=3) as servers:
         yield servers
 
@@ -33,7 +33,7 @@ async def start(pool: AsyncConnectionPool, running: Replicated) -> AsyncIterator
 
 
 async def hits_on(shop: Shop, server: Valkey) -> bool:
-    """Say whether a process keeps its cache on a server, and reads it."""
+    """Return whether a process keeps its cache on a server, and hits."""
     await ready(shop)
     [node] = shop.cache.store.topology.nodes
     await shop.text()
@@ -42,7 +42,7 @@ async def hits_on(shop: Shop, server: Valkey) -> bool:
 
 @contextmanager
 def naming(sentinels: Sequence[Sentinel], server: Valkey, master: Valkey) -> Iterator[None]:
-    """Have Sentinels name another server until the block ends."""
+    """Make Sentinels name another server until the block ends."""
     for sentinel in sentinels:
         ask(sentinel, "SENTINEL", "REMOVE", NAME)
         ask(sentinel, "SENTINEL", "MONITOR", NAME, "127.0.0.1", server.port, 3)
@@ -54,26 +54,26 @@ def naming(sentinels: Sequence[Sentinel], server: Valkey, master: Valkey) -> Ite
             ask(sentinel, "SENTINEL", "MONITOR", NAME, "127.0.0.1", master.port, 3)
 
 
-async def test_the_master_that_sentinels_name_is_used(start: Start, running: Replicated) -> None:
+async def test_the_master_named_by_sentinels_is_used(start: Start, running: Replicated) -> None:
     shop = await start()
     assert await hits_on(shop, running.master)
     await shop.write("new")
     assert (await shop.text(), (await shop.read()).source) == ("new", "hit")
 
 
-async def test_a_dead_sentinel_is_passed_over(start: Start, running: Replicated) -> None:
+async def test_a_dead_sentinel_is_skipped(start: Start, running: Replicated) -> None:
     dead = sentinel_url(running.sentinels).replace("://", f"://127.0.0.1:{free_port()},")
     shop = await start(redis_url=dead)
     assert await hits_on(shop, running.master)
 
 
-async def test_a_sentinel_that_hangs_is_passed_over(start: Start, running: Replicated) -> None:
+async def test_a_hanging_sentinel_is_skipped(start: Start, running: Replicated) -> None:
     with hanging(running.sentinels[0]):
         shop = await start(wait=False)
         assert await hits_on(shop, running.master)
 
 
-async def test_a_sentinel_that_does_not_know_the_name_is_passed_over(start: Start, running: Replicated) -> None:
+async def test_a_sentinel_that_does_not_know_the_name_is_skipped(start: Start, running: Replicated) -> None:
     first, *_ = running.sentinels
     ask(first, "SENTINEL", "REMOVE", NAME)
     try:
@@ -83,13 +83,13 @@ async def test_a_sentinel_that_does_not_know_the_name_is_passed_over(start: Star
         ask(first, "SENTINEL", "MONITOR", NAME, "127.0.0.1", running.master.port, 3)
 
 
-async def test_a_sentinel_that_names_a_replica_is_passed_over(start: Start, running: Replicated) -> None:
+async def test_a_sentinel_that_names_a_replica_is_skipped(start: Start, running: Replicated) -> None:
     with naming(running.sentinels[:1], running.replica, running.master):
         shop = await start(wait=False)
         assert await hits_on(shop, running.master)
 
 
-async def test_a_replica_that_all_sentinels_name_is_not_used_before_it_is_promoted(
+async def test_a_replica_named_by_all_sentinels_is_not_used_before_its_promotion(
     start: Start, running: Replicated
 ) -> None:
     with naming(running.sentinels, running.replica, running.master):
@@ -107,14 +107,14 @@ async def test_a_replica_that_all_sentinels_name_is_not_used_before_it_is_promot
 WRONG = {
     "a name that no Sentinel knows": ("://{hosts}/other", "this Sentinel knows no master named 'other'", 3),
     "servers that are no Sentinels": (f"://{{master}},{{master}}/{NAME}", "unknown command 'SENTINEL'", 2),
-    "nobody there": (f"://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/{NAME}", "Connect call failed", 2),
+    "no server": (f"://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/{NAME}", "Connect call failed", 2),
     "a wrong password of the master": (f"://:{LOGIN}@{{hosts}}/{NAME}", "without any password", 3),
     "a wrong password of the Sentinels": (f"://{{hosts}}/{NAME}?sentinel_password={LOGIN}", "without any password", 3),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_what_is_wrong_with_sentinels_is_one_line_that_says_it_of_each(
+async def test_the_failures_of_all_sentinels_are_one_line_of_the_log(
     start: Start, running: Replicated, wrong: str
 ) -> None:
     text, reason, times = WRONG[wrong]
@@ -142,7 +142,7 @@ async def test_sentinels_and_master_each_have_credentials(pool: AsyncConnectionP
             assert (await shop.text(), (await shop.read()).source) == ("old", "hit")
 
 
-async def test_a_killed_master_is_followed_by_the_one_that_sentinels_promote(pool: AsyncConnectionPool) -> None:
+async def test_a_promoted_replica_replaces_a_killed_master(pool: AsyncConnectionPool) -> None:
     with replicated(sentinels=3) as servers:
         async with AsyncExitStack() as exits:
             start = Start(exits, pool, sentinel_url(servers.sentinels), timeout=500)

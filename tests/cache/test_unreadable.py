@@ -1,4 +1,4 @@
-"""Values that the cache can't read: they count as missing, harm nobody else, and are gone after one read or write."""
+"""Unreadable values count as missing, affect no other key, and are replaced by the next read or write."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ async def undisturbed(shop: Shop) -> None:
 
 
 @every_value
-async def test_a_write_to_a_group_with_an_unreadable_record_counts_it_as_missing(
+async def test_a_write_to_a_tag_with_an_unreadable_record_counts_it_as_missing(
     shop: Shop, valkey: Any, kind: str, value: bytes
 ) -> None:
     await shop.text(shelf="other")
@@ -51,7 +51,7 @@ def cut(length: int) -> Callable[[bytes], bytes]:
 
 
 @pytest.mark.parametrize("length", [0, 10, 29, 30, 45], ids=lambda length: f"{length} bytes")
-async def test_an_entry_of_the_right_version_that_was_cut_is_a_miss(shop: Shop, valkey: Any, length: int) -> None:
+async def test_a_truncated_entry_of_the_right_version_is_a_miss(shop: Shop, valkey: Any, length: int) -> None:
     await shop.text()
     entry = valkey.get(shop.key().entry)
     valkey.set(shop.key().entry, cut(length)(entry))

@@ -1,7 +1,7 @@
-"""The setting `wait`: a writer cut off from Valkey is answered once nobody can be shown what was before its write.
+"""REDIS_WITHOUT=wait: a writer cut off from Valkey is answered once no reader can be shown the state before its write.
 
-The time of leases is the test's own, and processes look for pending rows when the test says so. As with the
-counterexamples, every race runs twice: against the library, and without the step that decides it.
+The clock of leases is simulated, and processes poll the outbox only when the test does. Like the counterexamples, every
+race runs twice: against the library, and without the step that decides it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from libs.cache.lease import ReadLease
 from libs.cache.recovery import Recovery
 from ops.servers import Valkey
 from tests.cache import variants
-from tests.cache.away import NOWHERE, ready, rows
+from tests.cache.outages import NOWHERE, ready, rows
 from tests.cache.shop import Pause, Shop, Start, put, until
 
 L = 60.0
@@ -24,10 +24,10 @@ twice = pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"
 
 
 class Clock:
-    """What the leases take for the time."""
+    """The clock of leases."""
 
     def __init__(self) -> None:
-        """Begin somewhere."""
+        """Begin at any time."""
         self.time = 1000.0
 
     def __call__(self) -> float:
@@ -37,7 +37,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time of all processes."""
+    """The clock of all processes."""
     clock = Clock()
     monkeypatch.setattr(lease, "now", clock)
     return clock
@@ -45,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 async def reader(start: Start, clock: Clock) -> Shop:
-    """A process that reaches Valkey, has a hit, and has looked for pending rows just now."""
+    """A process that reaches Valkey, has a hit, and has just polled the outbox."""
     reader = await start(without=WithoutRedis.WAIT)
     assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
     return reader
@@ -53,13 +53,13 @@ async def reader(start: Start, clock: Clock) -> Shop:
 
 @pytest.fixture
 async def writer(start: Start, clock: Clock) -> Shop:
-    """A process that does not reach Valkey."""
+    """A process that cannot reach Valkey."""
     return await start(redis_url=NOWHERE, without=WithoutRedis.WAIT)
 
 
 @asynccontextmanager
 async def committed(writer: Shop) -> AsyncIterator["asyncio.Task[None]"]:
-    """Write; the block begins when the write is committed and waits; it must have been answered when the block ends."""
+    """Write; the block runs while the write is committed and waits. The write must be answered by its end."""
     watch = writer.cache._recovery
     look, looked = watch._are_left, asyncio.Event()
 
@@ -76,7 +76,7 @@ async def committed(writer: Shop) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 async def still_waits(writing: "asyncio.Task[None]") -> bool:
-    """Say whether a writer has not been answered, although it has looked for its rows meanwhile."""
+    """Return whether a writer is still not answered after another check of its rows."""
     await asyncio.sleep(3 * 0.05)
     return not writing.done()
 
@@ -97,7 +97,7 @@ async def test_a_write_is_answered_when_the_leases_taken_before_it_have_ended(
 
 
 @twice
-async def test_no_hit_is_served_behind_a_lease(
+async def test_no_hit_is_served_after_the_lease_has_ended(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -110,7 +110,7 @@ async def test_no_hit_is_served_behind_a_lease(
 
 
 @twice
-async def test_a_lease_counts_from_before_its_look_was_sent(
+async def test_a_lease_counts_from_before_its_poll_was_sent(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -137,7 +137,7 @@ async def test_a_lease_counts_from_before_its_look_was_sent(
 
 
 @twice
-async def test_a_look_that_fails_gives_no_lease(
+async def test_a_failed_poll_grants_no_lease(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     watch = reader.cache._recovery
@@ -158,7 +158,7 @@ async def test_a_look_that_fails_gives_no_lease(
 
 
 @twice
-async def test_pending_groups_are_not_hit_before_they_are_registered(
+async def test_pending_tags_are_not_hit_before_they_are_registered(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -175,7 +175,7 @@ async def test_pending_groups_are_not_hit_before_they_are_registered(
         clock.time += 1
         looking = asyncio.create_task(reader.cache._recovery.drain())
         await pause.reached.wait()
-        clock.time += L - 0.5  # from the commit more than L, from the look less
+        clock.time += L - 0.5  # more than L after the commit, less than L after the poll
     assert (await reader.read())[:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
     assert (await reader.read(shelf="b")).source == "hit"
     pause.go_on.set()
@@ -208,7 +208,7 @@ async def test_a_write_is_answered_as_soon_as_another_process_has_registered_it(
 
 
 @twice
-async def test_a_process_stopped_before_its_look_was_sent_checks_again_for_the_next_read(
+async def test_a_process_suspended_before_its_mget_checks_the_lease_again_for_each_read(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -219,13 +219,13 @@ async def test_a_process_stopped_before_its_look_was_sent_checks_again_for_the_n
         return await reader.read()
 
     async with committed(writer):
-        replies = await asyncio.gather(reader.read(), stopped_before_it())  # of one tick: their looks are one
+        replies = await asyncio.gather(reader.read(), stopped_before_it())  # in the same tick, so they share one MGET
     assert replies[0][:2] == (b"old", "hit")
     assert replies[1][:2] == ((b"old", "hit") if variant else (b"new", "bypass"))
 
 
 @twice
-async def test_another_reply_to_the_write_waits_as_well(
+async def test_a_repeated_reply_to_the_write_waits_as_well(
     reader: Shop, writer: Shop, clock: Clock, monkeypatch: pytest.MonkeyPatch, variant: bool
 ) -> None:
     if variant:
@@ -237,12 +237,10 @@ async def test_another_reply_to_the_write_waits_as_well(
         await reader.cache._recovery.drain()
         await asyncio.wait_for(repeated, 10)
     assert (await reader.read())[:2] == (b"new", "miss")
-    await asyncio.wait_for(reader.cache.all_seen(), 10)  # nothing is left: at once
+    await asyncio.wait_for(reader.cache.all_seen(), 10)  # no rows are left: returns at once
 
 
-async def test_a_writer_that_reaches_valkey_again_waits_for_nobody(
-    start: Start, clock: Clock, own_valkey: Valkey
-) -> None:
+async def test_a_writer_that_reaches_valkey_again_does_not_wait(start: Start, clock: Clock, own_valkey: Valkey) -> None:
     reader, writer = [await start(redis_url=own_valkey.url, without=WithoutRedis.WAIT) for _ in range(2)]
     await ready(reader, writer)
     assert (await reader.text(), (await reader.read()).source) == ("old", "hit")
@@ -255,7 +253,7 @@ async def test_a_writer_that_reaches_valkey_again_waits_for_nobody(
     assert (await rows(writer.pool), clock.time) == (1, Clock().time)
 
 
-async def test_a_writer_who_waits_holds_no_connection(writer: Shop, clock: Clock) -> None:
+async def test_a_waiting_writer_holds_no_connection(writer: Shop, clock: Clock) -> None:
     async with committed(writer):
         async with AsyncExitStack() as exits:
             for _ in range(writer.pool.max_size):
@@ -263,7 +261,7 @@ async def test_a_writer_who_waits_holds_no_connection(writer: Shop, clock: Clock
         clock.time += L * 1.01
 
 
-async def test_a_write_is_answered_although_postgres_went_away_behind_it(writer: Shop, clock: Clock) -> None:
+async def test_a_write_is_answered_even_if_postgres_fails_after_its_commit(writer: Shop, clock: Clock) -> None:
     def fails() -> Any:
         raise ConnectionError
 
@@ -273,14 +271,14 @@ async def test_a_write_is_answered_although_postgres_went_away_behind_it(writer:
         clock.time += L * 1.01
 
 
-async def test_without_postgres_nothing_is_hit_once_the_lease_has_ended(reader: Shop, clock: Clock) -> None:
+async def test_without_postgres_no_hit_is_served_once_the_lease_has_ended(reader: Shop, clock: Clock) -> None:
     assert (await reader.read()).source == "hit"
     clock.time += L
     assert ((await reader.read()).source, await reader.cache.peek(reader.key())) == ("bypass", None)
 
 
 @pytest.mark.parametrize("most", [10_000, 0], ids=["its tag", "everything"])
-async def test_a_write_whose_row_was_compacted_still_waits_for_what_replaced_it(
+async def test_a_write_whose_row_was_compacted_waits_for_the_row_that_replaced_it(
     reader: Shop, writer: Shop, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(outbox, "MAX_TAGS", most)
@@ -302,6 +300,6 @@ async def test_the_reply_to_very_many_pending_writes_waits_for_the_leases(
         assert await still_waits(seen)
         async with asyncio.timeout(10):
             while not seen.done():
-                clock.time += L * 1.01  # it may have begun to wait only now
+                clock.time += L * 1.01  # its wait may have begun only now
                 await asyncio.wait([seen], timeout=0.05)
         await writing

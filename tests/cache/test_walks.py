@@ -1,20 +1,20 @@
-"""Walks over all keys: shared by the calls that come at once, and not repeated for figures."""
+"""Walks over all keys: shared by concurrent calls, and cached for statistics."""
 
 import asyncio
 
 import pytest
 
 from libs.cache import keyspace, sizes
-from tests.cache.outside import each, reaching
+from tests.cache.servers import each, reaching
 from tests.cache.shop import Pause, Shop, put
 from tests.cache.traffic import valkey_calls
 
-KEYS = 3_000  # three calls of SCAN at least
+KEYS = 3_000  # at least three calls of SCAN
 
 
 @pytest.fixture
 def crowded(redis_url: str) -> str:
-    """A server with other people's keys."""
+    """A server with keys outside of the cache."""
     with reaching(redis_url) as client:
         for number in range(KEYS):
             client.set(f"session:{number}", "x")
@@ -25,7 +25,7 @@ def scans(url: str) -> int:
     return valkey_calls(url)["scan"]
 
 
-async def test_calls_at_once_share_a_walk(crowded: str, shop: Shop) -> None:
+async def test_concurrent_calls_share_a_walk(crowded: str, shop: Shop) -> None:
     for shelf in ("a", "b", "c"):
         await shop.text(shelf=shelf)
     before = scans(crowded)
@@ -83,7 +83,7 @@ async def test_sizes_of_a_large_cache_are_counted_once_a_minute(
     assert (await sizes(shop.cache.store, shop.cache.namespaces.values()))["shop"] == 12
 
 
-async def test_keys_that_are_no_text_disturb_no_walk(redis_url: str, shop: Shop) -> None:
+async def test_keys_that_are_not_text_do_not_disturb_a_walk(redis_url: str, shop: Shop) -> None:
     await shop.text()
     with reaching(redis_url) as client:
         for key in (b"query:\xff\xfe:x", b"query:", b"query:x", b"query:#meta", b"query:\xff#meta"):

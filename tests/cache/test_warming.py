@@ -1,4 +1,4 @@
-"""What is loaded ahead of callers: what they missed often, bounded, one at a time, and never staler than a miss."""
+"""Entries that are often missed are loaded ahead of callers: bounded, one at a time, and never staler than a miss."""
 
 import asyncio
 
@@ -10,19 +10,19 @@ from tests.cache.shop import Pause, Shop, Start, until
 
 @pytest.fixture
 async def shop(start: Start) -> Shop:
-    """A process that loads ahead when the test says so."""
+    """A process that loads ahead when the test calls it."""
     return await quiet(start)
 
 
 async def quiet(start: Start, warm: int = 10) -> Shop:
-    """Start a process that remembers so many entries, and looks for what is gone when it is told to."""
+    """Start a process that remembers `warm` entries, and checks for missing ones only when the test calls it."""
     shop = await start(warm=warm)
     await shop.cache.warmer.close()
     return shop
 
 
 async def look(shop: Shop) -> list[str]:
-    """Look for what is gone; return what was loaded."""
+    """Check for missing entries; return the loaded ones."""
     shop.loads.clear()
     await shop.cache.warmer.check()
     await shop.cache.settle()
@@ -30,7 +30,7 @@ async def look(shop: Shop) -> list[str]:
 
 
 async def miss_often(shop: Shop, *names: str) -> None:
-    """Miss entries as often as it takes, and leave them out of the cache."""
+    """Miss entries often enough, and remove them from the cache."""
     for _ in range(2):
         for name in names:
             assert (await shop.read(name)).source == "miss"
@@ -39,11 +39,11 @@ async def miss_often(shop: Shop, *names: str) -> None:
 
 
 def counted(shop: Shop) -> tuple[int, int]:
-    """Return how many entries were loaded ahead, and how many of them were asked for."""
+    """Return the number of entries loaded ahead, and how many of them were read."""
     return shop.cache.counters.warmed, shop.cache.counters.warmed_hits
 
 
-async def test_what_is_missed_again_and_again_is_there_before_it_is_asked_for(shop: Shop) -> None:
+async def test_an_entry_missed_repeatedly_is_loaded_ahead(shop: Shop) -> None:
     await miss_often(shop, "tea")
     assert await look(shop) == ["tea"]
     assert [(await shop.read())[:2] for _ in range(3)] == [(b"new", "hit")] * 3
@@ -54,7 +54,7 @@ async def test_what_is_missed_again_and_again_is_there_before_it_is_asked_for(sh
     assert (counted(shop), shop.cache.counters.misses) == ((2, 2), 2)
 
 
-async def test_what_was_missed_once_and_what_is_cached_is_not_loaded(shop: Shop) -> None:
+async def test_entries_missed_once_and_cached_entries_are_not_loaded_ahead(shop: Shop) -> None:
     await shop.text()
     assert await look(shop) == []
     await shop.write("new")
@@ -65,7 +65,7 @@ async def test_what_was_missed_once_and_what_is_cached_is_not_loaded(shop: Shop)
     assert counted(shop) == (0, 0)
 
 
-async def test_what_was_loaded_in_vain_is_forgotten_until_it_is_missed_again(shop: Shop) -> None:
+async def test_an_entry_loaded_ahead_in_vain_is_forgotten_until_it_is_missed_again(shop: Shop) -> None:
     await miss_often(shop, "tea")
     assert await look(shop) == ["tea"]
     await shop.write("newer")
@@ -75,17 +75,17 @@ async def test_what_was_loaded_in_vain_is_forgotten_until_it_is_missed_again(sho
     assert await look(shop) == ["tea"]
 
 
-async def test_only_the_last_entries_are_remembered(start: Start) -> None:
+async def test_only_the_latest_entries_are_remembered(start: Start) -> None:
     shop = await quiet(start, warm=2)
     await miss_often(shop, "tea", "milk")
     await miss_often(shop, "milk", "rice", "salt")
-    assert sorted(await look(shop)) == []  # each has pushed out another before it was missed twice
+    assert sorted(await look(shop)) == []  # each has evicted another before it was missed twice
     await miss_often(shop, "rice", "salt")
     assert sorted(await look(shop)) == ["rice", "salt"]
     assert len(shop.cache.warmer.unasked) == 2
 
 
-async def test_entries_are_loaded_one_at_a_time(shop: Shop) -> None:
+async def test_entries_are_loaded_ahead_one_at_a_time(shop: Shop) -> None:
     pause, most, running = Pause(), 0, 0
 
     async def enter() -> None:
@@ -111,7 +111,7 @@ async def test_entries_are_loaded_one_at_a_time(shop: Shop) -> None:
     assert (callers.source, sorted(await looking), most) == ("miss", ["flour", "milk", "rice", "tea"], 1)
 
 
-async def test_a_load_gives_way_to_rpcs_but_not_for_ever(shop: Shop) -> None:
+async def test_a_load_ahead_waits_for_rpcs_but_not_forever(shop: Shop) -> None:
     busy, asked = True, 0
 
     def in_flight() -> bool:
@@ -129,7 +129,7 @@ async def test_a_load_gives_way_to_rpcs_but_not_for_ever(shop: Shop) -> None:
     assert asyncio.get_running_loop().time() - began >= 2 * PATIENCE_SECONDS
 
 
-async def test_a_write_during_the_load_is_not_hidden_by_it(shop: Shop, start: Start) -> None:
+async def test_a_write_during_a_load_ahead_is_not_hidden(shop: Shop, start: Start) -> None:
     writer, pause = await start(), Pause()
     pause.go_on.set()
     for label in ("one", "two"):
@@ -145,7 +145,7 @@ async def test_a_write_during_the_load_is_not_hidden_by_it(shop: Shop, start: St
     assert (await shop.read()).body == b"new"
 
 
-async def test_what_is_expected_is_read_ahead_and_counts_for_nobody(shop: Shop) -> None:
+async def test_an_expected_reply_is_read_ahead_and_not_counted(shop: Shop) -> None:
     async def fail() -> None:
         raise LookupError
 
@@ -158,7 +158,7 @@ async def test_what_is_expected_is_read_ahead_and_counts_for_nobody(shop: Shop) 
     assert counted(shop) == (2, 2)
 
 
-async def test_it_looks_by_itself_soon_after_a_miss_and_also_for_what_others_invalidate(start: Start) -> None:
+async def test_entries_are_loaded_ahead_soon_after_a_miss_or_an_invalidation_by_others(start: Start) -> None:
     shop, writer = await start(warm=10), await start()
     for label in ("one", "two"):
         await shop.text()

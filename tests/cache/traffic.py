@@ -8,14 +8,14 @@ from typing import Any
 
 from psycopg_pool import AsyncConnectionPool
 
-from tests.cache.outside import each
+from tests.cache.servers import each
 
-# What a script does inside the server, what a new connection says, and the counting itself.
+# Commands inside scripts, of new connections, and of the counting itself.
 NOT_CALLS = {"get", "set", "pexpire", "time", "info", "select", "auth", "client|setinfo", "hello", "cluster|slots"}
 
 
 def valkey_calls(redis_url: str) -> Counter[str]:
-    """Return the calls that clients have made so far, by command."""
+    """Return the number of calls that clients have made, by command."""
     calls = Counter[str]()
     for client in each(redis_url):
         stats: Any = client.info("commandstats")
@@ -27,7 +27,7 @@ class Traffic:
     """The traffic since `reset`: round trips to Postgres, calls to Valkey."""
 
     def __init__(self, trace: Path, redis_url: str) -> None:
-        """`trace` is what libpq writes."""
+        """Read the round trips from `trace`, which libpq writes."""
         self._trace = trace
         self._redis_url = redis_url
         self.reset()
@@ -50,7 +50,7 @@ class Traffic:
 
 @asynccontextmanager
 async def traced(database_url: str, redis_url: str, trace: Path) -> AsyncIterator[tuple[AsyncConnectionPool, Traffic]]:
-    """Return a pool of one connection, and the count of what goes over it and to Valkey."""
+    """Return a pool of one connection, and the traffic of that connection and of Valkey."""
     async with AsyncConnectionPool(
         database_url, kwargs={"autocommit": True}, min_size=1, max_size=1, open=False
     ) as pool:

@@ -1,4 +1,4 @@
-"""The tempting variants of the protocol, each without one of its steps. Every one of them is wrong."""
+"""Tempting variants of the protocol, each without one of its steps. All of them are wrong."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ import psycopg
 from libs.cache import Cache, Read, Reply, Transaction, lease, scripts
 from libs.cache.codec import Entry, TagVersion
 from libs.cache.recovery import Recovery
-from tests.cache.outside import reaching
+from tests.cache.servers import reaching
 from tests.cache.shop import Loaded, Shop, at_once, put
 
 
@@ -43,7 +43,7 @@ class CacheAside(Shop):
         return Reply(body, "miss", 0)
 
     async def may_store(self, shelf: str) -> bool:
-        """Nothing speaks against it."""
+        """Always store."""
         return True
 
     async def write(self, label: str = "new", name: str = "tea", *, shelf: str = "a") -> None:
@@ -55,10 +55,10 @@ class CacheAside(Shop):
 
 
 class Fenced(CacheAside):
-    """Before the write, delete the entry and set a key that keeps readers from storing, for a minute."""
+    """Before the write, delete the entry and set a fence: a key that keeps readers from storing for a minute."""
 
     async def may_store(self, shelf: str) -> bool:
-        """Only where there is no fence."""
+        """Store only if there is no fence."""
         with reaching(self.cache.settings.url) as client:
             return not client.exists(f"query:fence:{shelf}")
 
@@ -74,7 +74,7 @@ class Fenced(CacheAside):
 
 
 class RegistersAfterCommit(Shop):
-    """The same steps in another order."""
+    """Register after the commit instead of before it."""
 
     async def write(self, label: str = "new", name: str = "tea", *, shelf: str = "a") -> None:
         """Commit, then register."""
@@ -87,7 +87,7 @@ class RegistersAfterCommit(Shop):
 
 
 class StampsAfterLoad(Shop):
-    """The xmin comes by a statement of its own."""
+    """Take the xmin in a second statement."""
 
     async def read(
         self,
@@ -109,31 +109,31 @@ class StampsAfterLoad(Shop):
 
 
 def tracks_push_only(cache: Cache) -> None:
-    """Keep replies in the process until the server says that they have changed, however long that takes."""
+    """Keep replies in the process until the server pushes an invalidation, without a lease."""
     cache.store.near.lease = math.inf
 
 
 class JoinsAnyLoad(Cache):
-    """Single in_flight by key."""
+    """Singleflight by key."""
 
-    async def _load(self, read: Read, meta: TagVersion) -> Entry:
+    async def _load(self, read: Read, record: TagVersion) -> Entry:
         for (entry, _), in_flight in self.loader._in_flight.items():
             if entry == read.key.entry:
                 return await in_flight.wait()
-        return await super()._load(read, meta)
+        return await super()._load(read, record)
 
 
 class JoinsByGeneration(Cache):
-    """Single in_flight by key and version, whether or not the load may be stored."""
+    """Singleflight by key and version, whether or not the load may be stored."""
 
-    async def _load(self, read: Read, meta: TagVersion) -> Entry:
-        if in_flight := self.loader.in_flight(read.key, meta):
+    async def _load(self, read: Read, record: TagVersion) -> Entry:
+        if in_flight := self.loader.in_flight(read.key, record):
             return await in_flight.wait()
-        return await super()._load(read, meta)
+        return await super()._load(read, record)
 
 
 class DeletesFirst(Recovery):
-    """Drains by DELETE ... RETURNING, then registers."""
+    """Drains with DELETE ... RETURNING, then registers."""
 
     async def drain(self) -> None:
         """Delete the rows, then register them."""
@@ -148,17 +148,17 @@ async def nothing(*_: Any) -> None:
 
 
 def renews_from_the_answer(renew: Callable[..., None]) -> Callable[..., None]:
-    """A lease that counts from when the look was answered."""
+    """A lease that counts from the answer to the poll."""
     return lambda self, sent, pending: renew(self, lease.now(), pending)
 
 
 def renews_for_all_groups(renew: Callable[..., None]) -> Callable[..., None]:
-    """A lease that covers the tags that are pending."""
+    """A lease that also covers pending tags."""
     return lambda self, sent, pending: renew(self, sent, ())
 
 
 def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
-    """A lease that is checked once for all that is read in a tick of the event loop."""
+    """A lease that is checked once for all reads of a tick of the event loop."""
     answers: list[bool] = []
 
     def check(self: lease.ReadLease, tag: str) -> bool:
@@ -171,13 +171,13 @@ def checks_once_a_tick(covers: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def without_stamp(shop: Shop) -> Shop:
-    """No look at the snapshot: a xmin above all ids."""
+    """Ignore the snapshot: use an xmin above all IDs."""
     shop.xmin = "2::bigint ^ 52"
     return shop
 
 
 def lends(cache: Cache, conn: psycopg.AsyncConnection[Any]) -> None:
-    """Load by the connection of a transaction that has written."""
+    """Load on the connection of a transaction that has written."""
 
     @asynccontextmanager
     async def lend() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -187,21 +187,21 @@ def lends(cache: Cache, conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 def takes_barriers_from_snapshots(cache: Cache) -> None:
-    """A barrier that takes no transaction id."""
+    """A barrier that takes no transaction ID."""
     cache.loader.barrier_statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 
 def opens_warm(cache: Cache) -> None:
-    """A tag that is not there has no past."""
+    """Assume that a missing tag has no past."""
     _swap(cache, "open_script", scripts.OPEN.replace("'10'", "'00'"))
 
 
-# How the server makes a version; the rest of the file reads records.
+# How the script makes a version; the rest of the file reads records.
 VERSIONS = scripts.OPEN[scripts.OPEN.index("local time = ") : scripts.OPEN.index("-- A record of another epoch")]
 
 
-def counts_generations(cache: Cache) -> None:
-    """Generation = INCR."""
+def counts_versions(cache: Cache) -> None:
+    """Make versions with INCR."""
     counted = """
         local count = string.format('%013d', redis.call('INCR', KEYS[1] .. ':count'))
         local new_version = count .. string.sub(ARGV[1], 1, 8) .. '00000000'
@@ -210,14 +210,14 @@ def counts_generations(cache: Cache) -> None:
         _swap(cache, name, script.replace(VERSIONS, counted))
 
 
-def makes_generations(cache: Cache) -> None:
-    """The version comes from the client, with the command."""
+def makes_versions_on_the_client(cache: Cache) -> None:
+    """Take the version from the client, with the command."""
     made = "local new_version = '0000000000000' .. ARGV[1]\n"
     _swap(cache, "register_script", scripts.REGISTER.replace(VERSIONS, made))
 
 
-def fills_any_generation(cache: Cache) -> None:
-    """What was loaded is stored under whatever version there is."""
+def fills_any_version(cache: Cache) -> None:
+    """Store a load under the current version, without comparing."""
     cache.store.fill_script = """
         local stored = {}
         for i = 1, #KEYS, 2 do

@@ -1,4 +1,4 @@
-"""Writers of one process and readers of another, who know what each read must show at least."""
+"""Writers of one process and readers of another that check each read against the acknowledged writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST_LOAD_SECONDS = 60
 
 @dataclass
 class Chain:
-    """A salon whose conversation has messages numbered from 1; `acknowledged` says when each was."""
+    """A salon whose conversation has messages numbered from 1; `acknowledged` has the time of each acknowledgement."""
 
     salon_id: str
     acknowledged: list[float] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Chain:
 
 @dataclass
 class Found:
-    """What was seen; of each stale read, by how many s it was behind."""
+    """The results; for each stale read, by how many s it was behind."""
 
     reads: int = 0
     hits: int = 0
@@ -41,10 +41,10 @@ class Found:
 
 
 class CheckedLoad:
-    """The callers. Each repeats a write until it is acknowledged, by its request_id."""
+    """The callers. Each repeats a write with its request_id until it is acknowledged."""
 
     def __init__(self, writer: Stack, reader: Stack, salons: int = 6, deadline: float = DEADLINE_SECONDS) -> None:
-        """Begin with nothing; `deadline` is that of a call, in s. Readers may be added while it runs."""
+        """Prepare; `deadline` is that of a call, in s. Readers may be added while it runs."""
         self.writer, self.readers, self.deadline = writer, [reader], deadline
         self.chains = [Chain(f"salon-{number}") for number in range(salons)]
         self.found = Found()
@@ -57,7 +57,7 @@ class CheckedLoad:
             await self._write(chain)
 
     async def call(self, rpc: Any, request: Any) -> tuple[Any, str]:
-        """Return a reply, None if the call failed, and where it came from."""
+        """Return the reply, None if the call failed, and its source."""
         began, call = time.monotonic(), rpc(request, timeout=self.deadline)
         try:
             return await call, str(dict(await call.trailing_metadata()).get("x-cache", ""))
@@ -99,7 +99,7 @@ class CheckedLoad:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run a writer and two readers a salon until the block ends."""
+        """Run a writer and two readers per salon until the block ends."""
         async with asyncio.timeout(LONGEST_LOAD_SECONDS), asyncio.TaskGroup() as tasks:
             for chain in self.chains:
                 tasks.create_task(self._repeat(self._write, chain, 0.03))
@@ -111,7 +111,7 @@ class CheckedLoad:
                 self.ending = True
 
     async def back(self, since: float) -> float:
-        """Return how many s after a moment the first write was acknowledged, once all salons go on."""
+        """Wait until writes succeed in all salons; return how many s after `since` the first was acknowledged."""
         before = [len(chain.acknowledged) for chain in self.chains]
         await until(
             lambda: all(len(chain.acknowledged) > count for chain, count in zip(self.chains, before, strict=True))

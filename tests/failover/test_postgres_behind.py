@@ -1,4 +1,4 @@
-"""A standby that lacks acknowledged commits is promoted: no reply from before them outlives the next poll."""
+"""A standby that lacks acknowledged commits is promoted: no entry with the lost commits outlives the next poll."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ def both(tmp_path: Path) -> Iterator[Pair]:
 
 
 def stop_replication(both: Pair) -> None:
-    """Let the standby fall behind."""
+    """Make the standby fall behind."""
     (both.primary.data / "pg_hba.conf").write_text(WITHOUT_REPLICATION)
     with psycopg.connect(both.primary.dsn, autocommit=True) as conn:
         conn.execute("SELECT pg_reload_conf()")
@@ -80,5 +80,5 @@ async def test_lost_commits_are_not_served_after_the_next_poll(both: Pair, redis
         assert last_hit - back < POLL_SECONDS + BUSY_SECONDS
         assert found == {"NOT_FOUND"}
         await until(partial(is_hit, kept))
-        again = (await stack.booking.CreateBooking(requests[0])).booking_code  # its time is free
+        again = (await stack.booking.CreateBooking(requests[0])).booking_code  # its time is free again
         assert await outcome(stack.booking, again) in ("hit", "miss")

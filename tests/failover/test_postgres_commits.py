@@ -1,4 +1,4 @@
-"""Commits that wait for a synchronous standby, and what ends their wait before it has what they wrote."""
+"""Commits that wait for a synchronous standby, and events that end the wait before they are replicated."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ def both(tmp_path: Path) -> Iterator[Pair]:
 
 @asynccontextmanager
 async def waiting(both: Pair, redis_url: str, call: Callable[[Stack], Awaitable[Any]], **database: int) -> Any:
-    """Run the services with a call whose commit waits for a standby that hangs; yield both."""
+    """Run the services with a call whose commit waits for a hanging standby; yield both."""
     async with running(both.url(), redis_url, database=database) as stack:
         await salon(stack)
         hang(both.standby)
@@ -40,12 +40,12 @@ async def waiting(both: Pair, redis_url: str, call: Callable[[Stack], Awaitable[
 
 
 def send(request: Any) -> Callable[[Stack], Awaitable[Any]]:
-    """Return what sends a request for a booking."""
+    """Return a function that sends a request for a booking."""
     return lambda stack: stack.booking.CreateBooking(request)
 
 
 @pytest.mark.parametrize("function", ["pg_cancel_backend", "pg_terminate_backend"])
-async def test_a_wait_that_an_operator_cancels_is_an_error_and_its_repeat_waits(
+async def test_a_wait_canceled_by_an_operator_is_an_error_and_its_repeat_waits(
     both: Pair, redis_url: str, function: str
 ) -> None:
     request = booking_request(FIRST, request_id=str(uuid4()))
@@ -53,7 +53,7 @@ async def test_a_wait_that_an_operator_cancels_is_an_error_and_its_repeat_waits(
         rows(both.primary.dsn, f"SELECT {function}(pid) {WAITING}")
         error = await failure(first)
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "COMMIT_UNKNOWN")
-        assert rows(both.primary.dsn, BOOKINGS) == [(1,)]  # to be seen, and not replicated
+        assert rows(both.primary.dsn, BOOKINGS) == [(1,)]  # visible, but not replicated
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await stack.booking.CreateBooking(request, timeout=1)
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -62,7 +62,7 @@ async def test_a_wait_that_an_operator_cancels_is_an_error_and_its_repeat_waits(
         assert rows(both.standby.dsn, "SELECT booking_code FROM bookings") == [(booking.booking_code,)]
 
 
-async def test_a_wait_that_is_ended_without_a_request_id_may_not_be_repeated(both: Pair, redis_url: str) -> None:
+async def test_a_canceled_wait_without_a_request_id_may_not_be_repeated(both: Pair, redis_url: str) -> None:
     async with waiting(both, redis_url, lambda stack: stack.messaging.RecordMessage(message_request())) as (_, first):
         rows(both.primary.dsn, f"SELECT pg_cancel_backend(pid) {WAITING}")
         error = await failure(first)
@@ -77,7 +77,7 @@ async def test_removing_the_standby_ends_the_wait_with_success(both: Pair, redis
         assert (await first).booking_code
 
 
-async def test_a_commit_may_wait_for_longer_than_a_statement(both: Pair, redis_url: str) -> None:
+async def test_a_commit_may_wait_longer_than_a_statement(both: Pair, redis_url: str) -> None:
     async with waiting(both, redis_url, send(booking_request(FIRST)), query_timeout=300) as (_, first):
         await asyncio.sleep(2.5)
         assert not first.done()
@@ -86,9 +86,7 @@ async def test_a_commit_may_wait_for_longer_than_a_statement(both: Pair, redis_u
         assert (await first).booking_code
 
 
-async def test_a_crash_loses_nothing_that_was_acknowledged_to_callers_with_deadlines(
-    both: Pair, redis_url: str
-) -> None:
+async def test_a_crash_loses_no_acknowledged_write_of_callers_with_deadlines(both: Pair, redis_url: str) -> None:
     async with running(both.url(), redis_url) as stack:
         await salon(stack)
         acknowledged: list[str] = []

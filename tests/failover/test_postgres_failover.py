@@ -1,4 +1,4 @@
-"""A primary and its standby: commits that wait, machines that hang, are promoted and come back."""
+"""A primary and its standby: commits that wait, and servers that hang, are promoted and come back."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from tests.stack import Stack, booking_request, message_request, running, salon
 from tools.postgres_pair import Pair, hang, pair, wake
 
 DEADLINE_SECONDS = 0.7
-# ABORTED is COMMIT_UNKNOWN of a request without a request_id.
+# ABORTED means COMMIT_UNKNOWN for a request without a request_id.
 FAILED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
 
 
@@ -53,7 +53,7 @@ async def count(dsn: str, query: str, *values: Any) -> int:
 
 
 async def committing(both: Pair, number: int) -> bool:
-    """Say whether that many commits of the services wait for the standby."""
+    """Return whether `number` commits of the services wait for the standby."""
     query = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename LIKE 'parlor%%'"
     return await count(both.primary.dsn, query) == number
 
@@ -75,7 +75,7 @@ async def test_a_deadline_does_not_cancel_a_commit_that_waits_for_the_standby(
             await rpc(request, timeout=DEADLINE_SECONDS)
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert await committing(synchronous, 1)
-        with pytest.raises(grpc.aio.AioRpcError):  # the repeat waits for the first, or for the standby
+        with pytest.raises(grpc.aio.AioRpcError):  # the repeat waits for the first call, or for the standby
             await rpc(request, timeout=DEADLINE_SECONDS)
         wake(synchronous.standby)
         await until(lambda: committing(synchronous, 0))
@@ -83,7 +83,7 @@ async def test_a_deadline_does_not_cancel_a_commit_that_waits_for_the_standby(
         assert first == again
 
 
-async def test_a_caller_that_goes_away_does_not_cancel_a_commit(synchronous: Pair, redis_url: str) -> None:
+async def test_a_canceled_call_does_not_cancel_its_commit(synchronous: Pair, redis_url: str) -> None:
     async with served(synchronous, redis_url) as stack:
         rpc, request = CALLS["CreateBooking"](stack)
         hang(synchronous.standby)
@@ -120,7 +120,7 @@ async def test_commits_whose_callers_left_use_at_most_half_of_the_pool(synchrono
 
 
 @pytest.mark.parametrize("wakes", ["before the next write", "after the next write"])
-async def test_an_old_primary_that_wakes_up_gets_no_writes(replicated: Pair, redis_url: str, wakes: str) -> None:
+async def test_a_resumed_old_primary_gets_no_writes(replicated: Pair, redis_url: str, wakes: str) -> None:
     async with served(replicated, redis_url) as stack:
         made = [(await stack.booking.CreateBooking(booking_request(FIRST + n * DAY))).booking_code for n in range(3)]
         replicated.caught_up()
@@ -137,7 +137,7 @@ async def test_an_old_primary_that_wakes_up_gets_no_writes(replicated: Pair, red
                     replicated.standby.dsn, "SELECT FROM bookings WHERE booking_code = %s", reply.booking_code
                 ):
                     break
-                made.append(reply.booking_code)  # the old primary has answered before its promotion could be seen
+                made.append(reply.booking_code)  # answered by the old primary before the promotion was visible
             except grpc.aio.AioRpcError as error:
                 assert error.code() in FAILED
             at += 1
@@ -156,11 +156,11 @@ async def test_an_old_primary_that_wakes_up_gets_no_writes(replicated: Pair, red
 
 
 async def few(dsn: str, query: str) -> bool:
-    """Say whether there is no more than the connection that asks whether a host is the primary."""
+    """Return whether only the connection that checks the role of the host is left."""
     return await count(dsn, query) <= 1
 
 
-async def test_a_primary_that_is_killed_is_followed_by_its_standby(synchronous: Pair, redis_url: str) -> None:
+async def test_a_standby_replaces_a_killed_primary(synchronous: Pair, redis_url: str) -> None:
     async with served(synchronous, redis_url) as stack:
         made = [(await stack.booking.CreateBooking(booking_request(FIRST + n * DAY))).booking_code for n in range(5)]
         synchronous.primary.kill()

@@ -14,28 +14,28 @@ from tools.postgres_pair import Pair, hang, pair, wake
 
 BACK_SECONDS = 2.0
 POLL_SECONDS = 1.0
-BUSY_SECONDS = 2.0  # what a busy machine may add
+BUSY_SECONDS = 2.0  # margin for a busy machine
 KEPT = "SELECT salon_id, max(content::int), count(*) FROM messages GROUP BY salon_id"
 
 
 def killed(both: Pair) -> None:
-    """End the primary's processes."""
+    """Kill the primary's processes."""
     both.primary.kill()
 
 
 def hung(both: Pair) -> None:
-    """Stop the primary's processes; its port accepts."""
+    """Suspend the primary's processes; its port still accepts."""
     hang(both.primary)
 
 
 def revived(both: Pair) -> None:
-    """Stop the primary's processes; they go on as soon as the standby is promoted."""
+    """Suspend the primary's processes; they continue as soon as the standby is promoted."""
     hang(both.primary)
 
 
 @pytest.mark.parametrize("mode", ["bounded", "wait"])
 @pytest.mark.parametrize("fail", [killed, hung, revived])
-async def test_a_synchronous_standby_takes_over_and_nothing_is_lost_or_stale(
+async def test_a_synchronous_standby_takes_over_without_lost_writes_or_stale_reads(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, fail: Callable[[Pair], None], mode: str
 ) -> None:
     monkeypatch.setenv("REDIS_WITHOUT", mode)
@@ -59,7 +59,7 @@ async def test_a_synchronous_standby_takes_over_and_nothing_is_lost_or_stale(
             print(f"{fail.__name__}, {mode}: back after {back:.2f} s, {found}"[:400])
             if mode == "wait":
                 assert found.stale == []
-            # A process that has noticed the promotion has no cache; the other hits until its next poll.
+            # A process that has noticed the promotion bypasses the cache; the other hits until its next poll.
             assert max(found.stale, default=0) < POLL_SECONDS
             assert found.hits > 0
             kept = {salon_id: (last, count) for salon_id, last, count in rows(both.standby.dsn, KEPT)}

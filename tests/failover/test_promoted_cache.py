@@ -1,4 +1,4 @@
-"""The cache after a promotion, while another process still reads from the old primary, which goes on."""
+"""The cache after a promotion, while another process still reads from the old primary."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -30,12 +30,12 @@ def both(tmp_path: Path) -> Iterator[Pair]:
 
 
 class Process:
-    """A process of the shop, on a database of its own."""
+    """A process of the shop on one of the databases."""
 
     def __init__(self, url: str, redis_url: str, mode: WithoutRedis) -> None:
-        """Open nothing yet. It does not poll while the test looks."""
+        """Don't open it yet. It does not poll during the checks."""
         self.database = Database(DatabaseSettings(url=SecretStr(url)), "test")
-        poll = 3_000 if mode is WithoutRedis.WAIT else 60_000  # a lease is waited for
+        poll = 3_000 if mode is WithoutRedis.WAIT else 60_000  # short, because the test waits for the lease
         settings = CacheSettings(url=redis_url, poll=poll, warm=0, without=mode)
         settings = settings.model_copy(update={"timeout": 10_000})
         self.cache = Cache(settings, self.database.connection, str.encode, NAMESPACES)
@@ -45,13 +45,13 @@ class Process:
 
 @pytest.fixture
 async def exits() -> AsyncIterator[AsyncExitStack]:
-    """Ends what a test has started."""
+    """Closes everything that a test has started."""
     async with AsyncExitStack() as exits:
         yield exits
 
 
 async def started(exits: AsyncExitStack, url: str, redis_url: str, mode: WithoutRedis) -> Process:
-    """Return a process that uses the cache."""
+    """Return a running process that uses the cache."""
     process = Process(url, redis_url, mode)
     exits.push_async_callback(process.database.close)
     await process.database.open()
@@ -62,12 +62,12 @@ async def started(exits: AsyncExitStack, url: str, redis_url: str, mode: Without
 
 
 def follows_promotion(database: Database) -> bool:
-    """Say whether a database uses the promoted standby."""
+    """Return whether a database uses the promoted standby."""
     return database.available and database.history is not None and database.history.timeline == 2
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_what_is_read_from_the_old_primary_is_no_hit_on_the_new_one(
+async def test_a_reply_from_the_old_primary_is_not_a_hit_on_the_new_one(
     both: Pair, redis_url: str, exits: AsyncExitStack, mode: WithoutRedis
 ) -> None:
     behind = await started(exits, both.primary.dsn, redis_url, mode)  # never sees the promotion

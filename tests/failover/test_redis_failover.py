@@ -1,6 +1,6 @@
-"""Masters of Redis that fail under load, with writers in one process and readers in others: nothing stale, no error.
+"""Redis masters that fail under load, with writers in one process and readers in others: no stale read, no error.
 
-With `bounded` a read may be behind for one poll while two servers call themselves master.
+With `bounded` a read may be behind by one poll while two servers are masters.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from tests.stack import rows, running
 from tools.cluster import Cluster
 from tools.proxy import proxy
 
-BEHIND_SECONDS = 2.0  # REDIS_POLL, and as long again: on a busy machine the poll itself may wait for a processor
-BUSY_SECONDS = 2.0  # what a busy machine may add to a call
-DEADLINE_SECONDS = 2.5  # with `wait` a write without Redis takes up to a poll
+BEHIND_SECONDS = 2.0  # twice REDIS_POLL: on a busy machine a poll may wait for a CPU
+BUSY_SECONDS = 2.0  # margin of a call for a busy machine
+DEADLINE_SECONDS = 2.5  # with `wait`, a write without Redis takes up to one poll
 BACK_SECONDS = 10.0  # Sentinels take 2 s
 STOPPED_SECONDS = 20.0
-TWO_MASTERS_SECONDS = 3.0  # several polls; Sentinels demote the old one after 8
-HITS = 200  # more of them, and the cache is back
+TWO_MASTERS_SECONDS = 3.0  # several polls; Sentinels demote the old master after 8
+HITS = 200  # after this many, the cache is back
 MODES = pytest.mark.parametrize("mode", ["bounded", "wait"])
 
 
 @dataclass(frozen=True)
 class Services:
-    """A database, where the services keep their cache, and what writes do without it."""
+    """The services on a database in one mode of REDIS_WITHOUT; `folder` is for their logs."""
 
     database_url: str
     mode: str
@@ -71,45 +71,45 @@ class Services:
 
 
 async def back(load: CheckedLoad) -> None:
-    """Return when hits are counted again."""
+    """Wait until hits are counted again."""
     before = load.found.hits
     await until(lambda: load.found.hits > before + HITS, BACK_SECONDS)
 
 
 @pytest.fixture
 def services(database_url: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
-    """What runs the services in a mode."""
+    """The services in one mode."""
     monkeypatch.setenv("REDIS_WITHOUT", mode)
     return Services(database_url, mode, tmp_path)
 
 
 async def kill(servers: Replicated, _: CheckedLoad) -> None:
-    """End the master's process."""
+    """Kill the master's process."""
     servers.master.kill()
     await until(lambda: is_master(servers.replica))
 
 
 async def stop(servers: Replicated, load: CheckedLoad) -> None:
-    """Stop the master's process; it goes on when another is master."""
+    """Suspend the master's process; it continues when another server is master."""
     os.kill(servers.master.pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(STOPPED_SECONDS + BUSY_SECONDS):
             await asyncio.gather(asyncio.sleep(STOPPED_SECONDS), back_on(servers, load))
     finally:
         os.kill(servers.master.pid, signal.SIGCONT)
-    assert is_master(servers.master)  # it does not know yet
+    assert is_master(servers.master)  # it does not yet know of the other
     await asyncio.sleep(TWO_MASTERS_SECONDS)
 
 
 async def back_on(servers: Replicated, load: CheckedLoad) -> None:
-    """Return when the cache is back on the replica."""
+    """Wait until the cache is back on the replica."""
     await until(lambda: is_master(servers.replica))
     await back(load)
 
 
 @MODES
 @pytest.mark.parametrize("fail", [kill, stop])
-async def test_what_sentinels_promote_takes_over(
+async def test_a_promoted_replica_takes_over(
     services: Services, fail: Callable[[Replicated, CheckedLoad], Awaitable[None]]
 ) -> None:
     with replicated(sentinels=3) as servers:
@@ -119,7 +119,7 @@ async def test_what_sentinels_promote_takes_over(
 
 
 @MODES
-async def test_a_process_that_starts_while_two_are_masters_agrees_with_the_others(services: Services) -> None:
+async def test_a_process_started_while_there_are_two_masters_agrees_with_the_others(services: Services) -> None:
     with replicated(sentinels=3) as servers:
         url = sentinel_url(servers.sentinels)
         async with AsyncExitStack() as exits, services.loaded(url, url) as load:
@@ -134,12 +134,12 @@ async def test_a_process_that_starts_while_two_are_masters_agrees_with_the_other
 
 
 @MODES
-async def test_a_master_that_is_demoted_in_place_is_left(services: Services) -> None:
+async def test_a_master_demoted_in_place_is_abandoned(services: Services) -> None:
     with replicated() as servers:
         url = f"redis://{hosts([servers.master, servers.replica])}"
         async with services.loaded(url, url):
             servers.replica.follow(None)
-            await asyncio.sleep(1)  # what is written now is registered with one of them only
+            await asyncio.sleep(1)  # writes are now registered with one of them only
             servers.master.follow(servers.replica)
 
 
@@ -154,13 +154,13 @@ async def test_processes_that_reach_two_masters_agree(services: Services) -> Non
             async with services.loaded(*urls):
                 between.blackhole = True
                 servers.replica.follow(None)
-                await asyncio.sleep(12)  # the pause of 5 to 10 s after which the readers use the old master again
+                await asyncio.sleep(12)  # the readers use the old master again after a pause of 5 to 10 s
                 between.blackhole = False
                 servers.master.follow(servers.replica)
 
 
 @MODES
-async def test_the_node_of_a_cluster_that_the_url_names_dies_and_its_replica_takes_over(services: Services) -> None:
+async def test_a_replica_takes_over_from_the_cluster_node_named_in_the_url(services: Services) -> None:
     with Cluster(binary=valkey_binary(), replicated=True, node_timeout_ms=1000) as cluster:
         async with services.loaded(cluster.url, cluster.url):
             cluster.masters[0].kill()

@@ -1,1 +1,1 @@
-"""The gRPC server on libnghttp2, beside grpcio's."""
+"""The gRPC server on libnghttp2, compared with grpcio's."""

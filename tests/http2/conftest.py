@@ -1,4 +1,4 @@
-"""The same servicer on each transport, on the event loop that the services run on."""
+"""The same servicer on each transport, on the event loop of the services."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -18,7 +18,7 @@ TRANSPORTS = ("http2", "grpcio")
 
 @dataclass
 class Served:
-    """A server that runs, and its servicer."""
+    """A running server, and its servicer."""
 
     transport: str
     server: Any
@@ -63,7 +63,7 @@ def method(channel: Any, name: str) -> Any:
 
 @pytest.fixture
 async def exits() -> AsyncIterator[AsyncExitStack]:
-    """Closes what the test opens."""
+    """Closes everything that the test opens."""
     async with AsyncExitStack() as stack:
         yield stack
 
@@ -73,7 +73,7 @@ Serve = Callable[..., Any]
 
 @pytest.fixture
 def serve(exits: AsyncExitStack) -> Serve:
-    """Start a server on a transport; settings by name."""
+    """Start a server on a transport, with settings by name."""
 
     async def start(transport: str, address: str = "127.0.0.1:0", **settings: Any) -> Served:
         servicer = Servicer()
@@ -89,5 +89,5 @@ def serve(exits: AsyncExitStack) -> Serve:
 
 @pytest.fixture(params=TRANSPORTS)
 async def served(request: pytest.FixtureRequest, serve: Serve) -> Served:
-    """A server, once on each transport."""
+    """A server on each transport in turn."""
     return await serve(request.param)  # type: ignore[no-any-return]

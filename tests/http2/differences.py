@@ -1,22 +1,22 @@
 """How the transports differ on odd requests: each case with both answers, and the reason.
 
-Two more have no place in the test that compares them. A path that is not UTF-8 ends grpcio's server as a whole; ours
-answers UNIMPLEMENTED. And once grpcio has refused a header of a connection, it refuses others that HPACK encodes by
-that header's name, such as each timeout after a malformed one.
+Two more cannot be in the test that compares transports. A path that is not UTF-8 ends grpcio's server as a whole;
+ours answers UNIMPLEMENTED. And once grpcio has refused a header of a connection, it refuses others that HPACK encodes
+by that header's name, such as each timeout after a malformed one.
 """
 
 from dataclasses import dataclass
 
 SERVED = "what the method answers"
-NOTHING = "DEADLINE_EXCEEDED"  # where the request has a deadline: grpcio's server never answers it
-RFC_9113 = "HTTP/2 has it malformed (RFC 9113, 8.1.1 to 8.3): libnghttp2 resets the stream with PROTOCOL_ERROR"
-NOT_INTERNAL = "the fault is the caller's, so the status says so"
+NOTHING = "DEADLINE_EXCEEDED"  # for requests with a deadline: grpcio's server never answers
+RFC_9113 = "it is malformed in HTTP/2 (RFC 9113, 8.1.1 to 8.3): libnghttp2 resets the stream with PROTOCOL_ERROR"
+NOT_INTERNAL = "the fault is the caller's, and the status shows it"
 RESET = "RESET 1"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What each transport answers to something odd, and why not the same: a status, `HTTP ...` or `RESET ...`."""
+    """The answers of both transports to an odd request, and the reason: a status, `HTTP ...` or `RESET ...`."""
 
     grpcio: str
     http2: str
@@ -30,15 +30,19 @@ _MALFORMED_TAKEN = Difference(SERVED, RESET, RFC_9113)
 _MISSING = Difference("RESET 2", RESET, RFC_9113)
 _TIMEOUT = Difference("INTERNAL", "INVALID_ARGUMENT", NOT_INTERNAL)
 _LONG_TIMEOUT = Difference(SERVED, "INVALID_ARGUMENT", "gRPC's protocol allows eight digits")
-_METHOD = Difference("INTERNAL", "HTTP 405", "it is no gRPC request: a proxy or a browser understands HTTP's status")
+_METHOD = Difference(
+    "INTERNAL", "HTTP 405", "it is not a gRPC request: proxies and browsers understand the HTTP status"
+)
 _KNOWN_METHOD = Difference("RESET 2", "HTTP 405", _METHOD.why)
-_CONTENT_TYPE = Difference(SERVED, "HTTP 415", "gRPC's protocol has 415 for what is not application/grpc or +proto")
+_CONTENT_TYPE = Difference(
+    SERVED, "HTTP 415", "gRPC's protocol has 415 for other types than application/grpc and +proto"
+)
 _BASE64 = Difference("INTERNAL", "INVALID_ARGUMENT", NOT_INTERNAL)
-_ENCODING = Difference("INTERNAL", "UNIMPLEMENTED", "as gRPC's document on compression has it")
+_ENCODING = Difference("INTERNAL", "UNIMPLEMENTED", "as in gRPC's document on compression")
 _FLAG = Difference(
     f"{SERVED}, or ABORTED, or {NOTHING}",
     "INVALID_ARGUMENT",
-    "gRPC's protocol knows the flags 0 and 1 only; grpcio takes such a message as empty, or waits for more",
+    "gRPC's protocol has only the flags 0 and 1; grpcio treats such a message as empty, or waits for more",
 )
 _CARDINALITY = "gRPC's table of statuses has UNIMPLEMENTED for the wrong number of messages"
 DIFFERENCES = {
@@ -84,7 +88,7 @@ DIFFERENCES = {
     "no method": _MISSING,
     "no scheme": _MISSING,
     "no authority": _MISSING,
-    "no te": Difference("RESET 2", SERVED, "ours does not need it: whether trailers pass shows by themselves"),
+    "no te": Difference("RESET 2", SERVED, "ours does not need it: missing trailers are noticed anyway"),
     "te gzip": Difference("INTERNAL", RESET, RFC_9113),
     "no content-type": _CONTENT_TYPE,
     "content-type +json": _CONTENT_TYPE,
@@ -97,7 +101,7 @@ DIFFERENCES = {
     "-bin with a space": _BASE64,
     "-bin with bits left over": Difference("INTERNAL", SERVED, "ours ignores bits beyond the last byte"),
     "-bin with a comma": Difference("INTERNAL", SERVED, "gRPC's protocol splits binary headers at commas"),
-    "a name with !": Difference("INTERNAL", SERVED, "HTTP/2 allows it, and it does no harm"),
+    "a name with !": Difference("INTERNAL", SERVED, "HTTP/2 allows it, and it is harmless"),
     "previous attempts not a number": Difference("INTERNAL", SERVED, "the handler may read it, ours does not"),
     "metadata of 20 KiB": Difference(
         f"RESOURCE_EXHAUSTED, or {SERVED}", "RESOURCE_EXHAUSTED", "grpcio lets some pass; its text names all headers"
@@ -122,7 +126,7 @@ DIFFERENCES = {
     "content-length no number": _MALFORMED_TAKEN,
 }
 
-# Odd as well, and answered the same.
+# Odd as well, but with the same answer.
 SAME = {
     "a prefix that says 17 MiB": "RESOURCE_EXHAUSTED",
     "a prefix that says 4 GiB": "RESOURCE_EXHAUSTED",

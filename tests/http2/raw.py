@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def trailers(self) -> dict[bytes, bytes]:
-        """The trailers, or the headers if they are the whole answer."""
+        """The trailers, or the headers if there is nothing else."""
         return dict(self.heads[-1]) if self.heads else {}
 
     @property
@@ -72,7 +72,7 @@ class Raw(asyncio.Protocol):
     """A connection."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        """`window` is that of each stream."""
+        """`window` is the initial window of each stream."""
         self._receive_window = window
         self.goaways: list[tuple[int, int]] = []
         self.settings: dict[int, int] = {}
@@ -109,7 +109,7 @@ class Raw(asyncio.Protocol):
             answer.done.set()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are. Raises: ConnectionError."""
+        """Send raw bytes. Raises: ConnectionError."""
         if self.lost.is_set():
             raise ConnectionError(f"the connection is lost: {self.goaways} {self.debug!r}")
         self.transport.write(data)

@@ -1,4 +1,4 @@
-"""Requests made at random, in order or odd in one or two ways."""
+"""Random requests: valid ones, and ones that are odd in one or two ways."""
 
 import gzip
 import random
@@ -16,7 +16,7 @@ from tests.http2.servicer import SERVICE
 
 @dataclass
 class Draft:
-    """A request that is being made; `served` is the status of its method if nothing is odd."""
+    """A request under construction; `served` is the status of its method if nothing is odd."""
 
     random: random.Random
     method: str = "Echo"
@@ -36,12 +36,12 @@ class Draft:
         return self.method not in ("Collect", "Chat", "Talk")
 
     def request(self) -> Request:
-        """Return the request, its body in frames cut anywhere."""
+        """Return the request, with its body cut into frames anywhere."""
         pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", self.path), (b":authority", b"test")]
         regular = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *self.headers]
         headers = [*regular, *pseudo] if self.is_last_pseudo else [*pseudo, *regular]
         kept = [(name, self.replaced.get(name, value)) for name, value in headers if name not in self.dropped]
-        if self.odd:  # grpcio refuses by the name what HPACK encodes by the name of a header that it has refused
+        if self.odd:  # once grpcio has refused a header, it refuses others that HPACK encodes with its name
             kept = [NeverIndexedHeaderTuple(name, value) for name, value in kept]
         return Request(kept, self._frames(), self.end)
 
@@ -121,7 +121,7 @@ def _path_of(method: str) -> bytes:
 
 BOMB = gzip.compress(bytes(17 * 2**20))
 
-# Odd in its body, which is one message of a method that takes one.
+# Odd bodies; the method takes one message.
 UNARY: dict[str, Change] = {
     "no message": _body(lambda body: b""),
     "two messages": _body(lambda body: body + message(b"again")),
@@ -152,7 +152,7 @@ STREAMING: dict[str, Change] = {
     "a stream's last prefix says 17 MiB": _body(lambda body: body + message(b"", length=17 * 2**20)),
 }
 
-# Odd in its headers; the body is in order.
+# Odd headers; the body is valid.
 HEADERS: dict[str, Change] = {
     "encoding br": _header("grpc-encoding", b"br"),
     "encoding empty": _header("grpc-encoding", b""),
@@ -219,7 +219,7 @@ HEADERS: dict[str, Change] = {
     "content-length no number": _header("content-length", b"x"),
 }
 
-# Not odd at all: what a client may well send.
+# Not odd: variations that clients may send.
 CONTENT_TYPES = (b"application/grpc+proto", b"application/grpc;charset=utf-8", b"Application/GRPC")
 TIMEOUTS = (b"1H", b"99999999S", b"30000m", b"99999999u")
 ENCODINGS = (b"identity", b"gzip", b"deflate")
@@ -284,7 +284,7 @@ def make(random: random.Random) -> Draft:
 
 
 def _fill(draft: Draft) -> None:
-    """Give it the messages that its method takes."""
+    """Add the messages that the method takes."""
     random, size = draft.random, draft.random.choice((0, 1, 10, 100, 1000, 20_000))
     contents = [random.randbytes(size)]
     if draft.method == "Report":
@@ -300,7 +300,7 @@ def _fill(draft: Draft) -> None:
 
 
 def _vary(draft: Draft) -> None:
-    """Say the same in another way."""
+    """Express the same request differently."""
     random = draft.random
     if random.random() < 0.3:
         draft.replaced[b"content-type"] = random.choice(CONTENT_TYPES)

@@ -1,4 +1,4 @@
-"""A servicer of every kind of method, over bytes, that each transport serves."""
+"""A servicer with every kind of method, over bytes."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 SERVICE = "test.v1.Test"
-DETAILS = b"\x08\x03\x12\x04oops\xff"  # no valid google.rpc.Status: a transport does not check it
+DETAILS = b"\x08\x03\x12\x04oops\xff"  # not a valid google.rpc.Status: transports do not check it
 
 Handler = Callable[[Any, Any], Any]
 
 
 class Servicer:
-    """Records what its methods see: `context` is the last call's, `ended` how a slow handler ended."""
+    """Records the state of calls: `context` is that of the last call, `ended` tells how a slow handler ended."""
 
     def __init__(self) -> None:
         self.context: Any = None
@@ -50,7 +50,7 @@ class Servicer:
         parsed = grpc.unary_unary_rpc_method_handler(self.echo, StringValue.FromString, StringValue.SerializeToString)
         return grpc.method_handlers_generic_handler(SERVICE, {**handlers, "Parse": parsed})
 
-    # What Run and RunStream, Iterate, and Discuss do: the test sets it.
+    # The behavior of Run and RunStream, Iterate, and Discuss, set by tests.
     behavior: Callable[[bytes, Any], Awaitable[Any]]
     iterate: Callable[[bytes, Any], AsyncIterator[bytes]]
     talking: Callable[[Any, Any], Awaitable[None]]
@@ -60,39 +60,39 @@ class Servicer:
         return request
 
     async def run(self, request: bytes, context: Any) -> Any:
-        """Do what the test has set as `behavior`."""
+        """Run the `behavior` set by the test."""
         return await self.behavior(request, context)
 
     async def run_iterate(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        """Yield what the test's `iterate` does."""
+        """Yield the messages of the test's `iterate`."""
         async with aclosing(self.iterate(request, context)) as replies:  # type: ignore[type-var]
             async for reply in replies:
                 yield reply
 
     async def discuss(self, requests: Any, context: Any) -> None:
-        """Do what the test has set as `talking`."""
+        """Run the `talking` set by the test."""
         await self.talking(requests, context)
 
     async def report(self, request: bytes, context: Any) -> bytes:
-        """Answer with what the context contains."""
+        """Answer with the contents of the context."""
         metadata = [[name, list(value) if isinstance(value, bytes) else value] for name, value in _own(context)]
         return json.dumps({"metadata": metadata, "has_deadline": context.time_remaining() is not None}).encode()
 
     async def slow(self, request: bytes, context: Any) -> bytes:
-        """Answer when the test sets `proceed`."""
+        """Answer once the test sets `proceed`."""
         context.add_done_callback(self.callbacks.put_nowait)
         self.begun.set()
         self.entered.put_nowait(None)
         try:
             await self.proceed.wait()
         except asyncio.CancelledError:
-            self.ended.put_nowait("cancelled")
+            self.ended.put_nowait("canceled")
             raise
         self.ended.put_nowait("returned")
         return request
 
     async def flaky(self, request: bytes, context: Any) -> bytes:
-        """Be UNAVAILABLE as often as the request says; push back by so many ms if it names them."""
+        """Be UNAVAILABLE as often as the request says, with a pushback in ms if it has one."""
         self.attempts += 1
         times, _, pushback = request.decode().partition(" ")
         if self.attempts <= int(times):
@@ -101,7 +101,7 @@ class Servicer:
         return request
 
     async def abort(self, request: bytes, context: Any) -> bytes:
-        """Abort with the code that the request names, with details."""
+        """Abort with the code in the request, with details."""
         trailing = (("reason", "test"), ("reason", "again"), ("grpc-status-details-bin", DETAILS))
         await context.abort(grpc.StatusCode[request.decode() or "ABORTED"], "100 % wrong: \u00fc\n", trailing)
         raise AssertionError
@@ -119,7 +119,7 @@ class Servicer:
             await context.write(message)
 
     async def collect(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
-        """Answer with all messages, one after the other, and their number."""
+        """Answer with all messages in order, and their number."""
         messages = [message async for message in requests]
         return b"%d " % len(messages) + b"".join(messages)
 
@@ -129,14 +129,14 @@ class Servicer:
             yield message
 
     async def talk(self, requests: Any, context: Any) -> None:
-        """Answer each message with itself, by the context's own reads and writes."""
+        """Answer each message with itself, with read() and write() of the context."""
         while (message := await context.read()) is not grpc.aio.EOF:
             await context.write(message)
 
 
 def _noted(servicer: Servicer, method: Handler) -> Handler:
     """Return the method, wrapped so that its context is recorded."""
-    # grpcio distinguishes kinds of functions, so there is one of each kind.
+    # grpcio distinguishes coroutines and async generators, so there is one of each.
     if asyncio.iscoroutinefunction(method):
 
         async def call(request: Any, context: Any) -> Any:

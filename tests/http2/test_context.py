@@ -1,4 +1,4 @@
-"""The context of handlers, which is the same on both transports unless a test claims otherwise."""
+"""The context of handlers: the same on both transports, unless a test names one."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 
 
 def behaving(served: Served) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], None]:
-    """Return what sets the behavior of the methods Run and RunStream."""
+    """Return a decorator that sets the behavior of the methods Run and RunStream."""
 
     def set_behavior(behavior: Callable[[Any, Any], Awaitable[Any]]) -> None:
         served.servicer.behavior = behavior
@@ -62,7 +62,7 @@ async def test_abort_keeps_details_and_metadata_that_were_set_before(served: Ser
     assert tuple(error.trailing_metadata() or ()) == (("a", "b"),)
 
 
-async def test_an_abort_that_the_handler_catches_ends_the_call_all_the_same(served: Served) -> None:
+async def test_an_abort_ends_the_call_even_if_the_handler_catches_it(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> bytes:
         try:
@@ -88,7 +88,7 @@ async def test_abort_is_answered_before_the_handler_ends(served: Served) -> None
     served.servicer.proceed.set()
 
 
-async def test_a_code_that_is_set_is_the_status_and_the_reply_is_dropped(served: Served) -> None:
+async def test_a_code_set_by_the_handler_is_the_status_and_the_reply_is_dropped(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> bytes:
         context.set_code(grpc.StatusCode.OUT_OF_RANGE)
@@ -100,7 +100,7 @@ async def test_a_code_that_is_set_is_the_status_and_the_reply_is_dropped(served:
     assert (error.code(), error.details()) == (grpc.StatusCode.OUT_OF_RANGE, "too far")
 
 
-async def test_a_code_that_is_set_ends_a_stream_after_its_messages(served: Served) -> None:
+async def test_a_code_set_by_the_handler_ends_a_stream_after_its_messages(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> None:
         await context.write(b"first")
@@ -113,7 +113,7 @@ async def test_a_code_that_is_set_ends_a_stream_after_its_messages(served: Serve
     assert (error.code(), error.details()) == (grpc.StatusCode.OUT_OF_RANGE, "no second")
 
 
-async def test_metadata_arrive_as_they_were_sent_both_ways(served: Served) -> None:
+async def test_metadata_arrives_unchanged_both_ways(served: Served) -> None:
     sent = ("a", "1"), ("a", "2"), ("b-bin", bytes(range(256))), ("b-bin", b""), ("c", "! ~")
     back: list[Any] = []
 
@@ -131,7 +131,7 @@ async def test_metadata_arrive_as_they_were_sent_both_ways(served: Served) -> No
     assert sorted(back, key=lambda pair: pair[0]) == sorted(sent, key=lambda pair: pair[0])
 
 
-async def test_initial_metadata_arrive_before_the_handler_replies(served: Served) -> None:
+async def test_initial_metadata_arrives_before_the_handler_replies(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> None:
         await context.send_initial_metadata((("a", "b"),))
@@ -144,7 +144,7 @@ async def test_initial_metadata_arrive_before_the_handler_replies(served: Served
     assert await call.read() == b"reply"
 
 
-async def test_initial_metadata_are_sent_once(served: Served) -> None:
+async def test_initial_metadata_is_sent_once(served: Served) -> None:
     @behaving(served)
     async def behavior(request: Any, context: Any) -> bytes:
         await context.send_initial_metadata((("a", "b"),))
@@ -187,8 +187,8 @@ async def test_an_exception_keeps_the_code_that_was_set(served: Served) -> None:
     assert tuple(error.trailing_metadata() or ()) == (("a", "b"),)
 
 
-async def test_a_reply_that_is_none_is_unknown(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    served = await serve("http2")  # grpcio's ends such a call OK, with no message
+async def test_a_handler_that_returns_none_is_unknown(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    served = await serve("http2")  # grpcio's server ends such a call with OK, without a message
 
     @behaving(served)
     async def behavior(request: Any, context: Any) -> Any:
@@ -198,7 +198,7 @@ async def test_a_reply_that_is_none_is_unknown(serve: Serve, caplog: pytest.LogC
     assert [record for record in caplog.records if record.levelno == logging.ERROR]
 
 
-async def test_done_callbacks_are_called_with_the_context_once_the_call_is_over(served: Served) -> None:
+async def test_done_callbacks_are_called_with_the_context_once_the_call_has_ended(served: Served) -> None:
     seen: asyncio.Queue[tuple[str, Any, bool]] = asyncio.Queue()
 
     @behaving(served)
@@ -216,7 +216,7 @@ async def test_done_callbacks_are_called_with_the_context_once_the_call_is_over(
         ]
 
 
-async def test_a_callback_that_fails_is_logged_and_harms_nobody(
+async def test_a_failing_callback_is_logged_and_the_others_run(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     called: asyncio.Queue[None] = asyncio.Queue()
@@ -236,9 +236,9 @@ async def test_a_callback_that_fails_is_logged_and_harms_nobody(
     channel = await served.channel()
     async with asyncio.timeout(10):
         assert await method(channel, "Run")(b"a") == b"a"
-        cancelled = method(channel, "Run")(b"wait")
+        canceled = method(channel, "Run")(b"wait")
         await served.servicer.begun.wait()
-        cancelled.cancel()
+        canceled.cancel()
         assert await method(channel, "Run")(b"b") == b"b"
         for _ in range(3):
             await called.get()
@@ -253,9 +253,9 @@ async def test_cancellation_reaches_the_handler_and_its_context(served: Served) 
         context = served.servicer.context
         assert not context.cancelled()
         call.cancel()
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
         assert await served.servicer.callbacks.get() is context
-    if served.transport == "http2":  # grpcio's says so only of a call that was answered with CANCELLED
+    if served.transport == "http2":  # grpcio's server shows it only for calls answered with CANCELLED
         assert context.cancelled()
         assert context.done()
 
@@ -269,17 +269,17 @@ async def test_a_lost_connection_cancels_its_calls(served: Served) -> None:
             await served.servicer.entered.get()
         raw.close()
         for _ in calls:
-            assert await served.servicer.ended.get() == "cancelled"
+            assert await served.servicer.ended.get() == "canceled"
     await asyncio.gather(*calls)
 
 
-async def test_a_generator_is_closed_when_its_call_is_cancelled(served: Served) -> None:
+async def test_a_generator_is_closed_when_its_call_is_canceled(served: Served) -> None:
     closed = asyncio.Event()
 
     async def stream(request: bytes, context: Any) -> Any:
         try:
             while True:
-                yield bytes(64 * 1024)  # it waits for the client here
+                yield bytes(64 * 1024)  # waits for the client here
         finally:
             closed.set()
 
@@ -291,7 +291,7 @@ async def test_a_generator_is_closed_when_its_call_is_cancelled(served: Served) 
         await closed.wait()
 
 
-async def test_the_handler_sees_the_deadline_and_is_cancelled_at_it(served: Served) -> None:
+async def test_the_handler_sees_the_deadline_and_is_canceled_at_it(served: Served) -> None:
     remaining: list[float] = []
 
     @behaving(served)
@@ -303,7 +303,7 @@ async def test_the_handler_sees_the_deadline_and_is_cancelled_at_it(served: Serv
             remaining.append(context.time_remaining())
             served.servicer.ended.put_nowait("over")
 
-    raw = await served.raw()  # which does not enforce the deadline itself
+    raw = await served.raw()  # a raw client does not enforce the deadline itself
     request = Request(headers(f"/{SERVICE}/Run".encode(), (b"grpc-timeout", b"300m")), (message(b""),))
     async with asyncio.timeout(10):
         answer = await raw.call(request)
@@ -326,7 +326,7 @@ async def test_the_peer_is_the_address_of_the_client(served: Served) -> None:
     assert not host or (host == "127.0.0.1" and int(port) > 0)
 
 
-async def test_what_the_context_lacks_raises(serve: Serve) -> None:
+async def test_missing_context_methods_raise(serve: Serve) -> None:
     lacking = ("set_compression", "disable_next_message_compression", "add_callback", "is_active", "cancel_all")
     served = await serve("http2")
 

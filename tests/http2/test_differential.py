@@ -18,11 +18,11 @@ from tests.http2.servicer import SERVICE
 PATH = f"/{SERVICE}/Echo".encode()
 REQUESTS = 5000
 CONNECTIONS = 8
-IN_FLIGHT = 60  # a connection
+IN_FLIGHT = 60  # per connection
 _NOT_COMPARED = frozenset(
     (
         *(b":status", b"content-type", b"grpc-accept-encoding", b"grpc-status", b"grpc-message"),
-        b"grpc-status-details-bin",  # ours says more of what it refuses
+        b"grpc-status-details-bin",  # ours gives more details of refused requests
     )
 )
 
@@ -47,7 +47,7 @@ def content(answer: Answer) -> tuple[object, ...]:
 def _body(body: bytes) -> object:
     if not body[5:].startswith(b'{"metadata"'):
         return body
-    found = json.loads(body[5:])  # of Report: grpcio sorts metadata by its own mind, never two of one name
+    found = json.loads(body[5:])  # of Report: grpcio sorts metadata, but not those with the same name
     return {**found, "metadata": sorted(found["metadata"], key=lambda pair: pair[0])}
 
 
@@ -67,7 +67,7 @@ def problem(draft: Draft, grpcio: Answer, http2: Answer) -> str | None:
 
 
 def _any(draft: Draft, outcomes: list[str]) -> set[str]:
-    """Return what may come of odd things together: which one a transport finds first is not compared."""
+    """Return the allowed answers to a combination of odd things: transports may find either first."""
     possible = {outcome for outcomes_of_one in outcomes for outcome in outcomes_of_one.split(", or ")}
     if any(SERVED not in outcomes_of_one for outcomes_of_one in outcomes):
         possible.discard(SERVED)
@@ -75,7 +75,7 @@ def _any(draft: Draft, outcomes: list[str]) -> set[str]:
 
 
 async def answers(served: Served, requests: list[Request]) -> list[Answer]:
-    """Return the answers to requests that are sent side by side on a few connections."""
+    """Return the answers to requests that are sent concurrently on a few connections."""
     waiting = list(enumerate(requests))[::-1]
     found: dict[int, Answer] = {}
 
@@ -92,7 +92,7 @@ async def answers(served: Served, requests: list[Request]) -> list[Answer]:
     return [found[number] for number in range(len(requests))]
 
 
-async def test_5000_requests_are_answered_the_same_but_for_what_is_named(
+async def test_5000_random_requests_get_the_same_answers_except_for_named_differences(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance = random.Random(13)
@@ -110,16 +110,16 @@ async def test_5000_requests_are_answered_the_same_but_for_what_is_named(
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == failed
 
 
-async def test_a_path_that_is_not_utf8_is_unimplemented_and_ends_nothing(serve: Serve) -> None:
-    served = await serve("http2")  # it ends a server of grpcio's
+async def test_a_path_that_is_not_utf8_is_unimplemented_and_the_connection_goes_on(serve: Serve) -> None:
+    served = await serve("http2")  # it crashes a server of grpcio
     raw = await served.raw()
     odd, fine = Request(headers(b"/\xff/\xff"), (message(b""),)), Request(headers(PATH), (message(b"hi"),))
     assert (await raw.call(odd)).status == grpc.StatusCode.UNIMPLEMENTED.value[0]
     assert (await raw.call(fine)).body == message(b"hi")
 
 
-async def test_a_malformed_header_spoils_no_later_request_of_its_connection(serve: Serve) -> None:
-    served = await serve("http2")  # grpcio's refuses the second, whose header has the first one's name in HPACK
+async def test_requests_after_a_malformed_header_are_served_on_its_connection(serve: Serve) -> None:
+    served = await serve("http2")  # grpcio's server refuses the second: its header refers to the first one's name
     raw = await served.raw()
     for name, bad, good in (
         (b"grpc-timeout", b"abc", b"10S"),

@@ -67,14 +67,14 @@ async def test_the_sync_clients_deadline_ends_the_handler(served: Served) -> Non
 
     assert await sync(served, use) == grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(10):
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
 
 
 async def test_the_aio_clients_deadline_ends_the_handler(served: Served) -> None:
     code, _ = await failure(method(await served.channel(), "Slow")(b"", timeout=0.3))
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(10):
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
 
 
 async def test_the_handler_sees_the_deadline_that_the_client_set(served: Served) -> None:
@@ -99,10 +99,10 @@ async def test_the_sync_clients_cancellation_ends_the_handler(served: Served) ->
 
     assert await sync(served, use)
     async with asyncio.timeout(10):
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
 
 
-async def test_unavailable_is_retried_as_the_service_config_says(served: Served) -> None:
+async def test_unavailable_is_retried_according_to_the_service_config(served: Served) -> None:
     flaky = method(await served.channel(RETRIES), "Flaky")
     assert await flaky(b"3") == b"3"
     assert served.servicer.attempts == 4
@@ -144,7 +144,7 @@ async def test_compressed_requests_are_inflated(served: Served, algorithm: grpc.
     assert await sync(served, use) == text
 
 
-async def test_messages_of_16_mib_pass_both_ways_and_no_larger_ones(served: Served) -> None:
+async def test_messages_of_at_most_16_mib_pass_both_ways(served: Served) -> None:
     largest = bytes(LARGEST_MESSAGE_BYTES)
     channel = await served.channel()
     async with asyncio.timeout(60):
@@ -166,8 +166,8 @@ async def test_a_compressed_message_may_not_inflate_beyond_the_limit(served: Ser
     assert "message larger than max" in details
 
 
-async def test_pings_of_a_client_are_answered_while_a_call_waits_and_while_none_does(serve: Serve) -> None:
-    served = await serve("http2")  # grpcio's server takes a ping a second while a call waits only
+async def test_pings_of_a_client_are_answered_with_and_without_waiting_calls(serve: Serve) -> None:
+    served = await serve("http2")  # grpcio's server accepts one ping per second, and only while a call waits
     channel = await served.channel(
         ("grpc.keepalive_time_ms", 1000),
         ("grpc.keepalive_timeout_ms", 1000),
@@ -189,7 +189,7 @@ async def test_a_unix_socket_is_served(serve: Serve, folder: Path) -> None:
         address = f"unix:{folder / transport}"
         served = await serve(transport, address)
 
-        async def peer(request: bytes, context: Any) -> bytes:  # grpcio's context must not be asked after the call
+        async def peer(request: bytes, context: Any) -> bytes:  # grpcio's context must not be used after the call
             return bytes(context.peer(), "ascii")
 
         served.servicer.behavior = peer

@@ -12,7 +12,7 @@ from tests.http2.raw import Raw, headers, message
 from tests.http2.servicer import SERVICE
 
 MESSAGE_BYTES = 32 * 1024
-HELD_BYTES = 2 * 1024 * 1024  # at most, of a stream that the other side does not take: both transports are far below
+HELD_BYTES = 2 * 1024 * 1024  # upper bound of what may be buffered for a stream that the other side does not read
 
 
 async def several(*messages: bytes) -> AsyncIterator[bytes]:
@@ -53,7 +53,7 @@ async def test_bidi_answers_each_message_before_the_next_is_sent(served: Served,
 
 
 @pytest.mark.parametrize("name", ["Chat", "Talk"])
-async def test_a_cancelled_bidi_call_ends_its_handler(served: Served, name: str) -> None:
+async def test_a_canceled_bidi_call_ends_its_handler(served: Served, name: str) -> None:
     call = method(await served.channel(), name)()
     await call.write(b"a")
     assert await call.read() == b"a"
@@ -79,7 +79,7 @@ async def test_a_stream_can_be_answered_before_it_has_ended(served: Served) -> N
 
 
 @pytest.mark.parametrize("name", ["Stream", "Write"])
-async def test_a_slow_reader_holds_up_the_handler_and_gets_all_in_the_end(served: Served, name: str) -> None:
+async def test_a_slow_reader_pauses_the_handler_and_gets_all_messages(served: Served, name: str) -> None:
     count = 1000
     raw = await Raw.connect(served.port, window=2**16 - 1)
     served.exits.callback(raw.close)
@@ -98,7 +98,7 @@ async def test_a_slow_reader_holds_up_the_handler_and_gets_all_in_the_end(served
         assert served.server.counters.sending == 0
 
 
-async def test_a_handler_that_does_not_read_holds_up_its_client(served: Served) -> None:
+async def test_a_handler_that_does_not_read_stops_its_client(served: Served) -> None:
     taken: list[int] = []
 
     async def behavior(request: Any, context: Any) -> None:
@@ -118,7 +118,7 @@ async def test_a_handler_that_does_not_read_holds_up_its_client(served: Served) 
         await call.done_writing()
 
     sending = asyncio.create_task(send())
-    # The client itself may hold a window's worth.
+    # The client itself may buffer one window.
     assert 0 < await settled(lambda: sent) * MESSAGE_BYTES < 4 * HELD_BYTES
     served.servicer.proceed.set()
     async with asyncio.timeout(60):

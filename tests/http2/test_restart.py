@@ -28,7 +28,7 @@ BOOKING = pb.DESCRIPTOR.services_by_name["BookingService"]
 def replicas(
     request: pytest.FixtureRequest, transport: str, database_url: str, redis_url: str, tmp_path: Path
 ) -> Iterator[list[Service]]:
-    """Two processes of the booking service on ports of their own."""
+    """Two processes of the booking service on different ports."""
     ports = free_ports(8)
     found = []
     with ExitStack() as stack:
@@ -42,7 +42,7 @@ def replicas(
 
 
 class Load:
-    """Callers that read and write, each one call after the other; what failed, and how many did not."""
+    """Callers that read and write sequentially; the failures, and the number of answers."""
 
     def __init__(self, stub: Any) -> None:
         self.stub = stub
@@ -74,7 +74,7 @@ class Load:
         await asyncio.wait(tasks)
 
     async def more(self, calls: int) -> None:
-        """Wait until so many more calls are answered."""
+        """Wait until `count` more calls are answered."""
         until = self.answered + calls
         async with asyncio.timeout(60):
             while self.answered < until:
@@ -88,7 +88,7 @@ async def test_no_call_fails_while_the_replicas_are_restarted_one_by_one(
 ) -> None:
     loop, address = asyncio.get_running_loop(), ",".join(f"127.0.0.1:{service.port}" for service in replicas)
     restarts = pytestconfig.getoption("--restarts") or 3
-    with ThreadPoolExecutor(1) as thread:  # the kernel ends a process with the thread that began it
+    with ThreadPoolExecutor(1) as thread:  # the kernel ends a process with the thread that started it
         async with channel(f"ipv4:{address}", BOOKING) as connected:
             stub: Any = booking_pb2_grpc.BookingServiceStub(connected)
             salon = pb.Salon(salon_id=SALON, phone_number_id="1", name="Hair", time_zone="Europe/Berlin")

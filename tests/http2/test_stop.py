@@ -39,7 +39,7 @@ async def goaways(raw: Raw, count: int) -> list[tuple[int, int]]:
     return raw.goaways
 
 
-async def test_goaway_comes_twice_and_what_is_under_way_ends(served: Served) -> None:
+async def test_goaway_is_sent_twice_and_running_calls_are_answered(served: Served) -> None:
     raw = await served.raw()
     call = await begun(served, raw)
     stop = asyncio.create_task(served.server.stop(SECONDS))
@@ -52,8 +52,8 @@ async def test_goaway_comes_twice_and_what_is_under_way_ends(served: Served) -> 
         await stop
 
 
-async def test_a_call_that_was_sent_before_the_client_knew_is_answered(serve: Serve) -> None:
-    served = await serve("http2")  # grpcio's server refuses it already, which clients retry
+async def test_a_call_sent_before_the_client_got_goaway_is_answered(serve: Serve) -> None:
+    served = await serve("http2")  # grpcio's server refuses it, and clients retry
     raw = await served.raw()
     raw.answers_pings = False
     call = await begun(served, raw)
@@ -70,7 +70,7 @@ async def test_a_call_that_was_sent_before_the_client_knew_is_answered(serve: Se
         await stop
 
 
-async def test_a_client_that_answers_no_ping_has_its_second_goaway_all_the_same(serve: Serve) -> None:
+async def test_a_client_that_answers_no_ping_still_gets_the_second_goaway(serve: Serve) -> None:
     served = await serve("http2")
     raw = await served.raw()
     raw.answers_pings = False
@@ -83,7 +83,7 @@ async def test_a_client_that_answers_no_ping_has_its_second_goaway_all_the_same(
         await stop
 
 
-async def test_a_call_after_the_last_goaway_is_not_begun(served: Served) -> None:
+async def test_a_call_after_the_final_goaway_does_not_begin(served: Served) -> None:
     raw = await served.raw()
     call = await begun(served, raw)
     stop = asyncio.create_task(served.server.stop(SECONDS))
@@ -104,13 +104,13 @@ async def test_a_call_beyond_the_grace_is_unavailable(served: Served) -> None:
     async with asyncio.timeout(SECONDS):
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call
-        assert await served.servicer.ended.get() == "cancelled"
+        assert await served.servicer.ended.get() == "canceled"
         await stop
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
     assert 0.4 < time.monotonic() - began < 5
 
 
-async def test_an_idle_client_does_not_hold_up_the_end(served: Served) -> None:
+async def test_an_idle_client_does_not_delay_the_stop(served: Served) -> None:
     channel = await served.channel()
     await method(channel, "Echo")(b"")
     raw = await served.raw()
@@ -122,7 +122,7 @@ async def test_an_idle_client_does_not_hold_up_the_end(served: Served) -> None:
         await Raw.connect(served.port)
 
 
-async def test_streams_that_are_under_way_end_or_are_unavailable(served: Served) -> None:
+async def test_running_streams_end_or_are_unavailable(served: Served) -> None:
     call = method(await served.channel(), "Chat")()
     await call.write(b"a")
     assert await call.read() == b"a"
@@ -158,7 +158,7 @@ async def test_every_watch_of_the_health_ends_with_not_serving(transport: str) -
 
 
 @pytest.mark.parametrize("limit", ["max_connection_age", "max_connection_idle"])
-async def test_an_old_or_idle_connection_is_sent_away_without_a_failed_call(limit: str) -> None:
+async def test_an_old_or_idle_connection_is_closed_without_a_failed_call(limit: str) -> None:
     servicer = Servicer()
     server = Server([servicer.handler()], Limits(**{limit: 1.0}))  # type: ignore[arg-type]
     port = server.listen("127.0.0.1:0")

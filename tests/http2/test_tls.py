@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from tests.http2.conftest import TRANSPORTS, Serve, Served, method
 
 SPIFFE = "spiffe://test/ns/salon"
-RELOAD_SECONDS = 5.0  # two are promised; the machine may be busy
+RELOAD_SECONDS = 5.0  # 2 s are documented; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def stranger() -> trustme.CA:
 
 
 class Files:
-    """The files of a server, and the settings that name them."""
+    """The files of a server, and its settings with their paths."""
 
     def __init__(self, folder: Path, authority: trustme.CA, *, clients: bool = False) -> None:
-        """Write them."""
+        """Write the files."""
         self.cert, self.key, self.ca = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
         self.write(authority)
         authority.cert_pem.write_to_path(self.ca)
@@ -82,7 +82,7 @@ async def code(channel: Any) -> grpc.StatusCode:
 
 
 async def seen(served: Served, channel: Any) -> tuple[Mapping[str, Any], Any, Any]:
-    """Return what a handler sees of its client: auth_context, identities, and the key of those."""
+    """Return the handler's view of its client: auth_context, identities, and the key of those."""
     found: list[Any] = []
 
     async def behavior(request: bytes, context: Any) -> bytes:
@@ -125,7 +125,7 @@ async def test_a_client_that_trusts_the_authority_is_served(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_without_a_certificate_of_the_authority_a_client_is_unavailable(
+async def test_a_client_without_a_certificate_of_the_authority_is_unavailable(
     serve: Serve, tmp_path: Path, authority: trustme.CA, stranger: trustme.CA, connect: Connect, transport: str
 ) -> None:
     served = await serve(transport, **Files(tmp_path, authority, clients=True).settings)
@@ -157,7 +157,7 @@ async def test_a_handler_sees_the_client_as_with_grpcio(
 
 
 def issue(authority: trustme.CA, names: list[str], common_name: str | None) -> trustme.LeafCert:
-    """Issue a certificate; one with a URI is made by hand, which trustme does not know."""
+    """Issue a certificate; one with a URI is made without trustme, which does not support that."""
     issued = authority.issue_cert(*(name for name in names if name != SPIFFE), common_name=common_name)
     if SPIFFE not in names:
         return issued
@@ -184,7 +184,7 @@ async def is_shown(served: Served, certificate: bytes) -> bool:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on(
+async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_stay_open(
     serve: Serve, tmp_path: Path, authority: trustme.CA, connect: Connect, transport: str
 ) -> None:
     files = Files(tmp_path, authority)
@@ -204,7 +204,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_certificate_that_cannot_be_read_leaves_the_last_one_in_use(
+async def test_an_unreadable_certificate_leaves_the_previous_one_in_use(
     serve: Serve, tmp_path: Path, authority: trustme.CA, connect: Connect, transport: str
 ) -> None:
     files = Files(tmp_path, authority)

@@ -1,4 +1,4 @@
-"""The clients that people have at hand, written in Go: grpcurl and `buf curl`, by reflection, on both transports."""
+"""Common clients written in Go: grpcurl and `buf curl`, with reflection, on both transports."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ async def stack(request: pytest.FixtureRequest, database_url: str, redis_url: st
 
 
 async def run(program: str, *arguments: str, code: int = 0) -> str:
-    """Run a program; return all that it prints."""
+    """Run a program; return its output."""
     process = await asyncio.create_subprocess_exec(
         BIN / program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -52,7 +52,7 @@ async def buf(stack: Stack, path: str, *options: str, data: Any = None, code: in
 
 
 async def first_line(stack: Stack, program: str, *arguments: str) -> str:
-    """Return what a program prints until it has a whole JSON object, and end it."""
+    """Return the first JSON object that a program prints, and end it."""
     process = await asyncio.create_subprocess_exec(BIN / program, *arguments, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     async with asyncio.timeout(SECONDS):

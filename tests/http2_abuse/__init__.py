@@ -1,1 +1,1 @@
-"""Hostile clients against libs.http2: what they cost the others, and the process."""
+"""Hostile clients against libs.http2: what they cost other clients and the process."""

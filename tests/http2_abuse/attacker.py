@@ -40,12 +40,12 @@ def reset(stream: int) -> bytes:
 
 
 def literal(name: bytes, value: bytes, kind: int = 0) -> bytes:
-    """Return a header in HPACK as it is; `kind` 0x40 puts it into the table, too."""
+    """Return a literal header in HPACK; `kind` 0x40 also adds it to the table."""
     return bytes([kind]) + _string(name) + _string(value)
 
 
 def _string(text: bytes) -> bytes:
-    """Return a string of HPACK, without Huffman's code."""
+    """Return a string of HPACK without Huffman coding."""
     size = len(text)
     if size < 127:
         return bytes([size]) + text
@@ -85,17 +85,17 @@ def data(stream: int, body: bytes, *, end: bool = False) -> bytes:
 
 
 def call(stream: int, block: bytes = ECHO, body: bytes = b"x") -> bytes:
-    """Return a whole call of a small message."""
+    """Return a complete call with a small message."""
     return headers(stream, block) + data(stream, message(body), end=True)
 
 
 def streams(count: int, first: int = 1) -> Iterable[int]:
-    """Return so many ids of streams."""
+    """Return `count` stream IDs."""
     return range(first, first + 2 * count, 2)
 
 
 class Frame(NamedTuple):
-    """A frame that came from the server."""
+    """A frame received from the server."""
 
     kind: int
     flags: int
@@ -110,7 +110,7 @@ class Peer(asyncio.Protocol):
     opened: ClassVar[set["Peer"]] = set()
 
     def __init__(self, *, reads: bool = True, keeps: bool = False) -> None:
-        """Prepare; it `reads` what comes, and `keeps` it."""
+        """Prepare; `reads` tells whether it reads, `keeps` whether it stores the input."""
         self._reads, self._keeps = reads, keeps
         self._received = bytearray()
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -211,7 +211,7 @@ class Peer(asyncio.Protocol):
             await asyncio.shield(self._closed)
 
     def frames(self) -> list[Frame]:
-        """Return the frames that have come."""
+        """Return the received frames."""
         found, place = [], 0
         while (body := place + 9) <= len(self._received):
             end = body + int.from_bytes(self._received[place : place + 3], "big")
@@ -221,16 +221,16 @@ class Peer(asyncio.Protocol):
         return found
 
     def resets(self) -> int:
-        """Return how many streams the server has reset."""
+        """Return the number of streams reset by the server."""
         return sum(found.kind == RST_STREAM for found in self.frames())
 
     def goaways(self) -> list[int]:
-        """Return the codes of the GOAWAY frames that have come."""
+        """Return the codes of the received GOAWAY frames."""
         return [int.from_bytes(found.payload[4:8], "big") for found in self.frames() if found.kind == GOAWAY]
 
 
 class Uploader(Peer):
-    """A connection that obeys flow control, to send more than a window at once."""
+    """A connection that obeys flow control, so it can send more than a window."""
 
     def __init__(self, *, reads: bool = True, keeps: bool = False) -> None:
         """Prepare."""
@@ -239,21 +239,21 @@ class Uploader(Peer):
         self._http2.initiate_connection()
 
     def data_received(self, received: bytes) -> None:
-        """Handle input, and send what it allows."""
+        """Handle input, and send as much as the windows allow."""
         super().data_received(received)
         self._http2.receive_data(received)
         self._http2.events()
         self.flush()
 
     def upload(self, path: str, body: bytes) -> None:
-        """Begin a call, and send a part of a request."""
+        """Begin a call, and send part of a request."""
         about = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
         about += [(b":authority", b"localhost"), (b"te", b"trailers"), (b"content-type", b"application/grpc")]
         self._http2.send_data(self._http2.send_request(about), body)
         self.flush()
 
     def flush(self) -> None:
-        """Send what may be sent."""
+        """Send as much as the windows allow."""
         self.transport.write(self._http2.data_to_send())
 
     @property

@@ -1,4 +1,4 @@
-"""The server under attack and its neighbour, each in a separate process."""
+"""The server under attack and its neighbor, each in a separate process."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ SETTLE_SECONDS = 6.0
 WATCH_SECONDS = 0.02
 LEAST_SECONDS, MOST_SECONDS = 0.5, 20.0
 ATTEMPTS = 3
-# What is left after an attack. Connections: the neighbour's and the one that asks; tasks: the calls of these, the one
-# that looks after connections, and the one that serves.
+# The state after an attack. Connections: those of the neighbor and of this state call; tasks: their two calls, the one
+# that checks connections, and the one that serves.
 SETTLED = {"connections": 2, "receiving": 0, "sending": 0, "tasks": 4, "deadlines": 2}
 
 
 @dataclass
 class Outcome:
-    """What an attack did to the neighbour and the process; `state` is the server's at its end."""
+    """What an attack did to the neighbor and the process; `state` is the server's at its end."""
 
     p99_ms: float
     memory: int
@@ -53,19 +53,19 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 @dataclass
 class Round:
-    """The calls of a neighbour during an attack."""
+    """The calls of a neighbor during an attack."""
 
     times_ms: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     @property
     def p99_ms(self) -> float:
-        """The time within which 99 of 100 calls ended."""
+        """The 99th percentile of the times."""
         return quantiles(self.times_ms, n=100)[-1]
 
 
-class Neighbour:
-    """A client of a server that does no harm."""
+class Neighbor:
+    """A well-behaved client of a server."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         """Remember its process."""
@@ -81,20 +81,20 @@ class Neighbour:
 
 
 class Target:
-    """A server under attack and its neighbour."""
+    """A server under attack and its neighbor."""
 
     def __init__(
         self,
         port: int,
         process: subprocess.Popen[str],
-        neighbour: Neighbour,
+        neighbor: Neighbor,
         ca_file: Path | None,
     ) -> None:
         """Remember the processes."""
         self.port = port
         self.process = process
         self.memory = psutil.Process(process.pid)
-        self.neighbour = neighbour
+        self.neighbor = neighbor
         self.ca_file = ca_file
 
     async def state(self, request: bytes = b"") -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Target:
             return await ask(channel, request)
 
     async def is_so(self, is_so: Callable[[dict[str, Any]], bool]) -> bool:
-        """Return whether something is true of the state."""
+        """Return whether a condition on the state holds."""
         return is_so(await self.state())
 
     def channel(self) -> grpc.aio.Channel:
@@ -114,7 +114,7 @@ class Target:
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(self.ca_file.read_bytes()), options)
 
     async def settled(self) -> dict[str, Any]:
-        """Return the state once nothing is held any more for the attackers. Raises: AssertionError."""
+        """Return the state once nothing is held for the attackers. Raises: AssertionError."""
         loop = asyncio.get_running_loop()
         end = loop.time() + SETTLE_SECONDS
         async with self.channel() as channel:
@@ -127,9 +127,9 @@ class Target:
                 await asyncio.sleep(0.05)
 
     async def endures(self, attack: Callable[[], Awaitable[None]]) -> dict[str, Any]:
-        """Attack the server; return its state when that is over, and what the neighbour saw.
+        """Attack the server; return its state afterwards, and check the calls of the neighbor.
 
-        The times are those of the best of three attacks: what the machine does besides only makes them longer.
+        The times are those of the best of three attacks, because other work of the machine only makes them longer.
         """
         for attempt in range(1, ATTEMPTS + 1):
             outcome = await self._attack(attack)
@@ -149,11 +149,11 @@ class Target:
         return state
 
     async def _attack(self, attack: Callable[[], Awaitable[None]]) -> Outcome:
-        """Attack once; return what it did."""
+        """Attack once; return the outcome."""
         loop = asyncio.get_running_loop()
         await self.state(b"clear")
         before, peak = self.memory.memory_info().rss, 0
-        await self.neighbour.round()
+        await self.neighbor.round()
 
         async def watch() -> None:
             nonlocal peak
@@ -167,7 +167,7 @@ class Target:
                 await attack()
             Peer.drop_all()
             await asyncio.sleep(LEAST_SECONDS - (loop.time() - began))
-            calls = await self.neighbour.round()
+            calls = await self.neighbor.round()
         finally:
             watching.cancel()
             Peer.drop_all()
@@ -204,14 +204,14 @@ def targets() -> Iterator[Targets]:
             assert process.stdout
             return process, int(process.stdout.readline())
 
-        def neighbour(process: subprocess.Popen[str], port: int, *files: str) -> Neighbour:
-            arguments = "tests.http2_abuse.neighbour", str(port), str(process.pid), *files
-            return Neighbour(stack.enter_context(running(*arguments)))
+        def neighbor(process: subprocess.Popen[str], port: int, *files: str) -> Neighbor:
+            arguments = "tests.http2_abuse.neighbor", str(port), str(process.pid), *files
+            return Neighbor(stack.enter_context(running(*arguments)))
 
         def start(files: tuple[Path, Path, Path] | None = None, **limits: Any) -> Target:
             pair, ca = ([], []) if files is None else ([str(file) for file in files[:2]], [str(files[2])])
             process, port = server(limits, *pair)
-            return Target(port, process, neighbour(process, port, *ca), files[2] if files else None)
+            return Target(port, process, neighbor(process, port, *ca), files[2] if files else None)
 
         yield start
 

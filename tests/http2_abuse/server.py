@@ -1,6 +1,6 @@
 """The server under attack: `python -m tests.http2_abuse.server '{"max_connections": 100}' [CERT KEY]`.
 
-It prints its port. `/abuse/State` answers what the process holds and what it has been through, as JSON.
+It prints its port. `/abuse/State` answers with the current and past resource use of the process, as JSON.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ LONG_SECONDS = 0.05
 
 
 class Errors(logging.Handler):
-    """Keeps what is logged at ERROR."""
+    """Keeps records logged at ERROR."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -37,7 +37,7 @@ class Errors(logging.Handler):
 
 
 class Holds:
-    """For how long the event loop was held: by the clock, and in CPU time, which other processes don't change."""
+    """How long the event loop was blocked, in wall-clock time and in CPU time, which other processes do not affect."""
 
     def __init__(self) -> None:
         self.clear()
@@ -49,13 +49,13 @@ class Holds:
             self._timer.cancel()
 
     def clear(self) -> None:
-        """Forget those so far."""
+        """Reset."""
         self.longest = self.longest_cpu = 0.0
         self.long = 0
         self._last, self._last_cpu = time.perf_counter(), time.thread_time()
 
     def sample(self) -> None:
-        """Read the clocks; again in a moment."""
+        """Read the clocks, and schedule the next sample."""
         now, cpu = time.perf_counter(), time.thread_time()
         held, self._last = now - self._last - SAMPLE_SECONDS, now
         held_cpu, self._last_cpu = cpu - self._last_cpu, cpu
@@ -68,7 +68,7 @@ class Dispatcher:
     """The methods, which take and return bytes."""
 
     def __init__(self, server: Server, errors: Errors, holds: Holds) -> None:
-        """Remember what `state` tells of."""
+        """Remember what `state` reports."""
         self.server = server
         self.errors = errors
         self.holds = holds
@@ -78,20 +78,20 @@ class Dispatcher:
         return request
 
     async def large(self, request: bytes, context: Any) -> bytes:
-        """Answer so many bytes."""
+        """Answer with `request` bytes."""
         return b"x" * int(request)
 
     async def sink(self, request: bytes, context: Any) -> bytes:
-        """Answer the size of a message."""
+        """Answer with the size of a message."""
         return b"%d" % len(request)
 
     async def slow(self, request: bytes, context: Any) -> bytes:
-        """Answer after so many milliseconds."""
+        """Answer after `request` milliseconds."""
         await asyncio.sleep(int(request) / 1000)
         return request
 
     async def stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        """Answer so many messages of so many bytes: `100 16384`."""
+        """Answer with messages; `100 16384`: 100 of 16384 bytes."""
         count, size = map(int, request.split())
         for _ in range(count):
             yield b"x" * size
@@ -103,7 +103,7 @@ class Dispatcher:
             yield request
 
     async def state(self, request: bytes, context: Any) -> bytes:
-        """Return what the process holds; `clear` resets the longest holds first."""
+        """Return the resource use of the process; `clear` resets the longest blocking times first."""
         if request == b"clear":
             self.holds.clear()
             self.errors.texts.clear()

@@ -42,7 +42,7 @@ def large_calls(count: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("begin", [NO_WINDOW, WIDE], ids=["no window", "no reads"])
-async def test_replies_that_nobody_reads_are_bounded_and_given_up(target: Target, begin: bytes) -> None:
+async def test_unread_replies_are_bounded_and_their_client_is_disconnected(target: Target, begin: bytes) -> None:
     async def attack() -> None:
         for _ in range(20):
             await Peer.connect(target.port, begin + large_calls(200, MIB // 4), reads=begin == NO_WINDOW)
@@ -57,7 +57,7 @@ async def test_replies_that_nobody_reads_are_bounded_and_given_up(target: Target
     assert state["replies_refused"] > before["replies_refused"]
 
 
-async def test_reader_that_takes_a_byte_at_a_time_is_given_up(target: Target) -> None:
+async def test_a_reader_that_takes_a_byte_at_a_time_is_disconnected(target: Target) -> None:
     async def attack() -> None:
         peers = [await Peer.connect(target.port, NO_WINDOW + large_calls(3, MIB)) for _ in range(8)]
         while not all(peer.is_closed for peer in peers):
@@ -69,7 +69,7 @@ async def test_reader_that_takes_a_byte_at_a_time_is_given_up(target: Target) ->
     await target.endures(attack)
 
 
-async def test_streams_that_nobody_reads_wait(target: Target) -> None:
+async def test_streams_that_are_not_read_wait(target: Target) -> None:
     async def attack() -> None:
         calls = b"".join(call(stream, STREAM, b"1000 20000") for stream in streams(100))
         for _ in range(10):
@@ -81,7 +81,7 @@ async def test_streams_that_nobody_reads_wait(target: Target) -> None:
     await target.endures(attack)
 
 
-async def test_reader_that_gives_up_its_replies_is_no_stalled_reader(target: Target) -> None:
+async def test_a_reader_that_cancels_its_calls_is_not_stalled(target: Target) -> None:
     async def attack() -> None:
         async with await Peer.connect(target.port, NO_WINDOW + large_calls(10, MIB)) as peer:
             await until(lambda: target.is_so(lambda state: state["sending"] > 9 * MIB))
@@ -118,8 +118,8 @@ async def test_rapid_resets_end_their_connections(target: Target) -> None:
     assert any(codes)
 
 
-async def test_resets_that_a_client_provokes_end_its_connection(target: Target) -> None:
-    """MadeYouReset, CVE-2025-8671: the server resets what the client has spoilt, and the client opens more."""
+async def test_resets_provoked_by_a_client_end_its_connection(target: Target) -> None:
+    """MadeYouReset, CVE-2025-8671: the client makes the server reset streams, and opens more."""
 
     async def attack() -> None:
         async with await Peer.connect(target.port) as peer:
@@ -140,7 +140,7 @@ async def test_resets_that_a_client_provokes_end_its_connection(target: Target) 
 
 
 def bomb(size: int, times: int = 1) -> bytes:
-    """Return so many zeros, gzipped."""
+    """Return gzipped zeros."""
     packed = bytes(size)
     for _ in range(times):
         packed = gzip.compress(packed, 9)
@@ -148,7 +148,7 @@ def bomb(size: int, times: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize("size", [15 * MIB, 256 * MIB], ids=["just allowed", "too large"])
-async def test_gzip_bombs_stay_small(target: Target, size: int) -> None:
+async def test_gzip_bombs_take_little_memory(target: Target, size: int) -> None:
     packing = zlib.compressobj(9, wbits=31)
     packed = b"".join([packing.compress(bytes(MIB)) for _ in range(size // MIB)]) + packing.flush()
     body = message(packed[: 15 * MIB], compressed=True)
@@ -179,7 +179,7 @@ async def test_many_small_compressed_messages_are_answered(target: Target) -> No
 
 
 async def upload(target: Target, connections: int, each: int) -> None:
-    """Send all of requests of 15 MB but their last bytes, as fast as the server takes them."""
+    """Send requests of 15 MB without their last bytes, as fast as the server reads."""
     body = (b"\0" + (15 * MIB).to_bytes(4, "big")).ljust(15 * MIB, b"x")
     peers = [await Uploader.connect(target.port, b"") for _ in range(connections)]
     for peer in peers:
@@ -199,7 +199,7 @@ async def test_unfinished_uploads_are_bounded(target: Target) -> None:
     assert state["requests_refused"] >= before["requests_refused"] + 56
 
 
-async def test_upload_finds_room_beside_unfinished_ones(target: Target) -> None:
+async def test_an_upload_has_room_beside_unfinished_ones(target: Target) -> None:
     async def attack() -> None:
         await upload(target, 2, 3)
         async with target.channel() as channel:
@@ -210,7 +210,7 @@ async def test_upload_finds_room_beside_unfinished_ones(target: Target) -> None:
     await target.endures(attack)
 
 
-async def test_prefix_that_lies_is_refused_at_once(target: Target) -> None:
+async def test_a_prefix_that_announces_too_much_is_refused_at_once(target: Target) -> None:
     async def attack() -> None:
         async with await Peer.connect(target.port, keeps=True) as peer:
             await peer.send(
@@ -221,7 +221,7 @@ async def test_prefix_that_lies_is_refused_at_once(target: Target) -> None:
     await target.endures(attack)
 
 
-async def test_request_that_comes_byte_by_byte_is_given_up(target: Target) -> None:
+async def test_a_request_sent_byte_by_byte_times_out(target: Target) -> None:
     async def attack() -> None:
         async with await Peer.connect(target.port, keeps=True) as peer:
             await peer.send(b"".join(headers(stream) for stream in streams(900)))
@@ -244,7 +244,7 @@ async def test_empty_messages_of_a_stream_are_bounded(target: Target) -> None:
     await target.endures(attack)
 
 
-async def test_thousands_of_requests_in_one_write_hold_nobody_up(target: Target) -> None:
+async def test_thousands_of_requests_in_one_write_delay_no_other_call(target: Target) -> None:
     calls = b"".join(call(stream) for stream in streams(50_000))
 
     async def attack() -> None:
@@ -326,7 +326,7 @@ async def test_metadata_that_is_too_large_ends_only_its_call(target: Target) -> 
 
 
 async def test_metadata_held_by_calls_is_bounded(target: Target) -> None:
-    """A few bytes name 16 KB that HPACK's table holds; a header besides makes each call's metadata its own."""
+    """A few bytes name 16 KB that HPACK's table holds; a header besides makes the metadata of each call different."""
     body = data(1, message(b"3000"), end=True)[9:]
 
     def one(stream: int) -> bytes:
@@ -343,7 +343,7 @@ async def test_metadata_held_by_calls_is_bounded(target: Target) -> None:
     await target.endures(attack)
 
 
-async def test_largest_messages_both_ways_hold_nobody_up(target: Target) -> None:
+async def test_largest_messages_both_ways_delay_no_other_call(target: Target) -> None:
     body = bytes(16 * MIB - 1)
 
     async def attack() -> None:

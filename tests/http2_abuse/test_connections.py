@@ -1,4 +1,4 @@
-"""Connections that are many, silent, half open or dropped."""
+"""Connections that are many, silent, half-open or dropped."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("name", list(STOPS)[:3])
-async def test_connection_that_does_not_begin_is_closed(target: Target, name: str) -> None:
+async def test_a_connection_without_a_preface_is_closed(target: Target, name: str) -> None:
     async def attack() -> None:
         peers = [await Peer.connect(target.port, STOPS[name]) for _ in range(300)]
         for peer in peers:
@@ -58,7 +58,7 @@ async def test_more_connections_than_allowed_are_closed_and_the_rest_is_served(t
     assert state["connections_refused"] >= before["connections_refused"] + 200
 
 
-async def test_thousand_connections_at_once_hold_nobody_up(target: Target) -> None:
+async def test_1000_connections_at_once_delay_no_other_call(target: Target) -> None:
     async def attack() -> None:
         sockets = []
         for _ in range(900):
@@ -90,7 +90,7 @@ async def test_connections_dropped_with_their_calls_leave_nothing(target: Target
     await target.endures(attack)
 
 
-async def test_client_that_closes_its_half_ends_its_calls(target: Target) -> None:
+async def test_a_half_closed_connection_ends_its_calls(target: Target) -> None:
     async def attack() -> None:
         for _ in range(20):
             calls = b"".join(call(stream, SLOW, b"60000") for stream in streams(50))
@@ -114,7 +114,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
     return files
 
 
-async def test_tls_endures_what_is_no_tls(targets: Targets, certificate: tuple[Path, Path, Path]) -> None:
+async def test_tls_survives_bytes_that_are_not_tls(targets: Targets, certificate: tuple[Path, Path, Path]) -> None:
     target = targets(certificate, handshake_timeout=2)
     context = ssl.create_default_context(cafile=certificate[2])
     context.set_alpn_protocols(["h2"])

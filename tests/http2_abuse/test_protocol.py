@@ -1,4 +1,4 @@
-"""Input that is no HTTP/2, that breaks its rules, or that follows them and only costs work."""
+"""Input that is not HTTP/2, that breaks its rules, or that follows them and only costs CPU."""
 
 import asyncio
 import random
@@ -58,7 +58,7 @@ WRONG = {
     "a table larger than allowed": frame(http2.HEADERS, 4, 1, b"\x3f\xff\xff\x0f" + http2.ECHO),
     "SETTINGS of five bytes": frame(http2.SETTINGS, payload=b"12345"),
     "SETTINGS on a stream": frame(http2.SETTINGS, 0, 1),
-    "SETTINGS acknowledged unasked": 3 * frame(http2.SETTINGS, http2.ACK),
+    "an unsolicited SETTINGS acknowledgement": 3 * frame(http2.SETTINGS, http2.ACK),
     "SETTINGS acknowledged with a payload": frame(http2.SETTINGS, http2.ACK, payload=b"123456"),
     "a window that is too large": settings((http2.INITIAL_WINDOW_SIZE, 2**32 - 1)),
     "frames that are too small": settings((5, 1)),
@@ -105,7 +105,7 @@ ODD = {
     + data(1, message(b"x"), end=True),
     "trailers that are no end": headers(1) + headers(1, http2.literal(b"x", b"y")),
     "a frame of an unknown kind": frame(0xFA, 0xFF, 1, b"x" * 100),
-    "a PING that nobody asked": frame(http2.PING, http2.ACK, payload=b"shutdown"),
+    "an unsolicited PING acknowledgement": frame(http2.PING, http2.ACK, payload=b"shutdown"),
     "only padding": headers(1) + frame(http2.DATA, http2.PADDED, 1, b"\x09" + b"x" * 9),
 }
 
@@ -115,7 +115,7 @@ def ends(peer: Peer, stream: int) -> bool:
     return any(found.stream == stream and found.flags & http2.END_STREAM for found in peer.frames())
 
 
-async def test_other_calls_of_a_connection_outlive_what_concerns_one_stream(target: Target) -> None:
+async def test_a_stream_error_does_not_affect_other_calls_of_the_connection(target: Target) -> None:
     async def attack() -> None:
         for name, frames in ODD.items():
             async with await Peer.connect(target.port, BEGIN + frames, keeps=True) as peer:
@@ -144,7 +144,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
-async def test_a_flood_of_frames_that_only_cost_costs_little(target: Target, name: str) -> None:
+async def test_a_flood_of_control_frames_costs_little(target: Target, name: str) -> None:
     one = FLOODS[name]
     opened = b"".join(headers(stream, http2.TALK) for stream in streams(900))
     opened += reset(1) if "closed" in name else b""
@@ -160,7 +160,7 @@ async def test_a_flood_of_frames_that_only_cost_costs_little(target: Target, nam
     await target.endures(attack)
 
 
-async def test_acknowledgements_that_nobody_reads_end_their_connection(target: Target) -> None:
+async def test_unread_acknowledgements_end_their_connection(target: Target) -> None:
     ping, update = frame(http2.PING, payload=b"12345678"), settings()
 
     async def attack() -> None:

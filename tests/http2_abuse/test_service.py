@@ -66,7 +66,7 @@ class Booking:
     """A booking service and its metrics."""
 
     def __init__(self, port: int, metrics_port: int) -> None:
-        """Remember where it is."""
+        """Remember its ports."""
         self.port = port
         self._metrics_port = metrics_port
 
@@ -108,7 +108,7 @@ async def booking(database_url: str, redis_url: str, transport: str = "http2", *
 
 
 async def call_at_once(port: int, count: int) -> Counter[str]:
-    """Return how simultaneous calls on one channel end; refused ones must carry a pushback."""
+    """Return the outcomes of simultaneous calls on one channel; refused ones must carry a pushback."""
     ends: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_retries", 0)]) as channel:
         stub = booking_pb2_grpc.BookingServiceStub(channel)
@@ -130,14 +130,14 @@ async def call_at_once(port: int, count: int) -> Counter[str]:
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
 @pytest.mark.parametrize("count", [1500, 4000, 6000])
-async def test_calls_at_once_on_one_channel_wait_and_are_answered(
+async def test_concurrent_calls_on_one_channel_wait_and_are_answered(
     database_url: str, redis_url: str, transport: str, count: int
 ) -> None:
     async with booking(database_url, redis_url, transport) as service:
         ends = await call_at_once(service.port, count)
         assert ends.total() == count
         assert set(ends) <= {"NOT_FOUND", "RESOURCE_EXHAUSTED"}
-        assert transport == "grpcio" or set(ends) == {"NOT_FOUND"}  # ours begins no more than may be under way
+        assert transport == "grpcio" or set(ends) == {"NOT_FOUND"}  # ours begins no more than MAX_CONCURRENT_RPCS
         metrics = await service.metrics()
         assert {name: metrics[METRIC_CODES[name]] for name in ends} == ends
 
@@ -149,7 +149,7 @@ async def test_calls_over_the_limit_are_refused_with_pushback_and_counted(
 ) -> None:
     limits = {"max_concurrent_rpcs": 20, "max_concurrent_streams": 10_000}
     async with booking(database_url, redis_url, transport, **limits) as service:
-        async with holding(database_url, "LOCK TABLE salons"):  # else a fast machine has never 20 calls under way
+        async with holding(database_url, "LOCK TABLE salons"):  # otherwise a fast machine never has 20 calls under way
             calls = asyncio.create_task(call_at_once(service.port, count))
             await service.counts(ResourceExhausted=1)
         ends = await calls
@@ -199,7 +199,7 @@ async def test_every_limit_counts(database_url: str, redis_url: str) -> None:
         slow = headers(1, head(GET_SALON, (b"grpc-timeout", b"1m"))) + headers(3, head(GET_SALON))
         await Peer.connect(port, BEGIN + slow)
         await until(lambda: metrics(deadlines_exceeded=1, requests_timed_out=1))
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:  # answers PING
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:  # it answers PINGs
             await channel.channel_ready()
             await until(lambda: metrics(connections_retired=1))
         Peer.drop_all()
@@ -218,9 +218,7 @@ async def test_sixty_unfinished_uploads_of_15_mb_are_refused_at_once(database_ur
         Peer.drop_all()
 
 
-async def test_unfinished_uploads_that_are_no_larger_than_allowed_are_bounded_together(
-    database_url: str, redis_url: str
-) -> None:
+async def test_unfinished_uploads_of_allowed_size_are_bounded_together(database_url: str, redis_url: str) -> None:
     async with booking(database_url, redis_url, max_receiving=16 * MIB) as service:
         for _ in range(4):
             peer = await Uploader.connect(service.port, b"")
@@ -232,7 +230,7 @@ async def test_unfinished_uploads_that_are_no_larger_than_allowed_are_bounded_to
 
 
 def headers_of(path: str) -> Any:
-    """Return a function that returns a whole call of an empty message."""
+    """Return a function that returns a complete call with an empty message."""
     return lambda stream: headers(stream, head(path)) + data(stream, message(b""), end=True)
 
 
@@ -249,13 +247,13 @@ async def test_canceled_calls_are_one_line_of_the_log_a_minute(database_url: str
                 await service.counts(Canceled=100)
                 begun = time.monotonic()
         logged = [line for line in lines if line.get("code") == "CANCELLED"]
-        assert 1 <= len(logged) <= 2  # 2: a minute may end meanwhile
+        assert 1 <= len(logged) <= 2  # 2 if a new minute begins meanwhile
         assert time.monotonic() - begun < 60
         assert not [line for line in lines if line["log_level"] == "error"]
         Peer.drop_all()
 
 
-async def test_a_call_counts_until_its_reply_is_gone(database_url: str, redis_url: str) -> None:
+async def test_a_call_counts_until_its_reply_is_sent(database_url: str, redis_url: str) -> None:
     async with booking(database_url, redis_url) as service:
         await upsert_salon(service)
         request = pb.GetSalonRequest(salon_id=SALON).SerializeToString()
@@ -271,9 +269,7 @@ async def test_a_call_counts_until_its_reply_is_gone(database_url: str, redis_ur
         await until(lambda: serves(service, calls=0, sending_bytes=0))
 
 
-async def test_a_thousand_large_searches_that_nobody_reads_hold_up_no_light_call(
-    database_url: str, redis_url: str
-) -> None:
+async def test_1000_large_searches_that_are_not_read_delay_no_small_call(database_url: str, redis_url: str) -> None:
     async with booking(database_url, redis_url, send_timeout=3000) as service:
         await upsert_salon(service)
         start = 1_893_456_000
@@ -291,12 +287,12 @@ async def test_a_thousand_large_searches_that_nobody_reads_hold_up_no_light_call
                 await stub.GetSalon(pb.GetSalonRequest(salon_id=SALON), timeout=2)
                 assert (await service.metrics())["sending_bytes"] <= 48 * MIB
         assert psutil.Process().memory_info().rss - before < 128 * MIB
-        await until(lambda: serves(service, calls=0, sending_bytes=0), 20)  # given up
+        await until(lambda: serves(service, calls=0, sending_bytes=0), 20)  # the client was disconnected
         Peer.drop_all()
 
 
 async def upsert_salon(service: Booking) -> None:
-    """Create a salon that is open all week, and has a chair."""
+    """Create a salon that is always open, with a chair."""
     day = {"open_time": {"hours": 0}, "close_time": {"hours": 23}}
     hours = [{"day_of_week": weekday, **day} for weekday in range(1, 8)]
     salon = {"salon_id": SALON, "phone_number_id": "1", "name": "Hair", "time_zone": "UTC", "opening_hours": hours}
@@ -308,7 +304,7 @@ async def upsert_salon(service: Booking) -> None:
         )
 
 
-async def serves(service: Booking, **figures: int) -> bool:
-    """Return whether the metrics of the transport are these."""
+async def serves(service: Booking, **values: int) -> bool:
+    """Return whether the metrics of the transport have these values."""
     found = await service.metrics()
-    return all(found[name] == figure for name, figure in figures.items())
+    return all(found[name] == value for name, value in values.items())

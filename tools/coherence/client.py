@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import uvloop
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
@@ -40,14 +39,14 @@ OPTIONS = [
 
 @dataclass(frozen=True)
 class Spec:
-    """What a client process needs to know. `addresses` has one for each process of a service, by its name.
+    """What a client process needs to know. `addresses` are pairs of a service's name and the address of a process.
 
     `began` is when the run began, in s since 1970. A reply may be behind by `behind_ms`, one of the near cache by
     `near_ms` more. With `is_shown_final` none may be behind what a reader was shown, acknowledged or not.
     """
 
     file: Path
-    addresses: dict[str, list[str]]
+    addresses: list[tuple[str, str]]
     seed: int
     began: int
     behind_ms: int
@@ -66,7 +65,7 @@ class Client:
         self.process = process
         self.random = random.Random(f"{spec.seed} {process}")  # noqa: S311
         self.findings: list[dict[str, Any]] = []
-        self.stubs: dict[str, list[Any]] = {}
+        self.stubs: dict[str, list[Any]] = {service: [] for service in SERVICES}
 
     async def run(self) -> None:
         """Run until the end."""
@@ -96,11 +95,9 @@ def run_client(kind: type[Client], spec: Spec, process: int) -> list[dict[str, A
     async def run() -> list[dict[str, Any]]:
         client = kind(spec, process)
         async with AsyncExitStack() as stack:
-            for service, addresses in spec.addresses.items():
-                channels = [grpc.aio.insecure_channel(address, options=OPTIONS) for address in addresses]
-                client.stubs[service] = [
-                    SERVICES[service][1](await stack.enter_async_context(channel)) for channel in channels
-                ]
+            for service, address in spec.addresses:
+                channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+                client.stubs[service].append(SERVICES[service][1](await stack.enter_async_context(channel)))
             await client.run()
         return client.findings
 
@@ -117,6 +114,6 @@ def phone(customer: int) -> str:
     return f"+4915112345{customer:03d}"
 
 
-def day(number: int, minutes: int = 0) -> Timestamp:
-    """Return the time that is so many days and minutes after FIRST."""
-    return Timestamp(seconds=FIRST + number * DAY + 60 * minutes)
+def day(number: int, minutes: int = 0) -> dict[str, int]:
+    """Return the time that is so many days and minutes after FIRST, as a request takes it."""
+    return {"seconds": FIRST + number * DAY + 60 * minutes}

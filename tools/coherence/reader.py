@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.stats.v1 import stats_pb2
 from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, day, phone, request
@@ -45,9 +44,8 @@ class Reader(Client):
             rpc = self.random.choice(SERVICES[service])
             salon = self.random.randrange(SALONS)
             read: Read = getattr(self, rpc)(salon)
-            new = request(service, rpc, **read.fields)
-            if rpc != "GetSalonByPhoneNumberId":
-                new.salon_id = f"salon-{salon}"
+            salon_id = {} if rpc == "GetSalonByPhoneNumberId" else {"salon_id": f"salon-{salon}"}
+            new = request(service, rpc, **salon_id, **read.fields)
             answered = await self.make(rpc, getattr(stub, rpc), new, read)
             await asyncio.sleep(PAUSE_SECONDS if answered else RETRY_SECONDS)
 
@@ -143,7 +141,7 @@ class Reader(Client):
     def ListBookingStats(self, salon: int) -> Read:
         """Count the changes of all bookings' status."""
         began = self.spec.began
-        period = {"start_time": Timestamp(seconds=began - DAY), "end_time": Timestamp(seconds=began + 10 * DAY)}
+        period = {"start_time": {"seconds": began - DAY}, "end_time": {"seconds": began + 10 * DAY}}
 
         def shown(reply: Any) -> list[int]:
             return [sum(bucket.confirmed + 2 * bucket.completed for bucket in reply.booking_stats)]

@@ -51,9 +51,7 @@ class System:
 
     def spec(self, file: Path, mode: str, seed: int, began: int) -> Spec:
         """Return what the client processes need to know."""
-        addresses: dict[str, list[str]] = {}
-        for service in self.services.values():
-            addresses.setdefault(service.name, []).append(f"127.0.0.1:{service.port}")
+        addresses = [(service.name, f"127.0.0.1:{service.port}") for service in self.services.values()]
         behind_ms = POLL_MS if mode == "bounded" else 0
         return Spec(file, addresses, seed, began, behind_ms, NEAR_MS, mode == "refuse", os.getpid())
 

@@ -72,7 +72,7 @@ class Writer(Client):
         item, name = INDEX["name", salon], f"salon-{salon}"
         version = str(self.state.acknowledged(item) + 1)
         new = {"salon_id": name, "phone_number_id": f"10{salon}", "name": version, "time_zone": "Europe/Berlin"}
-        await self.write("booking", request("booking", "UpsertSalon", salon=new), item)
+        await self.write("booking", "UpsertSalon", item, salon=new)
 
     async def create(self, salon: int, customer: int) -> None:
         """Create a booking, unless the customer has SLOTS."""
@@ -80,10 +80,10 @@ class Writer(Client):
         if len(bookings) == SLOTS:
             return
         item = INDEX["booking", salon, customer, len(bookings)]
-        new = request("booking", "CreateBooking", salon_id=f"salon-{salon}", customer_phone=phone(customer))
-        new.start_time.CopyFrom(day(0, item % 600))
-        new.end_time.CopyFrom(day(0, item % 600 + 1))
-        if made := await self.write("booking", new, item, INDEX["bookings moved", salon, 0]):
+        new = {"salon_id": f"salon-{salon}", "customer_phone": phone(customer)}
+        period = {"start_time": day(0, item % 600), "end_time": day(0, item % 600 + 1)}
+        items = item, INDEX["bookings moved", salon, 0]
+        if made := await self.write("booking", "CreateBooking", *items, **new, **period):
             bookings.append(Booking(item))
             self.state.set_code(item, made.booking_code)
 
@@ -92,10 +92,9 @@ class Writer(Client):
         booking = self.random.choice([each for each in self.bookings[salon, customer] if each.statuses < 2])
         moves = booking.moves + 1
         items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves < PERIODS else [])]
-        new = request("booking", "RescheduleBooking", salon_id=f"salon-{salon}")
-        new.booking_code = self.state.code(booking.item)
-        new.start_time.CopyFrom(day(min(moves, PERIODS), booking.item % 600 + moves % 600))
-        if await self.write("booking", new, *items):
+        new = {"salon_id": f"salon-{salon}", "booking_code": self.state.code(booking.item)}
+        start = day(min(moves, PERIODS), booking.item % 600 + moves % 600)
+        if await self.write("booking", "RescheduleBooking", *items, **new, start_time=start):
             booking.moves = moves
 
     async def change_status(self, salon: int, customer: int) -> None:
@@ -104,25 +103,25 @@ class Writer(Client):
         if not bookings:
             return
         booking = self.random.choice(bookings)
-        new = request("booking", "UpdateBookingStatus", salon_id=f"salon-{salon}", status=STATUSES[booking.statuses])
-        new.booking_code = self.state.code(booking.item)
-        if await self.write("booking", new, booking.item, INDEX["status changes", salon]):
+        items = booking.item, INDEX["status changes", salon]
+        new = {"salon_id": f"salon-{salon}", "booking_code": self.state.code(booking.item)}
+        status = STATUSES[booking.statuses]
+        if await self.write("booking", "UpdateBookingStatus", *items, **new, status=status):
             booking.statuses += 1
 
     async def send(self, salon: int, customer: int) -> None:
         """Record a message of a customer; its content is the version."""
         item = INDEX["message", salon, customer]
         version = self.state.acknowledged(item) + 1
-        new = request("messaging", "RecordMessage", salon_id=f"salon-{salon}", phone_number=phone(customer))
-        new.direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
-        new.whatsapp_id, new.content = f"wamid.{customer}.{version}", str(version)
-        new.send_time.CopyFrom(day(-1000, version))
-        await self.write("messaging", new, item)
+        new = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "send_time": day(-1000, version)}
+        content = {"whatsapp_id": f"wamid.{customer}.{version}", "content": str(version)}
+        direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
+        await self.write("messaging", "RecordMessage", item, **new, **content, direction=direction)
 
-    async def write(self, service: str, new: Any, *items: int) -> Any:
+    async def write(self, service: str, rpc: str, *items: int, **fields: Any) -> Any:
         """Write until it is acknowledged, which raises the versions of items; return the reply, None after the end."""
-        new.request_id = str(UUID(int=self.random.getrandbits(128), version=4))
-        rpc = type(new).__name__.removesuffix("Request")
+        request_id = str(UUID(int=self.random.getrandbits(128), version=4))
+        new = request(service, rpc, **fields, request_id=request_id)
         while self.running:
             try:
                 reply = await getattr(self.random.choice(self.stubs[service]), rpc)(new, timeout=TIMEOUT_SECONDS)

@@ -1,5 +1,5 @@
-"""`parlor report`: the seed's report, measured anew on a system of its own.
+"""The predecessor's performance report, measured again on a temporary system.
 
-Each read of the seed's tables is done as the predecessor did it ("before") and as the services do it ("after"), in
-turn; docs/decisions/0019 says what exactly is compared.
+Each read of the predecessor's tables is done as the predecessor did it ("before") and as the services do it ("after"),
+in alternation. Decision 0019 says what exactly is compared. `page.py` writes the report as HTML and Markdown.
 """

@@ -1,48 +1,55 @@
-"""The reads of the seed's tables: as its predecessor did them, and as an RPC."""
+"""The reads of the predecessor's tables: its own statements, and the RPC that replaces them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 import psycopg
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+from psycopg.rows import dict_row
 
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
 
-SALON = "salon-123"  # the biggest
+SALON = "salon-123"  # the largest
 SALONS = [f"salon-{123 + rank}" for rank in range(20)]
-MONTH = timedelta(days=31)
-WEEK = timedelta(days=7)
+MONTH, WEEK = timedelta(days=31), timedelta(days=7)
 FIRST = datetime(2024, 11, 1, tzinfo=UTC)
-ASKS = 256
-PAGE = 50
+REQUESTS = 256  # different ones of each read, at most
+BOOKINGS = "SELECT * FROM bookings WHERE salon_id = %(salon_id)s AND {} ORDER BY start_ts LIMIT 50"
+MESSAGES = "SELECT * FROM messages WHERE {} ORDER BY created_at DESC LIMIT {}"
+VALUE = "SELECT {0} FROM {1} WHERE salon_id = %(salon_id)s AND {2} >= %(start_time)s AND {2} < %(end_time)s"
+COST = "coalesce(sum(cost_micros), 0)"
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """One read: the RPC's request, and the parameters of the predecessor's statements."""
 
-    request: Message
+    message: Message
     params: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Case:
-    """A read with up to ASKS different asks.
+    """A read with its different requests.
 
-    `statements` are the predecessor's, sent side by side; `index` is the one that the seed's table names for it, which
-    "before" lacks.
+    `statements` are the predecessor's, sent in parallel. `index` is the one that the predecessor's report adds for
+    this read; "before" lacks it.
     """
 
-    key: str
-    service: str
-    method: str
-    statements: tuple[str, ...]
-    asks: Sequence[Ask]
-    index: str = ""
+    def __init__(
+        self, key: str, kind: Any, fields: Iterable[dict[str, Any]], *statements: str, index: str = ""
+    ) -> None:
+        """Make requests of a kind; `fields` are their fields and the statements' parameters."""
+        self.key, self.statements, self.index = key, statements, index
+        known = kind.DESCRIPTOR.fields_by_name
+        self.requests = [
+            Request(kind(**{name: value for name, value in each.items() if name in known}), each)
+            for each in islice(fields, REQUESTS)
+        ]
+        self.service: str = kind.DESCRIPTOR.full_name.split(".")[1]
+        self.method: str = kind.DESCRIPTOR.name.removesuffix("Request")
 
     @property
     def path(self) -> str:
@@ -51,184 +58,100 @@ class Case:
 
 
 def cases(database_url: str) -> list[Case]:
-    """Return every read, asked of the seed's data set."""
+    """Return every read of the predecessor's tables, with requests that fit the sample data."""
     with psycopg.connect(database_url) as conn:
         return [*_bookings(conn), *_messages(conn), *_stats(), *_salons(conn)]
 
 
 def _bookings(conn: psycopg.Connection) -> Iterator[Case]:
-    """Yield what the seed calls booking queries."""
-    listed = "SELECT * FROM bookings WHERE salon_id = %(salon_id)s{} ORDER BY start_ts LIMIT 50"
-    weeks = [
-        Ask(booking.ListBookingsRequest(salon_id=SALON, **times), {"salon_id": SALON, "start": start, "end": end})
-        for start, end, times in _periods(WEEK)
-    ]
-    in_week = listed.format(" AND start_ts >= %(start)s AND start_ts < %(end)s")
-    yield Case("salon_bookings", "booking", "ListBookings", (in_week,), weeks, "idx_bookings_salon_start")
+    kind: Any = booking.ListBookingsRequest
+    in_week = BOOKINGS.format("start_ts >= %(start_time)s AND start_ts < %(end_time)s")
+    yield Case("salon_bookings", kind, _periods(WEEK), in_week, index="idx_bookings_salon_start")
 
-    confirmed = [
-        Ask(
-            booking.ListBookingsRequest(
-                salon_id=SALON, status=booking.BOOKING_STATUS_CONFIRMED, end_time=times["end_time"]
-            ),
-            {"salon_id": SALON, "end": end},
-        )
-        for _, end, times in _periods(timedelta(days=120))
-    ]
-    by_status = listed.format(" AND status = 'CONFIRMED' AND start_ts < %(end)s")
-    yield Case(
-        "confirmed_bookings", "booking", "ListBookings", (by_status,), confirmed, "idx_bookings_salon_status_start"
-    )
+    status = {"salon_id": SALON, "status": booking.BOOKING_STATUS_CONFIRMED}
+    fields = [status | {"end_time": period["end_time"]} for period in _periods(timedelta(days=120))]
+    confirmed = BOOKINGS.format("status = 'CONFIRMED' AND start_ts < %(end_time)s")
+    yield Case("confirmed_bookings", kind, fields, confirmed, index="idx_bookings_salon_status_start")
 
-    customers = [
-        Ask(
-            booking.ListBookingsRequest(salon_id=SALON, customer_phone=phone),
-            {"salon_id": SALON, "customer_phone": phone},
-        )
-        for (phone,) in _rows(conn, "SELECT DISTINCT customer_phone FROM bookings WHERE salon_id = %s ORDER BY 1")
-    ]
-    of_customer = listed.format(" AND customer_phone = %(customer_phone)s")
-    yield Case("customer_bookings", "booking", "ListBookings", (of_customer,), customers, "idx_bookings_customer_salon")
+    phones = _of_salon(conn, "SELECT DISTINCT salon_id, customer_phone FROM bookings WHERE salon_id = %s ORDER BY 2")
+    of_customer = BOOKINGS.format("customer_phone = %(customer_phone)s")
+    yield Case("customer_bookings", kind, phones, of_customer, index="idx_bookings_customer_salon")
 
-    of_day = (
+    days = [
         "SELECT status, count(*) FROM bookings WHERE salon_id = %(salon_id)s"
-        " AND created_at >= %(start)s + interval '{} days' AND created_at < %(start)s + interval '{} days'"
-        " GROUP BY status"
-    )
-    days = tuple(of_day.format(day, day + 1) for day in range(7))
-    asks = _of_periods(stats.ListBookingStatsRequest, WEEK)
-    yield Case("daily_bookings", "stats", "ListBookingStats", days, asks, "idx_bookings_created")
-
-    codes = [
-        Ask(
-            booking.GetBookingByCodeRequest(salon_id=SALON, booking_code=code),
-            {"salon_id": SALON, "booking_code": code},
-        )
-        for (code,) in _rows(conn, "SELECT booking_code FROM bookings WHERE salon_id = %s ORDER BY created_at DESC")
+        f" AND created_at >= %(start_time)s + interval '{day} days'"
+        f" AND created_at < %(start_time)s + interval '{day + 1} days' GROUP BY status"
+        for day in range(7)
     ]
+    yield Case("daily_bookings", stats.ListBookingStatsRequest, _periods(WEEK), *days, index="idx_bookings_created")
+
+    codes = _of_salon(conn, "SELECT salon_id, booking_code FROM bookings WHERE salon_id = %s ORDER BY created_at DESC")
     by_code = "SELECT * FROM bookings WHERE booking_code = %(booking_code)s AND salon_id = %(salon_id)s"
-    yield Case("booking_by_code", "booking", "GetBookingByCode", (by_code,), codes)
+    yield Case("booking_by_code", booking.GetBookingByCodeRequest, codes, by_code)
 
 
 def _messages(conn: psycopg.Connection) -> Iterator[Case]:
-    """Yield what the seed calls message queries, and a conversation with its messages."""
-    listed = "SELECT * FROM messages WHERE {} ORDER BY created_at DESC LIMIT %(limit)s"
-    conversations = _rows(
-        conn, "SELECT conversation_id::text, phone_number FROM conversations WHERE salon_id = %s ORDER BY started_at"
-    )
+    kind: Any = messaging.ListMessagesRequest
+    query = "SELECT salon_id, {} FROM conversations WHERE salon_id = %s ORDER BY started_at"
 
-    pages = [(salon_id, size) for size in range(PAGE - 6, PAGE + 7) for salon_id in SALONS][:ASKS]
-    recent = [
-        Ask(messaging.ListMessagesRequest(salon_id=salon_id, page_size=size), {"salon_id": salon_id, "limit": size})
-        for salon_id, size in pages
-    ]
-    of_salon = listed.format("salon_id = %(salon_id)s")
-    yield Case("salon_messages", "messaging", "ListMessages", (of_salon,), recent, "idx_messages_salon_created")
+    pages = ({"salon_id": name, "page_size": size} for size in range(44, 57) for name in SALONS)
+    of_salon = MESSAGES.format("salon_id = %(salon_id)s", "%(page_size)s")
+    yield Case("salon_messages", kind, pages, of_salon, index="idx_messages_salon_created")
 
-    by_phone = [
-        Ask(
-            messaging.ListMessagesRequest(salon_id=SALON, phone_number=phone),
-            {"salon_id": SALON, "phone_number": phone, "limit": PAGE},
-        )
-        for _, phone in conversations
-    ]
-    of_phone = listed.format("phone_number = %(phone_number)s AND salon_id = %(salon_id)s")
-    yield Case("customer_messages", "messaging", "ListMessages", (of_phone,), by_phone, "idx_messages_phone_salon")
+    phones = _of_salon(conn, query.format("phone_number"))
+    of_phone = MESSAGES.format("phone_number = %(phone_number)s AND salon_id = %(salon_id)s", 50)
+    yield Case("customer_messages", kind, phones, of_phone, index="idx_messages_phone_salon")
 
-    by_id = [
-        Ask(
-            messaging.ListMessagesRequest(salon_id=SALON, conversation_id=conversation_id),
-            {"salon_id": SALON, "conversation_id": conversation_id, "limit": PAGE},
-        )
-        for conversation_id, _ in conversations
-    ]
-    of_conversation = listed.format("conversation_id = %(conversation_id)s")
-    yield Case(
-        "conversation_messages",
-        "messaging",
-        "ListMessages",
-        (of_conversation,),
-        by_id,
-        "idx_messages_conversation_created",
-    )
+    ids = _of_salon(conn, query.format("conversation_id::text"))
+    in_conversation = MESSAGES.format("conversation_id = %(conversation_id)s", 50)
+    yield Case("conversation_messages", kind, ids, in_conversation, index="idx_messages_conversation_created")
 
-    value = (
-        "SELECT {} FROM messages WHERE salon_id = %(salon_id)s AND direction = '{}'"
-        " AND created_at >= %(start)s AND created_at < %(end)s"
-    )
-    values = tuple(
-        value.format(figure, direction)
-        for figure in ("count(*)", "coalesce(sum(cost_micros), 0)")
+    values = [
+        f"{VALUE.format(value, 'messages', 'created_at')} AND direction = '{direction}'"
+        for value in ("count(*)", COST)
         for direction in ("INBOUND", "OUTBOUND")
-    )
-    asks = _of_periods(stats.GetMessageDirectionStatsRequest, MONTH)
-    yield Case(
-        "direction_statistics", "stats", "GetMessageDirectionStats", values, asks, "idx_messages_direction_salon"
-    )
-
-    contexts = [
-        Ask(
-            messaging.GetConversationRequest(salon_id=SALON, phone_number=phone),
-            {"salon_id": SALON, "phone_number": phone, "conversation_id": conversation_id, "limit": 10},
-        )
-        for conversation_id, phone in conversations
     ]
+    kind, index = stats.GetMessageDirectionStatsRequest, "idx_messages_direction_salon"
+    yield Case("direction_statistics", kind, _periods(MONTH), *values, index=index)
+
+    contexts = _of_salon(conn, query.format("phone_number, conversation_id::text AS id"))
     conversation = "SELECT * FROM conversations WHERE salon_id = %(salon_id)s AND phone_number = %(phone_number)s"
-    yield Case("conversation_context", "messaging", "GetConversation", (conversation, of_conversation), contexts)
+    newest = MESSAGES.format("conversation_id = %(id)s", 10)
+    yield Case("conversation_context", messaging.GetConversationRequest, contexts, conversation, newest)
 
 
 def _stats() -> Iterator[Case]:
-    """Yield what the seed calls stats queries: of a month, one statement a value."""
-    of_period = "SELECT {} FROM {} WHERE salon_id = %(salon_id)s AND {} >= %(start)s AND {} < %(end)s"
-    counts = tuple(
-        of_period.format(figure, table, time, time)
-        for figure, table, time in (
-            ("count(*)", "bookings", "start_ts"),
-            ("count(*)", "messages", "created_at"),
-            ("count(*)", "conversations", "started_at"),
-            ("coalesce(sum(cost_micros), 0)", "messages", "created_at"),
-        )
-    )
-    yield Case("salon_stats", "stats", "GetSalonStats", counts, _of_periods(stats.GetSalonStatsRequest, MONTH))
+    """Yield the statistics of a month, for which the predecessor sends one statement per value."""
+    values = [
+        VALUE.format("count(*)", "bookings", "start_ts"),
+        VALUE.format("count(*)", "messages", "created_at"),
+        VALUE.format("count(*)", "conversations", "started_at"),
+        VALUE.format(COST, "messages", "created_at"),
+    ]
+    yield Case("salon_stats", stats.GetSalonStatsRequest, _periods(MONTH), *values)
 
     figures = ("count(*)", "sum(prompt_tokens)", "sum(completion_tokens)", "sum(cost_micros)", "avg(latency_ms)")
-    by_model = of_period.format("model, {}", "ai_messages", "created_at", "created_at") + " GROUP BY model"
-    values = tuple(by_model.format(figure) for figure in figures)
-    yield Case("ai_analytics", "stats", "GetAiAnalytics", values, _of_periods(stats.GetAiAnalyticsRequest, MONTH))
+    values = [f"{VALUE.format(f'model, {each}', 'ai_messages', 'created_at')} GROUP BY model" for each in figures]
+    yield Case("ai_analytics", stats.GetAiAnalyticsRequest, _periods(MONTH), *values)
 
 
 def _salons(conn: psycopg.Connection) -> Iterator[Case]:
-    """Yield the look-ups of salons."""
-    names = conn.execute("SELECT salon_id, phone_number_id FROM salons ORDER BY salon_id").fetchall()
-    by_phone = [
-        Ask(booking.GetSalonByPhoneNumberIdRequest(phone_number_id=name), {"phone_number_id": name})
-        for _, name in names
-    ]
-    statement = "SELECT * FROM salons WHERE phone_number_id = %(phone_number_id)s"
-    yield Case("salon_by_phone", "booking", "GetSalonByPhoneNumberId", (statement,), by_phone)
-    by_id = [Ask(booking.GetSalonRequest(salon_id=name), {"salon_id": name}) for name, _ in names]
-    yield Case("salon_by_id", "booking", "GetSalon", ("SELECT * FROM salons WHERE salon_id = %(salon_id)s",), by_id)
+    statement = "SELECT * FROM salons WHERE {0} = %({0})s"
+    rows = conn.execute("SELECT salon_id, phone_number_id FROM salons ORDER BY salon_id").fetchall()
+    phones, ids = ([{name: row[place]} for row in rows] for place, name in ((1, "phone_number_id"), (0, "salon_id")))
+    kind = booking.GetSalonByPhoneNumberIdRequest
+    yield Case("salon_by_phone", kind, phones, statement.format("phone_number_id"))
+    yield Case("salon_by_id", booking.GetSalonRequest, ids, statement.format("salon_id"))
 
 
-def _rows(conn: psycopg.Connection, query: str) -> list[tuple[Any, ...]]:
-    """Return as many rows of the biggest salon as there are asks."""
-    return conn.execute(f"{query} LIMIT {ASKS}".encode(), [SALON]).fetchall()
+def _of_salon(conn: psycopg.Connection, query: str) -> list[dict[str, Any]]:
+    """Return rows of the largest salon."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(f"{query} LIMIT {REQUESTS}".encode(), [SALON]).fetchall()
 
 
-def _periods(length: timedelta) -> Iterable[tuple[datetime, datetime, dict[str, Any]]]:
-    """Yield as many periods as there are asks, each from two hours later; also as the fields of a request."""
-    for number in range(ASKS):
+def _periods(length: timedelta) -> Iterator[dict[str, Any]]:
+    """Yield periods of the largest salon, each two hours later than the one before."""
+    for number in range(REQUESTS):
         start = FIRST + timedelta(hours=2 * number)
-        end = start + length
-        times = {"start_time": Timestamp(), "end_time": Timestamp()}
-        times["start_time"].FromDatetime(start)
-        times["end_time"].FromDatetime(end)
-        yield start, end, times
-
-
-def _of_periods(kind: Any, length: timedelta) -> list[Ask]:
-    """Return asks for figures of the biggest salon."""
-    return [
-        Ask(kind(salon_id=SALON, **times), {"salon_id": SALON, "start": start, "end": end})
-        for start, end, times in _periods(length)
-    ]
+        yield {"salon_id": SALON, "start_time": start, "end_time": start + length}

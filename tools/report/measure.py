@@ -1,75 +1,92 @@
-"""The whole measurement."""
+"""The measurement: every read both ways in alternation, a workload, and many callers at once."""
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import cycle, islice
 from random import Random
+from statistics import median
 
+import grpc
 import psycopg
 import redis
 import uvloop
 from rich.progress import Progress
 
-from tools.report.cases import Case, cases
-from tools.report.checks import headline, others, passed, targets
-from tools.report.figures import Report, Row, Run, Slow, row
-from tools.report.index_statements import INDEX_STATEMENTS
-from tools.report.plans import explained, gains
-from tools.report.pools import measure_pools
-from tools.report.rows import Effort, Rpcs, measure_case
-from tools.report.seed_figures import LINES
-from tools.report.system import SLOW_MS, System, cores, system
-from tools.report.ways import After, Before, connected
-from tools.report.workload import Read, measure_workload, steps
+from libs.cache import MAX_AGE
+from ops.indexes import IndexReport, verify
+from ops.recording import Statement, record
+from tools.report.cases import Case, Request, cases
+from tools.report.readers import After, Before, connected, cores, timed
+from tools.report.reference import LINES
+from tools.report.results import Check, Reads, Report, Row, headline, judge, query_checks
+from tools.report.system import System, system, without
+from tools.report.workload import Read, check_crowd, check_load, steps
 
-SLOWEST = 5  # statements listed of each way
+MOST_FILLS = 5
+OFTEN = 8  # cached reads per uncached one: together they still take the least time
+# The predecessor's statement for the only index that no RPC uses.
+DIRECTIONS = Statement(
+    "SELECT direction, count(*) FROM messages WHERE direction IN ($1, $2) AND salon_id = $3 GROUP BY direction",
+    ("the predecessor's direction statistics",),
+)
 
 
-def measure(scale: int, effort: Effort, progress: Progress, *, cached: bool = True) -> Report:
-    """Start a system, measure everything on it, and end it."""
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: rounds of up to `calls` calls or `seconds` s each, and `operations` of the workload."""
+
+    rounds: int
+    calls: int
+    seconds: float
+    operations: int
+
+
+FULL = Effort(rounds=6, calls=128, seconds=0.6, operations=20_000)
+QUICK = Effort(rounds=1, calls=64, seconds=0.06, operations=600)
+
+
+def measure(scale: int, effort: Effort, progress: Progress) -> Report:
+    """Start a system, measure everything on it, and stop it. Raises: StartError."""
     began = time.monotonic()
     with system(scale, progress) as running:
-        measured: Report = uvloop.run(_measure(running, scale, effort, progress, began, cached=cached))
-        return measured
+        task = progress.add_task("indexes and plans", total=1)
+        indexes = verify(running.database_url, [*record(), DIRECTIONS])
+        progress.advance(task)
+        rows, checks = uvloop.run(_measure(running, effort, progress))
+        checks += check_database(indexes, running.database_url)
+        with redis.Redis.from_url(running.redis_url) as client:
+            valkey = client.info("server")["valkey_version"]
+    run = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "servers": f"{indexes.server}, Valkey {valkey}, Python {platform.python_version()}",
+        "cores": cores(),
+        "scale": scale,
+        "seconds": round(time.monotonic() - began),
+    }
+    return Report(run, all(check.ok for check in checks), headline(checks), checks, rows)
 
 
-async def _measure(
-    system: System, scale: int, effort: Effort, progress: Progress, began: float, *, cached: bool
-) -> Report:
+async def _measure(system: System, effort: Effort, progress: Progress) -> tuple[list[Row], list[Check]]:
     every = cases(system.database_url)
-    async with connected(system) as (before, after, writer):
-        rpcs = Rpcs(system, cached=cached)
-        rows = await measure_rows(system, every, before, after, rpcs, effort, progress, cached=cached)
-        task = progress.add_task("indexes", total=len(INDEX_STATEMENTS) + 1)
-        plans = explained(system.database_url)
-        progress.advance(task)
-        indexes = gains(system, effort.rounds * 3, lambda: progress.advance(task))
-        task = progress.add_task("workload and pools", total=2)
+    async with AsyncExitStack() as stack:
+        channels = {name: grpc.aio.insecure_channel(f"127.0.0.1:{port}") for name, port in system.ports.items()}
+        for channel in channels.values():
+            stack.push_async_callback(channel.close)
+        before, after = await stack.enter_async_context(connected(system))
+        rows = await measure_rows(system, every, before, after, effort, progress)
+        task = progress.add_task("workload", total=2)
         done = steps(every, effort.operations, Random("report"))  # noqa: S311 - the same each time
-        workload = await measure_workload(done, before, after, writer, cached=cached)
+        load = await check_load(done, before, after, channels)
         progress.advance(task)
-        reads = [what for what in done if isinstance(what, Read)][: effort.operations // 4]
-        pools = await measure_pools(reads, before, after, rpcs)
+        reads = [step for step in done if isinstance(step, Read)][: effort.operations // 4]
+        crowd = await check_crowd(reads, after, channels)
         progress.advance(task)
-        await rpcs.close()
-        buffers = _buffer_hit_rate(system.database_url)
-        checks = [*targets(rows), *others(workload, pools, plans, indexes, buffers)]
-        return Report(
-            run=_run(system, scale, effort, before, after, time.monotonic() - began, cached=cached),
-            ok=passed(checks),
-            headline=headline(checks),
-            checks=checks,
-            rows=rows,
-            indexes=indexes,
-            plans=plans,
-            workload=workload,
-            pools=pools,
-            buffer_hit_rate=buffers,
-            slow_before=before.queries.slow_total,
-            slow_after=sum(database.queries.slow_total for database in after.databases.values()),
-            slow=_slowest(before, after),
-        )
+    return rows, [*query_checks(rows), *load, *crowd]
 
 
 async def measure_rows(
@@ -77,69 +94,67 @@ async def measure_rows(
     wanted: Sequence[Case],
     before: Before,
     after: After,
-    rpcs: Rpcs,
     effort: Effort,
     progress: Progress,
     *,
-    cached: bool,
+    cached: bool = True,
 ) -> list[Row]:
-    """Measure cases; return the lines of the seed's tables that they are for."""
+    """Measure cases; return the lines of the predecessor's tables that they are for.
+
+    Without `cached` every read bypasses the cache, also later reads of the same task.
+    """
+    MAX_AGE.set(None if cached else 0)
     task = progress.add_task("reads", total=len(wanted))
     measured = {}
     for case in wanted:
         progress.update(task, description=f"reads: {case.method}")
-        measured[case.key] = case, await measure_case(system, case, before, after, rpcs, effort, cached=cached)
+        with without(system.copy_url, case.index):
+            measured[case.key] = case.method, await _measure_case(case, before, after, effort)
         progress.advance(task)
-    lines = [(line, *measured[line.case]) for line in LINES if line.case in measured]
-    return [row(line, case.method, case.index, at) for line, case, at in lines]
+    return [judge(line, *measured[line.case]) for line in LINES if line.case in measured]
 
 
-def _slowest(before: Before, after: After) -> list[Slow]:
-    """Return the slowest statements of each way, each statement once."""
-    ways = {
-        "before": list(before.queries.slow),
-        "after": [slow for database in after.databases.values() for slow in database.queries.slow],
-    }
-    found = []
-    for way, slow in ways.items():
-        longest: dict[str, float] = {}
-        for each in slow:
-            longest[each.query] = max(each.duration_ms, longest.get(each.query, 0.0))
-        ordered = sorted(longest.items(), key=lambda pair: -pair[1])[:SLOWEST]
-        found += [Slow(way, query, round(ms, 1)) for query, ms in ordered]
-    return found
+async def _measure_case(case: Case, before: Before, after: After, effort: Effort) -> Reads:
+    """Warm up, then do the rounds: in each, "before", a first read of every request, and repeated reads."""
+    requests = case.requests[: effort.calls]
+    again, often = (list(islice(cycle(requests), effort.calls * times)) for times in (1, OFTEN))
+    old, first, repeated = list[float](), list[float](), list[float]()
+    sources: Counter[str] = Counter()
+
+    async def read_before(request: Request) -> None:
+        await before.read(case, request)
+
+    async def read_after(request: Request) -> None:
+        sources[(await after.read(case, request)).source] += 1
+
+    await timed(read_before, requests, effort.seconds)
+    await timed(read_after, requests, effort.seconds)
+    for _ in range(effort.rounds):
+        old += await timed(read_before, again, effort.seconds)
+        await after.forget()
+        first += await timed(read_after, requests, effort.seconds)
+        for _ in range(MOST_FILLS):  # a fill may be refused
+            await after.settle()
+            sources.clear()
+            await timed(read_after, requests)
+            if not sources["miss"]:
+                break
+        sources.clear()
+        repeated += await timed(read_after, often, effort.seconds)
+    medians = [round(1000 * median(taken), 4) for taken in (old, first, repeated)]
+    near, hits = (100 * count / sources.total() for count in (sources["near"], sources["near"] + sources["hit"]))
+    return Reads(medians[0], medians[1], medians[2], hits, near)
 
 
-def _buffer_hit_rate(database_url: str) -> float:
-    """Return how many % of the pages were found in Postgres's own buffers, since the database was made."""
+def check_database(indexes: IndexReport, database_url: str) -> list[Check]:
+    """Judge the indexes, the plans, and the share of pages that Postgres found in its buffers."""
     with psycopg.connect(database_url) as conn:
-        row = conn.execute(
-            "SELECT 100.0 * blks_hit / greatest(blks_hit + blks_read, 1) FROM pg_stat_database"
-            " WHERE datname = current_database()"
-        ).fetchone()
-    return round(float(row[0]), 2) if row else 0.0
-
-
-def _run(
-    system: System, scale: int, effort: Effort, before: Before, after: After, seconds: float, *, cached: bool
-) -> Run:
-    with psycopg.connect(system.database_url) as conn:
-        version = conn.info.server_version
-    with redis.Redis.from_url(system.redis_url) as client:
-        server = client.info("server")
-    return Run(
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        postgres=f"PostgreSQL {version // 10000}.{version % 10000}",
-        redis=f"Valkey {server['valkey_version']}"
-        if "valkey_version" in server
-        else f"Redis {server['redis_version']}",
-        python=platform.python_version(),
-        cores=cores(),
-        scale=scale,
-        rounds=effort.rounds,
-        cached=cached,
-        slow_ms=SLOW_MS,
-        pool_before=before.limit,
-        pool_after=after.limit,
-        seconds=round(seconds, 1),
-    )
+        query = "SELECT 100.0 * blks_hit / (blks_hit + blks_read) FROM pg_stat_database WHERE datname = %s"
+        [(buffers,)] = conn.execute(query, [conn.info.dbname]).fetchall()
+    used = [index.state == "present" and bool(index.rpcs) for index in indexes.indexes]
+    plans = [plan.ok for plan in indexes.plans]
+    return [
+        Check("Indexes present and used", f"{sum(used)} of {len(used)}", "all", "13", all(used)),
+        Check("Plans on their indexes", f"{sum(plans)} of {len(plans)}", "all", "4", all(plans)),
+        Check("Buffer hit ratio", f"{buffers:.2f} %", "above 90 %", "above 90 %", buffers > 90),
+    ]

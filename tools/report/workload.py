@@ -1,26 +1,27 @@
-"""Zipf reads with 5 % writes: what the cache answers, and what is left for Postgres."""
+"""A mixed workload (Zipf-distributed reads with 5 % writes), and many callers at once."""
 
-import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import accumulate
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
-from google.protobuf.timestamp_pb2 import Timestamp
+import grpc
 
-from libs.cache import MAX_AGE
-from parlor.booking.v1 import booking_pb2 as booking
-from parlor.messaging.v1 import messaging_pb2 as messaging
-from tools.report.cases import FIRST, SALONS, Ask, Case
-from tools.report.figures import Workload
-from tools.report.rows import CACHED, CALLERS, timed
-from tools.report.ways import After, Before
+from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
+from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
+from tools.report.cases import FIRST, SALONS, Case, Request
+from tools.report.readers import After, Before, timed
+from tools.report.results import Check
 
+Channels: TypeAlias = dict[str, grpc.aio.Channel]
 WRITES = 0.05
-DISTINCT = 16  # asks of each case: what a salon's people look at again and again
+DISTINCT = 16  # requests of each case: what a salon's staff look at again and again
 PHONE = "+4915112345678"
+CROWD = 128  # callers: the predecessor's "120+"
 
 
 def zipf(universe: int, count: int, random: Random, exponent: float = 1.0) -> list[int]:
@@ -33,7 +34,7 @@ class Read(NamedTuple):
     """A read of the workload."""
 
     case: Case
-    ask: Ask
+    request: Request
 
 
 class Write(NamedTuple):
@@ -42,94 +43,91 @@ class Write(NamedTuple):
     salon_id: str
     number: int
 
-    async def do(self, after: After) -> None:
-        """Write."""
+    async def send(self, channels: Channels) -> None:
+        """Send the write to a service's process, so that the pools of this process count only reads."""
+        fields: dict[str, Any] = {"salon_id": self.salon_id}
         if self.number % 2:
-            start, end = Timestamp(), Timestamp()
-            start.FromDatetime(FIRST + timedelta(hours=self.number))
-            end.FromDatetime(FIRST + timedelta(hours=self.number + 1))
-            request = booking.CreateBookingRequest(
-                salon_id=self.salon_id, customer_phone=PHONE, start_time=start, end_time=end
-            )
-            await after.services["booking"].servicer.CreateBooking(request, None)
+            start = FIRST + timedelta(hours=self.number)
+            fields |= {"customer_phone": PHONE, "start_time": start, "end_time": start + timedelta(hours=1)}
+            stub: Any = booking_pb2_grpc.BookingServiceStub(channels["booking"])
+            await stub.CreateBooking(booking_pb2.CreateBookingRequest(**fields))
         else:
-            message = messaging.RecordMessageRequest(
-                salon_id=self.salon_id,
-                phone_number=PHONE,
-                direction=messaging.MESSAGE_DIRECTION_INBOUND,
-                whatsapp_id=f"wamid.{uuid4()}",
-                content="Hallo",
-            )
-            await after.services["messaging"].servicer.RecordMessage(message, None)
+            fields |= {"phone_number": PHONE, "direction": messaging_pb2.MESSAGE_DIRECTION_INBOUND, "content": "Hallo"}
+            stub = messaging_pb2_grpc.MessagingServiceStub(channels["messaging"])
+            await stub.RecordMessage(messaging_pb2.RecordMessageRequest(**fields, whatsapp_id=f"wamid.{uuid4()}"))
 
 
 def steps(cases: Sequence[Case], count: int, random: Random) -> list[Read | Write]:
-    """Return what callers do: reads of all cases in one Zipf order over their asks, writes to Zipf-chosen salons."""
-    asks = [Read(case, ask) for case in cases for ask in case.asks[:DISTINCT]]
-    random.shuffle(asks)
-    reads, salons = zipf(len(asks), count, random), zipf(len(SALONS), count, random)
+    """Return reads of all cases in one Zipf distribution over their requests, and writes to Zipf-chosen salons."""
+    requests = [Read(case, request) for case in cases for request in case.requests[:DISTINCT]]
+    random.shuffle(requests)
+    reads, salons = zipf(len(requests), count, random), zipf(len(SALONS), count, random)
     return [
-        Write(SALONS[salon], number) if random.random() < WRITES else asks[read]
+        Write(SALONS[salon], number) if random.random() < WRITES else requests[read]
         for number, (read, salon) in enumerate(zip(reads, salons, strict=True))
     ]
 
 
-async def measure_workload(
-    done: Sequence[Read | Write], before: Before, after: After, writer: After, *, cached: bool
-) -> Workload:
-    """Do the steps; their first third warms the cache and is not counted. `writer` writes, so that `after` only reads.
+async def check_load(done: Sequence[Read | Write], before: Before, after: After, channels: Channels) -> list[Check]:
+    """Do the steps. Their first third warms the cache and is not counted. "Before" only does the reads."""
+    sources: Counter[str] = Counter()
 
-    "Before" is measured by the reads alone.
-    """
-    MAX_AGE.set(None if cached else 0)
-    callers = CALLERS[-1]
-    answers: list[tuple[str, float]] = []
-
-    async def step(what: Read | Write) -> None:
-        if isinstance(what, Write):
-            await what.do(writer)
+    async def do(step: Read | Write) -> None:
+        if isinstance(step, Write):
+            await step.send(channels)
         else:
-            started = time.perf_counter()
-            reply = await after.read(*what)
-            answers.append((reply.source, time.perf_counter() - started))
+            sources[(await after.read(*step)).source] += 1
 
     warming = len(done) // 3
     await after.forget()
-    await timed(step, done[:warming], callers)
+    await timed(do, done[:warming])
     await after.settle()
-    answers.clear()
-    began = after.counts()
-    await timed(step, done[warming:], callers)
+    sources.clear()
+    began = after.statements
+    await timed(do, done[warming:])
     await after.settle()
-    new = after.counts() - began
+    new = after.statements - began
 
-    reads = [what for what in done[warming:] if isinstance(what, Read)]
-    began = before.counts()
-    taken = await timed(lambda read: before.read(*read), reads, callers)
-    old = before.counts() - began
+    reads = [step for step in done[warming:] if isinstance(step, Read)]
+    began = before.statements
+    await timed(lambda read: before.read(*read), reads)
+    old = before.statements - began
 
-    hits = sum(source in CACHED for source, _ in answers)
-    return Workload(
-        asks=len({(what.case.key, what.ask.request.SerializeToString()) for what in reads}),
-        reads=len(reads),
-        writes=len(done) - warming - len(reads),
-        callers=callers,
-        hits=hits,
-        hit_rate=_percent(hits, len(reads)),
-        refused_fills=new.refused_fills,
-        statements_before=old.statements,
-        statements_after=new.statements,
-        statements_saved=_percent(old.statements - new.statements, old.statements),
-        average_before=_mean_ms(taken),
-        average_after=_mean_ms([seconds for _, seconds in answers]),
-        connections_before=before.connections,
-        connections_after=after.connections,
-    )
+    saved, hits = 100 * (1 - new / old), 100 * (sources["hit"] + sources["near"]) / len(reads)
+    figures = f"{saved:.1f} % ({new:,} of {old:,} statements sent)", f"{hits:.1f} % (of {len(reads):,} reads)"
+    return [
+        Check("Database load saved", figures[0], "at least 75 %", "82 %", saved >= 75),
+        Check("Cache hit rate", figures[1], "above 85 %", "87 %", hits > 85),
+    ]
 
 
-def _percent(part: float, whole: float) -> float:
-    return round(100 * part / whole, 2)
+async def check_crowd(reads: Sequence[Read], after: After, channels: Channels) -> list[Check]:
+    """Have CROWD callers read at once: from an empty cache on, and by RPCs that bypass the cache."""
+    errors = 0
+
+    async def call(read: Read, *metadata: tuple[str, str]) -> None:
+        nonlocal errors
+        rpc: Any = channels[read.case.service].unary_unary(read.case.path)
+        try:
+            await rpc(read.request.message.SerializeToString(), metadata=metadata)
+        except grpc.aio.AioRpcError:
+            errors += 1
+
+    await after.forget()
+    began = await _pool_failures(channels)
+    await timed(call, reads, callers=CROWD)
+    await timed(lambda read: call(read, ("cache-control", "no-cache")), reads, callers=CROWD)
+    failures = await _pool_failures(channels) - began
+    calls = 2 * len(reads)
+    answered = f"{calls - errors:,} of {calls:,} calls by {CROWD} callers, half of them uncached"
+    return [
+        Check("Callers at once", answered, "all answered", "120+", errors == 0),
+        Check("Exhaustions and connection errors", str(failures), "none", "0/day", failures == 0),
+    ]
 
 
-def _mean_ms(seconds: Sequence[float]) -> float:
-    return round(1000 * sum(seconds) / len(seconds), 4)
+async def _pool_failures(channels: Channels) -> int:
+    """Return how often the services' pools were exhausted or lost a connection."""
+    stubs: list[Any] = [ops_pb2_grpc.OpsServiceStub(channel) for channel in channels.values()]
+    replies = [await stub.GetDatabaseMetrics(ops_pb2.GetDatabaseMetricsRequest()) for stub in stubs]
+    return sum(reply.pool.exhaustions + reply.pool.connection_errors for reply in replies)

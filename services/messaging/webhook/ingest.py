@@ -76,15 +76,26 @@ class WebhookIngest:
     ) -> None:
         """Record a change of a salon in one transaction, and count what is new."""
         salon_id = salon.salon_id
-        messages = [_new_message(salon, vars(message)) for message in change.messages]
+        messages = [
+            NewMessage(
+                salon_id=salon_id,
+                salon_known=True,
+                direction="INBOUND",
+                cost_micros=0,
+                currency_code=None,
+                language=salon.language_code,
+                **vars(message),
+            )
+            for message in change.messages
+        ]
         statuses = [NewStatus(salon_id=salon_id, **vars(status)) for status in change.statuses]
         statements = _statements(salon_id, messages, statuses, change.failures)
         if not statements:
             return
-        names = {status.whatsapp_id for status in statuses}
+        names = set(map(attrgetter("whatsapp_id"), statuses))
         for message in messages:
-            names.update(filter(None, (message.whatsapp_id, message.user_id, message.phone_number)))
-        locks = {message_lock(salon_id, name) for name in names}
+            names |= {message.whatsapp_id, message.user_id, message.phone_number}
+        locks = {message_lock(salon_id, name) for name in names if name}
         async with self._write(request, salon_id, locks=locks, first=list(statements.values())) as write:
             found = dict(zip(statements, write.first, strict=True))
             inserted, changed = found.get("messages", ()), found.get("changed", ())
@@ -127,15 +138,3 @@ def _statements(
     if failures:
         statements["failures"] = insert_failures(salon_id, "", failures)
     return statements
-
-
-def _new_message(salon: Salon, fields: dict[str, Any]) -> NewMessage:
-    return NewMessage(
-        salon_id=salon.salon_id,
-        salon_known=True,
-        direction="INBOUND",
-        cost_micros=0,
-        currency_code=None,
-        language=salon.language_code,
-        **fields,
-    )

@@ -1,12 +1,14 @@
-"""What the seed's report says: its tables, the gain that it expects of each index, and its targets."""
+"""The figures of the predecessor's report, and its targets."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Line(NamedTuple):
-    """A line of the seed's tables: which case measures it, its times in ms, and whether its "after" is a first read.
+@dataclass(frozen=True)
+class Line:
+    """A line of the predecessor's tables.
 
-    `target` is what after/before may be at most; None where the seed sets none.
+    `case` is the read that measures it. `first` means that its "after" is a read that is not cached yet. `target` is
+    the highest after/before, None where the predecessor sets none. Units: ms.
     """
 
     table: str
@@ -18,8 +20,7 @@ class Line(NamedTuple):
     first: bool = False
 
 
-# The seed's targets: 25 of 100 ms, 90 of 300 ms, 5 of 50 ms.
-BOOKINGS, STATS, SALONS = 0.25, 0.30, 0.10
+BOOKINGS, STATS, SALONS = 0.25, 0.30, 0.10  # targets: 25 of 100 ms, 90 of 300 ms, 5 of 50 ms
 
 LINES = (
     Line("Booking queries", "Get bookings by salon", "salon_bookings", 98, 18, BOOKINGS),
@@ -41,38 +42,3 @@ LINES = (
     Line("Query cache", "Salon stats (cached)", "salon_stats", 300, 5, STATS),
     Line("Query cache", "Conversation context", "conversation_context", 120, 8),
 )
-
-# By how much of its time a query gets faster, in %. The unique constraints have no figure.
-EXPECTED_GAINS = {
-    "idx_bookings_salon_start": 75,
-    "idx_bookings_salon_status_start": 80,
-    "idx_bookings_customer_salon": 70,
-    "idx_bookings_created": 60,
-    "idx_messages_salon_created": 75,
-    "idx_messages_phone_salon": 70,
-    "idx_messages_conversation_created": 80,
-    "idx_messages_direction_salon": 65,
-    "idx_conversations_salon_status_last": 85,
-    "idx_conversations_salon_started": 60,
-    "idx_ai_messages_conversation_created": 80,
-    "idx_ai_messages_salon_created": 75,
-}
-
-
-class Load(NamedTuple):
-    """The seed's figures of the whole system: %, ms and connections, before and after where it has both."""
-
-    saved: float = 82
-    saved_target: float = 75
-    hit_rate: float = 87
-    hit_rate_target: float = 85
-    average_ms: tuple[float, float] = (78, 18)
-    connections: tuple[str, str] = ("18-25", "12-15")
-    acquisition_ms: tuple[float, float] = (45, 2)
-    callers: tuple[str, str] = ("25", "120+")
-    connection_errors: tuple[str, str] = ("12/day", "0/day")
-    exhaustions: tuple[str, str] = ("5/day", "0/day")
-    buffer_hit_rate_target: float = 90
-
-
-SEED = Load()

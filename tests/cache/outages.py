@@ -1,4 +1,4 @@
-"""Ways for Valkey to be away, and to see what a process makes of it."""
+"""Outages of Valkey, and helpers that observe how a process reacts to them."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import redis
 from psycopg_pool import AsyncConnectionPool
 
 from ops.process import free_port
-from tests.cache.outside import CacheServer, each, nodes
+from tests.cache.servers import CacheServer, each, nodes
 from tests.cache.shop import Shop, until
 
 NOWHERE = f"redis://127.0.0.1:{free_port()}"
@@ -17,7 +17,7 @@ NOWHERE = f"redis://127.0.0.1:{free_port()}"
 
 @contextmanager
 def hanging(valkey: CacheServer) -> Iterator[None]:
-    """Let a server hang: it accepts connections and keeps its data, but answers nothing."""
+    """Make a server hang: it accepts connections and keeps its data, but answers nothing."""
     for node in nodes(valkey):
         os.kill(node.pid, signal.SIGSTOP)
     try:
@@ -28,7 +28,7 @@ def hanging(valkey: CacheServer) -> Iterator[None]:
 
 
 def restart_with_its_old_data(valkey: CacheServer, snapshot: list[dict[bytes, bytes]]) -> None:
-    """Kill the server and start it from a snapshot, as one that keeps its data on disk would."""
+    """Kill the server and start it from a snapshot, like a server that keeps its data on disk."""
     valkey.kill()
     valkey.start()
     for client, kept in zip(each(valkey.url), snapshot, strict=True):
@@ -49,7 +49,7 @@ def disconnect_all(valkey: CacheServer) -> None:
 
 
 async def rows(pool: AsyncConnectionPool) -> int:
-    """Return the number of rows left by writes without Valkey."""
+    """Return the number of rows in the outbox."""
     async with pool.connection() as conn:
         [(count,)] = await (await conn.execute("SELECT count(*) FROM cache_outbox")).fetchall()
     return int(count)

@@ -1,4 +1,4 @@
-"""What held up under attack, and is to stay so. HANG_SECONDS and DISTINCT_KEYS make the tests as long as then."""
+"""Hangs of Valkey and floods of distinct keys. HANG_SECONDS=8 DISTINCT_KEYS=140000 run the tests at full length."""
 
 import asyncio
 import os
@@ -13,13 +13,13 @@ from psycopg_pool import AsyncConnectionPool
 from libs.cache import CacheSettings
 from ops.servers import Valkey
 from ops.up import VALKEY_OPTIONS
-from tests.cache.away import hanging, ready, rows
-from tests.cache.outside import CacheServer, each
+from tests.cache.outages import hanging, ready, rows
+from tests.cache.servers import CacheServer, each
 from tests.cache.shop import Shop, Start, until
 from tests.conftest import valkey_binary
 
-HANG_SECONDS = float(os.environ.get("HANG_SECONDS", "1"))  # 8 then
-DISTINCT_KEYS = int(os.environ.get("DISTINCT_KEYS", "20_000"))  # 140,000 then
+HANG_SECONDS = float(os.environ.get("HANG_SECONDS", "1"))
+DISTINCT_KEYS = int(os.environ.get("DISTINCT_KEYS", "20_000"))
 AT_ONCE = 500
 
 
@@ -30,7 +30,7 @@ async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIter
         yield Start(exits, pool, own_valkey.url, CacheSettings().timeout)
 
 
-async def test_a_redis_that_hangs_costs_one_timeout_and_is_used_again_by_itself(
+async def test_a_hanging_redis_costs_one_timeout_and_is_used_again_afterwards(
     own_valkey: CacheServer, start: Start
 ) -> None:
     shop, other = await start(), await start()
@@ -43,7 +43,7 @@ async def test_a_redis_that_hangs_costs_one_timeout_and_is_used_again_by_itself(
             await shop.write(f"{written}")
             assert (await shop.read())[:2] == (f"{written}".encode(), "bypass")
             slowest = max(slowest, time.perf_counter() - began)
-    assert slowest < 1  # a timeout of 90 ms, on a machine that has other things to do
+    assert slowest < 1  # a timeout of 90 ms, on a busy machine
     await ready(shop, other)
     assert (await shop.text(), await other.text(), await rows(shop.pool)) == (f"{written}", f"{written}", 0)
     await until_hit(shop)
@@ -56,11 +56,11 @@ async def until_hit(shop: Shop) -> None:
 
 
 def memory_mb() -> float:
-    """Return how much memory this process has."""
+    """Return the memory of this process, in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_asked_for(start: Start) -> None:
+async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_read(start: Start) -> None:
     shop = await start(warm=100, near=("shop",), near_size=1)
     memory = []
     for first in range(0, DISTINCT_KEYS, AT_ONCE):

@@ -1,4 +1,4 @@
-"""Reads of one kind that miss in one tick: one statement, and each caller has the answer that it would have alone."""
+"""Reads of one kind that miss in one tick share a statement, and get the same answers as alone."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from tests.stack import PHONE, QUIET, SECRET, Fields, Stack, booking_request, me
 FULL, OTHER, EMPTY, UNKNOWN = SALONS = ("salon-full", "salon-other", "salon-empty", "salon-unknown")
 OTHER_PHONE, USER = "+4915100000000", "DE.1"
 NOON, HOUR = 1_800_000_000, 3600
-SMALL: Fields = {"page_size": 20}  # so that the lists of a test are one statement's
+SMALL: Fields = {"page_size": 20}  # so that all lists of a test fit in one statement
 
 
 def periods(*bounds: tuple[int, int]) -> list[Fields]:
@@ -47,14 +47,14 @@ class Kind(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What the salons have: codes of bookings, ids of conversations."""
+    """The data of the salons: codes of bookings, IDs of conversations."""
 
     codes: list[tuple[str, str]]
     conversations: list[tuple[str, str]]
 
 
 async def filled(stack: Stack) -> Data:
-    """Fill two salons of three, one with little."""
+    """Fill two of three salons, one of them with little data."""
     codes, conversations = [(EMPTY, "NONE00"), (UNKNOWN, "NONE00")], [(EMPTY, str(uuid4())), (UNKNOWN, str(uuid4()))]
     for salon_id, count in ((FULL, 5), (OTHER, 2), (EMPTY, 0)):
         await salon(stack, salon_id)
@@ -167,7 +167,7 @@ def stats_kinds(stack: Stack, _: Data) -> Iterator[Kind]:
 
 
 async def outcome(kind: Kind, request: Message) -> tuple[str, Message | None]:
-    """Return how a request was answered."""
+    """Return the reply or the error of a request."""
     try:
         reply = await kind.handler(request, None)
     except RpcError as error:
@@ -179,18 +179,18 @@ async def outcome(kind: Kind, request: Message) -> tuple[str, Message | None]:
 
 
 async def alone(kind: Kind, request: Message) -> tuple[str, Message | None]:
-    """Return how a request is answered past the cache."""
+    """Return the outcome of a request that bypasses the cache."""
     MAX_AGE.set(0)
     return await asyncio.create_task(outcome(kind, request))
 
 
 async def together(kind: Kind) -> list[tuple[str, Message | None]]:
-    """Return how all requests of a kind are answered that come in one tick."""
+    """Return the outcomes of all requests of a kind, sent in one tick."""
     return await asyncio.gather(*(outcome(kind, request) for request in kind.requests))
 
 
 def forget(redis_url: str) -> None:
-    """Take all entries out of the cache, and leave the tags as they are."""
+    """Remove all entries from the cache, but no tag version records."""
     with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter("query:*"):
             if not key.endswith((VERSION_SUFFIX.encode(), b"run-id")):
@@ -198,7 +198,7 @@ def forget(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["booking", "messaging", "stats"])
-async def test_reads_of_one_kind_share_a_statement_and_each_has_its_own_answer(
+async def test_reads_of_one_kind_share_a_statement_and_get_their_own_replies(
     name: str, database_url: str, redis_url: str
 ) -> None:
     kinds_of = {"booking": booking_kinds, "messaging": messaging_kinds, "stats": stats_kinds}
@@ -208,13 +208,13 @@ async def test_reads_of_one_kind_share_a_statement_and_each_has_its_own_answer(
         reasons: set[str] = set()
         for kind in kinds_of[name](stack, data):
             expected = [await asyncio.create_task(alone(kind, request)) for request in kind.requests]
-            assert await together(kind) == expected  # and the tags are not cold any more
+            assert await together(kind) == expected  # the tags are known from now on
             await server.cache.settle()
             assert await together(kind) == expected
             forget(redis_url)
             before = server.database.queries.executed
             assert await together(kind) == expected
-            assert server.database.queries.executed <= before + 2  # what is never stored asks for a barrier
+            assert server.database.queries.executed <= before + 2  # a load that can't be stored takes a barrier
             await server.cache.settle()
             reasons |= {reason for reason, _ in expected}
             assert any(answer and answer.ByteSize() for _, answer in expected)

@@ -1,4 +1,4 @@
-"""Valkey absent, killed or hanging: no call fails for it, none waits long for it, and what is shown is true."""
+"""Valkey absent, killed or hanging: no call fails, none waits long, and no reply is stale."""
 
 import asyncio
 import time
@@ -12,8 +12,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import CacheSettings, CacheUnavailable, WithoutRedis, server_figures, sizes
 from libs.cache.recovery import Recovery
-from tests.cache.away import NOWHERE, hanging, ready, rows
-from tests.cache.outside import CacheServer
+from tests.cache.outages import NOWHERE, hanging, ready, rows
+from tests.cache.servers import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put, until
 
 
@@ -24,7 +24,9 @@ async def start(pool: AsyncConnectionPool, own_valkey: CacheServer) -> AsyncIter
         yield Start(exits, pool, own_valkey.url, CacheSettings().timeout)
 
 
-async def test_without_valkey_reads_share_loads_and_writes_leave_rows(start: Start, pool: AsyncConnectionPool) -> None:
+async def test_without_valkey_reads_share_loads_and_writes_leave_outbox_rows(
+    start: Start, pool: AsyncConnectionPool
+) -> None:
     shop = await start(redis_url=NOWHERE)
     replies = await asyncio.gather(*(shop.read() for _ in range(100)))
     assert {(reply.body, reply.source) for reply in replies} == {(b"old", "bypass")}
@@ -35,7 +37,7 @@ async def test_without_valkey_reads_share_loads_and_writes_leave_rows(start: Sta
     assert await sizes(shop.cache.store, shop.cache.namespaces.values()) == {}
 
 
-async def test_a_process_started_before_valkey_uses_it_once_it_is_there(own_valkey: CacheServer, start: Start) -> None:
+async def test_a_process_started_before_valkey_uses_it_once_it_is_up(own_valkey: CacheServer, start: Start) -> None:
     own_valkey.kill()
     shop = await start(wait=False)
     assert (await shop.read()).source == "bypass"
@@ -45,7 +47,7 @@ async def test_a_process_started_before_valkey_uses_it_once_it_is_there(own_valk
 
 
 @pytest.mark.parametrize("outage", ["killed", "hanging"])
-async def test_outages_under_reads_and_writes_fail_nothing_and_hide_no_write(
+async def test_outages_under_load_fail_no_call_and_hide_no_write(
     own_valkey: CacheServer, start: Start, outage: str
 ) -> None:
     shops = [await start(), await start()]
@@ -63,7 +65,7 @@ async def test_outages_under_reads_and_writes_fail_nothing_and_hide_no_write(
             least, seen_by_all = max(shown, written), shops[0].cache.store.ready
             body, source, *_ = await shop.read()
             number = 0 if body in (None, b"old") else int(body or 0)
-            # `bounded`: a process that has Valkey before the writer has it again is behind until its next poll.
+            # `bounded`: a process that reconnects before the writer does is behind until its next poll.
             assert number >= least or (source == "hit" and not seen_by_all)
             shown = max(shown, number)
 
@@ -72,16 +74,14 @@ async def test_outages_under_reads_and_writes_fail_nothing_and_hide_no_write(
         for shop in [*shops, *shops]:
             tasks.create_task(read(shop))
         for _ in range(2):
-            await go_away_and_come_back(own_valkey, outage, shops, lambda: written)
+            await run_outage(own_valkey, outage, shops, lambda: written)
         over.set()
     assert (await shops[1].text(), written > 0) == (f"{written}", True)
     assert (await shops[1].read()).source == "hit"
 
 
-async def go_away_and_come_back(
-    valkey: CacheServer, outage: str, shops: list[Shop], written: Callable[[], int]
-) -> None:
-    """Wait for some writes before, during and after an outage that each process has noticed."""
+async def run_outage(valkey: CacheServer, outage: str, shops: list[Shop], written: Callable[[], int]) -> None:
+    """Run an outage that each process notices, with some writes before, during and after it."""
 
     async def some_writes() -> None:
         seen = written()
@@ -102,7 +102,7 @@ async def go_away_and_come_back(
 
 
 async def longest(call: Callable[[], Awaitable[Any]], calls: int) -> list[float]:
-    """Return how long calls took, the longest first, in s."""
+    """Return the times of calls, the longest first, in s."""
     times = []
     for _ in range(calls):
         started = time.perf_counter()
@@ -113,7 +113,7 @@ async def longest(call: Callable[[], Awaitable[Any]], calls: int) -> list[float]
 
 
 @pytest.mark.parametrize("what", ["read", "write", "invalidate", "pattern", "figures", "sizes"])
-async def test_a_hanging_valkey_is_waited_for_once_and_no_longer_than_the_timeout(
+async def test_a_hanging_valkey_delays_one_call_by_one_timeout(
     own_valkey: CacheServer, start: Start, what: str
 ) -> None:
     shop = await start()
@@ -131,10 +131,10 @@ async def test_a_hanging_valkey_is_waited_for_once_and_no_longer_than_the_timeou
         first, *others = await longest(calls[what], 9)
     assert timeout * 0.5 < first < timeout * 3
     if what in ("read", "write", "invalidate"):
-        assert others[3] < timeout / 3  # the median: nothing was tried
+        assert others[3] < timeout / 3  # the median: Valkey was not called
 
 
-async def test_a_process_starts_and_stops_beside_a_hanging_valkey(own_valkey: CacheServer, start: Start) -> None:
+async def test_a_process_starts_and_stops_while_valkey_hangs(own_valkey: CacheServer, start: Start) -> None:
     with hanging(own_valkey):
         started = time.perf_counter()
         shop = await start(wait=False)
@@ -144,7 +144,9 @@ async def test_a_process_starts_and_stops_beside_a_hanging_valkey(own_valkey: Ca
     assert not [task for task in asyncio.all_tasks() if "libs/cache/" in repr(task)]
 
 
-async def test_any_process_registers_what_a_write_without_valkey_left(start: Start, pool: AsyncConnectionPool) -> None:
+async def test_any_process_registers_outbox_rows_of_writes_without_valkey(
+    start: Start, pool: AsyncConnectionPool
+) -> None:
     reader, drainer, cut_off = await start(), await start(poll=10), await start(redis_url=NOWHERE)
     await reader.text()
     for label in ("one", "two", "three"):
@@ -161,11 +163,11 @@ async def until_drained(pool: AsyncConnectionPool) -> None:
             pass
 
 
-async def test_a_process_that_may_only_read_registers_and_leaves_the_rows(
+async def test_a_read_only_process_registers_outbox_rows_without_deleting_them(
     start: Start, pool: AsyncConnectionPool, database_url: str
 ) -> None:
     cut_off = await start(redis_url=NOWHERE)
-    await (await start()).cache.close()  # one that may only read uses the cache that others have put in force
+    await (await start()).cache.close()  # a read-only process uses the cache that others have put in force
     await cut_off.write("new")
     conninfo = make_conninfo(database_url, options="-c default_transaction_read_only=on")
     async with (
@@ -177,12 +179,12 @@ async def test_a_process_that_may_only_read_registers_and_leaves_the_rows(
     assert await rows(pool) == 1
 
 
-async def test_a_row_committed_while_its_group_is_drained_is_covered(start: Start, pool: AsyncConnectionPool) -> None:
+async def test_a_row_committed_while_its_tag_is_drained_is_registered(start: Start, pool: AsyncConnectionPool) -> None:
     reader, early, late = await start(), await start(redis_url=NOWHERE), await start(redis_url=NOWHERE)
     await reader.text()
     async with early.cache.transaction(early.shelf()) as write:
         await put(write.conn, "other", "milk")
-        await late.write("new")  # a higher id, committed first
+        await late.write("new")  # a higher ID, committed first
         await reader.cache._recovery._register([(reader.shelf().version_key, write.xact_id + 1)])
     assert (await reader.text(), await reader.text("milk")) == ("new", "other")
     await reader.cache._recovery.drain()
@@ -190,7 +192,7 @@ async def test_a_row_committed_while_its_group_is_drained_is_covered(start: Star
     assert (await reader.text(), await reader.text("milk")) == ("new", "other")
 
 
-async def test_no_hit_is_served_before_what_is_pending_was_drained(
+async def test_no_hit_is_served_before_the_outbox_is_drained(
     own_valkey: CacheServer, start: Start, pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = await start(), await start(redis_url=NOWHERE)

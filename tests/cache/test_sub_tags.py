@@ -1,4 +1,4 @@
-"""Parts: finer tags that outlive their whole's writes, and know what it knows when nobody else does."""
+"""Sub-tags: a write to the tag leaves their entries, and a new record of a sub-tag inherits the past of its tag."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,13 +11,13 @@ from libs.cache import Cache, CacheUnavailable, Key, Tag, Transaction
 from libs.cache.keys import parent_key
 from libs.cache.store import VERSION_LIFETIME_SECONDS
 from ops.process import free_port
-from tests.cache.outside import each, reaching
+from tests.cache.servers import each, reaching
 from tests.cache.shop import Pause, Shop, Start, lose, put
 from tests.cache.traffic import Traffic, traced
 
 
 class Items(Shop):
-    """A shop where each item is a part of its shelf."""
+    """A shop where each item is a sub-tag of its shelf."""
 
     def item(self, name: str = "tea", shelf: str = "a") -> Tag:
         """Return an item's tag."""
@@ -34,14 +34,14 @@ class Items(Shop):
 
     @asynccontextmanager
     async def writing(self, label: str = "new") -> AsyncIterator[Transaction]:
-        """Write the item and be registered; the end of the block commits."""
+        """Write the item and register the write; the end of the block commits."""
         async with self.cache.transaction(self.item()) as write:
             await put(write.conn, label)
             await write.registered()
             yield write
 
     async def of_shelf(self) -> str:
-        """Return where a reply about the whole shelf came from."""
+        """Return the source of a reply about the whole shelf."""
         reply = await self.cache.get(self.shelf().key("all"), lambda conn: self.select(conn, "a", "tea"))
         await self.cache.settle()
         return reply.source
@@ -63,12 +63,12 @@ def items(shop: Shop) -> Items:
 
 
 @pytest.fixture
-async def parts(shop: Shop) -> Items:
+async def shop(shop: Shop) -> Items:
     """One process."""
     return items(shop)
 
 
-async def test_a_part_of_a_warm_whole_is_opened_without_a_barrier(
+async def test_a_sub_tag_of_a_known_tag_is_opened_without_a_barrier(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     async with traced(database_url, redis_url, tmp_path / "trace") as (pool, connection), AsyncExitStack() as exits:
@@ -79,7 +79,7 @@ async def test_a_part_of_a_warm_whole_is_opened_without_a_barrier(
             await shop.text(name)
             return connection.valkey, connection.postgres
 
-        await shop.text("first")  # whatever a first call sends
+        await shop.text("first")  # the first call sends more
         assert await cost("unverified") == ({"mget": 1, "evalsha": 2}, 2)
         await shop.of_shelf()
         assert await cost("warm") == ({"mget": 1, "evalsha": 2}, 1)
@@ -94,37 +94,37 @@ async def write_costs_one_call(shop: Items, connection: Traffic) -> None:
     assert (connection.valkey, connection.postgres) == ({"evalsha": 1}, 3)  # BEGIN with the id; the INSERT; COMMIT
 
 
-async def test_a_write_to_a_part_takes_the_whole_and_no_other_part(parts: Items) -> None:
+async def test_a_write_to_a_sub_tag_invalidates_its_tag_and_no_other_sub_tag(shop: Items) -> None:
     for name in ("tea", "milk"):
-        await parts.text(name)
-    await parts.of_shelf()
-    await parts.write("new")
-    assert [(await parts.read(name)).source for name in ("tea", "milk")] == ["miss", "hit"]
-    assert await parts.of_shelf() == "miss"
-    assert await parts.text() == "new"
+        await shop.text(name)
+    await shop.of_shelf()
+    await shop.write("new")
+    assert [(await shop.read(name)).source for name in ("tea", "milk")] == ["miss", "hit"]
+    assert await shop.of_shelf() == "miss"
+    assert await shop.text() == "new"
 
 
-async def test_a_write_to_the_whole_leaves_its_parts(parts: Items) -> None:
-    await parts.text()
-    await parts.of_shelf()
-    async with parts.cache.transaction(parts.shelf()):
+async def test_a_write_to_a_tag_leaves_its_sub_tags(shop: Items) -> None:
+    await shop.text()
+    await shop.of_shelf()
+    async with shop.cache.transaction(shop.shelf()):
         pass
-    assert ((await parts.read()).source, await parts.of_shelf()) == ("hit", "miss")
+    assert ((await shop.read()).source, await shop.of_shelf()) == ("hit", "miss")
 
 
-async def test_a_part_that_nobody_has_read_is_not_kept(parts: Items, redis_url: str) -> None:
-    await parts.write("new")
+async def test_a_write_to_an_unread_sub_tag_leaves_no_record_of_it(shop: Items, redis_url: str) -> None:
+    await shop.write("new")
     version_keys = [name for client in each(redis_url) for name in client.scan_iter("query:*#meta")]
-    assert version_keys == [parts.shelf().version_key.encode()]
-    assert await parts.text() == "new"
+    assert version_keys == [shop.shelf().version_key.encode()]
+    assert await shop.text() == "new"
 
 
 @pytest.mark.parametrize("variant", [False, True], ids=["ours", "variant"])
 @pytest.mark.parametrize("lost", ["query:*:item:*", "query:*"])
-async def test_part_without_whole_is_opened_as_if_nobody_wrote(
+async def test_a_new_sub_tag_record_inherits_the_past_of_its_tag(
     start: Start, redis_url: str, monkeypatch: pytest.MonkeyPatch, lost: str, variant: bool
 ) -> None:
-    """Whoever opens a part takes over its whole's past: a variant registers with the part alone."""
+    """A new record of a sub-tag inherits the past of its tag. The variant registers writes with the sub-tag alone."""
     writer, reader = items(await start()), items(await start())
     await reader.of_shelf()
     if variant:
@@ -132,21 +132,21 @@ async def test_part_without_whole_is_opened_as_if_nobody_wrote(
     async with writer.writing("new"):
         lose(redis_url, lost)
         assert await reader.text() == "old"
-    stale = variant and lost != "query:*"  # without its whole it is unverified
+    stale = variant and lost != "query:*"  # without its tag it is unverified
     assert await reader.text() == ("old" if stale else "new")
 
 
-async def test_a_part_is_cold_where_its_whole_is(start: Start, redis_url: str) -> None:
+async def test_a_sub_tag_of_an_unverified_tag_is_unverified(start: Start, redis_url: str) -> None:
     writer, reader = items(await start()), items(await start())
     async with writer.writing("new"):
         lose(redis_url)
-        await writer.cache.invalidate(writer.shelf())  # the whole is there again, and knows nothing
+        await writer.cache.invalidate(writer.shelf())  # the tag has a record again, without a past
         assert await reader.text() == "old"
     assert await reader.text() == "new"
 
 
 @every_way
-async def test_a_load_of_a_part_under_way_during_a_bulk_invalidation_is_not_stored(
+async def test_a_load_of_a_sub_tag_under_way_during_a_bulk_invalidation_is_not_stored(
     start: Start, invalidate: Callable[[Cache], Awaitable[int]]
 ) -> None:
     shop, operator = items(await start()), await start()
@@ -157,22 +157,22 @@ async def test_a_load_of_a_part_under_way_during_a_bulk_invalidation_is_not_stor
     await pause.reached.wait()
     async with shop.pool.connection() as conn:
         await put(conn, "new", "milk")
-    assert await invalidate(operator.cache) == 3  # the whole, tea and milk
+    assert await invalidate(operator.cache) == 3  # the shelf, tea and milk
     pause.go_on.set()
     assert (await slow).body is None
     assert await shop.text("milk") == "new"
     assert (await shop.read("milk")).source == "hit"
 
 
-async def test_an_invalidation_of_a_whole_counts_its_parts_and_leaves_others(parts: Items) -> None:
+async def test_an_invalidation_of_a_tag_includes_its_sub_tags_and_no_others(shop: Items) -> None:
     for shelf in ("a", "ab"):
         for name in ("tea", "milk"):
-            await parts.text(name, shelf=shelf)
-    assert await parts.cache.invalidate(parts.shelf()) == 3
-    assert [(await parts.read(shelf=shelf)).source for shelf in ("a", "ab")] == ["miss", "hit"]
+            await shop.text(name, shelf=shelf)
+    assert await shop.cache.invalidate(shop.shelf()) == 3
+    assert [(await shop.read(shelf=shelf)).source for shelf in ("a", "ab")] == ["miss", "hit"]
 
 
-async def test_a_write_without_valkey_invalidates_the_part_once_it_is_drained(start: Start) -> None:
+async def test_a_write_without_valkey_invalidates_the_sub_tag_once_the_outbox_is_drained(start: Start) -> None:
     reader, cut_off = items(await start()), items(await start(redis_url=f"redis://127.0.0.1:{free_port()}"))
     assert await reader.text() == "old"
     await cut_off.write("new")
@@ -182,21 +182,23 @@ async def test_a_write_without_valkey_invalidates_the_part_once_it_is_drained(st
         await cut_off.cache.invalidate(cut_off.shelf())
 
 
-async def test_a_parts_meta_outlives_its_entries_by_far_less_than_a_wholes(parts: Items, redis_url: str) -> None:
-    await parts.text()
-    await parts.of_shelf()
+async def test_the_record_of_a_sub_tag_outlives_its_entries_by_far_less_than_that_of_a_tag(
+    shop: Items, redis_url: str
+) -> None:
+    await shop.text()
+    await shop.of_shelf()
     with reaching(redis_url) as client:
         entry, part, shelf = (
-            client.pttl(name) for name in (parts.key().entry, parts.item().version_key, parts.shelf().version_key)
+            client.pttl(name) for name in (shop.key().entry, shop.item().version_key, shop.shelf().version_key)
         )
-    ttl = parts.cache.namespace("shop").ttl * 1000
+    ttl = shop.cache.namespace("shop").ttl * 1000
     assert isinstance(entry, int) and isinstance(part, int) and isinstance(shelf, int)
     assert 0.89 * ttl < entry <= ttl < part <= 2 * ttl
     assert shelf > 0.99 * VERSION_LIFETIME_SECONDS * 1000
 
 
-def test_no_name_of_a_part_or_an_entry_is_that_of_a_meta(parts: Items) -> None:
-    shelf = parts.shelf("a}#meta")
+def test_no_sub_tag_or_entry_shares_a_name_with_a_tag_version_record(shop: Items) -> None:
+    shelf = shop.shelf("a}#meta")
     names = {shelf.sub_tag("item", "tea#meta").name, shelf.key("item", "tea#meta").entry, shelf.key("x", "#meta").entry}
     assert not any(name.endswith("#meta") for name in names)
     assert parent_key(shelf.sub_tag("item", "}").name) == parent_key(shelf.version_key) == shelf.version_key

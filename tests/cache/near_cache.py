@@ -14,13 +14,13 @@ LEASE = LEASE_MS / 1000
 
 
 async def near(start: Start, lease_ms: int = 60_000, size: int = 1) -> Shop:
-    """Start a process that keeps replies of the shop for itself."""
+    """Start a process of the shop with a near cache."""
     return await start(near=["shop"], near_lease=lease_ms, near_size=size)
 
 
 @dataclass(frozen=True)
 class Single:
-    """Starts processes on one server, and those of a near cache through a proxy."""
+    """Starts processes on one server; those with a near cache connect through a proxy."""
 
     start: Start
     between: Proxy
@@ -32,7 +32,7 @@ class Single:
 
 
 async def kept(shop: Shop, name: str = "tea") -> Reply:
-    """Read until the reply comes out of the process itself."""
+    """Read until the reply comes from the near cache."""
     async with asyncio.timeout(10):
         while True:
             reply = await shop.read(name)
@@ -42,10 +42,10 @@ async def kept(shop: Shop, name: str = "tea") -> Reply:
 
 
 class Clock:
-    """How far the replies of a reader were behind what a writer had been told that it wrote, in s."""
+    """How far the replies of a reader were behind the acknowledged writes, in s."""
 
     def __init__(self) -> None:
-        """Nothing was written yet."""
+        """Begin without writes."""
         self.written: list[float] = []
         self.furthest = 0.0
         self.sources: set[str] = set()
@@ -56,7 +56,7 @@ class Clock:
         self.written.append(monotonic())
 
     async def read(self, shop: Shop) -> None:
-        """Read; the next number was written at most so long before."""
+        """Read, and record how long ago the next number was written."""
         began = monotonic()
         reply = await shop.read()
         self.sources.add(reply.source)

@@ -1,4 +1,4 @@
-"""One salon at full load: what it costs other salons. Services, load and neighbors run in separate processes."""
+"""The effect of one salon at full load on others. Services, load and neighbors run in separate processes."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from tests.http2_abuse.attacker import ECHO, Peer, headers, reset, streams
-from tests.http2_abuse.conftest import Neighbour, running
+from tests.http2_abuse.conftest import Neighbor, running
 from tests.processes import Processes, processes, stubs
 from tests.stack import PHONE, Stack, message_request, salon, webhook_body
 from tests.test_webhook import signed, text
@@ -37,51 +37,51 @@ Attack = Callable[[], Awaitable[Any]]
 
 @dataclass
 class Street:
-    """A loud salon and a quiet one, on the same services."""
+    """A loud and a quiet salon on the same services."""
 
     processes: Processes
     stack: Stack
 
     async def endures(self, rpcs: list[str], attack: Attack) -> None:
-        """Attack, and check the calls of the quiet salon: how much longer than before the attack they take.
+        """Attack, and check how much longer than before the calls of the quiet salon take.
 
-        The best of some attempts counts: what the machine does besides only makes times longer.
+        The best of some attempts counts, because other work of the machine only makes times longer.
         """
         with ExitStack() as exits:
-            neighbours = [self._neighbour(rpc, exits) for rpc in rpcs]
+            neighbors = [self._neighbor(rpc, exits) for rpc in rpcs]
             for attempt in range(1, ATTEMPTS + 1):
-                await self._round(neighbours)
+                await self._round(neighbors)
                 await asyncio.sleep(QUIET_SECONDS)
-                quiet = await self._round(neighbours)
+                quiet = await self._round(neighbors)
                 await attack()
-                loud = await self._round(neighbours)
+                loud = await self._round(neighbors)
                 for rpc, before, during in zip(rpcs, quiet, loud, strict=True):
-                    print(f"{rpc}: quiet {told(before)}, loud {told(during)}")
+                    print(f"{rpc}: quiet {shown(before)}, loud {shown(during)}")
                 if all(
                     cut(during, 99) < MOST_P99_MS + cut(before, 99) for before, during in zip(quiet, loud, strict=True)
                 ):
                     return
                 assert attempt < ATTEMPTS
 
-    def _neighbour(self, rpc: str, exits: ExitStack) -> Neighbour:
+    def _neighbor(self, rpc: str, exits: ExitStack) -> Neighbor:
         service = self.processes.services["booking" if "Salon" in rpc else "messaging"]
         pid = str(service.pid)
-        return Neighbour(exits.enter_context(running("tests.neighbour", rpc, QUIET, str(service.port), pid)))
+        return Neighbor(exits.enter_context(running("tests.neighbor", rpc, QUIET, str(service.port), pid)))
 
-    async def _round(self, neighbours: list[Neighbour]) -> list[list[float]]:
-        """End a round of all; return the times, in ms. No call may fail."""
-        rounds = [await neighbour.round() for neighbour in neighbours]
-        assert [found.failures for found in rounds] == [[]] * len(neighbours)
+    async def _round(self, neighbors: list[Neighbor]) -> list[list[float]]:
+        """End a round of all neighbors; return the times, in ms. No call may fail."""
+        rounds = [await neighbor.round() for neighbor in neighbors]
+        assert [found.failures for found in rounds] == [[]] * len(neighbors)
         return [found.times_ms for found in rounds]
 
 
 def cut(times: list[float], percent: int) -> float:
-    """Return the time within which so many calls ended; of few calls the longest."""
+    """Return a percentile of the times; of few calls the maximum."""
     return quantiles(times, n=100)[percent - 1] if len(times) > 20 else max(times)
 
 
-def told(times: list[float]) -> str:
-    """Return the figures of a round."""
+def shown(times: list[float]) -> str:
+    """Return the percentiles of a round as text."""
     return f"n={len(times)} p50 {cut(times, 50):.1f} p95 {cut(times, 95):.1f} p99 {cut(times, 99):.1f} ms"
 
 
@@ -104,14 +104,14 @@ async def street(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIter
 
 
 def messages(name: str, count: int) -> bytes:
-    """Return a body of messages of many customers."""
+    """Return a webhook body with messages of many customers."""
     return webhook_body(
         "1", messages=[text(f"{name}.{n}", **{"from": f"1650{n % 2000 + 5550000}"}) for n in range(count)]
     )
 
 
 def bodies(street: Street, *payloads: bytes) -> Attack:
-    """Return an attack by webhook bodies, all at once."""
+    """Return an attack with concurrent webhook bodies."""
     requests = [signed(payload, DEV_SECRET) for payload in payloads]
 
     async def attack() -> None:
@@ -121,7 +121,7 @@ def bodies(street: Street, *payloads: bytes) -> Attack:
 
 
 def searches(street: Street, times: int) -> Attack:
-    """Return an attack by searches of 10,000 slots, eight at once."""
+    """Return an attack with searches of 10,000 slots, eight at a time."""
     begin = 1_900_000_000
     request = booking_pb2.SearchAvailabilityRequest(
         salon_id=LOUD,
@@ -142,12 +142,12 @@ def searches(street: Street, times: int) -> Attack:
 
 
 async def resets(street: Street, count: int) -> None:
-    """Begin and reset so many calls on one connection, or until it is closed."""
+    """Begin and reset `count` calls on one connection, or until it is closed."""
     async with await Peer.connect(street.processes.services["booking"].port) as peer:
         await peer.send(*(headers(stream, ECHO) + reset(stream) for stream in streams(count)))
 
 
-async def test_a_body_of_10_000_messages_stops_no_message_of_another_salon(street: Street) -> None:
+async def test_a_body_of_10_000_messages_delays_no_message_of_another_salon(street: Street) -> None:
     numbers = iter(range(100))
 
     async def attack() -> None:
@@ -170,7 +170,7 @@ HEAVY = {
 }
 
 
-async def test_heavy_bodies_hold_up_nobody(street: Street) -> None:
+async def test_heavy_bodies_delay_no_other_salon(street: Street) -> None:
     for name, body in HEAVY.items():
         print(name)
         request = signed(body, DEV_SECRET)
@@ -186,14 +186,14 @@ async def test_heavy_bodies_hold_up_nobody(street: Street) -> None:
         await street.endures(["GetConversation"], attack)
 
 
-async def test_searches_of_10_000_slots_hold_up_nobody(street: Street) -> None:
+async def test_searches_of_10_000_slots_delay_no_other_salon(street: Street) -> None:
     await street.endures(["GetSalon", "GetSalon uncached"], searches(street, 8))
 
 
 QUERIES = ["-a{0} -b{0}", "termin -b{0}", "termin or w{0}", "nothing{0} samstak"]
 
 
-async def test_searches_of_messages_hold_up_nobody(street: Street) -> None:
+async def test_searches_of_messages_delay_no_other_salon(street: Street) -> None:
     conversation = messaging_pb2.GetConversationRequest(salon_id=LOUD, phone_number=PHONE)
     await street.stack.messaging.RecordMessage(message_request("wamid.1", salon_id=LOUD))
     found = await street.stack.messaging.GetConversation(conversation)
@@ -224,10 +224,10 @@ async def test_searches_of_messages_hold_up_nobody(street: Street) -> None:
         await street.endures(["GetConversation uncached"], attack)
 
 
-async def test_a_salon_at_full_load_stops_nobody(street: Street) -> None:
+async def test_a_salon_at_full_load_delays_no_other(street: Street) -> None:
     numbers = iter(range(100))
 
-    # grpcio's core has no limit of resets: 40,000 hold up its other calls for a second.
+    # grpcio's core does not limit resets: 40,000 delay its other calls by a second.
     most_resets = 0 if os.environ.get("SERVER_TRANSPORT") == "grpcio" else 40_000
 
     async def attack() -> None:

@@ -1,4 +1,4 @@
-"""A salon that does no harm: `python -m tests.neighbour RPC SALON_ID PORT PID`; see tests/http2_abuse/neighbour.py."""
+"""A well-behaved salon: `python -m tests.neighbor RPC SALON_ID PORT PID`; see tests/http2_abuse/neighbor.py."""
 
 import asyncio
 import itertools
@@ -11,12 +11,12 @@ import grpc
 
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
-from tests.http2_abuse.neighbour import repeat
+from tests.http2_abuse.neighbor import repeat
 from tests.stack import PHONE, message_request
 
 
 def call_of(rpc: str, salon_id: str, channel: grpc.aio.Channel) -> Callable[[], Awaitable[Any]]:
-    """Return what makes a call of an RPC."""
+    """Return a function that calls an RPC."""
     booking: Any = booking_pb2_grpc.BookingServiceStub(channel)
     messaging: Any = messaging_pb2_grpc.MessagingServiceStub(channel)
     ids = (f"{uuid4()}.{number}" for number in itertools.count())

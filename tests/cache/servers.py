@@ -1,4 +1,4 @@
-"""The servers of a cache, seen from outside: one, or those of a cluster."""
+"""Direct clients of the servers of a cache: a single server, or those of a cluster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ CacheServer: TypeAlias = Valkey | Cluster
 
 
 def nodes(server: CacheServer) -> list[Valkey]:
-    """Return the servers that a server is made of."""
+    """Return the nodes of a server or cluster."""
     return server.nodes if isinstance(server, Cluster) else [server]
 
 
 def each(url: str) -> Iterator[Any]:
-    """Yield a client of each server, for what is done to all: to walk over keys, to configure."""
+    """Yield a client of each server, for work on all of them: walking over keys, configuration."""
     with redis.Redis.from_url(url) as client:
         if not is_cluster(client):
             yield client
@@ -31,7 +31,7 @@ def each(url: str) -> Iterator[Any]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[Any]:
-    """Return a client that reaches the server of any key."""
+    """Return a client that finds the server of any key."""
     with redis.Redis.from_url(url) as client:
         clustered = is_cluster(client)
     with (redis.RedisCluster if clustered else redis.Redis).from_url(url) as client:
@@ -39,6 +39,6 @@ def reaching(url: str) -> Iterator[Any]:
 
 
 def is_cluster(client: redis.Redis) -> bool:
-    """Say whether a server belongs to a cluster."""
+    """Return whether a server belongs to a cluster."""
     info: Any = client.info("cluster")
     return bool(info["cluster_enabled"])

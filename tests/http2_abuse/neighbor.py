@@ -1,8 +1,8 @@
-"""A client that does no harm: `python -m tests.http2_abuse.neighbour PORT PID [CA]`.
+"""A well-behaved client: `python -m tests.http2_abuse.neighbor PORT PID [CA]`.
 
 It makes a light call every 5 ms on one connection. Each line that it reads ends a round and begins another: it prints
-the times of the calls of the round that ends, in ms, and the statuses of those that failed, as JSON. The times are
-without those in which the server's process or this one had work and no CPU: these are other processes' doing.
+the times of the calls of the ended round, in ms, and the statuses of failed calls, as JSON. Time that the server's
+process or this one spent waiting for a CPU is subtracted, because other processes cause it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ PAUSE_SECONDS = 0.005
 
 
 def waited_ns(pid: int) -> int:
-    """Return for how long a process has waited for a CPU."""
+    """Return how long a process has waited for a CPU, in ns."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
 
 
@@ -37,7 +37,7 @@ async def run(port: int, pid: int, authority: bytes | None) -> None:
 
 
 async def repeat(pid: int, call: Callable[[], Awaitable[Any]]) -> None:
-    """Make a call of a server's process again and again until the input ends."""
+    """Repeat a call to a server's process until the input ends."""
     times: list[float] = []
     failures: list[str] = []
 
