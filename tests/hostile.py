@@ -144,13 +144,17 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "GetSalonByPhoneNumberId": {"phone_number_id": f"10{SALON}"},
         "ListSalons": {"page_size": 10},
         "CreateBooking": mine(
-            **TIMES, **texts, customer_phone=PHONE, resource_id="cleo", hold_duration={"seconds": 60}
+            **TIMES, **texts, customer_phone=PHONE, resource_id="cleo", hold_duration=short, ignore_rules=True
         ),
         "GetBookingByCode": mine(booking_code=code),
         "BatchGetSalons": {"salon_ids": [SALON]},
         "BatchGetBookings": mine(booking_codes=[code]),
         "ListBookingEvents": mine(booking_code=code, page_size=10),
-        "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", actor="bot", reason="-"),
+        "RescheduleBooking": mine(**TIMES, booking_code=moving, resource_id="ben", etag="1", ignore_rules=True),
+        "UpdateBooking": {
+            **{"booking": {**mine(booking_code=moving), **texts}, "update_mask": {"paths": ["notes", "customer_name"]}},
+            **{"etag": "2", "actor": "bot", "reason": "-"},
+        },
         "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
         "ListBookingChanges": mine(page_size=10, from_start=True),

@@ -79,12 +79,16 @@ class Served:
         """Call a method; return its error, how long it held the loop at most, in s, and the bytes that it took."""
         service = method.containing_service
         channel = self._channels[next((name for name in OWN if f".{name}." in service.full_name), "booking")]
-        call: Any = channel.unary_unary(f"/{service.full_name}/{method.name}")
+        path = f"/{service.full_name}/{method.name}"
+        call: Any = channel.unary_stream(path) if method.server_streaming else channel.unary_unary(path)
         self._loop.call_soon_threadsafe(self._holds.clear)
         before = peak(reset=True)
         failed = None
         try:
-            call(data, timeout=30, compression=grpc.Compression.Gzip if compressed else None)
+            reply = call(data, timeout=30, compression=grpc.Compression.Gzip if compressed else None)
+            if method.server_streaming:
+                next(reply)
+                reply.cancel()
         except grpc.RpcError as error:
             failed = error
         return failed, self._holds.longest_cpu, peak() - before

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from libs.server import RpcError, errors
-from libs.server.validation import LARGEST_REQUEST_BYTES, Requests, check
+from libs.server.validation import LARGEST_REQUEST_BYTES, MAX_PATHS, Requests, check
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2
 from parlor.ops.v1 import ops_pb2
@@ -140,7 +140,11 @@ def fields(kind: Descriptor) -> Iterator[FieldDescriptor]:
 @pytest.mark.parametrize("method", METHODS, ids=ids)
 def test_every_repeated_field_is_bounded(method: MethodDescriptor) -> None:
     for field in fields(method.input_type):
-        if field.is_repeated:
+        if field.full_name == "google.protobuf.FieldMask.paths":
+            request = GetMessageClass(method.input_type)(update_mask={"paths": ["notes"] * (MAX_PATHS + 1)})
+            with pytest.raises(RpcError, match=r"update_mask\.paths: must contain no more than"):
+                Requests(method, type(request).FromString).check(request)
+        elif field.is_repeated:
             assert field.GetOptions().Extensions[validate_pb2.field].repeated.max_items, field.full_name
 
 

@@ -645,8 +645,8 @@ class Booking(_message.Message):
     resource_id: _builtins.str
     """ID of the booked resource; empty if the booking has none."""
     service_name: _builtins.str
-    """What is to be done, such as a haircut, up to 200 characters; with a service, its name at the time of booking. May be
-    empty.
+    """What is to be done, such as a haircut, up to 200 characters; with a service, its name at the time of booking. May
+    be empty.
     """
     status: Global___BookingStatus.ValueType
     """Status of the booking."""
@@ -1490,7 +1490,7 @@ class RescheduleBookingRequest(_message.Message):
     """Why, up to 500 characters; kept in the booking's history. Optional."""
     ignore_rules: _builtins.bool
     """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
-    overlap. The booking then has no buffers of its own. Default: false.
+    overlap. The booking keeps its buffers. Default: false.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -1928,7 +1928,7 @@ class UpdateBookingRequest(_message.Message):
     """Why, up to 500 characters; kept in the booking's history. Optional."""
     ignore_rules: _builtins.bool
     """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
-    overlap. The booking then has no buffers of its own. Default: false.
+    overlap. With a new service the booking then has no buffers of its own. Default: false.
     """
     @_builtins.property
     def booking(self) -> Global___Booking:

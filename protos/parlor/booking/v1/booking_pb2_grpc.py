@@ -312,7 +312,8 @@ class BookingServiceServicer:
         Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
         one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+        `booking_code`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -360,7 +361,8 @@ class BookingServiceServicer:
         Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
         INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+        `booking_code`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -373,7 +375,8 @@ class BookingServiceServicer:
         Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
         NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+        `booking_code`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,8 +403,8 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseCustomer(self, request, context):
-        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
-        history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
+        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in
+        their history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
         """

@@ -122,7 +122,8 @@ class BookingServiceStub:
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
     one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
     FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+    `booking_code`).
     """
     GetBookingByCode: _grpc.UnaryUnaryMultiCallable[_booking_pb2.GetBookingByCodeRequest, _booking_pb2.Booking]
     """Returns a booking by its code. Cached for 300 s.
@@ -150,7 +151,8 @@ class BookingServiceStub:
     Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
     INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
     FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+    `booking_code`).
     """
     UpdateBooking: _grpc.UnaryUnaryMultiCallable[_booking_pb2.UpdateBookingRequest, _booking_pb2.Booking]
     """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
@@ -159,7 +161,8 @@ class BookingServiceStub:
     Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
     NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
     FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+    `booking_code`).
     """
     ListBookingEvents: _grpc.UnaryUnaryMultiCallable[_booking_pb2.ListBookingEventsRequest, _booking_pb2.ListBookingEventsResponse]
     """Lists the history of a booking, oldest event first. Cached for 300 s.
@@ -174,8 +177,8 @@ class BookingServiceStub:
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]
-    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
-    history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
+    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in
+    their history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
     """
@@ -271,7 +274,8 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
     one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
     FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+    `booking_code`).
     """
     GetBookingByCode: _aio.UnaryUnaryMultiCallable[_booking_pb2.GetBookingByCodeRequest, _booking_pb2.Booking]  # type: ignore[assignment]
     """Returns a booking by its code. Cached for 300 s.
@@ -299,7 +303,8 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
     INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
     FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+    `booking_code`).
     """
     UpdateBooking: _aio.UnaryUnaryMultiCallable[_booking_pb2.UpdateBookingRequest, _booking_pb2.Booking]  # type: ignore[assignment]
     """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
@@ -308,7 +313,8 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
     NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
     FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+    RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+    `booking_code`).
     """
     ListBookingEvents: _aio.UnaryUnaryMultiCallable[_booking_pb2.ListBookingEventsRequest, _booking_pb2.ListBookingEventsResponse]  # type: ignore[assignment]
     """Lists the history of a booking, oldest event first. Cached for 300 s.
@@ -323,8 +329,8 @@ class BookingServiceAsyncStub(BookingServiceStub):
     Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND, BOOKING_NOT_FOUND.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_booking_pb2.EraseCustomerRequest, _booking_pb2.EraseCustomerResponse]  # type: ignore[assignment]
-    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
-    history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
+    """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in
+    their history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
     Repeating an earlier request_id whose reply named the customer then returns an empty reply.
     Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
     """
@@ -513,7 +519,8 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
         one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+        `booking_code`).
         """
 
     @_abc_1.abstractmethod
@@ -571,7 +578,8 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
         INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+        `booking_code`).
         """
 
     @_abc_1.abstractmethod
@@ -586,7 +594,8 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
         NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, CUSTOMER_ALREADY_BOOKED (metadata `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
+        `booking_code`).
         """
 
     @_abc_1.abstractmethod
@@ -619,8 +628,8 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _booking_pb2.EraseCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_booking_pb2.EraseCustomerResponse, _abc.Awaitable[_booking_pb2.EraseCustomerResponse]]:
-        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in their
-        history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
+        """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in
+        their history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
         Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
         """
