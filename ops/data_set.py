@@ -25,8 +25,11 @@ ANCHOR = FIRST_DAY + timedelta(days=90)  # 2025-01-18: end of the messages; book
 # Rows at scale 1; there are as many salons at any scale.
 ROWS = {"salons": 20, "bookings": 10_000, "conversations": 1_000, "messages": 50_000, "ai_messages": 20_000}
 COLUMNS = {
-    "salons": "salon_id phone_number_id name time_zone region_code language_code opening_hours created_at updated_at",
+    "salons": "salon_id phone_number_id name time_zone region_code language_code opening_hours booking_rules"
+    " created_at updated_at",
+    "services": "salon_id service_id name duration buffer_after price_micros currency_code created_at updated_at",
     "resources": "salon_id resource_id name created_at updated_at",
+    "time_off": "salon_id time_off_id resource_id start_ts end_ts reason created_at",
     "bookings": "salon_id booking_id booking_code customer_phone customer_name resource_id service_name start_ts end_ts"
     " status revision created_at updated_at",
     "booking_events": "salon_id booking_id revision type actor from_status to_status from_start_ts from_end_ts"
@@ -106,7 +109,10 @@ def data_set(scale: int) -> Iterator[tuple[str, Iterable[Row]]]:
     salons = _salons(scale)
     bookings = _booking_rows(salons)
     yield "salons", map(_salon_row, salons)
-    yield "resources", _resource_rows(bookings)
+    yield "services", _service_rows(salons)
+    resources = list(_resource_rows(bookings))
+    yield "resources", resources
+    yield "time_off", _time_off_rows(resources)
     yield "bookings", bookings
     yield "booking_events", (event for booking in bookings for event in _event_rows(booking))
     conversations = list(_conversations(salons))
@@ -134,7 +140,27 @@ def _salon_row(salon: Salon) -> Row:
     opened = FIRST_DAY - timedelta(days=60 - salon.rank)
     zone, region = salon.region.time_zone, salon.region.region_code
     language = salon.region.language_code
-    return salon.salon_id, phone_number_id, name, zone, region, language, Jsonb(hours), opened, opened
+    rules = {"min_notice": {"seconds": 3600}, "max_advance": {"seconds": 90 * 86_400}}
+    names = salon.salon_id, phone_number_id, name, zone, region, language
+    return *names, Jsonb(hours), Jsonb(rules), opened, opened
+
+
+def _service_rows(salons: Sequence[Salon]) -> Iterator[Row]:
+    """Yield what each salon does; the price grows with the time it takes."""
+    for salon in salons:
+        opened = FIRST_DAY - timedelta(days=60 - salon.rank)
+        for name, minutes in SERVICES:
+            price = minutes * salon.region.message_cost_micros * 20
+            what = name.lower().replace(" ", "-"), name, minutes * 60, 600
+            yield salon.salon_id, *what, price, salon.region.currency_code, opened, opened
+
+
+def _time_off_rows(resources: Sequence[Row]) -> Iterator[Row]:
+    """Yield a week off for each resource, after the last booking."""
+    random = Random("time_off")
+    for salon_id, resource_id, _, created, _ in resources:
+        start = FIRST_DAY + timedelta(days=130 + int(random.random() * 30))
+        yield salon_id, _uuid(random), resource_id, start, start + timedelta(days=7), "Vacation", created
 
 
 def _resource_rows(bookings: Sequence[Row]) -> Iterator[Row]:

@@ -18,7 +18,7 @@ MAX_SCALE = 100  # all messages are planned in memory, about 150 MB at scale 20
 _TABLES = (
     *COLUMNS,
     *("raw_messages", "message_status_events", "webhook_failures"),
-    *("services", "time_off", "booking_changes"),
+    "booking_changes",
     *("booking_requests", "messaging_requests"),
 )
 _TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
