@@ -50,7 +50,7 @@ def parse_address(url: str) -> Address:
 
 
 def _sentinel(host: Host) -> Host:
-    """Return how to connect to a Sentinel, which has credentials of its own, if any, and no databases."""
+    """Return how to connect to a Sentinel: with its own credentials, if any, and without a database number."""
     own = {name: host[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in host}
     return {"port": SENTINEL_PORT, **_without(host, "username", "password", "db"), **own}
 

@@ -245,7 +245,7 @@ class Cache:
             self.loader.start(read, tag_version, behind=True)
 
     async def _gone(self, keys: Sequence[Key]) -> list[bool]:
-        """Return for each key whether it is not cached; False if that can't be told now. Raises: StoreAway."""
+        """Return for each key whether it is not cached; False if that is unknown now. Raises: StoreAway."""
         if not all(map(self._may_hit, keys)):
             return [False] * len(keys)
         return [found.entry is None for found in await asyncio.gather(*map(self.store.get, keys))]

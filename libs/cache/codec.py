@@ -2,7 +2,7 @@
 
 A tag version record is `version | unverified | last_xid | checksum` (scripts/records.lua). An entry is
 `version | digest | loaded at, in ms | found | body`: it counts while its version is that of its tag's record. The
-digest covers its key, and with a secret all of it (Codec). Whatever cannot be read counts as missing
+digest covers its key, and with a secret all of it (Codec). Anything unreadable counts as missing
 (docs/decisions/0032).
 """
 

@@ -59,7 +59,7 @@ class Tag(NamedTuple):
         return Tag(self.namespace, name, name + VERSION_SUFFIX)
 
     def key(self, *parts: object) -> "Key":
-        """Return the key of an entry. `parts` must contain whatever varies the reply: limit, filters, page."""
+        """Return the key of an entry. `parts` contain everything that the reply depends on: limit, filters, page."""
         return Key(self, ":".join([self.name, *[quoted(str(part)) for part in parts]]) if parts else self.name)
 
 

@@ -2,7 +2,7 @@
 
 The server pushes the names of tags that change, but a push may be late or lost. So an entry also expires `lease` s
 after the command that read it was sent: its version was current then, and no reply is further behind an acknowledged
-write than that, whatever happens to the connection or to this process.
+write than that, even if the connection or this process fails.
 """
 
 from dataclasses import dataclass, field

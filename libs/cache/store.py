@@ -1,6 +1,6 @@
 """The commands that the cache sends to Redis or Valkey, batched by tick of the event loop.
 
-In a cluster each hash slot gets commands of its own. The servers of a cluster are used all or none.
+In a cluster each hash slot gets separate commands. If one server of a cluster is lost, none is used.
 
 A call that fails or takes too long marks the server as lost. It is `connected` again when it has been reached and its
 epoch is in force, and `ready`, so that hits may be served, when the invalidation outbox has been registered.

@@ -1,7 +1,7 @@
 """The hosts of a database. Each is asked twice a second whether it is the primary, and for its history.
 
-Each host has a task and a connection of its own, so a host that hangs delays no other. When its time is up, the
-connection is closed without a request to cancel.
+Each host has its own task and connection, so a host that hangs delays no other. When its time is up, the connection is
+closed without a request to cancel.
 """
 
 import asyncio

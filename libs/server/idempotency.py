@@ -162,8 +162,8 @@ class IdempotentWrites:
             await asyncio.sleep(PURGE_SECONDS)
 
 
-# With a synchronous standby, waits until the standby has everything committed before: the write that is replayed may be
-# visible and not replicated, if the wait of its own commit was canceled.
+# With a synchronous standby, waits until the standby has everything that was committed before. The write whose reply is
+# repeated may be visible but not replicated, if its own commit was canceled while it waited.
 _REPLICATED = Statement(
     "SELECT CASE WHEN current_setting('synchronous_standby_names') <> ''"
     " THEN pg_logical_emit_message(true, 'parlor', '')::text END",
