@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import PreconditionFailure
 
 from parlor.booking.v1 import booking_pb2 as pb
-from services.booking.service import CODE_LETTERS
+from services.booking.write_rpcs import CODE_LETTERS
 from tests.stack import PHONE, SALON, Stack, booking_request, cached, failure, rows, salon, warm
 
 NOON = 1_700_000_000

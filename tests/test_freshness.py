@@ -145,7 +145,7 @@ async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
         "unnumbered": USER_ONLY,
     }.items():
         ids[name] = (await stack.messaging.RecordMessage(message_request(f"wamid.{name}", **named))).conversation_id
-    monkeypatch.setattr("services.booking.service.new_code", lambda: NEW_CODE)
+    monkeypatch.setattr("services.booking.write_rpcs.new_code", lambda: NEW_CODE)
     codes = {"new booking": NEW_CODE, **{name: one.booking_code for name, one in made.items()}}
     return Fresh(stack, codes, ids, made["my booking"].create_time.seconds)
 

@@ -1,8 +1,9 @@
 """Locks the bookings that a request changes, after the resources whose time they block."""
 
 from libs.server import Write, errors
-from services.booking import booking_write_queries
-from services.booking.booking_write_queries import BookingOfCustomer, Customer, LockedBooking, resource_lock
+from services.booking import booking_write_queries, erasure_queries
+from services.booking.booking_write_queries import LockedBooking, resource_lock
+from services.booking.erasure_queries import BookingOfCustomer, Customer
 
 # A booking may change its resource while a writer waits for the resource's lock; the writer then tries again.
 ATTEMPTS = 5
@@ -32,9 +33,9 @@ async def lock_bookings_of_customer(write: Write, customer: Customer) -> list[Bo
     Raises: CONFLICT if the bookings keep changing their resources.
     """
     for _ in range(ATTEMPTS):
-        resource_ids = await booking_write_queries.resources_of_customer(write.conn, customer)
+        resource_ids = await erasure_queries.resources_of_customer(write.conn, customer)
         await write.lock([resource_lock(customer.salon_id, resource_id) for resource_id in resource_ids])
-        locked = await booking_write_queries.lock_bookings_of_customer(write.conn, customer)
+        locked = await erasure_queries.lock_bookings_of_customer(write.conn, customer)
         if {booking.resource_id for booking in locked if booking.resource_id} <= set(resource_ids):
             return locked
         await write.unlock()
