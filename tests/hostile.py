@@ -157,7 +157,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         },
         "EraseCustomer": mine(phone_number="+4915100000000"),
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
-        "ListBookingChanges": mine(page_size=10, from_start=True),
+        "ListBookingChanges": mine(page_size=10),
         "WatchBookings": mine(),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
@@ -221,7 +221,7 @@ def _ways(message: Message, field: Any) -> Iterator[Any]:
     """Yield functions that spoil a field of a copy of a message."""
     yield lambda copy: copy.ClearField(field.name)
     if field.is_repeated:
-        first = getattr(message, field.name)[0]
+        first: Any = next(iter(getattr(message, field.name)), "x")
         yield lambda copy: getattr(copy, field.name).extend([first] * 1000)
         yield lambda copy: getattr(copy, field.name).extend([type(first)()] * 60)
     elif field.message_type is None:

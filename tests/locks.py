@@ -1,5 +1,6 @@
 """Locks that block the services."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -21,7 +22,8 @@ async def holding(database_url: str, statement: str) -> AsyncIterator[Session]:
 
 
 async def waiting(conn: Session, sessions: int = 1) -> None:
-    """Wait until `sessions` sessions wait for a lock."""
+    """Wait until `sessions` sessions wait for a lock; give up after 20 s."""
     query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
-    while (await (await conn.execute(query)).fetchone() or [0])[0] != sessions:
-        pass
+    async with asyncio.timeout(20):
+        while (await (await conn.execute(query)).fetchone() or [0])[0] != sessions:
+            pass

@@ -35,12 +35,19 @@ BASE64 = base64.b64encode(PHONE[1:].encode()).decode()[:-4]
 CANARIES = [PHONE[1:], PHONE[3:], USER, NAME, WORDS, REASON, TAG, WAMID, WAMID[6:30], BASE64]
 # Values that a caller may send in a wrong field.
 MISTAKEN = [PHONE, PHONE[1:], USER, WAMID, f"{NAME} {WORDS}"]
+AMBIGUOUS = "the digits can be read as an international number"
 NO_CUSTOMERS = (
     "salon_id",
     "salon_ids",
     "phone_number_id",
     "booking_code",
     "booking_codes",
+    "excluding_booking_code",
+    "resource_id",
+    "resource_ids",
+    "any_of_resource_ids",
+    "service_id",
+    "time_off_id",
 )  # IDs that may be in texts
 
 
@@ -90,7 +97,7 @@ def planted(message: Message) -> Iterator[Message]:
 async def lived(stack: Stack, errors: Errors) -> None:
     """Record a customer with every kind of personal data, and fail some calls with it."""
     await salon(stack, region_code="DE", phone_number_id="77")
-    texts: Fields = {"customer_phone": PHONE, "customer_name": NAME, "notes": WORDS, "resource_id": "dora"}
+    texts: Fields = {"customer_phone": PHONE, "customer_name": NAME, "notes": WORDS, "resource_id": "ben"}
     booking = await stack.booking.CreateBooking(booking_request(**texts))
     assert await errors.call(stack.booking.CreateBooking(booking_request(**texts))) is None
     sender: Fields = {"from": PHONE[1:], "from_user_id": USER, "text": {"body": WORDS}}
@@ -181,5 +188,6 @@ async def test_logs_metrics_and_errors_contain_no_personal_data(
     shown |= {f"{name} log": service.log.read_text() for name, service in running.services.items()}
     shown["postgres log"] = strict_postgres.log.read_text()
     assert "never" in shown["booking log"] and "never" in shown["postgres log"]  # the errors were logged
-    shown["errors"] = "\n".join(errors.texts)
+    # This one error offers the caller another spelling of the number that they sent.
+    shown["errors"] = "\n".join(text for text in errors.texts if AMBIGUOUS not in text)
     assert "\n".join(f"{name}: {leaked}" for name, text in shown.items() if (leaked := found(text))) == ""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as booking
@@ -54,6 +55,9 @@ class Fresh:
             "salon by phone_number_id": Read("booking", service.GetSalonByPhoneNumberId, by_phone),
             "bookings": Read("booking", service.ListBookings, booking.ListBookingsRequest(**of_salon)),
             "resources": Read("booking", service.ListResources, booking.ListResourcesRequest(**of_salon)),
+            "time off": Read("booking", service.ListTimeOff, booking.ListTimeOffRequest(**of_salon)),
+            "service": Read("booking", service.GetService, booking.GetServiceRequest(**of_salon, service_id="cut")),
+            "services": Read("booking", service.ListServices, booking.ListServicesRequest(**of_salon)),
             "stats": Read(
                 "stats", self.stack.stats.ListBookingStats, stats.ListBookingStatsRequest(**of_salon, **days)
             ),
@@ -161,19 +165,32 @@ async def test_changes_of_bookings_invalidate_exactly_their_reads(fresh: Fresh) 
     service = fresh.stack.booking
     mine: Fields = {"salon_id": SALON, "booking_code": fresh.codes["my booking"].lower()}
     take = booking_request(NOON + 2 * HOUR, resource_id="anna")
-    to_second_hold = booking.RescheduleBookingRequest(**mine, start_time=Timestamp(seconds=NOON + 3 * HOUR))
+    to_second_hold = booking.RescheduleBookingRequest(
+        **mine, start_time=Timestamp(seconds=NOON + 3 * HOUR), ignore_rules=True
+    )
     confirm = booking.UpdateBookingStatusRequest(**mine, status=booking.BOOKING_STATUS_CONFIRMED)
     anna = booking.UpsertResourceRequest(salon_id=SALON, resource_id="anna", name="Anna", active=True)
     elsewhere = booking.Salon(salon_id=SALON, phone_number_id=f"10{SALON}", name="New", time_zone="Asia/Tokyo")
     erase = booking.EraseCustomerRequest(salon_id=SALON, phone_number=MINE)
-    lists = {"bookings", "resources", "stats"}
+    cut: Fields = {"salon_id": SALON, "service_id": "cut"}
+    upsert = booking.UpsertServiceRequest(**cut, name="Cut", duration=Duration(seconds=1800), active=True)
+    off: Fields = {"start_time": Timestamp(seconds=NOON), "end_time": Timestamp(seconds=NOON + HOUR)}
+    notes = booking.UpdateBookingRequest(booking=booking.Booking(**mine, notes="x"))
+    unused: Fields = {"salon_id": SALON, "resource_id": "ben"}
+    services, of_bookings = {"service", "services"}, {"bookings", "resources", "time off"}
+    lists = of_bookings | {"stats"}
     await each(
         fresh,
         [
             (service.CreateBooking, take, lists | {"new booking"} | fresh.of("first hold")),
             (service.RescheduleBooking, to_second_hold, lists | fresh.of("my booking", "second hold")),
             (service.UpdateBookingStatus, confirm, lists | fresh.of("my booking")),
-            (service.UpsertResource, anna, {"bookings", "resources"}),
+            (service.UpdateBooking, notes, lists | fresh.of("my booking")),
+            (service.UpsertResource, anna, of_bookings),
+            (service.DeleteResource, booking.DeleteResourceRequest(**unused), of_bookings),
+            (service.CreateTimeOff, booking.CreateTimeOffRequest(salon_id=SALON, **off), of_bookings),
+            (service.UpsertService, upsert, services),
+            (service.DeleteService, booking.DeleteServiceRequest(**cut), services),
             (
                 service.UpsertSalon,
                 booking.UpsertSalonRequest(salon=elsewhere),
@@ -254,7 +271,7 @@ async def test_manual_invalidations_invalidate_exactly_their_reads(fresh: Fresh)
     service = fresh.stack.ops["messaging"]
     code = f"query:booking:salon:{{{SALON}}}:code:{fresh.codes['my booking']}"
     everything = set(fresh.reads)
-    of_salons = {"salon", "salon by phone_number_id"}
+    of_salons = {"salon", "salon by phone_number_id", "service", "services"}
     conversations = {name for name in fresh.reads if name.startswith(("conversation", "AI"))}
     await each(
         fresh,
@@ -270,7 +287,7 @@ async def test_manual_invalidations_invalidate_exactly_their_reads(fresh: Fresh)
             (
                 service.InvalidatePattern,
                 ops.InvalidatePatternRequest(pattern=code),
-                {"bookings", "resources"} | fresh.of("my booking"),
+                {"bookings", "resources", "time off"} | fresh.of("my booking"),
             ),
         ],
     )

@@ -95,6 +95,7 @@ async def test_several_transactions_give_the_same_counts_as_one(stack: Stack) ->
 async def remove_salon(stack: Stack) -> None:
     """Remove the salon, as if it had moved to another system."""
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute("DELETE FROM resources WHERE salon_id = %s", [SALON])
         conn.execute("DELETE FROM salons WHERE salon_id = %s", [SALON])
     await stack.ops["booking"].InvalidateSalon(InvalidateSalonRequest(salon_id=SALON))
     await asyncio.sleep(1.1)  # the near cache's lease
