@@ -98,10 +98,15 @@ async def prepared(booking: Any, messaging: Any) -> dict[str, Call]:
     salon = booking_pb2.Salon(
         salon_id="s1", phone_number_id="100", name="Salon", time_zone="Europe/Berlin", region_code="DE"
     )
+    for day in range(1, 8):
+        salon.opening_hours.add(day_of_week=day, open_time={}, close_time={"hours": 24})
     await booking.UpsertSalon(booking_pb2.UpsertSalonRequest(salon=salon))
+    chair: dict[str, Any] = {"salon_id": "s1", "resource_id": "chair-1", "name": "Chair"}
+    await booking.UpsertResource(booking_pb2.UpsertResourceRequest(**chair))
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
 
     def create(number: int) -> Any:
-        start = datetime(2030, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+        start = tomorrow + timedelta(hours=number)
         fields: dict[str, Any] = {"customer_name": "Kim", "start_time": start, "end_time": start + timedelta(hours=1)}
         fields |= {"salon_id": "s1", "resource_id": "chair-1", "customer_phone": "+4915112345678"}
         return booking.CreateBooking(booking_pb2.CreateBookingRequest(**fields))

@@ -14,6 +14,8 @@ import psycopg
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.dayofweek_pb2 import DayOfWeek
+from psycopg.types.json import Jsonb
 
 from libs.cache import Cache, CacheSettings
 from parlor.booking.v1 import booking_pb2 as booking
@@ -31,6 +33,14 @@ BATCH = 100
 BUSY = "bench-busy"  # a salon with a calendar in the future, which has free slots
 BUSY_RESOURCES = 10
 BUSY_WEEKS = 9
+OPEN_SALONS, OPEN_RESOURCES = 20, 5  # for CreateBooking; resources of each
+RULES = {"min_notice": {"seconds": 3600}, "max_advance": {"seconds": 3650 * 86_400}}
+ALL_RULES = {
+    **RULES,
+    "min_cancel_notice": {"seconds": 3600},
+    "buffer_after": {"seconds": 600},
+    "one_booking_at_a_time_per_customer": True,
+}
 
 
 class Case(NamedTuple):
@@ -68,16 +78,41 @@ def add_salons(database_url: str) -> None:
         )
 
 
+def _hours(days: int, opens: int, closes: int) -> Jsonb:
+    """Return opening hours of the first days of the week."""
+    times = {"open_time": {"hours": opens}, "close_time": {"hours": closes}}
+    return Jsonb([{"day_of_week": day, **times} for day in DayOfWeek.keys()[1 : days + 1]])
+
+
+def open_salons(database_url: str) -> None:
+    """Open all salons around the clock, so that the writes of the mixed workload keep the rules."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("UPDATE salons SET opening_hours = %s, booking_rules = %s", [_hours(7, 0, 24), Jsonb(RULES)])
+
+
+def add_open_salons(database_url: str) -> None:
+    """Add salons with resources for CreateBooking, unless they exist: always open, with every kind of rule."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO salons (salon_id, phone_number_id, name, time_zone, opening_hours, booking_rules)"
+            " SELECT 'bench-open-' || n, 'bench-open-' || n, 'Open', 'Europe/Berlin', %s, %s"
+            " FROM generate_series(1, %s) AS n ON CONFLICT DO NOTHING",
+            [_hours(7, 0, 24), Jsonb(ALL_RULES), OPEN_SALONS],
+        )
+        conn.execute(
+            "INSERT INTO resources (salon_id, resource_id, name) SELECT 'bench-open-' || n, 'chair-' || r, 'Chair'"
+            " FROM generate_series(1, %s) AS n, generate_series(1, %s) AS r ON CONFLICT DO NOTHING",
+            [OPEN_SALONS, OPEN_RESOURCES],
+        )
+
+
 def add_calendar(database_url: str) -> None:
     """Add a salon with ten resources, open 54 hours a week; half of the coming weeks is booked."""
-    hours = ", ".join(
-        f'{{"day_of_week": "{day}", "open_time": {{"hours": 9}}, "close_time": {{"hours": 18}}}}'
-        for day in ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY")
-    )
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(
             "INSERT INTO salons (salon_id, phone_number_id, name, time_zone, opening_hours)"
-            f" VALUES ('{BUSY}', '{BUSY}', 'Busy', 'Europe/Berlin', '[{hours}]')".encode()
+            " VALUES (%s, %s, 'Busy', 'Europe/Berlin', %s)",
+            [BUSY, BUSY, _hours(6, 9, 18)],
         )
         conn.execute(
             "INSERT INTO resources (salon_id, resource_id, name) SELECT %s, 'chair-' || n, 'Chair'"
@@ -234,20 +269,27 @@ def writes(database_url: str, app_secret: str) -> Writes:
 
 
 def _bookings(database_url: str) -> Iterator[bytes]:
-    """Yield requests of CreateBooking, each for a free hour of a resource."""
-    resources = _rows(database_url, "SELECT salon_id, resource_id FROM resources ORDER BY random()")
-    [phones] = zip(*_rows(database_url, "SELECT phone_number FROM conversations ORDER BY phone_number"), strict=True)
-    first = 4_000_000_000 + 3600 * secrets.randbelow(10_000_000)  # after all bookings of earlier runs
-    for number, phone in enumerate(itertools.cycle(phones)):
-        salon_id, resource_id = resources[number % len(resources)]
-        start = first + 3600 * (number // len(resources))
-        times: dict[str, Any] = {
-            "start_time": Timestamp(seconds=start),
-            "end_time": Timestamp(seconds=start + 3600),
-        }
-        yield booking.CreateBookingRequest(
-            salon_id=salon_id, resource_id=resource_id, customer_phone=phone, customer_name="Zoë Hartmann", **times
-        ).SerializeToString()
+    """Yield requests of CreateBooking, each for a free time of a resource of `add_open_salons` and for a new customer.
+
+    The times begin after those of earlier runs.
+    """
+    bookings = "FROM bookings WHERE salon_id LIKE 'bench-open-%'"
+    query = f"SELECT ceil(extract(epoch FROM greatest(now() + interval '1 day', max(end_ts))) / 3600)::int {bookings}"
+    [(first,)] = _rows(database_url, query)
+    places = list(itertools.product(range(1, OPEN_RESOURCES + 1), range(1, OPEN_SALONS + 1)))
+    for hour in itertools.count(first):
+        for place, (resource, salon) in enumerate(places):
+            times: dict[str, Any] = {
+                "start_time": Timestamp(seconds=3600 * hour),
+                "end_time": Timestamp(seconds=3600 * hour + 2700),
+            }
+            yield booking.CreateBookingRequest(
+                salon_id=f"bench-open-{salon}",
+                resource_id=f"chair-{resource}",
+                customer_phone=f"+49151{hour * len(places) + place:08d}",
+                customer_name="Zoë Hartmann",
+                **times,
+            ).SerializeToString()
 
 
 def _webhooks(database_url: str, app_secret: str) -> Iterator[bytes]:

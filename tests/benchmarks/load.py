@@ -18,7 +18,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ops.cli import DatabaseUrl
-from tests.benchmarks.cases import cases, path_of, writes
+from tests.benchmarks.cases import add_open_salons, cases, path_of, writes
 from tests.benchmarks.client import Call, Client, Result, calls_of
 
 BEHIND_SECONDS = 0.03  # longer than the delay of fills
@@ -85,6 +85,7 @@ def requests_of(database_url: str, method: str, app_secret: str, most: int) -> t
     if case := made.get(method):
         return case.path, case.requests
     if method == "CreateBooking":
+        add_open_salons(database_url)
         return path_of("booking", method), list(islice(writes(database_url, app_secret).bookings, most))
     if method == "IngestWebhook":
         return path_of("messaging", method), list(islice(writes(database_url, app_secret).webhooks, most))
@@ -166,8 +167,9 @@ def main(
 ) -> None:
     """Load a method of a service on this machine, and measure: calls per second, latencies, the service's CPU per call.
 
-    The requests are different ones, made from the service's sample data; the writes change that data. Calls that fail
-    are counted by status, and the exit code is 1.
+    The requests are different ones, made from the service's sample data; the writes change that data. CreateBooking
+    books in salons that are added, bench-open-1 and so on. Calls that fail are counted by status, and the exit code is
+    1.
     """
     path, requests = requests_of(database_url, method, app_secret, calls)
     service = path.split(".")[1]

@@ -16,7 +16,7 @@ from ops.process import Server, free_port, free_ports, is_free, spawn
 from ops.sample_data import load_sample_data
 from ops.servers import Postgres, Valkey, postgres_url
 from ops.up import Plan, Service, environments
-from tests.benchmarks.cases import Case, Writes, add_calendar, add_salons, cases, writes
+from tests.benchmarks.cases import Case, Writes, add_calendar, add_open_salons, add_salons, cases, open_salons, writes
 from tests.benchmarks.load import Target
 
 SERVICES = ("booking", "messaging", "stats")
@@ -79,14 +79,16 @@ class System:
 def running(folder: Path, settings: Mapping[str, Mapping[str, str]]) -> Iterator[System]:
     """Run the echo, and a variant of the services for each name, with its additional environment.
 
-    Each has a copy of the sample data at scale 1, so that the same writes are valid for all. The logs of a variant are
-    in `folder`/NAME.
+    Each has a copy of the sample data at scale 1, so that the same writes are valid for all. The salons are open around
+    the clock. The logs of a variant are in `folder`/NAME.
     """
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres"))
         migrate(postgres.dsn)
         load_sample_data(postgres.dsn, 1)
+        open_salons(postgres.dsn)
         add_salons(postgres.dsn)
+        add_open_salons(postgres.dsn)
         add_calendar(postgres.dsn)
         made = {case.method: case for case in cases(postgres.dsn)}
         variants = {

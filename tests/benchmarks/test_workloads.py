@@ -15,6 +15,7 @@ from ops.sample_data import load_sample_data
 from ops.servers import Postgres, postgres_url
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
+from tests.benchmarks.cases import open_salons
 from tests.benchmarks.workloads import PREDECESSOR, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
 from tests.stack import Stack, executed, running
 
@@ -34,6 +35,7 @@ class Databases:
         self._port = postgres.port
         self.url = self.copy("workload", "parlor")
         load_sample_data(self.url, 1)
+        open_salons(self.url)
 
     def copy(self, name: str, template: str = "workload") -> str:
         """Return the URL of a fresh copy."""

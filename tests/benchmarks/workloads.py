@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -20,7 +21,7 @@ from services.cache_tags import CacheTags, conversation_tag
 T = TypeVar("T")
 NOW = 1_737_158_400  # 2025-01-18: end of the messages in the sample data
 DAY = 86_400
-FAR = 1_900_000_000  # no bookings after this time
+TOMORROW = int(time.time()) // DAY * DAY + 2 * DAY  # at least a day ahead; no bookings after this time
 
 
 class Customer(NamedTuple):
@@ -258,7 +259,7 @@ class Trace:
 
     def _hour(self) -> dict[str, Any]:
         """A free hour."""
-        start = FAR + next(self._numbers) * 3600
+        start = TOMORROW + next(self._numbers) * 3600
         return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
 
 
