@@ -22,7 +22,7 @@ MOST_FINDINGS = 20  # of a process; all are counted
 # What a call may be answered while something is away; any other error fails the run.
 AWAY = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 DAY = 86_400
-FIRST = 1_893_456_000  # 2030-01-01, when the first booking begins, in s since 1970
+FIRST = 2_524_608_000  # 2050-01-01, when the first booking begins, in s since 1970
 SERVICES: dict[str, tuple[Any, Any]] = {
     "booking": (booking_pb2, booking_pb2_grpc.BookingServiceStub),
     "messaging": (messaging_pb2, messaging_pb2_grpc.MessagingServiceStub),
@@ -112,6 +112,11 @@ def request(service: str, rpc: str, **fields: Any) -> Any:
 def phone(customer: int) -> str:
     """Return the phone number of a customer."""
     return f"+4915112345{customer:03d}"
+
+
+def chair(customer: int) -> str:
+    """Return the resource that a customer books."""
+    return f"chair-{customer}"
 
 
 def day(number: int, minutes: int = 0) -> dict[str, int]:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from parlor.booking.v1 import booking_pb2
 from parlor.stats.v1 import stats_pb2
-from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, day, phone, request
-from tools.coherence.state import CUSTOMERS, INDEX, ITEMS, PERIODS, SALONS, SERVICES, WRITERS
+from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, chair, day, phone, request
+from tools.coherence.state import CUSTOMERS, INDEX, ITEMS, PERIODS, SALONS, SERVICES, WRITERS, line_items
 
 AT_ONCE = 3  # reads of this process under way at each service
 PAUSE_SECONDS = 0.005
@@ -20,11 +21,15 @@ NS = 1_000_000  # of a ms
 
 
 class Read(NamedTuple):
-    """The fields of a request, the items that it asks for, and which version of each a reply shows."""
+    """The fields of a request, the items that it asks for, and which version of each a reply shows.
+
+    `not_found` is what NOT_FOUND shows; by default version 0 of each.
+    """
 
     fields: dict[str, Any]
     items: Sequence[int]
     shown: Callable[[Any], Sequence[int]]
+    not_found: Sequence[int] = ()
 
 
 class Reader(Client):
@@ -66,7 +71,7 @@ class Reader(Client):
                 state.count((rpc, "failed"))
                 self.failed(rpc, error)
                 return False
-            shown = [0] * len(read.items)  # a wrong negative answer is stale, too
+            shown = read.not_found or [0] * len(read.items)  # a wrong negative answer is stale, too
         state.count((rpc, "reads"), len(shown) if rpc == "BatchGetBookings" else 1)
         self.check(rpc, read.items, least, shown, source, began)
         if any(low <= version < high for low, version, high in zip(least, shown, known, strict=True)):
@@ -101,9 +106,15 @@ class Reader(Client):
         return Read({"phone_number_id": f"10{salon}"}, [INDEX["name", salon]], lambda reply: [int(reply.name)])
 
     def GetBookingByCode(self, salon: int) -> Read:
-        """Read a booking's revision."""
+        """Read a booking's revision; of a customer's first one also the fields that UpdateBooking changes."""
         item = self._booking(salon)
-        return Read({"booking_code": self.state.code(item)}, [item], lambda reply: [reply.revision])
+        _, _, customer, slot = ITEMS[item]
+        items = [item] if slot else [item, INDEX["notes", salon, customer]]
+
+        def shown(reply: Any) -> list[int]:
+            return [reply.revision, min(int(reply.notes or 0), int(reply.customer_name or 0))][: len(items)]
+
+        return Read({"booking_code": self.state.code(item)}, items, shown)
 
     def BatchGetBookings(self, salon: int) -> Read:
         """Read the revisions of up to 100 bookings."""
@@ -112,8 +123,18 @@ class Reader(Client):
         return Read({"booking_codes": codes}, items, lambda reply: [each.revision for each in reply.bookings])
 
     def ListBookings(self, salon: int) -> Read:
-        """List the bookings of a customer, in which none may be missing."""
+        """List the bookings of a customer, which have a resource of their own; none may be missing."""
         customer = self._low(CUSTOMERS)
+        of_customer, of_resource = {"customer_phone": phone(customer)}, {"resource_ids": [chair(customer)]}
+        filters: dict[str, Any] = self.random.choice(
+            [
+                of_customer,
+                of_resource,
+                of_resource | {"statuses": booking_pb2.BookingStatus.values()[1:]},
+                of_customer | {"overlapping": {"start_time": day(0), "end_time": day(LAST_DAY)}},
+                of_resource | {"updated_since": {"seconds": self.spec.began - DAY}, "order_by": "update_time"},
+            ]
+        )
         items = self.state.bookings(salon, [customer])
         codes = [self.state.code(item) for item in items]
 
@@ -121,7 +142,7 @@ class Reader(Client):
             revisions = {booking.booking_code: booking.revision for booking in reply.bookings}
             return [revisions.get(code, 0) for code in codes]
 
-        return Read({"customer_phone": phone(customer), "page_size": LONGEST_PAGE}, items, shown)
+        return Read(filters | {"page_size": LONGEST_PAGE}, items, shown)
 
     def ListBookingEvents(self, salon: int) -> Read:
         """List the history of a booking, which has an event for each revision."""
@@ -131,6 +152,38 @@ class Reader(Client):
             return [self.state.known(item) if reply.next_page_token else len(reply.booking_events)]
 
         return Read({"booking_code": self.state.code(item), "page_size": LONGEST_PAGE}, [item], shown)
+
+    def GetService(self, salon: int) -> Read:
+        """Read a service's name, or a service that was deleted last or will be next."""
+        if self.random.random() < 0.5:
+            return Read({"service_id": "cut"}, [INDEX["service", salon]], lambda reply: [int(reply.name)])
+        number = self.state.ends("services", salon)[0] - self.random.randrange(2)
+        _, deleted = line_items("services", salon)
+        return Read({"service_id": f"extra-{number}"}, [deleted], lambda _: [number - 1], [number])
+
+    def ListServices(self, salon: int) -> Read:
+        """List services: one that is replaced, and the line."""
+        items = INDEX["service", salon], *line_items("services", salon)
+        fields = {"active_only": self.random.random() < 0.5}
+        return Read(fields, items, lambda reply: _listed({one.service_id: one.name for one in reply.services}, "cut"))
+
+    def ListResources(self, salon: int) -> Read:
+        """List resources: those of the customers, which are replaced, and the line."""
+        chairs = [chair(customer) for customer in range(CUSTOMERS)]
+        items = [INDEX["resource", salon, customer] for customer in range(CUSTOMERS)]
+
+        def shown(reply: Any) -> list[int]:
+            return _listed({each.resource_id: each.name for each in reply.resources}, *chairs)
+
+        fields = {"active_only": self.random.random() < 0.5}
+        return Read(fields, [*items, *line_items("resources", salon)], shown)
+
+    def ListTimeOff(self, salon: int) -> Read:
+        """List time off."""
+        period = {"start_time": day(-1001), "end_time": day(0)}
+        fields: dict[str, Any] = self.random.choice([{}, {"resource_id": chair(0)}, period])
+        items = line_items("time off", salon)
+        return Read(fields, items, lambda reply: _listed({each.time_off_id: each.reason for each in reply.time_off}))
 
     def GetSalonStats(self, salon: int) -> Read:
         """Count the bookings that were moved at least so many times."""
@@ -144,7 +197,7 @@ class Reader(Client):
         period = {"start_time": {"seconds": began - DAY}, "end_time": {"seconds": began + 10 * DAY}}
 
         def shown(reply: Any) -> list[int]:
-            return [sum(bucket.confirmed + 2 * bucket.completed for bucket in reply.booking_stats)]
+            return [sum(bucket.confirmed + 2 * bucket.cancelled for bucket in reply.booking_stats)]
 
         return Read({**period, "bucket": stats_pb2.TIME_BUCKET_MONTH}, [INDEX["status changes", salon]], shown)
 
@@ -167,6 +220,13 @@ class Reader(Client):
         """Return a booking that has a code."""
         items = self.state.bookings(salon, [self._low(CUSTOMERS)])
         return items[int(len(items) * self.random.random() ** 6)]
+
+
+def _listed(names: dict[str, str], *replaced: str) -> list[int]:
+    """Return the names of `replaced` things, their versions, and how many of a line were created and deleted."""
+    versions = [int(names.pop(each, 0)) for each in replaced]
+    line = [*map(int, names.values())]
+    return [*versions, max(line, default=0), min(line, default=1) - 1]
 
 
 def _newest(reply: Any) -> list[int]:

@@ -1,7 +1,8 @@
 """The memory that the processes of a run share: versions acknowledged and seen, and counters.
 
 Everything that is written is an item with a version, a number that only grows: a booking's revision, a salon's name,
-how many bookings were moved. A process writes to its own row only, so there are no locks and no lost updates.
+how many bookings were moved, how many services were deleted. A process writes to its own row only, so there are no
+locks and no lost updates.
 """
 
 import mmap
@@ -14,11 +15,14 @@ PROCESSES = WRITERS + READERS
 SALONS, CUSTOMERS, SLOTS = 6, 4, 64  # customers of a salon, bookings of a customer
 PERIODS = 5
 KEPT_TIMES = 64  # acknowledgments of an item whose time is kept
+# Of each a salon has a line: numbered from 1, created at the end, deleted at the beginning; at least one exists.
+LINES = ("services", "resources", "time off")
 
 ITEMS: tuple[tuple[str | int, ...], ...] = (
-    *product(["name", "status changes"], range(SALONS)),
+    *product(["name", "service", "status changes"], range(SALONS)),
+    *product([f"{line} {what}" for line in LINES for what in ("created", "deleted")], range(SALONS)),
     *product(["bookings moved"], range(SALONS), range(PERIODS)),  # at least so many times
-    *product(["message"], range(SALONS), range(CUSTOMERS)),
+    *product(["message", "resource", "notes"], range(SALONS), range(CUSTOMERS)),
     *product(["booking"], range(SALONS), range(CUSTOMERS), range(SLOTS)),
 )
 INDEX = {item: index for index, item in enumerate(ITEMS)}
@@ -27,6 +31,7 @@ SERVICES = {
     "booking": (
         *("GetSalon", "GetSalonByPhoneNumberId", "BatchGetBookings"),
         *("GetBookingByCode", "ListBookings", "ListBookingEvents"),
+        *("GetService", "ListServices", "ListResources", "ListTimeOff"),
     ),
     "stats": ("GetSalonStats", "ListBookingStats"),
     "messaging": ("GetConversation", "ListMessages"),
@@ -43,6 +48,11 @@ _ROW = _OLDEST + 1
 _CODES = 1 + PROCESSES * _ROW
 _TIMES = _CODES + len(ITEMS)
 _END = _TIMES + len(ITEMS) * KEPT_TIMES
+
+
+def line_items(line: str, salon: int) -> tuple[int, int]:
+    """Return the items of a line: how many were created, how many deleted."""
+    return INDEX[f"{line} created", salon], INDEX[f"{line} deleted", salon]
 
 
 class State:
@@ -98,6 +108,11 @@ class State:
     def code(self, item: int) -> str:
         """Return a booking's code, "" if it has none yet."""
         return self._codes[item].to_bytes(8).lstrip(b"\0").decode()
+
+    def ends(self, line: str, salon: int) -> tuple[int, int]:
+        """Return the numbers of the first and the last of a line, as acknowledged."""
+        created, deleted = line_items(line, salon)
+        return self.acknowledged(deleted) + 1, self.acknowledged(created)
 
     def bookings(self, salon: int, customers: Iterable[int]) -> list[int]:
         """Return the bookings of customers that have a code."""

@@ -15,40 +15,51 @@ from uuid import UUID
 
 import grpc
 
+from ops.calls import ALWAYS
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
-from tools.coherence.client import RETRY_SECONDS, TIMEOUT_SECONDS, Client, day, phone, request
-from tools.coherence.state import CUSTOMERS, INDEX, PERIODS, SALONS, SLOTS, WRITERS
+from tools.coherence.client import RETRY_SECONDS, TIMEOUT_SECONDS, Client, chair, day, phone, request
+from tools.coherence.state import CUSTOMERS, INDEX, LINES, PERIODS, SALONS, SLOTS, WRITERS, line_items
 
 FIRST_BOOKINGS = 25  # of each customer, before the readers begin
 PAUSE_SECONDS = 0.6  # after each write, on average
 LONGEST_PAUSE_SECONDS = 5.0
 MOST_IN_A_ROW = 5
-STATUSES = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_COMPLETED
+MOST_IN_LINE = 4
+MINUTES = 20  # of each day for each booking of a customer
+HOLD_EVERY, LONGEST_HOLD_SECONDS = 8, 10
+STATUSES = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_CANCELLED
 
 
 @dataclass
 class Booking:
-    """A booking: its item, how often it was moved, and how many of STATUSES it has had."""
+    """A booking: its item, how often it was moved, and how many of STATUSES it has had. A hold is only created."""
 
     item: int
+    slot: int
     moves: int = 0
     statuses: int = 0
 
 
 class Writer(Client):
-    """The writers of every WRITERS-th salon: two tasks for each salon, one for every other customer."""
+    """The writers of every WRITERS-th salon: a task for each salon, and two for its customers."""
 
     async def run(self) -> None:
         """Write what the readers begin with, then write until the end."""
         self.bookings: dict[tuple[int, int], list[Booking]] = defaultdict(list)
+        self.time_off: dict[tuple[int, int], str] = {}
         salons = range(self.process, SALONS, WRITERS)
         owned = [(salon, range(first, CUSTOMERS, 2)) for salon, first in product(salons, range(2))]
         for salon in salons:
             await self.rename(salon)
+            await self.replace_service(salon)
+            for customer in range(CUSTOMERS):
+                await self.replace_resource(salon, customer)
+            for line in LINES:
+                await self.change_line(salon, line)
         await asyncio.gather(*(self.prepare(*each) for each in owned))
         self.state.count("ready")
-        await asyncio.gather(*(self.write_on(*each) for each in owned))
+        await asyncio.gather(*map(self.write_salon, salons), *(self.write_on(*each) for each in owned))
 
     async def prepare(self, salon: int, customers: Sequence[int]) -> None:
         """Create the first bookings of customers."""
@@ -57,49 +68,103 @@ class Writer(Client):
 
     async def write_on(self, salon: int, customers: Sequence[int]) -> None:
         """Write several times in a row, pause, and so on."""
-        kinds = [self.create, self.move, self.move, self.change_status, self.send, self.send]
+        kinds = [
+            *(self.create, self.move, self.move, self.change_status, self.update),
+            *(self.send, self.send, self.replace_resource),
+        ]
         while self.running:
             writes = self.random.randint(1, MOST_IN_A_ROW)
             for _ in range(writes):
                 await self.random.choice(kinds)(salon, self.random.choice(customers))
-                if 0 in customers and self.random.random() < 0.3:
-                    await self.rename(salon)
-            pause = self.random.expovariate(1 / (PAUSE_SECONDS * writes))
-            await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
+            await self.pause(writes)
+
+    async def write_salon(self, salon: int) -> None:
+        """Write what belongs to the salon, one by one.
+
+        What is read between two writes shows whether the second invalidates it. Most writes of a salon invalidate the
+        same tags.
+        """
+        kinds = [self.rename, self.rename, self.replace_service, *[self.change_line] * len(LINES)]
+        while self.running:
+            await self.random.choice(kinds)(salon)
+            await self.pause(1)
+
+    async def pause(self, writes: int) -> None:
+        """Pause after some writes."""
+        pause = self.random.expovariate(1 / (PAUSE_SECONDS * writes))
+        await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
 
     async def rename(self, salon: int) -> None:
         """Replace a salon; its name is its version."""
         item, name = INDEX["name", salon], f"salon-{salon}"
         version = str(self.state.acknowledged(item) + 1)
         new = {"salon_id": name, "phone_number_id": f"10{salon}", "name": version, "time_zone": "Europe/Berlin"}
-        await self.write("booking", "UpsertSalon", item, salon=new)
+        await self.write("booking", "UpsertSalon", item, salon=new | {"opening_hours": ALWAYS})
+
+    async def replace_service(self, salon: int) -> None:
+        """Replace a service; its name is its version."""
+        item = INDEX["service", salon]
+        new = {"service_id": "cut", "name": str(self.state.acknowledged(item) + 1), "duration": {"seconds": 60}}
+        await self.write("booking", "UpsertService", item, salon_id=f"salon-{salon}", **new)
+
+    async def replace_resource(self, salon: int, customer: int) -> None:
+        """Replace the resource of a customer; its name is its version."""
+        item = INDEX["resource", salon, customer]
+        new = {"resource_id": chair(customer), "name": str(self.state.acknowledged(item) + 1)}
+        await self.write("booking", "UpsertResource", item, salon_id=f"salon-{salon}", **new)
+
+    async def change_line(self, salon: int, line: str = "") -> None:
+        """Create the next of a line, or delete the first; the name, or the reason, is the number."""
+        line = line or self.random.choice(LINES)
+        created, deleted = line_items(line, salon)
+        first, last = self.state.ends(line, salon)
+        deletes = last - first + 1 >= self.random.randint(2, MOST_IN_LINE)
+        number = first if deletes else last + 1
+        if line == "time off":
+            period = {"start_time": day(-1000, number), "end_time": day(-1000, number + 1)}
+            new = {"resource_id": chair(0), "reason": str(number), **period}
+            old = {"time_off_id": self.time_off.pop((salon, number), "")}
+            rpcs = "DeleteTimeOff", "CreateTimeOff"
+        else:
+            kind = line.removesuffix("s")
+            old = {f"{kind}_id": f"extra-{number}"}
+            new = old | {"name": str(number)} | ({"duration": {"seconds": 60}} if kind == "service" else {})
+            rpcs = f"Delete{kind.capitalize()}", f"Upsert{kind.capitalize()}"
+        rpc, item, fields = (rpcs[0], deleted, old) if deletes else (rpcs[1], created, new)
+        reply = await self.write("booking", rpc, item, salon_id=f"salon-{salon}", **fields)
+        if reply and rpc == "CreateTimeOff":
+            self.time_off[salon, number] = reply.time_off.time_off_id
 
     async def create(self, salon: int, customer: int) -> None:
-        """Create a booking, unless the customer has SLOTS."""
+        """Create a booking, unless the customer has SLOTS; some are holds, which expire."""
         bookings = self.bookings[salon, customer]
-        if len(bookings) == SLOTS:
+        slot = len(bookings)
+        if slot == SLOTS:
             return
-        item = INDEX["booking", salon, customer, len(bookings)]
-        new = {"salon_id": f"salon-{salon}", "customer_phone": phone(customer)}
-        period = {"start_time": day(0, item % 600), "end_time": day(0, item % 600 + 1)}
+        item = INDEX["booking", salon, customer, slot]
+        new: dict[str, Any] = {"salon_id": f"salon-{salon}", "customer_phone": phone(customer)}
+        new |= {"start_time": day(0, MINUTES * slot), "end_time": day(0, MINUTES * slot + 1)}
+        is_hold = slot % HOLD_EVERY == HOLD_EVERY - 1
+        if is_hold:
+            new["hold_duration"] = {"seconds": self.random.randint(1, LONGEST_HOLD_SECONDS)}
         items = item, INDEX["bookings moved", salon, 0]
-        if made := await self.write("booking", "CreateBooking", *items, **new, **period):
-            bookings.append(Booking(item))
+        if made := await self.write("booking", "CreateBooking", *items, **new, resource_id=chair(customer)):
+            bookings.append(Booking(item, slot, statuses=len(STATUSES) if is_hold else 0))
             self.state.set_code(item, made.booking_code)
 
     async def move(self, salon: int, customer: int) -> None:
         """Move a booking to the next day."""
-        booking = self.random.choice([each for each in self.bookings[salon, customer] if each.statuses < 2])
+        booking = self.random.choice([each for each in self.bookings[salon, customer] if each.statuses < len(STATUSES)])
         moves = booking.moves + 1
         items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves < PERIODS else [])]
         new = {"salon_id": f"salon-{salon}", "booking_code": self.state.code(booking.item)}
-        start = day(min(moves, PERIODS), booking.item % 600 + moves % 600)
+        start = day(min(moves, PERIODS), MINUTES * booking.slot + moves % MINUTES)
         if await self.write("booking", "RescheduleBooking", *items, **new, start_time=start):
             booking.moves = moves
 
     async def change_status(self, salon: int, customer: int) -> None:
-        """Confirm or complete a booking; half of them never change, so that there is always one to move."""
-        bookings = [each for each in self.bookings[salon, customer] if each.statuses < 2 and each.item % 2]
+        """Confirm or cancel a booking; half of them never change, so that there is always one to move."""
+        bookings = [each for each in self.bookings[salon, customer] if each.statuses < len(STATUSES) and each.slot % 2]
         if not bookings:
             return
         booking = self.random.choice(bookings)
@@ -108,6 +173,14 @@ class Writer(Client):
         status = STATUSES[booking.statuses]
         if await self.write("booking", "UpdateBookingStatus", *items, **new, status=status):
             booking.statuses += 1
+
+    async def update(self, salon: int, customer: int) -> None:
+        """Change the customer's name and the notes of a customer's first booking; both are their version."""
+        booking, item = self.bookings[salon, customer][0], INDEX["notes", salon, customer]
+        version = str(self.state.acknowledged(item) + 1)
+        names = {"salon_id": f"salon-{salon}", "booking_code": self.state.code(booking.item)}
+        new = names | {"customer_name": version, "notes": version}
+        await self.write("booking", "UpdateBooking", booking.item, item, booking=new)
 
     async def send(self, salon: int, customer: int) -> None:
         """Record a message of a customer; its content is the version."""
