@@ -142,6 +142,7 @@ async def test_a_status_changes_only_along_its_transitions(stack: Stack) -> None
             continue
         assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INVALID_TRANSITION")
         assert error.metadata == {"from": pb.BookingStatus.Name(before), "to": pb.BookingStatus.Name(after)}
+        assert ("that is final" in error.message) == (before not in ALLOWED)
         assert error.has(PreconditionFailure)
 
 

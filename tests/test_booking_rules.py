@@ -220,6 +220,22 @@ async def test_a_booking_is_cancelled_with_the_notice_that_the_salon_needs(stack
     assert (await move(stack, other, "CANCELLED", ignore_rules=True)).status == pb.BOOKING_STATUS_CANCELLED
 
 
+async def test_a_refusal_has_the_limit_in_its_metadata(stack: Stack) -> None:
+    await opened(stack, {"min_notice": HOUR, "max_advance": DAY, "min_cancel_notice": 2 * HOUR})
+    await time_off(stack, 14, 15, "anna")
+    booking = await book(stack, 11.5)
+    refusals: list[tuple[Any, dict[str, Timestamp]]] = [
+        (book(stack, 10.5), {"earliest_start_time": at(11)}),
+        (book(stack, 35), {"latest_start_time": at(34)}),
+        (book(stack, 13.5, resource_id="anna"), {"conflict_start_time": at(14), "conflict_end_time": at(15)}),
+        (move(stack, booking, "CANCELLED"), {"latest_cancel_time": at(9.5)}),
+    ]
+    for call, limits in refusals:
+        assert (await failure(call)).metadata == {name: time.ToJsonString() for name, time in limits.items()}
+    await book(stack, 11)
+    await book(stack, 34)
+
+
 @pytest.mark.parametrize("who", [{"customer_phone": PHONE}, {"customer_phone": "", "customer_user_id": "DE.1"}])
 async def test_a_customer_books_one_at_a_time_where_the_salon_wants_that(
     stack: Stack, clock: list[int], who: Fields

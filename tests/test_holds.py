@@ -166,11 +166,8 @@ async def test_of_a_confirmation_and_a_booking_over_an_expiring_hold_one_succeed
     calls = (call for _ in range(8) for call in (move(stack, held, CONFIRMED), hold(stack)))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     for outcome in outcomes:
-        assert (
-            isinstance(outcome, pb.Booking)
-            or "is taken" in str(outcome)
-            or "can't move" in str(outcome)
-            or ("has expired" in str(outcome))
+        assert isinstance(outcome, pb.Booking) or any(
+            words in str(outcome) for words in ("is taken", "the booking is ", "has expired")
         )
     query = "SELECT count(*) FROM bookings WHERE status = 'CONFIRMED' OR status = 'PENDING' AND hold_expires_at > now()"
     assert rows(stack.database_url, query)[0][0] <= 1

@@ -106,6 +106,7 @@ async def test_a_final_booking_cannot_be_rescheduled(stack: Stack) -> None:
         error = await failure(stack.booking.RescheduleBooking(to(booking, start_time=at(NOON + HOUR))))
         assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INVALID_TRANSITION")
         assert error.metadata == {"from": f"BOOKING_STATUS_{status}", "to": f"BOOKING_STATUS_{status}"}
+        assert error.message == f"the booking is {status}: its time can't change any more"
 
 
 async def test_an_old_etag_an_unknown_code_and_another_salon_are_refused(stack: Stack) -> None:

@@ -206,7 +206,7 @@ class Method:
                 dispatcher.refused += 1
                 raise errors.draining()
             if len(dispatcher.running) > dispatcher.limit:
-                raise errors.exhausted("OVERLOADED", "the service has too many requests under way")
+                raise errors.exhausted("OVERLOADED", "the service has too many requests under way: try again")
             if parsed is None:
                 if len(data) > LARGE_REQUEST_BYTES:
                     await asyncio.sleep(0)  # joining its parts took 10 ms of this tick for 8 MB

@@ -113,7 +113,7 @@ def unavailable(reason: str, message: str) -> RpcError:
 
 def draining() -> RpcError:
     """Return the error of an RPC that a stopping server refuses or ends."""
-    return unavailable("DRAINING", "the service is about to end")
+    return unavailable("DRAINING", "the service is about to end: call again")
 
 
 def exhausted(reason: str, message: str) -> RpcError:
@@ -123,12 +123,13 @@ def exhausted(reason: str, message: str) -> RpcError:
 
 def query_timeout() -> RpcError:
     """Return the error of a statement or request that exceeded its time limit."""
-    return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT", "the request took longer than it may")
+    message = "the request took longer than it may: ask for less, or try again"
+    return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIMEOUT", message)
 
 
 def conflict() -> RpcError:
     """Return the error of conflicting transactions."""
-    message = "concurrent changes are in each other's way"
+    message = "concurrent changes are in each other's way: try again"
     return RpcError(grpc.StatusCode.ABORTED, "CONFLICT", message, retry_ms=RETRY_MS)
 
 
@@ -138,7 +139,7 @@ def internal() -> RpcError:
 
 
 def _database_unavailable() -> RpcError:
-    return unavailable("DATABASE_UNAVAILABLE", "the database is away")
+    return unavailable("DATABASE_UNAVAILABLE", "the database is away: try again")
 
 
 def _commit_unknown(request: Any) -> RpcError:
@@ -153,8 +154,8 @@ def _commit_unknown(request: Any) -> RpcError:
 # Exceptions of drivers and libs, most specific first.
 TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[], RpcError]]] = (
     (DatabaseUnavailable, _database_unavailable),
-    (PoolExhausted, lambda: exhausted("POOL_EXHAUSTED", "no database connection came free in time")),
-    (CacheUnavailable, lambda: unavailable("CACHE_UNAVAILABLE", "the cache can't be invalidated now")),
+    (PoolExhausted, lambda: exhausted("POOL_EXHAUSTED", "no database connection came free in time: try again")),
+    (CacheUnavailable, lambda: unavailable("CACHE_UNAVAILABLE", "the cache can't be invalidated now: try again")),
     (psycopg.errors.QueryCanceled, query_timeout),
     (TimeoutError, query_timeout),
     (
@@ -166,7 +167,7 @@ TABLE: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[]
         ),
         conflict,
     ),
-    (psycopg.errors.DiskFull, lambda: unavailable("DATABASE_FULL", "the database has no room for more")),
+    (psycopg.errors.DiskFull, lambda: unavailable("DATABASE_FULL", "the database is full: try again later")),
     # Unreachable, shutting down, failing over, full: classes 08, 53, 57, and lost connections.
     (psycopg.errors.ReadOnlySqlTransaction, _database_unavailable),
     (psycopg.OperationalError, _database_unavailable),

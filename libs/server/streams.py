@@ -48,7 +48,7 @@ class Streams:
         if self.draining:
             raise errors.draining()
         if len(self.running) >= self.limit:
-            raise errors.exhausted("OVERLOADED", "the service has too many streams")
+            raise errors.exhausted("OVERLOADED", "the service has too many streams: try again")
         self.running.add(task)
 
 

@@ -61,20 +61,23 @@ def choose(slot: Slot, start: datetime, end: datetime, now: datetime, *, ignore_
             if not ignore_rules:
                 check_customer(slot)
             if not candidate.is_free:
-                raise errors.failed_precondition("SLOT_UNAVAILABLE", "resource", "no resource is free at that time")
+                message = "no resource is free at that time: choose another time"
+                raise errors.failed_precondition("SLOT_UNAVAILABLE", "resource", message)
             yield candidate.resource_id
             return
         refusals.append(refused)
         yield None
     # An inactive resource is no news if another one is active.
     refusals.sort(key=lambda refused: refused.reason == "RESOURCE_NOT_ACTIVE")
-    raise refused_error(refusals[0] if refusals else Refusal("RESOURCE_NOT_ACTIVE", "there is no resource to book"))
+    raise refused_error(
+        refusals[0] if refusals else Refusal("RESOURCE_NOT_ACTIVE", "there is no resource to book: ask the salon")
+    )
 
 
 def refused_error(refused: Refusal, resource_id: str = "") -> errors.RpcError:
     """Return the error of a refusal."""
     subject = f"resource/{resource_id}" if resource_id else "booking"
-    return errors.failed_precondition(refused.reason, subject, refused.message)
+    return errors.failed_precondition(refused.reason, subject, refused.message, **refused.metadata)
 
 
 def _service_refusal(slot: Slot, resource_id: str) -> Refusal | None:
@@ -82,14 +85,14 @@ def _service_refusal(slot: Slot, resource_id: str) -> Refusal | None:
     if service is None:
         return None
     if not service.is_active:
-        return Refusal("SERVICE_NOT_ACTIVE", "the service is not active")
+        return Refusal("SERVICE_NOT_ACTIVE", "the service is not active: choose another one")
     if resource_id and service.resource_ids and resource_id not in service.resource_ids:
-        return Refusal("RESOURCE_NOT_OF_SERVICE", f"{resource_id} does not do this service")
+        return Refusal("RESOURCE_NOT_OF_SERVICE", f"{resource_id} does not do this service: choose another resource")
     return None
 
 
 def check_customer(slot: Slot) -> None:
     """Raise CUSTOMER_ALREADY_BOOKED if the customer has a booking, and the salon allows one at a time."""
     if code := slot.already_booked:
-        message = "the customer has a booking, and the salon allows one at a time"
+        message = f"a customer may have one booking at a time: move or cancel {code}"
         raise errors.failed_precondition("CUSTOMER_ALREADY_BOOKED", f"booking/{code}", message, booking_code=code)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -49,10 +50,11 @@ class Place(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a time can't be booked: the reason of the error, and its message."""
+    """Why a time can't be booked: the reason of the error, its message, and its metadata."""
 
     reason: str
     message: str
+    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 def earliest_start(now: datetime, rules: Rules) -> int:
@@ -73,27 +75,31 @@ def refusal(start: datetime, end: datetime, now: datetime | None, rules: Rules, 
     if now is not None and (refused := _start_refusal(start, now, rules)):
         return refused
     if not place.is_active:
-        return Refusal("RESOURCE_NOT_ACTIVE", "the resource is not active")
+        return Refusal("RESOURCE_NOT_ACTIVE", "the resource is not active: choose another one")
     first, until = floor_seconds(start), ceil_seconds(end)
     if until - first > LONGEST_SECONDS:
-        return Refusal("OUTSIDE_HOURS", "the booking is longer than 24 hours")
+        return Refusal("OUTSIDE_HOURS", "a booking can't be longer than 24 hours: choose an earlier end")
     if not is_open(place.hours, place.zone, first, until):
         salon_is_open = place.hours is not place.salon and is_open(place.salon, place.zone, first, until)
-        return Refusal(
-            "OUTSIDE_HOURS", f"the booking is outside of the {'resource' if salon_is_open else 'salon'}'s hours"
-        )
-    if any(first < off_end and off_start < until for off_start, off_end in place.time_off):
-        return Refusal("RESOURCE_OFF", "the booking is in a time off")
+        whose = "resource" if salon_is_open else "salon"
+        return Refusal("OUTSIDE_HOURS", f"the time is outside of the {whose}'s hours: choose another one")
+    for off_start, off_end in place.time_off:
+        if first < off_end and off_start < until:
+            message = "there is time off then: choose another time or resource"
+            return Refusal("RESOURCE_OFF", message, _times(conflict_start_time=off_start, conflict_end_time=off_end))
     return None
 
 
 def _start_refusal(start: datetime, now: datetime, rules: Rules) -> Refusal | None:
     if start < now:
-        return Refusal("IN_THE_PAST", "the booking would start in the past")
+        return Refusal("IN_THE_PAST", "the booking would start in the past: choose a later time")
     if start < now + timedelta(seconds=rules.min_notice):
-        return Refusal("TOO_SOON", f"the salon needs a notice of {_duration(rules.min_notice)}")
+        message = f"the salon needs a notice of {_duration(rules.min_notice)}: choose a later time"
+        return Refusal("TOO_SOON", message, _times(earliest_start_time=earliest_start(now, rules)))
     if rules.max_advance is not None and start > now + timedelta(seconds=rules.max_advance):
-        return Refusal("TOO_FAR_AHEAD", f"the salon takes bookings up to {_duration(rules.max_advance)} ahead")
+        message = f"the salon takes bookings up to {_duration(rules.max_advance)} ahead: choose an earlier time"
+        latest = floor_seconds(now) + rules.max_advance
+        return Refusal("TOO_FAR_AHEAD", message, _times(latest_start_time=latest))
     return None
 
 
@@ -101,8 +107,10 @@ def cancel_refusal(start: datetime, now: datetime, rules: Rules) -> Refusal | No
     """Return why a booking that starts then can't be cancelled by the rules, None if it can."""
     if rules.min_cancel_notice is None or start - now >= timedelta(seconds=rules.min_cancel_notice):
         return None
-    message = f"a booking can be cancelled until {_duration(rules.min_cancel_notice)} before its start"
-    return Refusal("TOO_LATE_TO_CANCEL", message)
+    notice = _duration(rules.min_cancel_notice)
+    message = f"it can be cancelled until {notice} before its start: ask the salon"
+    latest = floor_seconds(start) - rules.min_cancel_notice
+    return Refusal("TOO_LATE_TO_CANCEL", message, _times(latest_cancel_time=latest))
 
 
 @lru_cache(MOST_CALENDARS)
@@ -151,6 +159,11 @@ def ceil_seconds(moment: datetime) -> int:
 def floor_seconds(moment: datetime) -> int:
     """Return a moment in s since 1970, rounded down."""
     return (moment - _EPOCH) // _SECOND
+
+
+def _times(**seconds: int) -> dict[str, str]:
+    """Return times in s since 1970 as an error's metadata has them."""
+    return {name: f"{_EPOCH + timedelta(seconds=at):%Y-%m-%dT%H:%M:%SZ}" for name, at in seconds.items()}
 
 
 def _duration(seconds: int) -> str:

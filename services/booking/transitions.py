@@ -37,30 +37,34 @@ def check_status(booking: Booking, after: BookingStatus.ValueType, now: datetime
     """
     if after == BookingStatus.BOOKING_STATUS_CONFIRMED:
         check_hold(booking, hold_expired=hold_expired)
-    if after not in _ALLOWED.get(booking.status, ()):
-        raise _invalid(booking, after)
+    allowed = _ALLOWED.get(booking.status, ())
+    if after not in allowed:
+        possible = " or ".join(map(_word, allowed))
+        raise _invalid(booking, after, f"it can become {possible}" if allowed else "that is final")
     if after in _AFTER_START and period(booking)[0] > now:
-        raise _invalid(booking, after, " before its start_time")
+        raise _invalid(booking, after, f"it can't become {_word(after)} before its start_time")
 
 
 def check_extends(booking: Booking, *, hold_expired: bool) -> None:
     """Return if a booking is a hold that can be extended. Raises: HOLD_EXPIRED; NOT_A_HOLD."""
     check_hold(booking, hold_expired=hold_expired)
     if booking.status != BookingStatus.BOOKING_STATUS_PENDING or not booking.HasField("hold_expire_time"):
-        raise errors.failed_precondition("NOT_A_HOLD", f"booking/{booking.booking_code}", "the booking is not a hold")
+        message = "the booking is not a hold: only a hold is extended"
+        raise errors.failed_precondition("NOT_A_HOLD", f"booking/{booking.booking_code}", message)
 
 
 def check_blocking(booking: Booking, *, hold_expired: bool) -> None:
     """Return if a booking blocks its time, and so may change it. Raises: HOLD_EXPIRED; INVALID_TRANSITION."""
     check_hold(booking, hold_expired=hold_expired)
     if booking.status not in _BLOCKING:
-        raise _invalid(booking, booking.status)
+        raise _invalid(booking, booking.status, "its time can't change any more")
 
 
 def check_hold(booking: Booking, *, hold_expired: bool) -> None:
     """Raise HOLD_EXPIRED if a booking is, or was, an expired hold."""
     if hold_expired or booking.status == BookingStatus.BOOKING_STATUS_EXPIRED:
-        raise errors.failed_precondition("HOLD_EXPIRED", f"booking/{booking.booking_code}", "the hold has expired")
+        message = "the hold has expired: make a new booking"
+        raise errors.failed_precondition("HOLD_EXPIRED", f"booking/{booking.booking_code}", message)
 
 
 def new_times(request: RescheduleBookingRequest, booking: Booking) -> tuple[datetime, datetime]:
@@ -89,8 +93,11 @@ def empty_time(field: str = "end_time") -> errors.RpcError:
     return errors.invalid_fields([(field, "end_time must be at least a microsecond after start_time")])
 
 
-def _invalid(booking: Booking, after: BookingStatus.ValueType, when: str = "") -> errors.RpcError:
-    names = BookingStatus.Name(booking.status), BookingStatus.Name(after)
-    message = f"a booking can't move from {names[0]} to {names[1]}{when}"
-    subject = f"booking/{booking.booking_code}"
-    return errors.failed_precondition("INVALID_TRANSITION", subject, message, **{"from": names[0], "to": names[1]})
+def _invalid(booking: Booking, after: BookingStatus.ValueType, why: str) -> errors.RpcError:
+    names = {"from": BookingStatus.Name(booking.status), "to": BookingStatus.Name(after)}
+    message = f"the booking is {_word(booking.status)}: {why}"
+    return errors.failed_precondition("INVALID_TRANSITION", f"booking/{booking.booking_code}", message, **names)
+
+
+def _word(status: BookingStatus.ValueType) -> str:
+    return BookingStatus.Name(status).removeprefix("BOOKING_STATUS_")

@@ -7,12 +7,11 @@ Phone numbers: requests take E.164 with `+`, with or without separators; if the 
 region's national notation, unless its digits are an international number without `+`, too. Anything else is
 INVALID_FIELD. Replies have E.164.
 
-Errors carry google.rpc.ErrorInfo with the domain "parlor" and a reason. Each RPC lists its own; besides these, any
-RPC may return INVALID_FIELD or MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAUSTED or OVERLOADED
-(RESOURCE_EXHAUSTED), DATABASE_UNAVAILABLE or DATABASE_FULL (UNAVAILABLE), QUERY_TIMEOUT (DEADLINE_EXCEEDED). A
-mutation may also return REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED), CACHE_UNAVAILABLE (UNAVAILABLE),
-and COMMIT_UNKNOWN if it is unknown whether the change was made: UNAVAILABLE if the request has a request_id and so
-can be repeated, otherwise ABORTED.
+Errors carry google.rpc.ErrorInfo with the domain "parlor" and a reason. The comment of the service lists them. Each
+RPC names its own; besides these, any RPC may return INVALID_FIELD, MALFORMED_REQUEST, OVERLOADED, POOL_EXHAUSTED,
+DATABASE_UNAVAILABLE, DATABASE_FULL, QUERY_TIMEOUT or DRAINING, and a mutation REQUEST_ID_REUSED, CONFLICT,
+CACHE_UNAVAILABLE, or COMMIT_UNKNOWN if it is unknown whether the change was made. That one is UNAVAILABLE if the
+request has a request_id and so can be repeated, otherwise ABORTED.
 
 A request may have up to 256 KiB, uncompressed; a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """

@@ -29,6 +29,61 @@ if _version_not_supported:
 class BookingServiceStub:
     """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
     booking_changes.
+
+    All errors follow. Programs decide by the reason and the metadata of google.rpc.ErrorInfo; the message is for people.
+    Values are in braces. Times in metadata are in UTC, such as 2030-01-07T10:00:00Z.
+
+    FAILED_PRECONDITION: the salon, its bookings or its rules don't allow it. A person can choose something else.
+
+    | reason | metadata | message |
+    |---|---|---|
+    | SLOT_UNAVAILABLE | conflict_start_time, conflict_end_time | {anna} is taken at that time |
+    | SLOT_UNAVAILABLE | | no resource is free at that time: choose another time |
+    | IN_THE_PAST | | the booking would start in the past: choose a later time |
+    | TOO_SOON | earliest_start_time | the salon needs a notice of {2 hours}: choose a later time |
+    | TOO_FAR_AHEAD | latest_start_time | the salon takes bookings up to {90 days} ahead: choose an earlier time |
+    | OUTSIDE_HOURS | | the time is outside of the {salon}'s hours: choose another one |
+    | OUTSIDE_HOURS | | a booking can't be longer than 24 hours: choose an earlier end |
+    | RESOURCE_OFF | conflict_start_time, conflict_end_time | there is time off then: choose another time or resource |
+    | RESOURCE_NOT_ACTIVE | | the resource is not active: choose another one |
+    | RESOURCE_NOT_ACTIVE | | there is no resource to book: ask the salon |
+    | RESOURCE_NOT_OF_SERVICE | | {anna} does not do this service: choose another resource |
+    | SERVICE_NOT_ACTIVE | | the service is not active: choose another one |
+    | CUSTOMER_ALREADY_BOOKED | booking_code | a customer may have one booking at a time: move or cancel {CODE} |
+    | TOO_LATE_TO_CANCEL | latest_cancel_time | it can be cancelled until {2 hours} before its start: ask the salon |
+    | HOLD_EXPIRED | | the hold has expired: make a new booking |
+    | NOT_A_HOLD | | the booking is not a hold: only a hold is extended |
+    | INVALID_TRANSITION | from, to | the booking is {CANCELLED}: {what it can become, or why not} |
+    | RESOURCE_IN_USE | booking_code | {ben} has bookings to come, the first one is {CODE}: move or cancel them before |
+    | CURSOR_EXPIRED | | changes that old are not kept: start again from the lists |
+
+    Other codes. No metadata.
+
+    | reason | code | message |
+    |---|---|---|
+    | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
+    | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
+    | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
+    | BOOKING_NOT_FOUND | NOT_FOUND | there is no booking {salon-1/ABC234} |
+    | TIME_OFF_NOT_FOUND | NOT_FOUND | there is no time_off {salon-1/ID} |
+    | PHONE_NUMBER_ID_TAKEN | ALREADY_EXISTS | phone_number_id {1} belongs to another salon |
+    | ETAG_MISMATCH | ABORTED | the {booking} was changed meanwhile: read it again |
+    | INVALID_FIELD | INVALID_ARGUMENT | {field}: {what it must be} |
+    | REQUEST_ID_REUSED | INVALID_ARGUMENT | request_id: was used for another request |
+    | MALFORMED_REQUEST | INVALID_ARGUMENT | {what is malformed} |
+    | REQUEST_TOO_LARGE | RESOURCE_EXHAUSTED | {what is too large} |
+    | OVERLOADED | RESOURCE_EXHAUSTED | {what there is too much of} |
+    | POOL_EXHAUSTED | RESOURCE_EXHAUSTED | no database connection came free in time: try again |
+    | SLOW_READER | RESOURCE_EXHAUSTED | the caller is more than {1000} changes behind: read faster, {from where} |
+    | CONFLICT | ABORTED | concurrent changes are in each other's way: try again |
+    | COMMIT_UNKNOWN | UNAVAILABLE | the change may have been made or not; a retry with the same request_id is safe |
+    | COMMIT_UNKNOWN | ABORTED | the change may have been made or not; {what to do without a request_id} |
+    | CACHE_UNAVAILABLE | UNAVAILABLE | the cache can't be invalidated now: try again |
+    | DATABASE_UNAVAILABLE | UNAVAILABLE | the database is away: try again |
+    | DATABASE_FULL | UNAVAILABLE | the database is full: try again later |
+    | DRAINING | UNAVAILABLE | the service is about to end: call again |
+    | QUERY_TIMEOUT | DEADLINE_EXCEEDED | the request took longer than it may: ask for less, or try again |
+    | INTERNAL | INTERNAL | something went wrong in the service; its log says what |
     """
 
     def __init__(self, channel):
@@ -177,6 +232,61 @@ class BookingServiceStub:
 class BookingServiceServicer:
     """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
     booking_changes.
+
+    All errors follow. Programs decide by the reason and the metadata of google.rpc.ErrorInfo; the message is for people.
+    Values are in braces. Times in metadata are in UTC, such as 2030-01-07T10:00:00Z.
+
+    FAILED_PRECONDITION: the salon, its bookings or its rules don't allow it. A person can choose something else.
+
+    | reason | metadata | message |
+    |---|---|---|
+    | SLOT_UNAVAILABLE | conflict_start_time, conflict_end_time | {anna} is taken at that time |
+    | SLOT_UNAVAILABLE | | no resource is free at that time: choose another time |
+    | IN_THE_PAST | | the booking would start in the past: choose a later time |
+    | TOO_SOON | earliest_start_time | the salon needs a notice of {2 hours}: choose a later time |
+    | TOO_FAR_AHEAD | latest_start_time | the salon takes bookings up to {90 days} ahead: choose an earlier time |
+    | OUTSIDE_HOURS | | the time is outside of the {salon}'s hours: choose another one |
+    | OUTSIDE_HOURS | | a booking can't be longer than 24 hours: choose an earlier end |
+    | RESOURCE_OFF | conflict_start_time, conflict_end_time | there is time off then: choose another time or resource |
+    | RESOURCE_NOT_ACTIVE | | the resource is not active: choose another one |
+    | RESOURCE_NOT_ACTIVE | | there is no resource to book: ask the salon |
+    | RESOURCE_NOT_OF_SERVICE | | {anna} does not do this service: choose another resource |
+    | SERVICE_NOT_ACTIVE | | the service is not active: choose another one |
+    | CUSTOMER_ALREADY_BOOKED | booking_code | a customer may have one booking at a time: move or cancel {CODE} |
+    | TOO_LATE_TO_CANCEL | latest_cancel_time | it can be cancelled until {2 hours} before its start: ask the salon |
+    | HOLD_EXPIRED | | the hold has expired: make a new booking |
+    | NOT_A_HOLD | | the booking is not a hold: only a hold is extended |
+    | INVALID_TRANSITION | from, to | the booking is {CANCELLED}: {what it can become, or why not} |
+    | RESOURCE_IN_USE | booking_code | {ben} has bookings to come, the first one is {CODE}: move or cancel them before |
+    | CURSOR_EXPIRED | | changes that old are not kept: start again from the lists |
+
+    Other codes. No metadata.
+
+    | reason | code | message |
+    |---|---|---|
+    | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
+    | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
+    | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
+    | BOOKING_NOT_FOUND | NOT_FOUND | there is no booking {salon-1/ABC234} |
+    | TIME_OFF_NOT_FOUND | NOT_FOUND | there is no time_off {salon-1/ID} |
+    | PHONE_NUMBER_ID_TAKEN | ALREADY_EXISTS | phone_number_id {1} belongs to another salon |
+    | ETAG_MISMATCH | ABORTED | the {booking} was changed meanwhile: read it again |
+    | INVALID_FIELD | INVALID_ARGUMENT | {field}: {what it must be} |
+    | REQUEST_ID_REUSED | INVALID_ARGUMENT | request_id: was used for another request |
+    | MALFORMED_REQUEST | INVALID_ARGUMENT | {what is malformed} |
+    | REQUEST_TOO_LARGE | RESOURCE_EXHAUSTED | {what is too large} |
+    | OVERLOADED | RESOURCE_EXHAUSTED | {what there is too much of} |
+    | POOL_EXHAUSTED | RESOURCE_EXHAUSTED | no database connection came free in time: try again |
+    | SLOW_READER | RESOURCE_EXHAUSTED | the caller is more than {1000} changes behind: read faster, {from where} |
+    | CONFLICT | ABORTED | concurrent changes are in each other's way: try again |
+    | COMMIT_UNKNOWN | UNAVAILABLE | the change may have been made or not; a retry with the same request_id is safe |
+    | COMMIT_UNKNOWN | ABORTED | the change may have been made or not; {what to do without a request_id} |
+    | CACHE_UNAVAILABLE | UNAVAILABLE | the cache can't be invalidated now: try again |
+    | DATABASE_UNAVAILABLE | UNAVAILABLE | the database is away: try again |
+    | DATABASE_FULL | UNAVAILABLE | the database is full: try again later |
+    | DRAINING | UNAVAILABLE | the service is about to end: call again |
+    | QUERY_TIMEOUT | DEADLINE_EXCEEDED | the request took longer than it may: ask for less, or try again |
+    | INTERNAL | INTERNAL | something went wrong in the service; its log says what |
     """
 
     def UpsertSalon(self, request, context):
@@ -239,7 +349,7 @@ class BookingServiceServicer:
     def DeleteResource(self, request, context):
         """Deletes a resource. Its past bookings keep its resource_id; a later UpsertResource creates it again.
         Errors: NOT_FOUND RESOURCE_NOT_FOUND; FAILED_PRECONDITION RESOURCE_IN_USE while PENDING or CONFIRMED bookings of it
-        have not ended, with metadata `booking_code` of the first; ABORTED ETAG_MISMATCH.
+        have not ended; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,7 +357,8 @@ class BookingServiceServicer:
 
     def UpsertService(self, request, context):
         """Creates a service of a salon (a haircut), or replaces all its fields. Bookings keep the name, price, times and
-        buffers that the service had when they were made.
+        buffers that the service had when they were made. Reads show the change at once, or within 1 s where a near cache
+        answers.
         Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND; ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -309,11 +420,9 @@ class BookingServiceServicer:
         one resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks
         nothing. The booking must keep the opening hours of the salon and the resource, time off and the salon's
         booking_rules.
-        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (if
-        one resource was asked for with metadata `conflict_start_time` and `conflict_end_time`);
+        Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
-        `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,9 +456,9 @@ class BookingServiceServicer:
         """Moves a booking to another status: PENDING to CONFIRMED or CANCELLED; CONFIRMED to CANCELLED or, from its
         start_time on, to COMPLETED or NO_SHOW. These two can be corrected: to each other, or back to CONFIRMED. CANCELLED
         and EXPIRED are final.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, with metadata `from` and `to`,
-        HOLD_EXPIRED for confirming an expired hold, TOO_LATE_TO_CANCEL unless ignore_rules is set, or SLOT_UNAVAILABLE for
-        going back to CONFIRMED; ABORTED ETAG_MISMATCH.
+        Errors: NOT_FOUND BOOKING_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED for confirming an expired
+        hold, TOO_LATE_TO_CANCEL unless ignore_rules is set, or SLOT_UNAVAILABLE for going back to CONFIRMED; ABORTED
+        ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -358,11 +467,10 @@ class BookingServiceServicer:
     def RescheduleBooking(self, request, context):
         """Moves a PENDING or CONFIRMED booking to another time, another resource, or both. It keeps its code and status. The
         new time must keep the same rules as that of a new booking.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE (as CreateBooking),
-        INVALID_TRANSITION if its status is final, or HOLD_EXPIRED; ABORTED ETAG_MISMATCH;
+        Errors: NOT_FOUND BOOKING_NOT_FOUND, RESOURCE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE, HOLD_EXPIRED, or
+        INVALID_TRANSITION if its status is neither; ABORTED ETAG_MISMATCH;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
-        `booking_code`).
+        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -372,11 +480,10 @@ class BookingServiceServicer:
         """Changes the fields of a booking that update_mask names: customer_phone, customer_user_id, customer_name,
         service_name, notes; if the booking is PENDING or CONFIRMED also service_id and end_time. A new service brings its
         name, price, duration and buffers. hold_duration extends a hold that has not expired.
-        Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED,
-        NOT_A_HOLD, SLOT_UNAVAILABLE (as CreateBooking); ABORTED ETAG_MISMATCH;
-        FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
-        RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED (metadata
-        `booking_code`).
+        Errors: NOT_FOUND BOOKING_NOT_FOUND, SERVICE_NOT_FOUND, RESOURCE_NOT_FOUND if the time changes and the resource was
+        deleted; FAILED_PRECONDITION INVALID_TRANSITION, HOLD_EXPIRED, NOT_A_HOLD, SLOT_UNAVAILABLE; ABORTED ETAG_MISMATCH;
+        FAILED_PRECONDITION, unless ignore_rules is set: OUTSIDE_HOURS, RESOURCE_NOT_ACTIVE, RESOURCE_OFF,
+        RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -404,8 +511,8 @@ class BookingServiceServicer:
 
     def EraseCustomer(self, request, context):
         """Removes what identifies a customer from their bookings: phone number, user ID, name, notes, and the reasons in
-        their history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds none.
-        Repeating an earlier request_id whose reply named the customer then returns an empty reply.
+        their history. The bookings themselves stay, so that slots, counts and statistics remain right. A second call finds
+        none. Repeating an earlier request_id whose reply named the customer then returns an empty reply.
         Errors: NOT_FOUND SALON_NOT_FOUND, only for a number in national notation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -581,6 +688,61 @@ def add_BookingServiceServicer_to_server(servicer, server):
 class BookingService:
     """Salons and their bookings. Owns the tables salons, resources, services, time_off, bookings, booking_events and
     booking_changes.
+
+    All errors follow. Programs decide by the reason and the metadata of google.rpc.ErrorInfo; the message is for people.
+    Values are in braces. Times in metadata are in UTC, such as 2030-01-07T10:00:00Z.
+
+    FAILED_PRECONDITION: the salon, its bookings or its rules don't allow it. A person can choose something else.
+
+    | reason | metadata | message |
+    |---|---|---|
+    | SLOT_UNAVAILABLE | conflict_start_time, conflict_end_time | {anna} is taken at that time |
+    | SLOT_UNAVAILABLE | | no resource is free at that time: choose another time |
+    | IN_THE_PAST | | the booking would start in the past: choose a later time |
+    | TOO_SOON | earliest_start_time | the salon needs a notice of {2 hours}: choose a later time |
+    | TOO_FAR_AHEAD | latest_start_time | the salon takes bookings up to {90 days} ahead: choose an earlier time |
+    | OUTSIDE_HOURS | | the time is outside of the {salon}'s hours: choose another one |
+    | OUTSIDE_HOURS | | a booking can't be longer than 24 hours: choose an earlier end |
+    | RESOURCE_OFF | conflict_start_time, conflict_end_time | there is time off then: choose another time or resource |
+    | RESOURCE_NOT_ACTIVE | | the resource is not active: choose another one |
+    | RESOURCE_NOT_ACTIVE | | there is no resource to book: ask the salon |
+    | RESOURCE_NOT_OF_SERVICE | | {anna} does not do this service: choose another resource |
+    | SERVICE_NOT_ACTIVE | | the service is not active: choose another one |
+    | CUSTOMER_ALREADY_BOOKED | booking_code | a customer may have one booking at a time: move or cancel {CODE} |
+    | TOO_LATE_TO_CANCEL | latest_cancel_time | it can be cancelled until {2 hours} before its start: ask the salon |
+    | HOLD_EXPIRED | | the hold has expired: make a new booking |
+    | NOT_A_HOLD | | the booking is not a hold: only a hold is extended |
+    | INVALID_TRANSITION | from, to | the booking is {CANCELLED}: {what it can become, or why not} |
+    | RESOURCE_IN_USE | booking_code | {ben} has bookings to come, the first one is {CODE}: move or cancel them before |
+    | CURSOR_EXPIRED | | changes that old are not kept: start again from the lists |
+
+    Other codes. No metadata.
+
+    | reason | code | message |
+    |---|---|---|
+    | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
+    | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
+    | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
+    | BOOKING_NOT_FOUND | NOT_FOUND | there is no booking {salon-1/ABC234} |
+    | TIME_OFF_NOT_FOUND | NOT_FOUND | there is no time_off {salon-1/ID} |
+    | PHONE_NUMBER_ID_TAKEN | ALREADY_EXISTS | phone_number_id {1} belongs to another salon |
+    | ETAG_MISMATCH | ABORTED | the {booking} was changed meanwhile: read it again |
+    | INVALID_FIELD | INVALID_ARGUMENT | {field}: {what it must be} |
+    | REQUEST_ID_REUSED | INVALID_ARGUMENT | request_id: was used for another request |
+    | MALFORMED_REQUEST | INVALID_ARGUMENT | {what is malformed} |
+    | REQUEST_TOO_LARGE | RESOURCE_EXHAUSTED | {what is too large} |
+    | OVERLOADED | RESOURCE_EXHAUSTED | {what there is too much of} |
+    | POOL_EXHAUSTED | RESOURCE_EXHAUSTED | no database connection came free in time: try again |
+    | SLOW_READER | RESOURCE_EXHAUSTED | the caller is more than {1000} changes behind: read faster, {from where} |
+    | CONFLICT | ABORTED | concurrent changes are in each other's way: try again |
+    | COMMIT_UNKNOWN | UNAVAILABLE | the change may have been made or not; a retry with the same request_id is safe |
+    | COMMIT_UNKNOWN | ABORTED | the change may have been made or not; {what to do without a request_id} |
+    | CACHE_UNAVAILABLE | UNAVAILABLE | the cache can't be invalidated now: try again |
+    | DATABASE_UNAVAILABLE | UNAVAILABLE | the database is away: try again |
+    | DATABASE_FULL | UNAVAILABLE | the database is full: try again later |
+    | DRAINING | UNAVAILABLE | the service is about to end: call again |
+    | QUERY_TIMEOUT | DEADLINE_EXCEEDED | the request took longer than it may: ask for less, or try again |
+    | INTERNAL | INTERNAL | something went wrong in the service; its log says what |
     """
 
     @staticmethod
