@@ -145,7 +145,7 @@ def load_sample_data(
         str | None, typer.Option(envvar="REDIS_URL", help="Redis of running services, whose cache is dropped.")
     ] = None,
 ) -> None:
-    """Load the sample data: 20 salons, the same rows every time."""
+    """Load the sample data: 20 salons with services, resources, bookings, conversations; always the same rows."""
     from ops.sample_data import DataExistsError
     from ops.sample_data import load_sample_data as load
 

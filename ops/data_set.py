@@ -1,7 +1,8 @@
 """The rows of the sample data, the same every time.
 
 At scale 1: 10,000 bookings with their history, 50,000 messages, 1,000 conversations and 20,000 AI messages of 20
-salons, the biggest of which, `salon-123`, has about a third. Times are around 2025-01-18.
+salons, the biggest of which, `salon-123`, has about a third. Each salon has opening hours, booking rules, services, and
+resources with a week of time off. Times are around 2025-01-18.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,9 +1,9 @@
-"""The booking service: salons, their resources, bookings and the history of bookings.
+"""The booking service: salons, their resources, services and time off, bookings and their history, the feed of changes.
 
-It guarantees that two PENDING or CONFIRMED bookings of one resource never overlap, that an expired hold blocks nothing,
-that a booking's status changes only along its transitions, that SearchAvailability offers only what CreateBooking would
-accept, and that a read shows every write acknowledged before it (docs/guarantees.md).
+It guarantees that two PENDING or CONFIRMED bookings of one resource, with their buffers, never overlap, that an expired
+hold blocks nothing, that a booking's status changes only along its transitions, that SearchAvailability offers what
+CreateBooking accepts, and that a read shows every write acknowledged before it (docs/guarantees.md).
 
-service.py has every RPC. The SQL is in salon_queries, resource_queries, booking_queries and booking_write_queries. The
-rules are plain functions in transitions, opening_hours and availability.
+service.py, write_rpcs.py and salon_rpcs.py have the RPCs. The SQL is in the *_queries modules. The rules are plain
+functions in rules, placement, transitions, opening_hours, availability and reasons.
 """
