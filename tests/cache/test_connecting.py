@@ -118,6 +118,7 @@ class Encrypted:
         self._issued.configure_cert(context)
         async with await asyncio.start_server(self._pass_on, "127.0.0.1", self.port, ssl=context):
             yield
+            await asyncio.sleep(0.2)  # a handshake that the client gave up ends, too
 
     async def _pass_on(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connections += 1

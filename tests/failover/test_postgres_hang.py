@@ -80,7 +80,7 @@ async def test_a_statement_over_its_timeout_ends_without_an_answer(url: str, bet
 async def test_all_callers_of_a_shared_load_fail_in_time(url: str, between: Proxy, redis_url: str) -> None:
     database = {"query_timeout": QUERY_TIMEOUT_MS}
     async with running(url, redis_url, database=database) as stack:
-        await salon(stack)
+        await salon(stack, resources=())
         await stack.booking.CreateBooking(booking_request())
         between.blackhole = True
         began = time.monotonic()
