@@ -12,7 +12,6 @@ from google.protobuf.duration_pb2 import Duration
 
 from libs.cache import CommitUnknown
 from libs.server import RpcError, errors
-from libs.server.validation import LARGEST_REQUEST_BYTES
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.changes import booking_changes
 from tests.calendars import DAY, HOUR
@@ -28,7 +27,7 @@ Calls: TypeAlias = Sequence[Callable[[], Awaitable[Any]]]
 ROOT = Path(__file__).parents[1]
 SOURCES = [*ROOT.glob("services/*.py"), *ROOT.glob("services/booking/*.py"), *ROOT.glob("libs/server/*.py")]
 MAKERS = {"RpcError", "Refusal", "failed_precondition", "exhausted", "unavailable", "invalid_fields"}
-# Errors of a broken or a busy service, which other tests provoke.
+# Errors of a broken or a busy service, or of its transport, which other tests provoke.
 ELSEWHERE = {
     "CACHE_UNAVAILABLE",
     "COMMIT_UNKNOWN",
@@ -40,6 +39,7 @@ ELSEWHERE = {
     "OVERLOADED",
     "POOL_EXHAUSTED",
     "QUERY_TIMEOUT",
+    "REQUEST_TOO_LARGE",
     "SLOW_READER",
 }
 RULES: Fields = {
@@ -199,9 +199,10 @@ def test_the_errors_of_a_broken_service_have_the_messages_of_their_rows() -> Non
     elsewhere = {row for row in ROWS if row.reason in ELSEWHERE}
     fitting = [[row for row in elsewhere if row.fits(error)] for error in made]
     assert all(len(found) == 1 for found in fitting)
-    by_load = elsewhere - {row for found in fitting for row in found}
-    assert {(row.reason, row.code) for row in by_load} == {
-        (reason, grpc.StatusCode.RESOURCE_EXHAUSTED.name) for reason in ("OVERLOADED", "SLOW_READER")
+    rest = elsewhere - {row for found in fitting for row in found}
+    assert {(row.reason, row.code) for row in rest} == {
+        (reason, grpc.StatusCode.RESOURCE_EXHAUSTED.name)
+        for reason in ("OVERLOADED", "REQUEST_TOO_LARGE", "SLOW_READER")
     }
 
 
