@@ -1,7 +1,6 @@
 """The tables of errors in the comment of BookingService: a real error for each row, and no reason is missing."""
 
 import ast
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -183,13 +182,8 @@ async def test_each_wrong_request_is_answered_as_its_row_says(stack: Stack) -> N
             lambda: resource(stack, "ben", request_id="1"),
             lambda: send(b"\xff"),
         ]
-        expected = {row for row in ROWS if row.code != "FAILED_PRECONDITION" and row.reason not in ELSEWHERE}
-        if os.environ.get("SERVER_TRANSPORT") == "grpcio":  # its core refuses a large request without details
-            expected = {row for row in expected if row.reason != "REQUEST_TOO_LARGE"}
-        else:
-            calls = [*calls, lambda: send(bytes(LARGEST_REQUEST_BYTES + 1))]
         found = await shown(calls)
-    assert found == expected
+    assert found == {row for row in ROWS if row.code != "FAILED_PRECONDITION" and row.reason not in ELSEWHERE}
 
 
 def test_the_errors_of_a_broken_service_have_the_messages_of_their_rows() -> None:
