@@ -61,10 +61,19 @@ class CacheTags:
         tags = [self._messages.tag(salon_id, "salon:"), self._conversation.tag(salon_id)] if conversations else []
         for conversation_id, phone_number in set(conversations):
             for tag in tags[:2]:
-                tags.append(conversation_tag(tag, conversation_id))
+                if conversation_id:
+                    tags.append(conversation_tag(tag, conversation_id))
                 if phone_number:
                     tags.append(conversation_tag(tag, "", phone_number))
         return tags
+
+    def of_customers(self, salon_id: str, *customers: tuple[str, str]) -> list[Tag]:
+        """Return the tags that a merge or erasure of customers invalidates, who are named as in `of_conversations`.
+
+        They are those of their conversations, AI messages and the salon's statistics.
+        """
+        ai_messages = [self.ai_messages(salon_id, customer_id) for customer_id, _ in set(customers) if customer_id]
+        return [*self.of_conversations(salon_id, *customers), *ai_messages, self.stats(salon_id)]
 
     def booking(self, salon_id: str, booking_code: str) -> Tag:
         """Return the sub-tag of one booking."""

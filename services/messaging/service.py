@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 from libs.cache import Cache, Reply, digest
@@ -25,6 +24,7 @@ from services.messaging import (
 )
 from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
+from services.messaging.customer_writes import CustomerWrites
 from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
@@ -33,7 +33,7 @@ from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
-from services.phones import e164, is_national
+from services.phones import e164, is_national, whatsapp_number
 
 KIB = 1024
 # Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
@@ -52,7 +52,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         self.salons = salons
         self.tags = CacheTags(cache)
         self.searches = for_searches(database)
-        self.write = IdempotentWrites(cache, database, "messaging_requests")
+        self.requests = IdempotentWrites(cache, database, "messaging_requests")
+        self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
@@ -65,7 +66,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             return await self._record_message(request, message)
         except SalonUnknown:
             async with self.database.connection() as conn:
-                salon_known = await message_write_queries.has_conversation(conn, message)
+                salon_known = await message_write_queries.has_customer(conn, message)
             if not salon_known:
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
@@ -74,12 +75,11 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         salon_id = request.salon_id
         names = (message.whatsapp_id, message.user_id, message.phone_number)
         locks = [message_lock(salon_id, name) for name in names if name]
-        first: list[Statement[Any]] = [message_write_queries.insert_messages([message])]
-        if message.phone_number and message.user_id:
-            first.insert(0, message_write_queries.assign_phone_numbers([message]))
-        async with self.write(request, salon_id, locks=locks, first=first) as write:
-            *numbered, inserted = write.first
-            conversations = [*chain(*numbered), *(recorded.conversation for recorded in inserted)]
+        claims = [claim] if (claim := message.claim) else []
+        first = [message_write_queries.insert_messages([message])]
+        async with self.write.of_customers(request, salon_id, claims, locks=locks, first=first) as write:
+            [inserted] = write.first
+            conversations = [recorded.conversation for recorded in inserted]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
             recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
@@ -258,7 +258,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
         if not request.phone_number:
             return ""
-        return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
+        number = await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
+        return whatsapp_number(number)
 
     async def _named(self, request: Any) -> Named:
         """Return the names of a request's conversation."""
@@ -300,7 +301,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
-        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
+        background=[lambda: messaging.requests.purge(database.connection), Retention(cache, database, settings).run],
         close=to_booking.close,
     )
 
