@@ -19,6 +19,8 @@ CREATE INDEX idx_customers_salon_created ON customers (salon_id, created_at, cus
 COMMENT ON INDEX idx_customers_salon_created IS 'Serves ListCustomers.';
 CREATE INDEX idx_customers_salon_opted_out ON customers (salon_id, created_at, customer_id) WHERE opted_out;
 COMMENT ON INDEX idx_customers_salon_opted_out IS 'Serves ListCustomers of those who opted out.';
+CREATE INDEX idx_customers_salon_name ON customers USING gin (salon_id, contact_name gin_trgm_ops);
+COMMENT ON INDEX idx_customers_salon_name IS 'Serves ListCustomers by the query, as a name.';
 
 CREATE TABLE customer_identities (
     salon_id text NOT NULL,

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.db import Statement
-from libs.messages import NOT_STORED, SNAPSHOT_XMIN, Loaded, fetch_loaded, fetch_one, fetch_pages, text_array, unnest, where
+from libs.messages import (
+    NOT_STORED,
+    SNAPSHOT_XMIN,
+    Loaded,
+    fetch_loaded,
+    fetch_pages,
+    text_array,
+    unnest,
+    where,
+)
 from libs.server import Page, RpcError, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import Customer, ListCustomersResponse
 from services.messaging.identities import Claim
@@ -35,7 +44,8 @@ _OF_IDENTITY = """(
             WHERE i.salon_id = wanted.salon_id AND i.identity = wanted.{}::text AND i.kind = '{}'
         )"""
 _CONDITIONS = {
-    "customer_id": f"c.customer_id = coalesce({_OF_IDENTITY.format('customer_id', 'CONVERSATION_ID')}, wanted.customer_id)",
+    "customer_id": "c.customer_id = coalesce("
+    f"{_OF_IDENTITY.format('customer_id', 'CONVERSATION_ID')}, wanted.customer_id)",
     "phone_number": f"c.customer_id = {_OF_IDENTITY.format('phone_number', 'PHONE_NUMBER')}",
     "user_id": f"c.customer_id = {_OF_IDENTITY.format('user_id', 'USER_ID')}",
 }
@@ -82,9 +92,9 @@ def customer_statement(names: tuple[str, ...]) -> str:
     if "customer_id" in names:
         xmin = f"CASE WHEN found.customer_id <> wanted.customer_id::text THEN {NOT_STORED} ELSE xmin END"
     elif "phone_number" in names:
-        current = "coalesce(found.current_number, CASE WHEN cardinality(found.phone_numbers) = 1 THEN wanted.phone_number END)"
-        xmin = f"""CASE WHEN found.customer_id IS NOT NULL AND {current} IS DISTINCT FROM wanted.phone_number
-            THEN {NOT_STORED} ELSE xmin END"""
+        only = "CASE WHEN cardinality(found.phone_numbers) = 1 THEN wanted.phone_number END"
+        current = f"coalesce(found.current_number, {only}) IS NOT DISTINCT FROM wanted.phone_number"
+        xmin = f"CASE WHEN found.customer_id IS NULL OR {current} THEN xmin ELSE {NOT_STORED} END"
     columns = ", ".join(f"found.{name}" for name in _FIELDS)
     return f"""
         SELECT {xmin} AS xmin, {columns}

@@ -73,12 +73,12 @@ class CustomerWrites:
             except _Unsettled:
                 pass
         async with self.alone(request, salon_id) as write:
-            await self._settle(write, salon_id, claims)
+            await self.settle(write, salon_id, claims)
             write.first = await write.conn.run(*first) if first else []
             yield write
 
-    async def _settle(self, write: Write, salon_id: str, claims: Sequence[Claim]) -> None:
-        """Write what new claims change, and invalidate what shows the customers."""
+    async def settle(self, write: Write, salon_id: str, claims: Sequence[Claim]) -> None:
+        """Write what new claims change, in a write that runs alone, and invalidate what shows the customers."""
         new = await new_claims(write.conn, salon_id, claims)
         names = list(dict.fromkeys(identity for claim in new for identity in claim.identities))
         settlement = Settlement(await owned_identities(write.conn, salon_id, names))

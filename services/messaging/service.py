@@ -24,6 +24,7 @@ from services.messaging import (
 )
 from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
+from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
 from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
@@ -33,7 +34,7 @@ from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
-from services.phones import e164, is_national, whatsapp_number
+from services.phones import is_national
 
 KIB = 1024
 # Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
@@ -42,7 +43,7 @@ DEFAULT_MESSAGES = 10
 MOST_TAGS = 50
 
 
-class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
+class MessagingService(CustomerRpcs):
     """Conversations and their messages."""
 
     def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
@@ -61,7 +62,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
         salon_known = request.salon_id in self.salons.known
-        message = _new_message(request, await self._phone_number(request), salon_known=salon_known)
+        message = _new_message(request, await self.phone_number(request), salon_known=salon_known)
         try:
             return await self._record_message(request, message)
         except SalonUnknown:
@@ -189,7 +190,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
-        phone_number = await self._phone_number(request)
+        phone_number = await self.phone_number(request)
         filters = (salon_id, conversation_id, phone_number, request.direction)
         list_page = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
@@ -217,7 +218,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove what identifies a customer, and the texts written with them."""
         salon_id, tags = request.salon_id, self.tags
-        named = Named(salon_id, "", await self._phone_number(request), request.user_id)
+        named = Named(salon_id, "", await self.phone_number(request), request.user_id)
         async with self.database.connection() as conn:
             locks = {message_lock(salon_id, name) for name in await erasure.customer_names(conn, named)}
         try:
@@ -254,16 +255,9 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             repeatable=True,
         )
 
-    async def _phone_number(self, request: Any) -> str:
-        """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
-        if not request.phone_number:
-            return ""
-        number = await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
-        return whatsapp_number(number)
-
     async def _named(self, request: Any) -> Named:
         """Return the names of a request's conversation."""
-        phone_number = await self._phone_number(request)
+        phone_number = await self.phone_number(request)
         return Named(request.salon_id, request.conversation_id.lower(), phone_number, request.user_id)
 
     async def _update(
