@@ -67,8 +67,12 @@ BEGIN
         tags = (SELECT coalesce(array_agg(tag ORDER BY tag), '{}') FROM (
             SELECT unnest(k.tags || m.tags) AS tag GROUP BY tag ORDER BY tag LIMIT 50) AS either),
         unread_count = k.unread_count + m.unread_count,
-        started_at = least(k.started_at, m.started_at),
-        last_message_at = greatest(k.last_message_at, m.last_message_at),
+        started_at = CASE WHEN k.has_messages = m.has_messages THEN least(k.started_at, m.started_at)
+            WHEN k.has_messages THEN k.started_at ELSE m.started_at END,
+        last_message_at = CASE WHEN k.has_messages = m.has_messages THEN greatest(k.last_message_at, m.last_message_at)
+            WHEN k.has_messages THEN k.last_message_at ELSE m.last_message_at END,
+        has_messages = k.has_messages OR m.has_messages,
+        reopened_at = greatest(k.reopened_at, m.reopened_at),
         service_window_expires_at = greatest(k.service_window_expires_at, m.service_window_expires_at),
         revision = k.revision + m.revision
     FROM conversations AS m

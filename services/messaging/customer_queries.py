@@ -219,7 +219,7 @@ def write_facts(salon_id: str, facts: Sequence[CustomerFact]) -> Statement[list[
 
 
 def _changed(_: list[str], rows: list[Any]) -> list[tuple[str, list[str]]]:
-    return [(customer_id.decode(), json.loads(numbers)) for customer_id, numbers in rows]
+    return [(customer_id.decode(), numbers) for customer_id, numbers in rows]
 
 
 _WRITE_FACTS = """
