@@ -122,13 +122,13 @@ INSERT INTO customers (salon_id, customer_id, created_at)
 SELECT salon_id, conversation_id, started_at FROM conversations WHERE phone_number IS NOT NULL OR user_id IS NOT NULL;
 
 CREATE TEMP TABLE named ON COMMIT DROP AS
-SELECT salon_id, conversation_id, last_message_at, kind, identity FROM conversations, LATERAL (
+SELECT salon_id, conversation_id, last_message_at, of_customer.kind, of_customer.identity FROM conversations, LATERAL (
     VALUES ('USER_ID', user_id), ('PHONE_NUMBER', regexp_replace(regexp_replace(regexp_replace(phone_number,
         '^\+521([0-9]{10})$', '+52\1'),
         '^\+55([1-9][0-9])([6-9][0-9]{7})$', '+55\19\2'),
         '^\+54([1-3][0-9]{9})$', '+549\1'))
 ) AS of_customer (kind, identity)
-WHERE identity IS NOT NULL;
+WHERE of_customer.identity IS NOT NULL;
 
 INSERT INTO customer_identities (salon_id, identity, kind, customer_id, seen_at)
 SELECT DISTINCT ON (salon_id, identity, kind) salon_id, identity, kind, conversation_id, last_message_at FROM named

@@ -5,7 +5,7 @@ salons, the biggest of which, `salon-123`, has about a third. Each salon has ope
 resources with a week of time off. Times are around 2025-01-18.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, count, pairwise, product

@@ -30,14 +30,12 @@ def put(stack: Stack, conversation_id: str, **columns: Any) -> None:
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
         conn.execute(query.encode(), [*columns.values(), conversation_id])
         for column in {"phone_number", "user_id"} & columns.keys():
-            kind = column.upper()
+            of_kind = [conversation_id, column.upper()]
+            conn.execute("DELETE FROM customer_identities WHERE customer_id = %s AND kind = %s", of_kind)
             conn.execute(
-                "DELETE FROM customer_identities WHERE customer_id = %s AND kind = %s", [conversation_id, kind]
-            )
-            conn.execute(
-                "INSERT INTO customer_identities SELECT salon_id, %s, %s, customer_id, now() FROM customers"
-                " WHERE customer_id = %s AND %s IS NOT NULL",
-                [columns[column] or "", kind, conversation_id, columns[column]],
+                "INSERT INTO customer_identities (salon_id, identity, kind, customer_id, seen_at)"
+                " SELECT salon_id, %s, %s, customer_id, now() FROM customers WHERE customer_id = %s AND %s",
+                [columns[column] or "", column.upper(), conversation_id, columns[column] is not None],
             )
 
 
