@@ -100,9 +100,8 @@ def _http2(
     )
     files = settings.tls_files
     # Whoever has a token needs no certificate. grpcio's server can't ask for one without requiring it.
-    tls = (
-        None if files is None else Tls(*files, is_client_optional=settings.takes_tokens and settings.takes_certificates)
-    )
+    is_optional = settings.takes_tokens and settings.takes_certificates
+    tls = None if files is None else Tls(*files, is_client_optional=is_optional)
     return Server(
         handlers,
         limits,

@@ -84,10 +84,10 @@ class Access:
             self.audit.reopen()
         except AccessError as error:
             log.error("audit", error=str(error), kept=True)
-        await self._refresh()
         for task, visit in list(self.streams.items()):
-            if (error := visit.lost()) is not None:
-                task.cancel(error)
+            if (lost := visit.lost()) is not None:
+                task.cancel(lost)
+        await self._refresh()
 
     async def close(self) -> None:
         """Stop reading keys, and close the audit log."""
