@@ -166,7 +166,7 @@ async def test_a_page_token_of_another_salon_leads_nowhere(stack: Stack, issuer:
     for each in (SALON, "salon-9"):
         await salon(stack, each, ["anna", "ben"])
     async with Callers(stack, issuer, "booking") as callers:
-        listed = [
+        listed: list[Any] = [
             await stack.booking.ListResources(pb.ListResourcesRequest(salon_id="salon-9", page_size=1)),
             await stack.booking.ListBookingChanges(pb.ListBookingChangesRequest(salon_id="salon-9")),
             await stack.booking.ListBookingChanges(pb.ListBookingChangesRequest()),
@@ -199,11 +199,11 @@ async def test_a_token_narrows_the_salons_of_its_caller_and_never_widens_them(st
                     await call
                 else:
                     assert (await failure(call)).reason == "SALON_NOT_ALLOWED"
-            call = booking.ListSalons(pb.ListSalonsRequest())
+            of_all = booking.ListSalons(pb.ListSalonsRequest())
             if "" in salons:
-                await call
+                await of_all
             else:
-                assert (await failure(call)).reason == "SALON_NOT_ALLOWED"
+                assert (await failure(of_all)).reason == "SALON_NOT_ALLOWED"
 
 
 async def test_health_needs_no_identity(stack: Stack) -> None:

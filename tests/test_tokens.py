@@ -84,8 +84,8 @@ async def test_a_token_that_only_looks_signed_is_refused(tokens: Tokens, issuer:
     secret = "secret" * 6
     stranger = rsa.generate_private_key(65537, 2048)
     for token in (
-        jwt.encode(body, None, "none"),
-        jwt.encode(body, None, "none", headers={"kid": "RS256"}),
+        jwt.encode(body, "", "none"),
+        jwt.encode(body, "", "none", headers={"kid": "RS256"}),
         jwt.encode(body, secret, "HS256", headers={"kid": "HS256"}),
         jwt.encode(body, base64.b64encode(public), "HS256", headers={"kid": "RS256"}),  # the public key as a secret
         jwt.encode(body, stranger, "RS256", headers={"kid": "RS256"}),

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class Tls:
     cert_file: Path
     key_file: Path
     client_ca_file: Path | None = None
-    is_client_optional: bool = False
+    is_client_optional: bool = field(default=False, kw_only=True)
 
     def context(self) -> ssl.SSLContext:
         """Read the files. Raises: OSError, ssl.SSLError."""
