@@ -70,12 +70,9 @@ class CacheTags:
         return tags
 
     def of_customers(self, salon_id: str, *customers: tuple[str, str]) -> list[Tag]:
-        """Return the tags that a merge or erasure of customers invalidates, who are named as in `of_conversations`.
-
-        They are those of their conversations, AI messages and the salon's statistics.
-        """
+        """Return the tags that a merge or erasure of customers invalidates, who are named as in `of_conversations`."""
         ai_messages = [self.ai_messages(salon_id, customer_id) for customer_id, _ in set(customers) if customer_id]
-        return [*self.of_conversations(salon_id, *customers), *ai_messages, self.stats(salon_id)]
+        return [*self.of_conversations(salon_id, *customers), *ai_messages]
 
     def of_facts(self, salon_id: str, customers: Iterable[tuple[str, Iterable[str]]]) -> list[Tag]:
         """Return the tags of customers with all their phone numbers whose conversations and messages did not change."""

@@ -66,9 +66,10 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
         if not named.customer_id and salon_id not in self.salons.known:
             await self.salons.get(salon_id)  # the customer may be new
         async with self.write.alone(request, salon_id) as write:
-            if not named.customer_id and fact.claim:
-                await self.write.settle(write, salon_id, [fact.claim])
             customer = await customer_queries.read_customer(write.conn, named)
+            if customer is None and not named.customer_id and fact.claim:
+                await self.write.settle(write, salon_id, [fact.claim])
+                customer = await customer_queries.read_customer(write.conn, named)
             if customer is None:
                 raise errors.not_found("customer", str(named))
             own = fact._replace(user_id=next(iter(customer.user_ids), None))

@@ -91,7 +91,10 @@ class CustomerWrites:
             if name.kind == "PHONE_NUMBER" and customer in settlement.touched
         }
         customers = [*((customer, "") for customer in settlement.touched), *(("", number) for number in numbers)]
-        write.invalidate(*self._tags.of_customers(salon_id, *customers))
+        if settlement.merges:
+            write.invalidate(*self._tags.of_customers(salon_id, *customers), self._tags.stats(salon_id))
+        else:
+            write.invalidate(*self._tags.of_conversations(salon_id, *customers))
         await write.conn.run(*write_settlement(salon_id, settlement))
 
 

@@ -100,6 +100,8 @@ class Settlement:
         return [identity.identity for identity in self.changed if identity.kind == "PHONE_NUMBER"]
 
     def _settle(self, claim: Claim) -> None:
+        if len(claim.identities) == 1 and claim.identities[0] in self.owner:
+            return  # says nothing new
         sure = [*claim.former, *([claim.user] if claim.user else [])]
         passed_on = claim.number is not None and self._is_passed_on(claim, claim.number, sure)
         names = [*sure, *([claim.number] if claim.number and not passed_on else [])]

@@ -221,16 +221,13 @@ class MessagingService(CustomerRpcs):
         """Remove what identifies a customer, and the texts written with them."""
         salon_id, tags = request.salon_id, self.tags
         named = Named(salon_id, "", await self.phone_number(request), request.user_id)
-        async with self.database.connection() as conn:
-            locks = {message_lock(salon_id, name) for name in await erasure.customer_names(conn, named)}
         try:
-            async with self.write(request, salon_id, locks=tuple(locks)) as write:
-                customer = await erasure.lock_customer(write.conn, named)
-                conversations = [(conversation_id, "") for conversation_id in customer.conversation_ids]
-                conversations += [("", phone_number) for phone_number in customer.phone_numbers]
-                write.invalidate(*tags.of_conversations(salon_id, *conversations))
-                write.invalidate(*(tags.ai_messages(salon_id, found) for found in customer.conversation_ids))
-                reply = write.reply = await erasure.erase_customer(write.conn, customer)
+            async with self.write.alone(request, salon_id) as write:
+                erased = await erasure.find_erased(write.conn, named)
+                customers = [(conversation_id, "") for conversation_id in erased.conversation_ids]
+                customers += [("", phone_number) for phone_number in erased.phone_numbers]
+                write.invalidate(*tags.of_customers(salon_id, *customers))
+                reply = write.reply = await erasure.erase_customer(write.conn, erased)
         finally:  # also for a repeated request: the first one may have ended right after its commit
             await self.cache.erase(tags.messages(salon_id), tags.conversations(salon_id))
         return reply
