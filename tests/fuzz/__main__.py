@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from tests.hostile import valid_requests
 from tests.processes import Processes, processes, stubs
 from tests.stack import SECRET, salon
 
-MEASUREMENTS = 20  # of memory
+MEASUREMENTS = 100  # of memory
 OPTIONS = [("grpc.max_send_message_length", 2**24), ("grpc.max_receive_message_length", 2**24)]
 
 
@@ -67,14 +68,17 @@ async def _run(running: Processes, requests: int, seed: int, in_flight: int, con
             for name, each in running.services.items()
         }
         fuzzer = Fuzzer(targets(channels, valid), seed)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         memory, began = [_memory(running)], time.monotonic()
+        stop_at_signal(fuzzer)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=Console()) as progress:
             task = progress.add_task("requests", total=requests)
             for _ in range(MEASUREMENTS):
+                shown = len(fuzzer.findings)
                 await fuzzer.run(requests // MEASUREMENTS, in_flight, lambda: progress.advance(task))
                 memory.append(_memory(running))
-                progress.update(task, description=f"{len(fuzzer.findings)} findings")
+                for finding in fuzzer.findings[shown:][:10]:
+                    progress.console.print(str(finding), highlight=False, markup=False)
     console.print(_table(fuzzer))
     _show_totals(fuzzer, time.monotonic() - began, seed, memory, console)
     logged = _logged(running)
@@ -83,6 +87,16 @@ async def _run(running: Processes, requests: int, seed: int, in_flight: int, con
     for finding in fuzzer.findings[:50]:
         console.print(str(finding), highlight=False, markup=False)
     return bool(fuzzer.findings or logged)
+
+
+def stop_at_signal(fuzzer: Fuzzer) -> None:
+    """Make Ctrl-C and SIGTERM end the run, whose summary is shown then."""
+
+    def stop() -> None:
+        fuzzer.is_stopped = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 def _memory(running: Processes) -> dict[str, float]:
@@ -105,7 +119,7 @@ def _show_totals(fuzzer: Fuzzer, seconds: float, seed: int, memory: list[dict[st
     console.print(f"slowest: {slowest.name}, {slowest.slowest * 1000:.0f} ms")
     for name in memory[0]:
         series = " ".join(f"{each[name]:.0f}" for each in memory)
-        console.print(f"memory of {name} before and after each {100 // MEASUREMENTS} %, MiB: {series}")
+        console.print(f"memory of {name} before and after each of {MEASUREMENTS} parts, MiB: {series}")
     console.print(f"findings: {len(fuzzer.findings)}", Counter((each.rpc, each.wrong[:80]) for each in fuzzer.findings))
 
 

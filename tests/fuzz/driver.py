@@ -127,16 +127,19 @@ class Fuzzer:
         """All randomness comes from the seed; answers still depend on the order of concurrent calls."""
         self.targets = targets
         self.findings: list[Finding] = []
+        self.is_stopped = False
         self._random = Random(seed)
         self._words = Words(self._random)
         self._messages = Messages(self._random, self._words)
 
     async def run(self, count: int, in_flight: int, sent: Callable[[], object] = lambda: None) -> None:
-        """Send `count` requests, to each RPC in turn; call `sent` after each."""
+        """Send `count` requests, to each RPC in turn; call `sent` after each. `is_stopped` ends it early."""
         numbers = iter(range(count))
 
         async def work() -> None:
             for number in numbers:
+                if self.is_stopped:
+                    return
                 await self._send(self.targets[number % len(self.targets)])
                 sent()
 
