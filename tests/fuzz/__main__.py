@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import grpc
 import psutil
+import psycopg
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,12 +24,15 @@ from rich.table import Table
 from ops.migrate import migrate
 from ops.servers import Postgres, Valkey
 from tests.conftest import FAST
-from tests.fuzz.driver import Fuzzer, rows, targets
+from tests.fuzz.driver import Fuzzer, summary, targets
 from tests.hostile import valid_requests
 from tests.processes import Processes, processes, stubs
 from tests.stack import SECRET, salon
 
-MEASUREMENTS = 100  # of memory
+PARTS = 100  # of a run; after each, findings are shown and memory is measured
+SHOWN = 5  # each so many measurements
+# EraseCustomer reads all rows of a salon in these. They are emptied after each part: all requests are for few salons.
+EMPTIED = "webhook_failures, messaging_requests, booking_requests, message_status_events"
 OPTIONS = [("grpc.max_send_message_length", 2**24), ("grpc.max_receive_message_length", 2**24)]
 
 
@@ -36,7 +40,7 @@ def main(
     requests: Annotated[int, typer.Option(help="Number of requests.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the randomness.")] = 1,
     in_flight: Annotated[int, typer.Option(help="Requests at once.")] = 24,
-    summary: Annotated[Path | None, typer.Option(help="File for the summary, besides the terminal.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the summary, besides the terminal.")] = None,
 ) -> None:
     """Send random requests to every RPC. Fails if an answer is wrong: INTERNAL, UNKNOWN, too late, unreadable."""
     console = Console(record=True, width=150)
@@ -51,8 +55,8 @@ def main(
         valkey = stack.enter_context(Valkey(options=("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")))
         running = stack.enter_context(processes(postgres.dsn, valkey.url, folder))
         failed = asyncio.run(_run(running, requests, seed, in_flight, console))
-    if summary:
-        summary.write_text(console.export_text())
+    if output:
+        output.write_text(console.export_text())
     raise typer.Exit(int(failed))
 
 
@@ -73,9 +77,10 @@ async def _run(running: Processes, requests: int, seed: int, in_flight: int, con
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=Console()) as progress:
             task = progress.add_task("requests", total=requests)
-            for _ in range(MEASUREMENTS):
+            for _ in range(PARTS):
                 shown = len(fuzzer.findings)
-                await fuzzer.run(requests // MEASUREMENTS, in_flight, lambda: progress.advance(task))
+                await fuzzer.run(-(-requests // PARTS), in_flight, lambda: progress.advance(task))
+                empty(running.database_url)
                 memory.append(_memory(running))
                 for finding in fuzzer.findings[shown:][:10]:
                     progress.console.print(str(finding), highlight=False, markup=False)
@@ -99,6 +104,12 @@ def stop_at_signal(fuzzer: Fuzzer) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
+def empty(database_url: str) -> None:
+    """Empty some tables, see EMPTIED."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(f"TRUNCATE {EMPTIED}")
+
+
 def _memory(running: Processes) -> dict[str, float]:
     """Return the memory of each service in MiB."""
     return {name: psutil.Process(each.pid).memory_info().rss / 2**20 for name, each in running.services.items()}
@@ -106,7 +117,7 @@ def _memory(running: Processes) -> dict[str, float]:
 
 def _table(fuzzer: Fuzzer) -> Table:
     table = Table("RPC", "requests", "codes", "slowest, ms")
-    for name, count, codes, slowest in rows(fuzzer.targets):
+    for name, count, codes, slowest in summary(fuzzer.targets):
         table.add_row(name, str(count), codes, f"{slowest:.0f}")
     return table
 
@@ -118,8 +129,8 @@ def _show_totals(fuzzer: Fuzzer, seconds: float, seed: int, memory: list[dict[st
     slowest = max(fuzzer.targets, key=lambda target: target.slowest)
     console.print(f"slowest: {slowest.name}, {slowest.slowest * 1000:.0f} ms")
     for name in memory[0]:
-        series = " ".join(f"{each[name]:.0f}" for each in memory)
-        console.print(f"memory of {name} before and after each of {MEASUREMENTS} parts, MiB: {series}")
+        series = " ".join(f"{each[name]:.0f}" for each in memory[::SHOWN])
+        console.print(f"memory of {name} before and after each {100 * SHOWN // PARTS} %, MiB: {series}")
     console.print(f"findings: {len(fuzzer.findings)}", Counter((each.rpc, each.wrong[:80]) for each in fuzzer.findings))
 
 

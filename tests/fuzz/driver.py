@@ -128,6 +128,7 @@ class Fuzzer:
         self.targets = targets
         self.findings: list[Finding] = []
         self.is_stopped = False
+        self._turns = itertools.cycle(targets)
         self._random = Random(seed)
         self._words = Words(self._random)
         self._messages = Messages(self._random, self._words)
@@ -137,10 +138,10 @@ class Fuzzer:
         numbers = iter(range(count))
 
         async def work() -> None:
-            for number in numbers:
+            for _ in numbers:
                 if self.is_stopped:
                     return
-                await self._send(self.targets[number % len(self.targets)])
+                await self._send(next(self._turns))
                 sent()
 
         async with asyncio.TaskGroup() as group:
@@ -219,7 +220,7 @@ def _wrong(error: grpc.aio.AioRpcError, request: Request) -> str:
     return ""
 
 
-def rows(targets: list[Target]) -> Iterator[tuple[str, int, str, float]]:
+def summary(targets: list[Target]) -> Iterator[tuple[str, int, str, float]]:
     """Yield each RPC's name, number of calls, codes, and slowest call in ms."""
     for target in targets:
         codes = ", ".join(f"{code} {count}" for code, count in target.codes.most_common())
