@@ -24,7 +24,7 @@ from rich.table import Table
 from ops.migrate import migrate
 from ops.servers import Postgres, Valkey
 from tests.conftest import FAST
-from tests.fuzz.driver import Fuzzer, summary, targets
+from tests.fuzz.driver import OPTIONS, Fuzzer, summary, targets
 from tests.hostile import valid_requests
 from tests.processes import Processes, processes, stubs
 from tests.stack import SECRET, salon
@@ -33,7 +33,6 @@ PARTS = 100  # of a run; after each, findings are shown and memory is measured
 SHOWN = 5  # each so many measurements
 # EraseCustomer reads all rows of a salon in these. They are emptied after each part: all requests are for few salons.
 EMPTIED = "webhook_failures, messaging_requests, booking_requests, message_status_events"
-OPTIONS = [("grpc.max_send_message_length", 2**24), ("grpc.max_receive_message_length", 2**24)]
 
 
 def main(
