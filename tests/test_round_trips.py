@@ -75,7 +75,7 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
 async def test_a_message_that_joins_two_identities_takes_eight(
     database_url: str, redis_url: str, sent: list[int]
 ) -> None:
-    """Once for each customer: the first transaction is rolled back; the second one runs alone, with two reads besides."""
+    """Once for each customer: the first transaction is rolled back; the second one, with two more reads, runs alone."""
     async with running(database_url, redis_url, **QUIET) as stack:
         await salon(stack)
         await stack.messaging.RecordMessage(message_request("wamid.0"))
