@@ -142,7 +142,12 @@ class Fresh:
 
 @pytest.fixture
 async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
-    """Create the rows; the code of the next booking is fixed."""
+    """Create the rows; the code of the next booking is fixed, and no background job ends the expired holds."""
+
+    async def nothing(_: Any) -> None:
+        pass
+
+    monkeypatch.setattr("services.booking.expiry.HoldExpiry.expire", nothing)
     await salon(stack)
     made = {}
     for hours, name in enumerate(("my booking", "other booking", "first hold", "second hold")):
