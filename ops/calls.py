@@ -172,6 +172,10 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
         call("RecordAiMessage", **by_id, role=messaging_pb2.AI_ROLE_USER, model="m", content="hello")
     call.pages("ListAiMessages", **by_id)
     call("UpdateConversationStatus", **by_id, status=messaging_pb2.CONVERSATION_STATUS_CLOSED)
+    for filters in ({}, {"salon_id": ""}):
+        call("ListMessageChanges", **filters)
+        call.pages("ListMessageChanges", **filters, from_start=True)
+        call.first("WatchMessages", **filters)
     call("EraseCustomer", phone_number=PHONE, user_id=USER)
 
 

@@ -159,6 +159,8 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
         "ListBookingChanges": mine(page_size=10),
         "WatchBookings": mine(),
+        "ListMessageChanges": mine(page_size=10),
+        "WatchMessages": mine(),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **event, **cost),

@@ -22,6 +22,7 @@ TABLES = [
     "webhook_failures",
     "ai_messages",
     "messaging_requests",
+    "message_changes",
     "cache_outbox",
     "cache_in_force",
 ]
@@ -49,6 +50,7 @@ ALLOWED = {
         "message_status_events": QUEUE,
         "webhook_failures": QUEUE,
         "messaging_requests": KEEPER,
+        "message_changes": QUEUE,
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },

@@ -1,6 +1,6 @@
 """The RPCs of the messaging service, in the proto's order: each validates, names its tags, queries and replies."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -24,6 +24,7 @@ from services.messaging import (
     status_queries,
 )
 from services.messaging.ai_queries import AiMessageFilters
+from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
 from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
@@ -56,6 +57,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.changes = message_changes(database)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
@@ -254,6 +256,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             repeatable=True,
         )
 
+    async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
+        """List the changes of one salon or all, in an order that loses none."""
+        return await self.changes.list(request)
+
+    def WatchMessages(self, request: pb.WatchMessagesRequest, context: Any) -> AsyncIterator[bytes]:
+        """Stream the changes of one salon or all."""
+        return self.changes.watch(request)
+
     async def _phone_number(self, request: Any) -> str:
         """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
         if not request.phone_number:
@@ -300,7 +310,13 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
-        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
+        background=[
+            lambda: messaging.write.purge(database.connection),
+            Retention(cache, database, settings).run,
+            messaging.changes.run,
+            messaging.changes.purge,
+        ],
+        metrics=[messaging.changes],
         close=to_booking.close,
     )
 

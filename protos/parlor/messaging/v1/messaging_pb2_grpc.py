@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class MessagingServiceStub:
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel):
@@ -116,11 +116,21 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.FromString,
                 _registered_method=True)
+        self.ListMessageChanges = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/ListMessageChanges',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesResponse.FromString,
+                _registered_method=True)
+        self.WatchMessages = channel.unary_stream(
+                '/parlor.messaging.v1.MessagingService/WatchMessages',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesResponse.FromString,
+                _registered_method=True)
 
 
 class MessagingServiceServicer:
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     def RecordMessage(self, request, context):
@@ -264,6 +274,26 @@ class MessagingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMessageChanges(self, request, context):
+        """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+        is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+        later. Changes are kept for 7 days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchMessages(self, request, context):
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MessagingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -347,6 +377,16 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.SerializeToString,
             ),
+            'ListMessageChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMessageChanges,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesResponse.SerializeToString,
+            ),
+            'WatchMessages': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMessages,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'parlor.messaging.v1.MessagingService', rpc_method_handlers)
@@ -357,7 +397,7 @@ def add_MessagingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class MessagingService:
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     @staticmethod
@@ -782,6 +822,60 @@ class MessagingService:
             '/parlor.messaging.v1.MessagingService/ListAiMessages',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMessageChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/ListMessageChanges',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/WatchMessages',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

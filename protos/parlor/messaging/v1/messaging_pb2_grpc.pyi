@@ -47,7 +47,7 @@ GRPC_VERSION: str
 
 class MessagingServiceStub:
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     @_typing.overload
@@ -128,11 +128,23 @@ class MessagingServiceStub:
     """
     ListAiMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    ListMessageChanges: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]
+    """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+    is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+    later. Changes are kept for 7 days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchMessages: _grpc.UnaryStreamMultiCallable[_messaging_pb2.WatchMessagesRequest, _messaging_pb2.WatchMessagesResponse]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 @_typing.type_check_only
 class MessagingServiceAsyncStub(MessagingServiceStub):
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -210,10 +222,22 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
     ListAiMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]  # type: ignore[assignment]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    ListMessageChanges: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]  # type: ignore[assignment]
+    """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+    is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+    later. Changes are kept for 7 days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchMessages: _aio.UnaryStreamMultiCallable[_messaging_pb2.WatchMessagesRequest, _messaging_pb2.WatchMessagesResponse]  # type: ignore[assignment]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     @_abc_1.abstractmethod
@@ -385,5 +409,29 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListAiMessagesResponse, _abc.Awaitable[_messaging_pb2.ListAiMessagesResponse]]:
         """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+
+    @_abc_1.abstractmethod
+    def ListMessageChanges(
+        self,
+        request: _messaging_pb2.ListMessageChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ListMessageChangesResponse, _abc.Awaitable[_messaging_pb2.ListMessageChangesResponse]]:
+        """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+        is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+        later. Changes are kept for 7 days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchMessages(
+        self,
+        request: _messaging_pb2.WatchMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_messaging_pb2.WatchMessagesResponse], _abc.AsyncIterator[_messaging_pb2.WatchMessagesResponse]]:
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+        """
 
 def add_MessagingServiceServicer_to_server(servicer: MessagingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
