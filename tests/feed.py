@@ -16,10 +16,10 @@ LONGEST_SECONDS = 20
 def feed_rpcs(stub: Any) -> tuple[Any, Any, Any, Any]:
     """Return the list and the stream of a stub, each as the RPC and the type of its requests."""
     if hasattr(stub, "WatchMessages"):
-        listing = stub.ListMessageChanges, messaging_pb2.ListMessageChangesRequest
-        return *listing, stub.WatchMessages, messaging_pb2.WatchMessagesRequest
-    listing = stub.ListBookingChanges, booking_pb2.ListBookingChangesRequest
-    return *listing, stub.WatchBookings, booking_pb2.WatchBookingsRequest
+        requests: Any = messaging_pb2.ListMessageChangesRequest, messaging_pb2.WatchMessagesRequest
+        return stub.ListMessageChanges, requests[0], stub.WatchMessages, requests[1]
+    requests = booking_pb2.ListBookingChangesRequest, booking_pb2.WatchBookingsRequest
+    return stub.ListBookingChanges, requests[0], stub.WatchBookings, requests[1]
 
 
 def change_of(reply: Any) -> Any:

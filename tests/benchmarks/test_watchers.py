@@ -79,7 +79,8 @@ async def test_a_thousand_idle_watchers_cost_little(
     p95 = quantiles(took, n=20)[-1]
     print(
         f"{name}, {transport}: {100 * share:.2f} % of a core with {WATCHERS} idle watchers"
-        f" ({100 * alone:.2f} % with none), {resident:.0f} MiB; a change comes after {1000 * took[len(took) // 2]:.0f} ms, p95 {1000 * p95:.0f} ms"
+        f" ({100 * alone:.2f} % with none), {resident:.0f} MiB;"
+        f" a change comes after {1000 * took[len(took) // 2]:.0f} ms, p95 {1000 * p95:.0f} ms"
     )
     assert share < MOST_OF_A_CORE
     assert p95 < P95_SECONDS
