@@ -47,9 +47,11 @@ CREATE TRIGGER message_changes_updated AFTER UPDATE ON messages REFERENCING NEW 
     FOR EACH STATEMENT EXECUTE FUNCTION write_message_changes('MESSAGE_UPDATED');
 
 CREATE FUNCTION write_conversation_change() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed constant conversations := CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
 BEGIN
     INSERT INTO message_changes (salon_id, type, conversation_id)
-    VALUES (NEW.salon_id, TG_ARGV[0], NEW.conversation_id);
+    VALUES (changed.salon_id, TG_ARGV[0], changed.conversation_id);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION write_conversation_change IS
@@ -58,6 +60,8 @@ CREATE TRIGGER message_changes_conversation AFTER UPDATE ON conversations FOR EA
     (OLD.status, OLD.assignee, OLD.tags) IS DISTINCT FROM (NEW.status, NEW.assignee, NEW.tags)
     OR NEW.unread_count < OLD.unread_count
 ) EXECUTE FUNCTION write_conversation_change('CONVERSATION_UPDATED');
+CREATE TRIGGER message_changes_merged AFTER DELETE ON conversations FOR EACH ROW
+    EXECUTE FUNCTION write_conversation_change('CONVERSATION_UPDATED');
 CREATE TRIGGER message_changes_customer AFTER UPDATE ON conversations FOR EACH ROW WHEN (
     (OLD.phone_number, OLD.user_id, OLD.customer_name)
     IS DISTINCT FROM (NEW.phone_number, NEW.user_id, NEW.customer_name)

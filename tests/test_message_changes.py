@@ -131,6 +131,19 @@ async def test_erasure_changes_all_and_its_rows_name_nobody(stack: Stack) -> Non
     assert all(name not in kept for name in (PHONE[1:], "wamid", "Zoë"))
 
 
+async def test_a_conversation_that_is_merged_says_so_for_both(stack: Stack) -> None:
+    await salon(stack)
+    await ingest(stack, messages=[text(1), text(2, **{"from": OTHER_PHONE[1:]})])
+    kept, merged = [change.conversation_id for change in await listed(stack.messaging)]
+    token = await now_on(stack)
+    with psycopg.connect(stack.database_url) as conn:
+        conn.execute("UPDATE messages SET conversation_id = %s WHERE conversation_id = %s", [kept, merged])
+        conn.execute("DELETE FROM conversations WHERE conversation_id = %s", [merged])
+    found = await listed(stack.messaging, page_token=token)
+    assert kinds(found) == ["MESSAGE_UPDATED", "CONVERSATION_UPDATED"]
+    assert [change.conversation_id for change in found] == [kept, merged]
+
+
 async def test_pages_of_any_size_have_each_change_once(stack: Stack) -> None:
     await salon(stack)
     await ingest(stack, messages=[text(number) for number in range(1, 12)])

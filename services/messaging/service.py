@@ -30,6 +30,7 @@ from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
+from services.messaging.sends import Sends, whatsapp_id_taken
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
@@ -57,6 +58,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.sends = Sends(self.write, self.tags)
         self.changes = message_changes(database)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
@@ -107,6 +109,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
                 or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
             )
         return message
+
+    async def RecordMessageSent(self, request: pb.RecordMessageSentRequest, context: Any) -> Any:
+        """Record that a message was sent, and its whatsapp_id."""
+        return await self.sends.sent(request)
+
+    async def RecordMessageFailed(self, request: pb.RecordMessageFailedRequest, context: Any) -> Any:
+        """Record that a message could not be sent."""
+        return await self.sends.failed(request)
 
     async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
         """Record every message and status of a webhook body."""
@@ -317,6 +327,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
             messaging.changes.purge,
         ],
         metrics=[messaging.changes],
+        constraints={"whatsapp_id": whatsapp_id_taken},
         close=to_booking.close,
     )
 

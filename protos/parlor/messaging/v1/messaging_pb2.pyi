@@ -286,7 +286,7 @@ class _MessageChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mes
     MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: _MessageChangeType.ValueType  # 2
     """A message changed: its status, price, text or conversation. Or it was erased."""
     MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: _MessageChangeType.ValueType  # 3
-    """A conversation changed: its status, assignee or tags, or it was read."""
+    """A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
     MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: _MessageChangeType.ValueType  # 4
     """The customer of a conversation changed: their name, phone number or user_id. Or they were erased."""
 
@@ -302,7 +302,7 @@ revision may have changed: that has no change of its own.
 MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: MessageChangeType.ValueType  # 2
 """A message changed: its status, price, text or conversation. Or it was erased."""
 MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: MessageChangeType.ValueType  # 3
-"""A conversation changed: its status, assignee or tags, or it was read."""
+"""A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
 MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: MessageChangeType.ValueType  # 4
 """The customer of a conversation changed: their name, phone number or user_id. Or they were erased."""
 Global___MessageChangeType: _TypeAlias = MessageChangeType  # noqa: Y015
@@ -1788,3 +1788,79 @@ class WatchMessagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchMessagesResponse: _TypeAlias = WatchMessagesResponse  # noqa: Y015
+
+@_typing.final
+class RecordMessageSentRequest(_message.Message):
+    """Request of RecordMessageSent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    WHATSAPP_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    message_id: _builtins.str
+    """ID of the message, a UUID."""
+    whatsapp_id: _builtins.str
+    """WhatsApp's ID of the message, 1 to 256 characters."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        whatsapp_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "request_id", b"request_id", "salon_id", b"salon_id", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordMessageSentRequest: _TypeAlias = RecordMessageSentRequest  # noqa: Y015
+
+@_typing.final
+class RecordMessageFailedRequest(_message.Message):
+    """Request of RecordMessageFailed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_TITLE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    message_id: _builtins.str
+    """ID of the message, a UUID."""
+    error_code: _builtins.int
+    """WhatsApp's error code. Default: 0, which means none."""
+    error_title: _builtins.str
+    """Description of the error, up to 1000 characters. Optional."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        error_code: _builtins.int = ...,
+        error_title: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_code", b"error_code", "error_title", b"error_title", "message_id", b"message_id", "request_id", b"request_id", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordMessageFailedRequest: _TypeAlias = RecordMessageFailedRequest  # noqa: Y015

@@ -46,6 +46,16 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageStatusRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
                 _registered_method=True)
+        self.RecordMessageSent = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/RecordMessageSent',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageSentRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+                _registered_method=True)
+        self.RecordMessageFailed = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/RecordMessageFailed',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageFailedRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+                _registered_method=True)
         self.IngestWebhook = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/IngestWebhook',
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.IngestWebhookRequest.SerializeToString,
@@ -150,6 +160,28 @@ class MessagingServiceServicer:
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordMessageSent(self, request, context):
+        """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+        and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+        returns the message and writes nothing.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+        whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordMessageFailed(self, request, context):
+        """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+        is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+        NOT_OUTBOUND, CUSTOMER_ERASED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,6 +339,16 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageStatusRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
             ),
+            'RecordMessageSent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordMessageSent,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageSentRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
+            ),
+            'RecordMessageFailed': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordMessageFailed,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageFailedRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
+            ),
             'IngestWebhook': grpc.unary_unary_rpc_method_handler(
                     servicer.IngestWebhook,
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.IngestWebhookRequest.FromString,
@@ -443,6 +485,60 @@ class MessagingService:
             target,
             '/parlor.messaging.v1.MessagingService/RecordMessageStatus',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageStatusRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordMessageSent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/RecordMessageSent',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageSentRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordMessageFailed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/RecordMessageFailed',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageFailedRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
             options,
             channel_credentials,

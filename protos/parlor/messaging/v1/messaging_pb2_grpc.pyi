@@ -68,6 +68,20 @@ class MessagingServiceStub:
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
     """
+    RecordMessageSent: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]
+    """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+    and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+    returns the message and writes nothing.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+    whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
+    RecordMessageFailed: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]
+    """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+    is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+    NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
     """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
     of one salon. Repeating the body writes nothing. Items that can't be recorded are kept with the reason, see
@@ -161,6 +175,20 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    """
+    RecordMessageSent: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+    and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+    returns the message and writes nothing.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+    whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
+    RecordMessageFailed: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+    is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+    NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
     """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
@@ -264,6 +292,32 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordMessageSent(
+        self,
+        request: _messaging_pb2.RecordMessageSentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+        and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+        returns the message and writes nothing.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+        whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordMessageFailed(
+        self,
+        request: _messaging_pb2.RecordMessageFailedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+        is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+        NOT_OUTBOUND, CUSTOMER_ERASED.
         """
 
     @_abc_1.abstractmethod
