@@ -23,9 +23,9 @@ _UNSENT = """
 def set_sent(request: pb.RecordMessageSentRequest) -> Statement[list[WrittenMessage]]:
     """Give an OUTBOUND message its whatsapp_id, and fold the status events that came before; return it.
 
-    Returns none if it has a whatsapp_id, or its customer was erased. The caller holds the lock of the whatsapp_id.
-    Raises: UniqueViolation of the constraint whatsapp_id.
-    Source: indexes messages_pkey, conversations_pkey, message_status_events_pkey.
+    Returns none if it has a whatsapp_id, if another message has that one, or if its customer was erased. The caller
+    holds the lock of the whatsapp_id.
+    Source: indexes messages_pkey, whatsapp_id, conversations_pkey, message_status_events_pkey.
     """
     params = {name: getattr(request, name) for name in ("salon_id", "message_id", "whatsapp_id")}
     return Statement(_SET_SENT, params, written_messages)
@@ -42,6 +42,9 @@ _SET_SENT = f"""
         )
     FROM unsent
     WHERE m.salon_id = of_salon AND m.message_id = of_message AND direction = 'OUTBOUND' AND whatsapp_id IS NULL
+        AND NOT EXISTS (
+            SELECT FROM messages AS other WHERE other.salon_id = of_salon AND other.whatsapp_id = %(whatsapp_id)s
+        )
     RETURNING {MESSAGE}"""
 
 

@@ -8,6 +8,7 @@ from google.rpc.error_details_pb2 import ResourceInfo
 from libs.server import IdempotentWrites, RpcError, Write, errors
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
+from services.messaging.message_queries import message_by_whatsapp_id
 from services.messaging.message_write_queries import message_lock
 from services.messaging.send_queries import message_by_id, set_failed, set_sent
 
@@ -27,7 +28,8 @@ class Sends:
             if not self._reply(write, request):
                 found = write.reply = await _outbound(write, request)
                 if not found.whatsapp_id:
-                    raise _customer_erased(request)
+                    other = await message_by_whatsapp_id(write.conn, request.salon_id, request.whatsapp_id)
+                    raise _whatsapp_id_taken(request, other) if other else _customer_erased(request)
                 if found.whatsapp_id != request.whatsapp_id:
                     raise _already_sent(request, "it has another whatsapp_id")
         return write.reply
@@ -71,13 +73,13 @@ def _customer_erased(request: Any) -> RpcError:
     return errors.failed_precondition("CUSTOMER_ERASED", f"message/{_name(request)}", text)
 
 
-def whatsapp_id_taken(request: Any) -> RpcError:
-    """Return the error of a whatsapp_id that another message of the salon has."""
+def _whatsapp_id_taken(request: Any, other: pb.Message) -> RpcError:
     return RpcError(
         grpc.StatusCode.ALREADY_EXISTS,
         "WHATSAPP_ID_TAKEN",
-        "whatsapp_id belongs to another message of the salon, which GetMessage returns",
-        ResourceInfo(resource_type="parlor/message", resource_name=f"{request.salon_id}/whatsapp_id"),
+        f"whatsapp_id belongs to another message of the salon: {other.message_id}",
+        ResourceInfo(resource_type="parlor/message", resource_name=f"{request.salon_id}/{other.message_id}"),
+        metadata={"message_id": other.message_id},
     )
 
 

@@ -30,7 +30,7 @@ from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
-from services.messaging.sends import Sends, whatsapp_id_taken
+from services.messaging.sends import Sends
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
@@ -327,7 +327,6 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
             messaging.changes.purge,
         ],
         metrics=[messaging.changes],
-        constraints={"whatsapp_id": whatsapp_id_taken},
         close=to_booking.close,
     )
 
