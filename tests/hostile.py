@@ -169,7 +169,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **event, **cost),
         "RecordMessageSent": mine(message_id=unsent.message_id, whatsapp_id="wamid.unsent"),
-        "RecordMessageFailed": mine(message_id=failing.message_id, error_code=1, error_title="x"),
+        "RecordMessageFailed": mine(message_id=failing.message_id, error_code=1, error_title="x", error_details="y"),
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},

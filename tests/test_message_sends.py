@@ -77,14 +77,14 @@ async def test_a_failure_that_came_first_is_applied(stack: Stack) -> None:
 async def test_a_failed_send_is_failed_and_may_be_sent_after_all(stack: Stack) -> None:
     await salon(stack)
     message = await pending(stack)
-    found = await failed(stack, message.message_id, error_code=131053, error_title="Media upload error")
-    assert (found.status, found.error_code, found.error_title) == (
-        *(pb.MESSAGE_STATUS_FAILED, 131053, "Media upload error"),
-    )
+    found = await failed(stack, message.message_id, error_code=131053, error_title="Media", error_details="too big")
+    assert (found.status, found.error_code) == (pb.MESSAGE_STATUS_FAILED, 131053)
+    assert (found.error_title, found.error_details) == ("Media", "too big")
     again = await failed(stack, message.message_id, error_code=1)
     assert again == found
     found = await sent(stack, message.message_id)
-    assert (found.status, found.error_code, found.error_title) == (pb.MESSAGE_STATUS_SENT, 0, "")
+    assert (found.status, found.error_code) == (pb.MESSAGE_STATUS_SENT, 0)
+    assert (found.error_title, found.error_details) == ("", "")
     await status(stack, "DELIVERED")
     read = await stack.messaging.GetMessage(pb.GetMessageRequest(salon_id=SALON, message_id=message.message_id))
     assert read.status == pb.MESSAGE_STATUS_DELIVERED

@@ -31,7 +31,7 @@ def set_sent(request: pb.RecordMessageSentRequest) -> Statement[list[WrittenMess
     return Statement(_SET_SENT, params, written_messages)
 
 
-_FOLDED = folded_status("m.salon_id", "%(whatsapp_id)s", *RECORDED_COST)
+_FOLDED = folded_status("m.salon_id", "%(whatsapp_id)s", *RECORDED_COST, "m.details - 'error_details'")
 _SET_SENT = f"""
     WITH unsent AS ({_UNSENT})
     UPDATE messages AS m SET whatsapp_id = %(whatsapp_id)s,
@@ -59,13 +59,16 @@ def set_failed(request: pb.RecordMessageFailedRequest) -> Statement[list[Written
         "message_id": request.message_id,
         "error_code": request.error_code or None,
         "error_title": request.error_title or None,
+        "error_details": request.error_details or None,
     }
     return Statement(_SET_FAILED, params, written_messages)
 
 
 _SET_FAILED = f"""
     WITH unsent AS ({_UNSENT})
-    UPDATE messages AS m SET status = 'FAILED', error_code = %(error_code)s::int, error_title = %(error_title)s
+    UPDATE messages AS m SET status = 'FAILED', error_code = %(error_code)s::int, error_title = %(error_title)s,
+        details = CASE WHEN %(error_details)s::text IS NULL THEN details
+            ELSE coalesce(details, '{{}}') || jsonb_build_object('error_details', %(error_details)s::text) END
     FROM unsent
     WHERE m.salon_id = of_salon AND m.message_id = of_message AND direction = 'OUTBOUND' AND whatsapp_id IS NULL
         AND status = 'PENDING'
