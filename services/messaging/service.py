@@ -1,6 +1,6 @@
 """The RPCs of the messaging service, in the proto's order: each validates, names its tags, queries and replies."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from services.messaging import (
     status_queries,
 )
 from services.messaging.ai_queries import AiMessageFilters
+from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
@@ -32,6 +33,7 @@ from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
+from services.messaging.sends import Sends
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
@@ -60,6 +62,8 @@ class MessagingService(CustomerRpcs):
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.sends = Sends(self.write, self.tags)
+        self.changes = message_changes(database)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
@@ -108,6 +112,14 @@ class MessagingService(CustomerRpcs):
                 or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
             )
         return message
+
+    async def RecordMessageSent(self, request: pb.RecordMessageSentRequest, context: Any) -> Any:
+        """Record that a message was sent, and its whatsapp_id."""
+        return await self.sends.sent(request)
+
+    async def RecordMessageFailed(self, request: pb.RecordMessageFailedRequest, context: Any) -> Any:
+        """Record that a message could not be sent."""
+        return await self.sends.failed(request)
 
     async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
         """Record every message and status of a webhook body."""
@@ -254,6 +266,14 @@ class MessagingService(CustomerRpcs):
             repeatable=True,
         )
 
+    async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
+        """List the changes of one salon or all, in an order that loses none."""
+        return await self.changes.list(request)
+
+    def WatchMessages(self, request: pb.WatchMessagesRequest, context: Any) -> AsyncIterator[bytes]:
+        """Stream the changes of one salon or all."""
+        return self.changes.watch(request)
+
     async def _named(self, request: Any) -> Named:
         """Return the names of a request's conversation."""
         phone_number = await self.phone_number(request)
@@ -298,7 +318,13 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
-        background=[lambda: messaging.requests.purge(database.connection), Retention(cache, database, settings).run],
+        background=[
+            lambda: messaging.requests.purge(database.connection),
+            Retention(cache, database, settings).run,
+            messaging.changes.run,
+            messaging.changes.purge,
+        ],
+        metrics=[messaging.changes],
         close=to_booking.close,
     )
 
