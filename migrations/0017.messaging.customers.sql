@@ -159,5 +159,23 @@ BEGIN
     PERFORM name_conversation(salon_id, customer_id) FROM customers;
 END $$;
 
+-- The table message_changes comes with migration 0019. A new customer needs no change of their own: their first message,
+-- or what is recorded of them, has one. Nor does an erased one whose conversation has it.
+CREATE FUNCTION write_customer_change() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed constant customers := CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+BEGIN
+    IF TG_OP = 'UPDATE' OR NOT EXISTS (
+        SELECT FROM conversations AS c
+        WHERE c.salon_id = changed.salon_id AND c.conversation_id = changed.customer_id
+    ) THEN
+        INSERT INTO message_changes (salon_id, type, conversation_id)
+        VALUES (changed.salon_id, 'CUSTOMER_UPDATED', changed.customer_id);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER message_changes_customer AFTER UPDATE OR DELETE ON customers FOR EACH ROW
+    EXECUTE FUNCTION write_customer_change();
+
 GRANT SELECT, INSERT, UPDATE, DELETE ON customers, customer_identities TO parlor_messaging;
 GRANT DELETE ON conversations TO parlor_messaging;

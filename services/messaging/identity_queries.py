@@ -167,4 +167,9 @@ _TAKE = """
     WHERE salon_id = %(salon_id)s AND conversation_id = ANY(%(customer_ids)s::uuid[])
         AND phone_number = ANY(%(phone_numbers)s::text[])"""
 _NAME = """
-    SELECT name_conversation(%(salon_id)s::text, customer_id) FROM unnest(%(customer_ids)s::uuid[]) AS customer_id"""
+    WITH named AS MATERIALIZED (
+        SELECT customer_id, name_conversation(%(salon_id)s::text, customer_id)
+        FROM unnest(%(customer_ids)s::uuid[]) AS customer_id
+    )
+    INSERT INTO message_changes (salon_id, type, conversation_id)
+    SELECT %(salon_id)s, 'CUSTOMER_UPDATED', customer_id FROM named"""

@@ -375,7 +375,9 @@ class _MessageChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mes
     MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: _MessageChangeType.ValueType  # 3
     """A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
     MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: _MessageChangeType.ValueType  # 4
-    """The customer of a conversation changed: their name, phone number or user_id. Or they were erased."""
+    """A customer changed: their name, phone numbers, user_ids or opt-out. Or they were erased. conversation_id is the
+    customer_id, even if they have no conversation yet.
+    """
 
 class MessageChangeType(_MessageChangeType, metaclass=_MessageChangeTypeEnumTypeWrapper):
     """Type of a change."""
@@ -391,7 +393,9 @@ MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: MessageChangeType.ValueType  # 2
 MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: MessageChangeType.ValueType  # 3
 """A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
 MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: MessageChangeType.ValueType  # 4
-"""The customer of a conversation changed: their name, phone number or user_id. Or they were erased."""
+"""A customer changed: their name, phone numbers, user_ids or opt-out. Or they were erased. conversation_id is the
+customer_id, even if they have no conversation yet.
+"""
 Global___MessageChangeType: _TypeAlias = MessageChangeType  # noqa: Y015
 
 @_typing.final
