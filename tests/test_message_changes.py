@@ -156,9 +156,9 @@ async def test_an_opt_out_and_a_new_number_say_so(stack: Stack) -> None:
     await salon(stack)
     token = await now_on(stack)
     customer = await stack.messaging.RecordOptOut(pb.RecordOptOutRequest(**CUSTOMER))
-    assert [
-        (*kinds([change]), change.conversation_id) for change in await listed(stack.messaging, page_token=token)
-    ] == [("CUSTOMER_UPDATED", customer.customer_id)]
+    found = await listed(stack.messaging, page_token=token)
+    assert set(kinds(found)) == {"CUSTOMER_UPDATED"}
+    assert {change.conversation_id for change in found} == {customer.customer_id}
     token = await now_on(stack)
     await stack.messaging.RecordMessage(message_request("wamid.1", user_id="DE.1"))
     assert "CUSTOMER_UPDATED" in kinds(await listed(stack.messaging, page_token=token))
