@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from libs.db import Statement, json_rows
 from libs.messages import encode_row
 from parlor.messaging.v1.messaging_pb2 import Message
+from services.messaging.erased_ids import is_erased
 from services.messaging.identities import Claim
 from services.messaging.message_queries import MESSAGE
 from services.messaging.status_fold import folded_status
@@ -129,6 +130,7 @@ _INSERT_MESSAGES = f"""
             error_code int, error_title text, cost_micros bigint, currency_code text, language text,
             created_at timestamptz, in_window boolean,
             unread boolean, reopens boolean, opens_window boolean, counted boolean, details jsonb, item text)
+        WHERE NOT {is_erased("given.salon_id", "given.whatsapp_id")}
         ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
     ), named AS (
         SELECT given.*, coalesce(u.customer_id, p.customer_id) AS customer_id,

@@ -10,21 +10,25 @@ from libs.db import Statement
 from libs.messages import fetch_encoded
 from libs.server import Page
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
+from services.messaging.erased_ids import WAMIDS, is_erased
 from services.messaging.webhook.parse import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
-    """Store the failures that are not stored yet; return the digest of each.
+    """Store the failures that are not stored yet; return the digest of each. Not those that name an erased message.
 
     They belong to a salon or, if its id is "", to a phone_number_id that belongs to no salon.
-    Source: index webhook_failures_digest_key.
+    Source: index webhook_failures_digest_key, and those of `is_erased`.
     """
-    query = """
+    query = f"""
         INSERT INTO webhook_failures (salon_id, phone_number_id, digest, kind, reason, item, phone_number, user_id)
         SELECT DISTINCT ON (digest) %(salon_id)s::text, %(phone_number_id)s::text, decode(digest, 'hex'), kind, reason,
             item, phone_number, user_id
         FROM json_to_recordset(%(failures)s::json) AS given (digest text, kind text, reason text, item text,
             phone_number text, user_id text)
+        WHERE NOT EXISTS (
+            SELECT FROM regexp_matches(item, {WAMIDS}, 'g') AS found WHERE {is_erased("%(salon_id)s::text", "found[1]")}
+        )
         ORDER BY digest
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING digest"""
