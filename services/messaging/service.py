@@ -9,7 +9,7 @@ from typing import Any, Literal
 from libs.cache import Cache, Reply, digest
 from libs.db import Database, Statement, for_searches
 from libs.messages import Loaded
-from libs.server import IdempotentWrites, RpcError, Service, channel, errors, moment, names_given, page, size
+from libs.server import IdempotentWrites, Peer, RpcError, Service, errors, moment, names_given, page, size
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
@@ -54,8 +54,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         self.searches = for_searches(database)
         self.write = IdempotentWrites(cache, database, "messaging_requests")
         database.canary = "messaging_requests"
-        secret = settings.whatsapp_app_secret.get_secret_value()
-        self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
@@ -289,10 +288,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
 
 
 def build(cache: Cache, database: Database, settings: MessagingSettings | None = None) -> Service:
-    """Return the service for a server, with a channel to the booking service."""
+    """Return the service for a server, with a channel to the booking service.
+
+    Raises: OSError if a file of the certificate for that channel can't be read.
+    """
     settings = settings or MessagingSettings()
-    to_booking = channel(settings.booking_address, booking_pb2.DESCRIPTOR.services_by_name["BookingService"])
-    salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
+    described = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
+    booking = Peer(settings.booking_address, described, booking_pb2_grpc.BookingServiceStub, settings.booking_tls)
+    salons = Salons(cache, booking, settings.booking_timeout)
     messaging = MessagingService(cache, database, salons, settings)
     return Service(
         descriptor=pb.DESCRIPTOR.services_by_name["MessagingService"],
@@ -301,7 +304,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
         background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
-        close=to_booking.close,
+        close=booking.close,
     )
 
 
