@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
-from libs.server import ClientTls, Peer, Server, ServerSettings, serve
+from libs.server import Server, ServerSettings, serve
 from ops.dev_certs import CLIENTS, FolderInUse, write_certificates
 from ops.health import credentials, is_serving
 from ops.migrate import service_url
@@ -25,7 +25,6 @@ from ops.process import free_port
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from services.booking.service import build
 from services.namespaces import NAMESPACES
-from tests.load import until
 from tests.locks import SALONS, holding, waiting
 from tests.stack import SALON, booking_request
 
@@ -178,27 +177,6 @@ async def test_metrics_and_health_answer_over_tls(service: Secured) -> None:
     assert await asyncio.to_thread(is_serving, address, BOOKING.full_name, 2.0, own)
     assert not await asyncio.to_thread(is_serving, address, BOOKING.full_name, 2.0, credentials(ca))
     assert not await asyncio.to_thread(is_serving, address, BOOKING.full_name)
-
-
-async def test_a_peer_uses_a_renewed_certificate_and_drops_no_call(service: Secured) -> None:
-    folder = service.folder
-    tls = ClientTls(folder / "ca.pem", folder / "messaging.pem", folder / "messaging.key")
-    peer = Peer(f"localhost:{service.server.port}", BOOKING, booking_pb2_grpc.BookingServiceStub, tls)
-    first = peer.stub
-    assert (await first.GetSalon(GET)).salon_id == SALON
-    url = service.server.database.settings.url.get_secret_value().replace("parlor_booking@", "postgres@")
-    async with holding(url, SALONS) as other:
-        call = first.CreateBooking(booking_request())
-        await waiting(other)
-        write_certificates(folder)
-        await until(lambda: peer.stub is not first)
-        assert (await peer.stub.GetSalon(GET)).salon_id == SALON
-        await other.rollback()
-        assert (await call).salon_id == SALON
-    (folder / "messaging.pem").unlink()
-    await asyncio.sleep(1.1)  # until the files are looked at again
-    assert (await peer.stub.GetSalon(GET)).salon_id == SALON
-    await peer.close()
 
 
 def test_dev_certs_keeps_its_ca_and_protects_keys(tmp_path: Path) -> None:

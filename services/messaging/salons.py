@@ -6,7 +6,7 @@ import grpc
 from cachetools import TTLCache
 
 from libs.cache import Cache
-from libs.server import Peer, errors
+from libs.server import errors
 from parlor.booking.v1 import booking_pb2
 from parlor.booking.v1.booking_pb2 import Salon
 from services.cache_tags import CacheTags
@@ -22,8 +22,8 @@ class SalonUnknown(Exception):
 class Salons:
     """Reads salons from the booking service, and remembers which ones exist."""
 
-    def __init__(self, cache: Cache, booking: Peer, timeout_ms: int) -> None:
-        """Prepare; `booking` is the booking service."""
+    def __init__(self, cache: Cache, booking: Any, timeout_ms: int) -> None:
+        """Prepare; `booking` is a stub of the booking service."""
         # Ids of salons that exist. They expire: a salon may be deleted, or move to another deployment.
         self.known: TTLCache[str, bool] = TTLCache(MOST_KNOWN, KNOWN_SECONDS)
         self._cache = cache
@@ -33,7 +33,7 @@ class Salons:
 
     async def get(self, salon_id: str) -> Salon:
         """Return a salon, not cached by this service. Raises: SALON_NOT_FOUND, BOOKING_UNAVAILABLE."""
-        return await self._call(self._booking.stub.GetSalon, booking_pb2.GetSalonRequest(salon_id=salon_id))
+        return await self._call(self._booking.GetSalon, booking_pb2.GetSalonRequest(salon_id=salon_id))
 
     async def region_code(self, salon_id: str) -> str:
         """Return the region of a salon's national phone numbers, "" if it has none. Raises: as `get`."""
@@ -54,7 +54,7 @@ class Salons:
             return salon
         request = booking_pb2.GetSalonByPhoneNumberIdRequest(phone_number_id=phone_number_id)
         try:
-            return await self._call(self._booking.stub.GetSalonByPhoneNumberId, request)
+            return await self._call(self._booking.GetSalonByPhoneNumberId, request)
         except errors.RpcError as error:
             if error.code == grpc.StatusCode.NOT_FOUND or cached is not None:
                 return None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from libs.cache import Cache, Reply, digest
 from libs.db import Database, Statement, for_searches
 from libs.messages import Loaded
-from libs.server import IdempotentWrites, Peer, RpcError, Service, errors, moment, names_given, page, size
+from libs.server import IdempotentWrites, RpcError, Service, channel, errors, moment, names_given, page, size
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
@@ -288,14 +288,10 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
 
 
 def build(cache: Cache, database: Database, settings: MessagingSettings | None = None) -> Service:
-    """Return the service for a server, with a channel to the booking service.
-
-    Raises: OSError if a file of the certificate for that channel can't be read.
-    """
+    """Return the service for a server, with a channel to the booking service."""
     settings = settings or MessagingSettings()
-    described = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
-    booking = Peer(settings.booking_address, described, booking_pb2_grpc.BookingServiceStub, settings.booking_tls)
-    salons = Salons(cache, booking, settings.booking_timeout)
+    to_booking = channel(settings.booking_address, booking_pb2.DESCRIPTOR.services_by_name["BookingService"])
+    salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
     messaging = MessagingService(cache, database, salons, settings)
     return Service(
         descriptor=pb.DESCRIPTOR.services_by_name["MessagingService"],
@@ -304,7 +300,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
         background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
-        close=booking.close,
+        close=to_booking.close,
     )
 
 

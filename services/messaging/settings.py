@@ -1,12 +1,9 @@
 """Settings of the messaging service."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from libs.server import ClientTls
 
 
 class MessagingSettings(BaseSettings):
@@ -16,11 +13,6 @@ class MessagingSettings(BaseSettings):
 
     booking_address: str = Field("localhost:50051", description="HOST:PORT of the booking service.")
     booking_timeout: int = Field(2_000, ge=1, description="Longest time to wait for the booking service, in ms.")
-    booking_tls_ca_file: Path | None = Field(
-        None, description="CAs, PEM, of which one has signed the certificate of booking. Default: no TLS."
-    )
-    booking_tls_cert_file: Path | None = Field(None, description="Certificate to show to booking, PEM. Default: none.")
-    booking_tls_key_file: Path | None = Field(None, description="Its key, PEM.")
     whatsapp_app_secret: SecretStr = Field(
         min_length=1,
         description="Secret of the WhatsApp app, by which webhook bodies are signed; during a rotation several, "
@@ -37,11 +29,7 @@ class MessagingSettings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.booking_tls_cert_file is None) != (self.booking_tls_key_file is None):
-            raise ValueError("BOOKING_TLS_CERT_FILE and BOOKING_TLS_KEY_FILE belong together")
-        if self.booking_tls_cert_file is not None and self.booking_tls_ca_file is None:
-            raise ValueError("BOOKING_TLS_CERT_FILE needs BOOKING_TLS_CA_FILE")
+    def _check_secrets(self) -> Self:
         if not self.app_secrets:
             raise ValueError("WHATSAPP_APP_SECRET has no secret")
         return self
@@ -50,10 +38,3 @@ class MessagingSettings(BaseSettings):
     def app_secrets(self) -> list[str]:
         """The secrets of the WhatsApp app, any of which may have signed a webhook body."""
         return [each for part in self.whatsapp_app_secret.get_secret_value().split(",") if (each := part.strip())]
-
-    @property
-    def booking_tls(self) -> ClientTls | None:
-        """How to connect to the booking service with TLS; None without it."""
-        if self.booking_tls_ca_file is None:
-            return None
-        return ClientTls(self.booking_tls_ca_file, self.booking_tls_cert_file, self.booking_tls_key_file)
