@@ -152,6 +152,22 @@ def dev_certs(
 
 
 @app.command()
+def compose_secrets(
+    folder: Annotated[Path, typer.Argument(help="Folder for the files.", file_okay=False)] = Path(".secrets"),
+) -> None:
+    """Make the secrets and certificates that docker-compose.yml reads. A second run keeps what exists."""
+    from ops.compose_secrets import write_secrets
+    from ops.dev_certs import FolderInUse
+
+    try:
+        written = write_secrets(folder)
+    except (OSError, ValueError, FolderInUse) as error:
+        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    console.print(f"{len(written)} files: {folder}", highlight=False)
+
+
+@app.command()
 def redis_acl(
     user: Annotated[str, typer.Argument(help="Name of the user.")] = "parlor",
 ) -> None:

@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAYS = 365
 SPIFFE = "spiffe://parlor.example/"
-CLIENTS = ("bot", "dashboard", "booking", "messaging", "stats")
+CLIENTS = ("bot", "dashboard", "operator", "booking", "messaging", "stats")
 SERVERS = ("postgres", "valkey", "booking", "messaging", "stats")  # hosts of docker-compose.yml
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 

@@ -1,6 +1,9 @@
 """The three services as processes, as `parlor up` starts them."""
 
-from collections.abc import AsyncIterator, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,3 +60,18 @@ async def stubs(running: Processes) -> AsyncIterator[Stack]:
             {},
             running.database_url,
         )
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Run a program of this Python's environment; return its output. Its exit code must be 0."""
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith(("_URL", "_FILE"))}
+    done = subprocess.run(  # noqa: S603 - ours
+        [str(Path(sys.executable).with_name(command[0])), *command[1:]],
+        env=inherited | dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
