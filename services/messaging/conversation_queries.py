@@ -24,13 +24,14 @@ from services.messaging.message_queries import MESSAGE
 
 COLUMNS = (
     "conversation_id, salon_id, phone_number, user_id, customer_name, status, assignee, tags, unread_count, started_at,"
-    " last_message_at, service_window_expires_at, revision"
+    " last_message_at, service_window_expires_at, revision, kind, group_id"
 )
 CONVERSATION = (
     "conversation_id::text, salon_id, phone_number, user_id, customer_name,"
     " 'CONVERSATION_STATUS_' || status AS status, assignee, NULLIF(tags, '{}') AS tags,"
     " unread_count, started_at AS start_time, last_message_at AS last_message_time,"
-    " service_window_expires_at AS service_window_expires_time, revision::text AS etag"
+    " service_window_expires_at AS service_window_expires_time, revision::text AS etag,"
+    " 'CONVERSATION_KIND_' || kind AS kind, group_id"
 )
 NEWEST = "ORDER BY last_message_at DESC, conversations.conversation_id DESC LIMIT"
 
