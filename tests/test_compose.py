@@ -21,9 +21,10 @@ from ops.process import free_ports
 from ops.servers import Postgres, Valkey
 from ops.up import SERVICES, Service
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
+from parlor.messaging.v1 import messaging_pb2_grpc
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from tests.processes import run_command
-from tests.stack import SALON
+from tests.stack import SALON, message_request
 from tests.tls_front import tls_front
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +230,10 @@ def test_the_services_start_with_the_environment_of_the_file_and_serve_those_wit
     with contained["booking"].channel("bot") as channel:
         booking = booking_pb2_grpc.BookingServiceStub(channel)
         assert booking.UpsertSalon(booking_pb2.UpsertSalonRequest(salon=salon), timeout=10).salon_id == SALON
+    with contained["messaging"].channel("bot") as channel:  # which asks booking, by TLS and with its own name
+        request = message_request(phone_number="0151 12345678")
+        with pytest.raises(grpc.RpcError, match="region"):  # it has read the salon, which has no region
+            messaging_pb2_grpc.MessagingServiceStub(channel).RecordMessage(request, timeout=10)
     with contained["stats"].channel("operator", 1) as channel:
         ops = ops_pb2_grpc.OpsServiceStub(channel)
         statistics = ops.GetCacheStatistics(ops_pb2.GetCacheStatisticsRequest(), timeout=10)

@@ -58,7 +58,7 @@ def check_exposure(
 
 def requires_identity(settings: ServerSettings) -> bool:
     """Return whether callers need an identity."""
-    return str(getattr(settings, "auth_mode", os.environ.get("AUTH_MODE") or "none")) != "none"
+    return settings.auth_mode != "none"
 
 
 def shows_reflection(settings: ServerSettings) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 from libs.cache import Cache, CacheSettings, Namespace, Tag
 from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.server import logs
+from libs.server.auth import Access, AccessError
 from libs.server.dispatcher import Dispatcher
 from libs.server.errors import RpcError
 from libs.server.exposure import Exposed, check_exposure, shows_reflection
@@ -61,9 +63,10 @@ class Service:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended.
+    """A running server.
 
-    `ops_port` is the port of OpsService, 0 if it is not served.
+    `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended. `reload` reads the callers'
+    policy again. `ops_port` is the port of OpsService, 0 if it is not served.
     """
 
     port: int
@@ -71,6 +74,7 @@ class Server:
     cache: Cache
     database: Database
     drain: Callable[[], Awaitable[None]]
+    reload: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -84,13 +88,15 @@ async def serve(
     """Serve until the block ends; then drain and close everything. Workers share the ports, which must be reserved.
 
     Health: the service's name is NOT_SERVING while the server drains or has no database. The empty name is the process,
-    which answers cached reads even without a database. Raises: CannotListen.
+    which answers cached reads even without a database. Raises: CannotListen; AccessError if the callers' policy
+    or keys can't be used.
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
-    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
+    access = None if settings.auth_mode == "none" else Access(settings)
+    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests, access)
     cache.warmer.busy = lambda: bool(dispatcher.running)
     service.add(service.servicer, dispatcher)
     ops = OpsService(cache, database, metrics, service.salon_tags)
@@ -117,7 +123,14 @@ async def serve(
             await dispatcher.drain()
         await asyncio.gather(*(each.stop(settings.drain_timeout / 1000) for each in servers))
 
+    async def reload() -> None:
+        if access is not None:
+            await access.reload()
+
     async with AsyncExitStack() as stack:
+        if access is not None:
+            await access.open()
+            stack.push_async_callback(access.close)
         if service.close:
             stack.push_async_callback(service.close)
         stack.push_async_callback(database.close)
@@ -134,7 +147,7 @@ async def serve(
         for each in servers:
             await each.start()
         stack.push_async_callback(drain)
-        yield Server(port, ops_port, cache, database, drain)
+        yield Server(port, ops_port, cache, database, drain, reload)
 
 
 def _transport(
@@ -218,22 +231,26 @@ def main(
             _fail(name, explain(error))
         except OSError as error:
             _fail(name, f"can't read {error.filename}: {error.strerror}")
-        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        over, hangup, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, over.set)
+        if settings.auth_mode != "none":
+            loop.add_signal_handler(signal.SIGHUP, hangup.set)
         worker.watch_parent(loop, over.set)
         async with serve(settings, database, cache, service, worker) as server:
             structlog.get_logger().info("serving", port=server.port)
             worker.report_ready()
             gc.collect()
             gc.freeze()  # a full collection otherwise walks all that was imported, in 50 ms (decision 0021)
+            reloading = asyncio.create_task(_reload(server, hangup))
             await over.wait()
+            reloading.cancel()
             structlog.get_logger().info("draining")
 
     def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
         try:
             uvloop.run(run(settings, worker))
-        except (CannotListen, OtherNumbering) as error:
+        except (CannotListen, OtherNumbering, AccessError) as error:
             _fail(name, str(error))
 
     if server_settings.workers == 1:
@@ -241,9 +258,18 @@ def main(
         return
     try:
         with _reserved(server_settings) as settings:
-            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000))
+            forwarded = () if settings.auth_mode == "none" else (signal.SIGHUP,)
+            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000, forwarded))
     except CannotListen as error:
         _fail(name, str(error))
+
+
+async def _reload(server: Server, hangup: asyncio.Event) -> None:
+    """Let the server reload at each SIGHUP."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await server.reload()
 
 
 @contextmanager
