@@ -135,10 +135,9 @@ async def test_reflection_is_on_the_main_port_only_if_it_is_set(database_url: st
             assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_by_default_reflection_is_for_callers_without_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    for mode, shown in (("none", True), ("mtls", False), ("jwt", False), ("mtls,jwt", False)):
-        monkeypatch.setenv("AUTH_MODE", mode)
-        assert shows_reflection(ServerSettings.model_construct(reflection=None)) is shown
+@pytest.mark.parametrize(("mode", "shown"), [("none", True), ("mtls", False), ("jwt", False), ("mtls,jwt", False)])
+def test_by_default_reflection_is_for_callers_without_identity(mode: str, shown: bool) -> None:
+    assert shows_reflection(ServerSettings.model_construct(auth_mode=mode)) is shown
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
