@@ -46,10 +46,7 @@ def test_the_default_addresses_are_loopback() -> None:
 
 
 @pytest.mark.parametrize("host", BEYOND)
-def test_an_address_beyond_this_machine_is_refused_without_tls_and_identities(
-    host: str, tls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AUTH_MODE", "none")
+def test_an_address_beyond_this_machine_is_refused_without_tls_and_identities(host: str, tls: dict[str, Any]) -> None:
     with pytest.raises(Exposed, match="without TLS_CERT_FILE and TLS_KEY_FILE and without AUTH_MODE; set these"):
         check_exposure(ServerSettings(host=host))
     with pytest.raises(Exposed, match="without AUTH_MODE;"):
@@ -60,8 +57,14 @@ def test_an_address_beyond_this_machine_is_refused_without_tls_and_identities(
     check_exposure(ServerSettings(ops_host=host))  # nothing listens there
 
 
-def test_with_allow_insecure_each_start_logs_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTH_MODE", "none")
+@pytest.mark.parametrize("host", BEYOND)
+def test_with_tls_and_identities_any_address_will_do(host: str, tls: dict[str, Any]) -> None:
+    with capture_logs() as logged:
+        check_exposure(ServerSettings(host=host, **tls, auth_mode="mtls", auth_policy=Path("policy.toml")))
+    assert logged == []
+
+
+def test_with_allow_insecure_each_start_logs_a_warning() -> None:
     with capture_logs() as logged:
         check_exposure(ServerSettings(host="::", allow_insecure=True))
     [line] = logged
@@ -136,7 +139,7 @@ async def test_reflection_is_on_the_main_port_only_if_it_is_set(database_url: st
 
 
 @pytest.mark.parametrize(("mode", "shown"), [("none", True), ("mtls", False), ("jwt", False), ("mtls,jwt", False)])
-def test_by_default_reflection_is_for_callers_without_identity(mode: str, shown: bool) -> None:
+def test_by_default_reflection_is_for_callers_without_identity(mode: Any, shown: bool) -> None:
     assert shows_reflection(ServerSettings.model_construct(auth_mode=mode)) is shown
 
 
