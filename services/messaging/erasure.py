@@ -210,7 +210,7 @@ async def erase_ai_messages(conn: AsyncConnection[Any], customer: Erased) -> int
 
 
 async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Erased) -> None:
-    """Delete stored webhook items that the customer sent, or that name the customer.
+    """Delete stored webhook items that the customer sent, or that name the customer; repeats of them are not stored.
 
     Source: index webhook_failures_pkey. Reads all failures of the salon.
     """
@@ -218,9 +218,10 @@ async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Erased) -
         WITH gone AS (
             DELETE FROM webhook_failures AS f
             WHERE f.salon_id = %(salon_id)s AND ({_of_customer("f.{}")} OR {_NAMES_CUSTOMER.format("f.item")})
-            RETURNING f.item
+            RETURNING encode(f.digest, 'hex') AS digest, f.item
         ), known AS (
-            SELECT found[1] AS whatsapp_id FROM gone, regexp_matches(item, {WAMIDS}, 'g') AS found
+            SELECT digest AS whatsapp_id FROM gone
+            UNION ALL SELECT found[1] FROM gone, regexp_matches(item, {WAMIDS}, 'g') AS found
             WHERE found[1] ~ %(in_whatsapp_ids)s
         ), hashed AS ({hash_ids("known")})
         SELECT FROM gone"""

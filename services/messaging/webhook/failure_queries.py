@@ -15,7 +15,7 @@ from services.messaging.webhook.parse import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
-    """Store the failures that are not stored yet; return the digest of each. Not those that name an erased message.
+    """Store the failures that are neither stored nor erased, and name no erased message; return the digest of each.
 
     They belong to a salon or, if its id is "", to a phone_number_id that belongs to no salon.
     Source: index webhook_failures_digest_key, and those of `is_erased`.
@@ -26,7 +26,7 @@ def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Fail
             item, phone_number, user_id
         FROM json_to_recordset(%(failures)s::json) AS given (digest text, kind text, reason text, item text,
             phone_number text, user_id text)
-        WHERE NOT EXISTS (
+        WHERE NOT {is_erased("%(salon_id)s::text", "given.digest")} AND NOT EXISTS (
             SELECT FROM regexp_matches(item, {WAMIDS}, 'g') AS found WHERE {is_erased("%(salon_id)s::text", "found[1]")}
         )
         ORDER BY digest
