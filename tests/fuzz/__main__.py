@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any
 
 import grpc
@@ -23,11 +24,13 @@ from rich.table import Table
 
 from ops.migrate import migrate
 from ops.servers import Postgres, Valkey
+from tests.callers import Issuer, bearer
 from tests.conftest import FAST
+from tests.fuzz import callers as limited
 from tests.fuzz.driver import OPTIONS, Fuzzer, summary, targets
 from tests.hostile import valid_requests
 from tests.processes import Processes, processes, stubs
-from tests.stack import SECRET, salon
+from tests.stack import SECRET
 
 PARTS = 100  # of a run; after each, findings are shown and memory is measured
 SHOWN = 5  # each so many measurements
@@ -39,6 +42,7 @@ def main(
     requests: Annotated[int, typer.Option(help="Number of requests.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the randomness.")] = 1,
     in_flight: Annotated[int, typer.Option(help="Requests at once.")] = 24,
+    callers: Annotated[bool, typer.Option(help="Send them as callers of limited rights.")] = False,
     output: Annotated[Path | None, typer.Option(help="File for the summary, besides the terminal.")] = None,
 ) -> None:
     """Send random requests to every RPC. Fails if an answer is wrong: INTERNAL, UNKNOWN, too late, unreadable."""
@@ -52,25 +56,30 @@ def main(
         postgres = stack.enter_context(Postgres(folder / "postgres", settings=FAST))
         migrate(postgres.dsn)
         valkey = stack.enter_context(Valkey(options=("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")))
-        running = stack.enter_context(processes(postgres.dsn, valkey.url, folder))
-        failed = asyncio.run(_run(running, requests, seed, in_flight, console))
+        issuer = Issuer() if callers else None
+        settings = limited.settings(folder, issuer) if issuer else None
+        running = stack.enter_context(processes(postgres.dsn, valkey.url, folder, settings))
+        failed = asyncio.run(_run(running, requests, seed, in_flight, console, issuer))
     if output:
         output.write_text(console.export_text())
     raise typer.Exit(int(failed))
 
 
-async def _run(running: Processes, requests: int, seed: int, in_flight: int, console: Console) -> bool:
+async def _run(
+    running: Processes, requests: int, seed: int, in_flight: int, console: Console, issuer: Issuer | None
+) -> bool:
     """Send the requests and print the summary; return whether something is wrong."""
     async with AsyncExitStack() as exits:
-        connected = await exits.enter_async_context(stubs(running))
+        connect = bearer(issuer.token()) if issuer else grpc.aio.insecure_channel
+        connected = await exits.enter_async_context(stubs(running, connect))
         valid = await valid_requests(connected)
-        for name in ("salon-2", "salon-3"):
-            await salon(connected, name)
+        await limited.plant(connected)
+        callers = limited.Callers(issuer, Random(seed)) if issuer else None
         channels = {
             name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{each.port}", OPTIONS))
             for name, each in running.services.items()
         }
-        fuzzer = Fuzzer(targets(channels, valid), seed)
+        fuzzer = Fuzzer(targets(channels, valid), seed, callers)
         memory, began = [_memory(running)], time.monotonic()
         stop_at_signal(fuzzer)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -85,6 +94,8 @@ async def _run(running: Processes, requests: int, seed: int, in_flight: int, con
                     progress.console.print(str(finding), highlight=False, markup=False)
     console.print(_table(fuzzer))
     _show_totals(fuzzer, time.monotonic() - began, seed, memory, console)
+    if callers:
+        console.print("answered by caller:", dict(callers.answered), ", with texts of others:", dict(callers.marked))
     logged = _logged(running)
     for line in logged[:20]:
         console.print("logged:", line[:1500], highlight=False, markup=False)

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from parlor.ops.v1 import ops_pb2
 from tests.fuzz import bodies
+from tests.fuzz.callers import Callers
 from tests.fuzz.messages import Messages
 from tests.fuzz.words import Words
 from tests.hostile import OWN
@@ -125,11 +126,15 @@ def _caller(channel: grpc.aio.Channel, service: Any, method: Any) -> Callable[[R
 class Fuzzer:
     """Makes requests and records what comes of them."""
 
-    def __init__(self, targets: list[Target], seed: int) -> None:
-        """All randomness comes from the seed; answers still depend on the order of concurrent calls."""
+    def __init__(self, targets: list[Target], seed: int, callers: Callers | None = None) -> None:
+        """All randomness comes from the seed; answers still depend on the order of concurrent calls.
+
+        Without `callers` the calls have no identity.
+        """
         self.targets = targets
         self.findings: list[Finding] = []
         self.is_stopped = False
+        self._callers = callers
         self._turns = itertools.cycle(targets)
         self._random = Random(seed)
         self._words = Words(self._random)
@@ -151,15 +156,20 @@ class Fuzzer:
                 group.create_task(work())
 
     async def _send(self, target: Target) -> None:
-        request, began, code, wrong = self._request(target), time.perf_counter(), "OK", ""
+        request, code, wrong, reply = self._request(target), "OK", "", b""
+        caller = self._callers.any() if self._callers else None
+        if caller is not None:
+            request = request._replace(metadata=request.metadata + caller.metadata)
+        began = time.perf_counter()
         try:
             reply = await target.call(request)
         except grpc.aio.AioRpcError as error:
-            code = error.code().name
-            wrong = _wrong(error, request)
+            code, wrong, reply = error.code().name, _wrong(error, request), _said(error)
         else:
             wrong = self._learn(target, reply)
         seconds = time.perf_counter() - began
+        if caller is not None and self._callers is not None:
+            wrong = wrong or self._callers.wrong(caller, target.method, request.data, code, reply)
         target.codes[code] += 1
         target.slowest = max(target.slowest, seconds)
         if seconds > REQUEST_TIMEOUT:
@@ -207,12 +217,21 @@ class Fuzzer:
         return messages.spoilt(data) if how > 0.9 else data
 
 
+def _details(error: grpc.aio.AioRpcError) -> bytes:
+    return bytes(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
+
+
+def _said(error: grpc.aio.AioRpcError) -> bytes:
+    """Return all texts of an error."""
+    return (error.details() or "").encode() + _details(error)
+
+
 def _wrong(error: grpc.aio.AioRpcError, request: Request) -> str:
     """Return what is wrong with an error, "" if nothing is."""
     code, details = error.code().name, error.details() or ""
     if code == "DEADLINE_EXCEEDED":
         return "" if request.timeout is not None else f"DEADLINE_EXCEEDED: {details}"
-    status = Status.FromString(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
+    status = Status.FromString(_details(error))
     info = ErrorInfo()
     if status.details and not status.details[0].Unpack(info):
         return f"{code}: an error without ErrorInfo"
