@@ -30,12 +30,13 @@ _IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class Page(NamedTuple):
-    """How many rows to return, and after which."""
+    """How many rows to return, and after which; `back`: before which, for a list whose pages lead both ways."""
 
     size: int
     after_micros: int | None
     after_id: str | None
     filters: str
+    back: bool = False
 
     @property
     def rows(self) -> int:
@@ -44,8 +45,8 @@ class Page(NamedTuple):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters of a statement: `rows`, and on later pages `after` and `id` of the last row shown."""
-        begin = {"after": self.after_micros, "id": self.after_id} if self.after_id else {}
+        """The parameters of a statement: `rows`, and on later pages `after` (or `before`) and `id` of a row shown."""
+        begin = {"before" if self.back else "after": self.after_micros, "id": self.after_id} if self.after_id else {}
         return {"rows": self.rows, **begin}
 
     def fill(self, response: type[Message], rows: Sequence[bytes], time: str, identifier: str) -> bytes:
@@ -63,10 +64,11 @@ class Page(NamedTuple):
             body += encode_repeated([token.encode()], number)
         return body
 
-    def token(self, time: Timestamp | int, identifier: str) -> str:
-        """Return the token of the page after a row."""
+    def token(self, time: Timestamp | int, identifier: str, *, back: bool = False) -> str:
+        """Return the token of the page after a row, or before it."""
         after = time if isinstance(time, int) else time.seconds * 1_000_000 + time.nanos // 1000
-        token = f'["{self.filters}",{after},"{identifier}"]'  # JSON; none of them needs escaping
+        made_for = _made_for_back(self.filters) if back else self.filters
+        token = f'["{made_for}",{after},"{identifier}"]'  # JSON; none of them needs escaping
         return b2a_base64(token.encode(), newline=False).translate(_URLSAFE).decode()
 
 
@@ -133,8 +135,8 @@ def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
     return min(page_size or default, LARGEST_SIZE)
 
 
-def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -> Page:
-    """Return a request's page. `filters` are all the filters of the request.
+def page(page_size: int, page_token: str, *filters: object, uuid: bool = True, both_ways: bool = False) -> Page:
+    """Return a request's page. `filters` are all the filters of the request. `both_ways`: the token may lead back.
 
     Raises: INVALID_FIELD for a token that is not ours or was made for other filters.
     """
@@ -148,9 +150,14 @@ def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -
             raise _bad_token("is not a token of this service")
     except (ValueError, TypeError, RecursionError) as error:
         raise _bad_token("is not a token of this service") from error
-    if token_for != made_for:
+    back = both_ways and token_for == _made_for_back(made_for)
+    if token_for != made_for and not back:
         raise _bad_token("was made for other filters")
-    return Page(size(page_size), micros, identifier, made_for)
+    return Page(size(page_size), micros, identifier, made_for, back)
+
+
+def _made_for_back(made_for: str) -> str:
+    return digest(made_for, "back")
 
 
 def _bad_token(description: str) -> RpcError:
