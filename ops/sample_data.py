@@ -17,7 +17,7 @@ MAX_SCALE = 100  # all messages are planned in memory, about 150 MB at scale 20
 # All tables that refer to salons, for TRUNCATE.
 _TABLES = (
     *COLUMNS,
-    *("raw_messages", "message_status_events", "webhook_failures"),
+    *("raw_messages", "message_status_events", "message_amendments", "webhook_failures"),
     "booking_changes",
     *("booking_requests", "messaging_requests"),
 )

@@ -11,7 +11,7 @@ from tests.test_ownership import ALLOWED, TABLES, login
 COLUMNS = {
     "salons": "salon_id phone_number_id time_zone",
     "bookings": "salon_id start_ts created_at status",
-    "messages": "salon_id created_at direction currency_code cost_micros",
+    "messages": "salon_id created_at direction currency_code cost_micros counted",
     "conversations": "salon_id started_at",
     "ai_messages": "salon_id created_at model booking_code currency_code cost_micros prompt_tokens completion_tokens"
     " latency_ms",

@@ -1,6 +1,6 @@
 """Pages (AIP-158): sizes, and tokens that hold where a page ended.
 
-A token names the sort columns and the id of the last row, and a hash of the filters it was made for.
+A token names the sort columns and the id of the last row, and a hash of the method and the filters it was made for.
 """
 
 import base64
@@ -135,12 +135,16 @@ def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
     return min(page_size or default, LARGEST_SIZE)
 
 
-def page(page_size: int, page_token: str, *filters: object, uuid: bool = True, both_ways: bool = False) -> Page:
-    """Return a request's page. `filters` are all the filters of the request. `both_ways`: the token may lead back.
+def page(
+    page_size: int, page_token: str, method: str, *filters: object, uuid: bool = True, both_ways: bool = False
+) -> Page:
+    """Return a request's page. `filters` are all the filters of the request, with its salon.
 
-    Raises: INVALID_FIELD for a token that is not ours or was made for other filters.
+    `both_ways`: the token may lead back.
+
+    Raises: INVALID_FIELD for a token that is not ours or was made for another method or other filters.
     """
-    made_for = digest(*filters)
+    made_for = digest(method, *filters)
     if not page_token:
         return Page(size(page_size), None, None, made_for)
     try:
@@ -152,7 +156,7 @@ def page(page_size: int, page_token: str, *filters: object, uuid: bool = True, b
         raise _bad_token("is not a token of this service") from error
     back = both_ways and token_for == _made_for_back(made_for)
     if token_for != made_for and not back:
-        raise _bad_token("was made for other filters")
+        raise _bad_token("was made for another method or other filters")
     return Page(size(page_size), micros, identifier, made_for, back)
 
 

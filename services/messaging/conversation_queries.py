@@ -25,7 +25,8 @@ CONVERSATION = (
     "conversation_id::text, salon_id, phone_number, user_id, customer_name,"
     " 'CONVERSATION_STATUS_' || status AS status, assignee, NULLIF(tags, '{}') AS tags,"
     " unread_count, started_at AS start_time, last_message_at AS last_message_time,"
-    " service_window_expires_at AS service_window_expires_time, revision::text AS etag"
+    " service_window_expires_at AS service_window_expires_time, revision::text AS etag,"
+    " 'CONVERSATION_KIND_' || kind AS kind, group_id"
 )
 NEWEST = "ORDER BY last_message_at DESC, conversations.conversation_id DESC LIMIT"
 

@@ -98,7 +98,8 @@ async def erase_conversations(conn: AsyncConnection[Any], customer: Customer) ->
 async def erase_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
     """Keep of the customer's messages only what counts and sums need; return their number.
 
-    Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey.
+    Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey,
+    idx_message_amendments_target.
     """
     query = """
         WITH written AS (
@@ -111,9 +112,12 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
         ), event AS (
             DELETE FROM message_status_events AS e USING written
             WHERE e.salon_id = %(salon_id)s AND e.whatsapp_id = written.whatsapp_id
+        ), amendment AS (
+            DELETE FROM message_amendments AS a USING written
+            WHERE a.salon_id = %(salon_id)s AND a.target_whatsapp_id = written.whatsapp_id
         )
         UPDATE messages SET content = '', phone_number = NULL, whatsapp_id = NULL, media_id = NULL,
-            reply_to_whatsapp_id = NULL, error_title = NULL
+            reply_to_whatsapp_id = NULL, error_title = NULL, details = NULL
         FROM written WHERE messages.salon_id = %(salon_id)s AND messages.message_id = written.message_id"""
     return (await conn.execute(query, customer._asdict())).rowcount
 

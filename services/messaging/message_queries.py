@@ -11,11 +11,11 @@ MESSAGE = (
     "message_id::text, salon_id, conversation_id::text, phone_number, 'MESSAGE_DIRECTION_' || direction AS direction,"
     " whatsapp_id, 'MESSAGE_TYPE_' || type AS type, content, 'MESSAGE_STATUS_' || status AS status,"
     " cost_micros, currency_code, created_at AS create_time, media_id, reply_to_whatsapp_id, error_code, error_title,"
-    " pricing_category, billable, conversation_origin"
+    " pricing_category, billable, conversation_origin, details AS fields"
 )
 _EVENT = (
     "'MESSAGE_STATUS_' || status AS status, occurred_at AS event_time, error_code, error_title, pricing_category,"
-    " billable, cost_micros, currency_code, conversation_origin"
+    " billable, cost_micros, currency_code, conversation_origin, details AS fields"
 )
 
 

@@ -19,10 +19,12 @@ MOST_LOCKS = 64
 class NewMessage(NamedTuple):
     """A message to record, with the values of the columns.
 
-    `salon_known`: the message may begin a conversation. `language` None: that of the salon's newest message. `item`:
-    the message as JSON in the webhook body.
+    `salon_known`: the message may begin a conversation. `in_window`: it is recorded only if the service window is open.
+    `unread`, `reopens`, `opens_window`, `counted`: see `kinds.Rule`. `language` None: that of the salon's newest
+    message. `details`: fields of a Message. `item`: the message as JSON in the webhook body.
     """
 
+    message_id: str
     salon_id: str
     salon_known: bool
     phone_number: str | None
@@ -40,6 +42,12 @@ class NewMessage(NamedTuple):
     currency_code: str | None
     language: str | None
     created_at: datetime
+    in_window: bool
+    unread: bool
+    reopens: bool
+    opens_window: bool
+    counted: bool
+    details: dict[str, Any] | None
     item: str | None
 
 
@@ -88,12 +96,13 @@ def _upsert_conversations(condition: str, conflict: str) -> str:
     """Return the statement that creates or revives the conversations of the customers that meet a condition."""
     return f"""
         INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, customer_named_at, started_at,
-            last_message_at, unread_count, service_window_expires_at)
+            last_message_at, unread_count, service_window_expires_at, reopened_at)
         SELECT salon_id, phone_number, user_id, customer_name, customer_named_at, started_at, last_message_at,
-            unread_count, service_window_expires_at
+            unread_count, service_window_expires_at, reopened_at
         FROM customer WHERE {condition} ORDER BY salon_id, phone_number, user_id
         ON CONFLICT {conflict} DO UPDATE SET
-            status = 'ACTIVE', revision = c.revision + 1,
+            status = CASE WHEN excluded.reopened_at IS NULL THEN c.status ELSE 'ACTIVE' END,
+            revision = c.revision + 1,
             user_id = coalesce(excluded.user_id, c.user_id),
             customer_name = CASE
                 WHEN (excluded.customer_named_at, excluded.customer_name)
@@ -101,8 +110,11 @@ def _upsert_conversations(condition: str, conflict: str) -> str:
                 ELSE c.customer_name
             END,
             customer_named_at = greatest(c.customer_named_at, excluded.customer_named_at),
-            started_at = least(c.started_at, excluded.started_at),
-            last_message_at = greatest(c.last_message_at, excluded.last_message_at),
+            started_at = CASE WHEN c.has_messages THEN least(c.started_at, excluded.started_at)
+                ELSE excluded.started_at END,
+            last_message_at = CASE WHEN c.has_messages THEN greatest(c.last_message_at, excluded.last_message_at)
+                ELSE excluded.last_message_at END,
+            has_messages = true, reopened_at = greatest(c.reopened_at, excluded.reopened_at),
             unread_count = c.unread_count + excluded.unread_count,
             service_window_expires_at = greatest(c.service_window_expires_at, excluded.service_window_expires_at)
         RETURNING c.salon_id, c.conversation_id, coalesce(c.phone_number, 'u' || c.user_id) AS customer,
@@ -127,13 +139,15 @@ def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMes
 _INSERT_MESSAGES = f"""
     WITH given AS (
         SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, salon_known boolean,
-            phone_number text, user_id text, customer_name text, direction text, whatsapp_id text, type text,
-            content text, media_id text, reply_to_whatsapp_id text, error_code int, error_title text,
-            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text)
+        FROM json_to_recordset(%(messages)s::json) AS given (place int, message_id uuid, salon_id text,
+            salon_known boolean, phone_number text, user_id text, customer_name text, direction text,
+            whatsapp_id text, type text, content text, media_id text, reply_to_whatsapp_id text,
+            error_code int, error_title text, cost_micros bigint, currency_code text, language text,
+            created_at timestamptz, in_window boolean,
+            unread boolean, reopens boolean, opens_window boolean, counted boolean, details jsonb, item text)
         ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
     ), named AS (
-        SELECT given.*, gen_random_uuid() AS message_id, coalesce(
+        SELECT given.*, coalesce(
             phone_number,
             CASE WHEN user_id IS NOT NULL THEN max(phone_number) OVER (PARTITION BY salon_id, user_id) END,
             (SELECT k.phone_number FROM conversations AS k
@@ -157,8 +171,8 @@ _INSERT_MESSAGES = f"""
             coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
                 FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
             max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
-            count(*) FILTER (WHERE direction = 'INBOUND') AS unread_count,
-            max(created_at) FILTER (WHERE direction = 'INBOUND') + interval '24 hours' AS service_window_expires_at
+            count(*) FILTER (WHERE unread) AS unread_count, max(created_at) FILTER (WHERE reopens) AS reopened_at,
+            max(created_at) FILTER (WHERE opens_window) + interval '24 hours' AS service_window_expires_at
         FROM fresh GROUP BY salon_id, customer, phone
     ), with_phone AS ({_upsert_conversations("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
     ), without_phone AS ({
@@ -170,13 +184,14 @@ _INSERT_MESSAGES = f"""
     ), recorded AS (
         INSERT INTO messages (salon_id, message_id, conversation_id, phone_number, direction, whatsapp_id, type,
             content, media_id, reply_to_whatsapp_id, language, created_at, recorded_cost_micros,
-            recorded_currency_code, status, error_code, error_title, pricing_category, billable, cost_micros,
-            currency_code, conversation_origin)
+            recorded_currency_code, counted, details, status, error_code, error_title, pricing_category, billable,
+            cost_micros, currency_code, conversation_origin)
         SELECT salon_id, message_id, conversation_id, phone, direction, whatsapp_id, type, content, media_id,
             reply_to_whatsapp_id, coalesce(language, (
                 SELECT m.language FROM messages AS m WHERE m.salon_id = placed.salon_id
                 ORDER BY m.created_at DESC LIMIT 1
             ), ''), created_at, placed.cost_micros, placed.currency_code,
+            counted, folded.details,
             CASE WHEN direction = 'INBOUND' THEN 'RECEIVED' ELSE folded.status END,
             coalesce(placed.error_code, folded.error_code), coalesce(placed.error_title, folded.error_title),
             folded.pricing_category, folded.billable, folded.cost_micros, folded.currency_code,
@@ -187,9 +202,10 @@ _INSERT_MESSAGES = f"""
         "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
         "placed.cost_micros",
         "placed.currency_code",
+        "placed.details",
     )
 }) AS folded
-        WHERE direction = 'INBOUND' OR type = 'TEMPLATE' OR created_at < service_window_expires_at
+        WHERE NOT in_window OR created_at < service_window_expires_at
         RETURNING {MESSAGE}
     ), raw AS (
         INSERT INTO raw_messages (salon_id, message_id, item)

@@ -27,6 +27,8 @@ from services.messaging import (
 )
 from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.conversation_queries import ConversationQuery, Named
+from services.messaging.kinds import rule
+from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
@@ -327,15 +329,19 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
 
 
 def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_known: bool) -> NewMessage:
+    direction = _bare_name(pb.MessageDirection, request.direction)
+    kind = _bare_name(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT)
+    created_at = moment(request, "send_time") or datetime.now(UTC)
     return NewMessage(
+        message_id=message_ids.new(created_at),
         salon_id=request.salon_id,
         salon_known=salon_known,
         phone_number=phone_number or None,
         user_id=request.user_id or None,
         customer_name="",
-        direction=_bare_name(pb.MessageDirection, request.direction),
+        direction=direction,
         whatsapp_id=request.whatsapp_id or None,
-        type=_bare_name(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT),
+        type=kind,
         content=request.content,
         media_id=request.media_id or None,
         reply_to_whatsapp_id=request.reply_to_whatsapp_id or None,
@@ -344,7 +350,10 @@ def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_k
         cost_micros=request.cost_micros,
         currency_code=request.currency_code or None,
         language=None,
-        created_at=moment(request, "send_time") or datetime.now(UTC),
+        created_at=created_at,
+        in_window=direction == "OUTBOUND" and kind != "TEMPLATE",
+        **rule(direction, kind)._asdict(),
+        details=None,
         item=None,
     )
 
@@ -362,6 +371,7 @@ def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
         cost_micros=request.cost_micros or None,
         currency_code=request.currency_code if request.cost_micros else None,
         conversation_origin=request.conversation_origin or None,
+        details=None,
     )
 
 

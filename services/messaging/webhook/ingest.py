@@ -11,6 +11,8 @@ from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
 from services.messaging import message_write_queries, status_queries
+from services.messaging.kinds import rule
+from services.messaging.message_ids import message_ids
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.salons import Salons
 from services.messaging.status_queries import NewStatus
@@ -78,12 +80,15 @@ class WebhookIngest:
         salon_id = salon.salon_id
         messages = [
             NewMessage(
+                message_id=message_ids.new(message.created_at),
                 salon_id=salon_id,
                 salon_known=True,
                 direction="INBOUND",
                 cost_micros=0,
                 currency_code=None,
                 language=salon.language_code,
+                in_window=False,
+                **rule("INBOUND", message.type)._asdict(),
                 **vars(message),
             )
             for message in change.messages

@@ -79,6 +79,7 @@ class Incoming(BaseModel):
     reply_to_whatsapp_id: str | None
     error_code: int | None
     error_title: str | None
+    details: dict[str, Any] | None = None
     item: str
 
 
@@ -95,6 +96,7 @@ class Status(BaseModel):
     cost_micros: int | None
     currency_code: str | None
     conversation_origin: str | None
+    details: dict[str, Any] | None = None
 
 
 # A contact's wa_id, user_id and name. 100,000 objects of a class would slow down the garbage collector.
