@@ -7,7 +7,7 @@
 -- Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han. A word of them is found by its pairs of
 -- characters.
 CREATE OR REPLACE FUNCTION is_spaceless(content text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN content ~ '[\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3040-\u30FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFF]';
+    RETURN content ~ '[\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3040-\u30FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\uFF66-\uFF9F\U00020000-\U0003FFFF]';
 COMMENT ON FUNCTION is_spaceless IS 'Whether a text has characters of a script without spaces.';
 
 CREATE OR REPLACE FUNCTION plain_words(content text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -69,6 +69,7 @@ DECLARE
     grammar text;
     vectors text := '';
     queries text := '';
+    snippets text := '';
 BEGIN
     FOR code, grammar IN SELECT key, value FROM jsonb_each_text(grammars) ORDER BY key LOOP
         IF NOT EXISTS (SELECT FROM pg_ts_dict WHERE dictname = 'messages_' || grammar) THEN
@@ -81,6 +82,7 @@ BEGIN
                 WITH unaccent, messages_%s', code, grammar);
         END IF;
         vectors := vectors || format('WHEN %L THEN to_tsvector(''messages_all_%s'', words) ', code, code);
+        snippets := snippets || format('WHEN %L THEN ts_headline(''messages_all_%s'', escaped, query) ', code, code);
         queries := queries || format('WHEN %L THEN query_or_all(websearch_to_tsquery(''messages_%s'', words),
             websearch_to_tsquery(''messages_all_%s'', words)) ', code, code, code);
     END LOOP;
@@ -90,6 +92,9 @@ BEGIN
     EXECUTE 'CREATE OR REPLACE FUNCTION words_query(language text, words text) RETURNS tsquery
         LANGUAGE sql IMMUTABLE PARALLEL SAFE
         RETURN CASE language ' || queries || 'ELSE websearch_to_tsquery(''messages_simple'', words) END';
+    EXECUTE 'CREATE OR REPLACE FUNCTION message_snippet(language text, escaped text, query tsquery) RETURNS text
+        LANGUAGE sql IMMUTABLE PARALLEL SAFE
+        RETURN CASE language ' || snippets || 'ELSE ts_headline(''messages_simple'', escaped, query) END';
 END $$;
 
 CREATE OR REPLACE FUNCTION message_vector(language text, content text) RETURNS tsvector
@@ -114,17 +119,18 @@ CREATE OR REPLACE FUNCTION message_query(language text, query text) RETURNS tsqu
 COMMENT ON FUNCTION message_query IS
     'What a web search looks for, without the stop words of the language; with them if it would be nothing.';
 
--- Searches read a salon's messages by periods of 4 days, newest first, until they have found enough.
+-- Searches read a salon's messages by periods of 2 days, newest first, until they have found enough.
 CREATE OR REPLACE FUNCTION search_period(created_at timestamptz) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN floor(extract(epoch FROM created_at - timestamptz '1970-01-01 00:00:00+00') / 345600)::integer;
+    RETURN floor(extract(epoch FROM created_at - timestamptz '1970-01-01 00:00:00+00') / 172800)::integer;
 CREATE OR REPLACE FUNCTION salon_period(salon_id text, period integer) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN salon_id || ' ' || period::text;
 
 DROP INDEX CONCURRENTLY IF EXISTS idx_messages_salon_period_search;
 CREATE INDEX CONCURRENTLY idx_messages_salon_period_search ON messages
-    USING gin (salon_period(salon_id, search_period(created_at)), search) WITH (fastupdate = off);
+    USING gin (salon_period(salon_id, search_period(created_at)), search)
+    WITH (gin_pending_list_limit = 64);
 COMMENT ON INDEX idx_messages_salon_period_search IS
-    'Serves SearchMessages. Without a list of pending rows, which each period would read again.';
+    'Serves SearchMessages. Its list of pending rows, in kB, is short: each period reads it again.';
 
 -- The words of a salon's messages, to find those that are similar to a word that no message has.
 CREATE TABLE IF NOT EXISTS message_words (
@@ -138,11 +144,15 @@ CREATE INDEX IF NOT EXISTS message_words_similar ON message_words USING gin (sal
 COMMENT ON INDEX message_words_similar IS 'Serves SearchMessages where no word is found: similar ones are.';
 GRANT SELECT, INSERT, DELETE ON message_words TO parlor_messaging;
 
+CREATE OR REPLACE FUNCTION is_searchable(word text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN length(word) BETWEEN 2 AND 40 AND word !~ '[0-9]';
+COMMENT ON FUNCTION is_searchable IS 'Whether a word may be similar to one that is looked for: no numbers.';
+
 CREATE OR REPLACE FUNCTION add_message_words() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO message_words (salon_id, word)
     SELECT DISTINCT salon_id, lexeme FROM inserted CROSS JOIN LATERAL unnest(search) AS words
-    WHERE length(lexeme) BETWEEN 2 AND 40 AND lexeme !~ '[0-9]' ORDER BY 1, 2
+    WHERE is_searchable(lexeme) ORDER BY 1, 2
     ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
@@ -156,12 +166,12 @@ BEGIN
         AND word <> ALL (tsvector_to_array(NEW.search));
     INSERT INTO message_words (salon_id, word)
     SELECT NEW.salon_id, lexeme FROM unnest(NEW.search)
-    WHERE length(lexeme) BETWEEN 2 AND 40 AND lexeme !~ '[0-9]' ORDER BY lexeme
+    WHERE is_searchable(lexeme) ORDER BY lexeme
     ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER messages_words_changed AFTER UPDATE OF content ON messages
-    FOR EACH ROW WHEN (OLD.content <> NEW.content) EXECUTE FUNCTION change_message_words();
+CREATE OR REPLACE TRIGGER messages_words_changed AFTER UPDATE OF content, language ON messages
+    FOR EACH ROW WHEN (OLD.content <> NEW.content OR OLD.language <> NEW.language) EXECUTE FUNCTION change_message_words();
 
 CREATE OR REPLACE FUNCTION quoted_word(word text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN '''' || replace(replace(word, chr(92), repeat(chr(92), 2)), '''', '''''') || '''';
@@ -175,9 +185,13 @@ CREATE OR REPLACE FUNCTION similar_query(salon_id text, query tsquery) RETURNS t
             SELECT lexeme AS word FROM unnest(to_tsvector('simple', nullif(querytree(query), 'T')))
             ORDER BY length(lexeme) DESC, lexeme LIMIT 8
         ) AS asked CROSS JOIN LATERAL (
-            SELECT w.word FROM message_words AS w
-            WHERE w.salon_id = similar_query.salon_id AND w.word % asked.word
-            ORDER BY similarity(w.word, asked.word) DESC, w.word LIMIT 1
+            SELECT coalesce(
+                (SELECT w.word FROM message_words AS w
+                 WHERE w.salon_id = similar_query.salon_id AND w.word = asked.word),
+                (SELECT w.word FROM message_words AS w
+                 WHERE w.salon_id = similar_query.salon_id AND w.word % asked.word
+                 ORDER BY similarity(w.word, asked.word) DESC, w.word LIMIT 1)
+            ) AS word
         ) AS nearest
     );
 COMMENT ON FUNCTION similar_query IS
@@ -185,6 +199,18 @@ COMMENT ON FUNCTION similar_query IS
 
 DROP INDEX CONCURRENTLY IF EXISTS idx_messages_salon_words;
 DROP INDEX CONCURRENTLY IF EXISTS idx_messages_salon_search;
+
+-- Messages of before have no stop words and no pairs. A background step of the messaging service adds them, from here on.
+CREATE TABLE IF NOT EXISTS search_backfill (
+    salon_id text NOT NULL,
+    message_id uuid NOT NULL,
+    CONSTRAINT search_backfill_pkey PRIMARY KEY (salon_id, message_id)
+);
+COMMENT ON TABLE search_backfill IS
+    'The last message, in the order of messages_pkey, whose words are as the present functions make them. Empty: all are.';
+INSERT INTO search_backfill (salon_id, message_id)
+SELECT '', '00000000-0000-0000-0000-000000000000' WHERE EXISTS (SELECT FROM messages) ON CONFLICT DO NOTHING;
+GRANT SELECT, UPDATE, DELETE ON search_backfill TO parlor_messaging;
 
 -- The inbox
 

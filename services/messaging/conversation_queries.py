@@ -125,6 +125,7 @@ async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Convers
 async def count_unread_after(conn: AsyncConnection[Any], conversation: Conversation, message_id: str) -> int | None:
     """Return how many of a conversation's messages after a message count as unread, None if it has no such message.
 
+    Those are the customer's messages and missed calls, see `kinds.rule`.
     Source: indexes messages_pkey, idx_messages_conversation_created.
     """
     query = """
@@ -132,7 +133,7 @@ async def count_unread_after(conn: AsyncConnection[Any], conversation: Conversat
             SELECT count(*) FROM messages AS m
             WHERE m.conversation_id = seen.conversation_id AND m.salon_id || '' = seen.salon_id
                 AND (m.created_at, m.message_id) > (seen.created_at, seen.message_id)
-                AND m.direction = 'INBOUND' AND m.type NOT IN ('REACTION', 'SYSTEM')
+                AND m.direction = 'INBOUND' AND (m.counted OR m.details #>> '{call,status}' = 'CALL_STATUS_MISSED')
         )
         FROM messages AS seen WHERE seen.salon_id = %s AND seen.message_id = %s AND seen.conversation_id = %s"""
     params = (conversation.salon_id, message_id, conversation.conversation_id)

@@ -33,6 +33,7 @@ from services.messaging.message_list_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
+from services.messaging.search_backfill_queries import backfill
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
@@ -323,7 +324,11 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
-        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
+        background=[
+            lambda: messaging.write.purge(database.connection),
+            Retention(cache, database, settings).run,
+            lambda: backfill(cache, database),
+        ],
         close=to_booking.close,
     )
 

@@ -235,9 +235,11 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchMessages(self, request, context):
-        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-        Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+        The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+        ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+        words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+        words and says so (`similar`). Each message has a snippet. Cached for 180 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -118,9 +118,11 @@ class MessagingServiceStub:
     Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
     """
     SearchMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]
-    """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-    grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-    Each message has a snippet. Cached for 180 s.
+    """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+    The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+    ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+    words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+    words and says so (`similar`). Each message has a snippet. Cached for 180 s.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
@@ -206,9 +208,11 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
     """
     SearchMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]  # type: ignore[assignment]
-    """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-    grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-    Each message has a snippet. Cached for 180 s.
+    """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+    The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+    ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+    words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+    words and says so (`similar`). Each message has a snippet. Cached for 180 s.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
@@ -369,9 +373,11 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.SearchMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.SearchMessagesResponse, _abc.Awaitable[_messaging_pb2.SearchMessagesResponse]]:
-        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-        Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+        The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+        ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+        words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+        words and says so (`similar`). Each message has a snippet. Cached for 180 s.
         """
 
     @_abc_1.abstractmethod
