@@ -269,8 +269,8 @@ async def test_a_token_of_a_list_is_valid_only_for_its_filters_both_ways(stack: 
         for change in ({"around_message_id": ""}, {"after_time": Timestamp(seconds=1)}, {"direction": INBOUND}):
             request = pb.ListMessagesRequest(**{**around, **change}, page_token=token)
             assert (await failure(stack.messaging.ListMessages(request))).fields == ["page_token"]
-    request = pb.ListConversationsRequest(salon_id=SALON, page_token=first.previous_page_token)
-    assert (await failure(stack.messaging.ListConversations(request))).fields == ["page_token"]
+    other = pb.ListConversationsRequest(salon_id=SALON, page_token=first.previous_page_token)
+    assert (await failure(stack.messaging.ListConversations(other))).fields == ["page_token"]
 
 
 async def test_a_page_around_a_message_of_large_ones_keeps_its_neighbors(stack: Stack) -> None:

@@ -51,7 +51,12 @@ USERS = {
     "idx_conversations_salon_tags": "MessagingService.ListConversations",
     "idx_conversations_salon_unread_last": "MessagingService.ListConversations",
     "idx_conversations_salon_assignee_last": "MessagingService.ListConversations",
-    "idx_messages_salon_search": "MessagingService.SearchMessages",
+    "idx_conversations_salon_unassigned_last": "MessagingService.ListConversations",
+    "idx_conversations_salon_window": "MessagingService.ListConversations",
+    "idx_conversations_salon_name": "MessagingService.ListConversations",
+    "idx_conversations_salon_number": "MessagingService.ListConversations",
+    "idx_messages_salon_period_search": "MessagingService.SearchMessages",
+    "message_words_similar": "MessagingService.SearchMessages",
     "idx_messages_salon_priced": "StatsService.GetSalonStats",
 }
 
