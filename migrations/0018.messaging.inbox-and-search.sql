@@ -229,7 +229,7 @@ CREATE INDEX CONCURRENTLY idx_conversations_salon_name ON conversations USING gi
 COMMENT ON INDEX idx_conversations_salon_name IS 'Serves ListConversations by the query, as a name.';
 
 DROP INDEX CONCURRENTLY IF EXISTS idx_conversations_salon_number;
-CREATE INDEX CONCURRENTLY idx_conversations_salon_number ON conversations (salon_id, phone_number text_pattern_ops);
+CREATE INDEX CONCURRENTLY idx_conversations_salon_number ON conversations (salon_id, phone_number COLLATE "C");
 COMMENT ON INDEX idx_conversations_salon_number IS
     'Serves ListConversations by the query, as the beginning of a phone number.';
 

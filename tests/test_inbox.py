@@ -191,7 +191,7 @@ async def test_bad_filters_are_named(stack: Stack) -> None:
         ({"tags_any": [""]}, "tags_any[0]"),
         ({"tags_all": ["x" * 65]}, "tags_all[0]"),
         ({"tags_any": ["x"] * 51}, "tags_any"),
-        ({"unassigned": True, "assignee": "anna"}, "assignee"),
+        ({"unassigned": True, "assignee": "anna"}, "unassigned"),
         ({"query": "x" * 101}, "query"),
         ({"query": "a\0b"}, "query"),
     ]

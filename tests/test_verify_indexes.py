@@ -56,7 +56,6 @@ USERS = {
     "idx_conversations_salon_name": "MessagingService.ListConversations",
     "idx_conversations_salon_number": "MessagingService.ListConversations",
     "idx_messages_salon_period_search": "MessagingService.SearchMessages",
-    "message_words_similar": "MessagingService.SearchMessages",
     "idx_messages_salon_priced": "StatsService.GetSalonStats",
 }
 
@@ -156,8 +155,12 @@ def test_statements_whose_plans_break_a_rule_are_shown_in_full(sample_url: str) 
 
 def test_similar_words_are_found_with_an_index(sample_url: str) -> None:
     """A function of the database finds them, so no recorded plan shows the index."""
-    scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'idx_messages_salon_words'"
+    scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'message_words_similar'"
     with psycopg.connect(sample_url, autocommit=True) as conn:
+        words = "SELECT 'salon-123', md5(n::text) FROM generate_series(1, 20000) AS n"
+        conn.execute(f"INSERT INTO message_words (salon_id, word) {words}".encode())
+        conn.execute("ANALYZE message_words")
+        conn.execute("SET enable_seqscan = off")
         before = conn.execute(scans).fetchall()
         conn.execute("SELECT similar_query('salon-123', message_query('de', 'Strahnn'))")
         conn.execute("SELECT pg_stat_force_next_flush()")

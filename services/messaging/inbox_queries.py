@@ -162,7 +162,8 @@ def _page_of_conversations(names: tuple[str, ...], window: str) -> str:
             "closed": "(service_window_expires_at <= now()) IS NOT FALSE",  # or none has ever opened
         }.get(window, ""),
         "name": "customer_name <> '' AND name_vector(customer_name) @@ name_query(wanted.name)",
-        "number": "phone_number ~>=~ wanted.number AND phone_number ~<~ (wanted.number || ':')",  # ':' follows '9'
+        # ':' follows '9'.
+        "number": """phone_number COLLATE "C" >= wanted.number AND phone_number COLLATE "C" < wanted.number || ':'""",
         "after": (
             "(last_message_at, conversation_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)"
         ),
