@@ -96,7 +96,7 @@ def test_indexes_and_plans_are_ok_on_the_sample_data(sample_url: str, recorded: 
     report = verify(sample_url, recorded)
     assert [plan for plan in report.plans if not plan.ok] == []
     assert [index for index in report.indexes if index.state != "present"] == []
-    assert {index.name for index in report.indexes if not index.rpcs} == set(UNUSED)
+    assert {index.name for index in report.indexes if not index.rpcs} <= set(UNUSED)
     assert report.ok
     for index, rpc in USERS.items():
         assert any(rpc in plan.rpcs and index in plan.indexes for plan in report.plans), index
