@@ -25,6 +25,7 @@ TABLES = [
     "webhook_failures",
     "ai_messages",
     "messaging_requests",
+    "message_changes",
     "cache_outbox",
     "cache_in_force",
 ]
@@ -55,6 +56,7 @@ ALLOWED = {
         "search_backfill": "SELECT UPDATE DELETE",
         "webhook_failures": QUEUE,
         "messaging_requests": KEEPER,
+        "message_changes": QUEUE,
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },

@@ -287,7 +287,9 @@ async def test_messages_of_before_are_found_once_their_words_are_made(stack: Sta
     for query in ("予約", "und", "temrin"):
         assert not (await warm(stack.messaging.SearchMessages, asked(query))).messages
     messaging = stack.servers["messaging"]
+    changes = rows(stack.database_url, "SELECT count(*) FROM message_changes")
     await backfill(messaging.cache, messaging.database)
+    assert rows(stack.database_url, "SELECT count(*) FROM message_changes") == changes
     for query, expected in (("予約", texts[:1]), ("und", texts[1:2]), ("temrin", texts[:1:-1])):
         reply = await fresh(stack.messaging.SearchMessages, asked(query))
         assert [message.content for message in reply.messages] == expected

@@ -56,7 +56,8 @@ async def next_salon(conn: AsyncConnection[Any]) -> str | None:
 async def backfill_salon(conn: AsyncConnection[Any], salon_id: str) -> None:
     """Make the words of the next ROWS messages of a salon, and note the place; nothing if another process is at it.
 
-    The messages are locked, so that no text is erased meanwhile whose words would stay.
+    The messages are locked, so that no text is erased meanwhile whose words would stay. They are not in the feed of
+    changes (migration 0023).
     Source: indexes search_backfill_pkey, messages_pkey.
     """
     query = f"""
@@ -78,4 +79,5 @@ async def backfill_salon(conn: AsyncConnection[Any], salon_id: str) -> None:
         )
         UPDATE search_backfill SET salon_id = last.salon_id, message_id = last.message_id
         FROM (SELECT salon_id, message_id FROM batch ORDER BY message_id DESC LIMIT 1) AS last"""
+    await conn.execute(b"SELECT set_config('parlor.makes_words', 'on', true)")
     await conn.execute(query.encode(), {"salon_id": salon_id})
