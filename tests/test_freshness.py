@@ -145,7 +145,13 @@ class Fresh:
 
 
 @pytest.fixture
-async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
+def rare_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the background from ending the expired holds."""
+    monkeypatch.setattr("services.booking.expiry.EVERY_SECONDS", 3600)
+
+
+@pytest.fixture
+async def fresh(rare_expiry: None, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
     """Create the rows; the code of the next booking is fixed."""
     await salon(stack)
     made = {}

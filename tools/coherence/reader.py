@@ -210,7 +210,7 @@ class Reader(Client):
 
     def ListConversations(self, salon: int) -> Read:
         """List the conversations of all customers with their assignees and last messages."""
-        filters: list[dict[str, Any]] = [{}, {"statuses": [1, 2, 3]}, {"unread_only": True}, {"window_open": False}]
+        filters: list[dict[str, Any]] = [{}, {"statuses": [1, 2, 3]}, {"unread_only": True}, {"window_open": True}]
         items = [INDEX[what, salon, customer] for what in ("assignee", "message") for customer in range(CUSTOMERS)]
 
         def shown(reply: Any) -> list[int]:
