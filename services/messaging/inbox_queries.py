@@ -91,7 +91,7 @@ async def list_conversations(
     idx_messages_conversation_created.
     """
     query = conversations_statement(*statement_key(wanted[0]))
-    xmin, names, columns, slices = await fetch_batch(conn, query, list(map(given, wanted)))
+    xmins, names, columns, slices = await fetch_batch(conn, query, list(map(given, wanted)))
     first, last = names.index("message_id"), names.index("valid_ms")
     conversations = encoder(Conversation, *names[:first])(columns[:first])
     messages = encoder(LastMessage, *names[first:last])(columns[first:last])
@@ -104,7 +104,7 @@ async def list_conversations(
             if columns[0][row] is not None
         ]
         response = page.fill(ListConversationsResponse, listed, "last_message_time", "conversation_id")
-        found.append(LoadedFor(xmin, response, columns[last][rows.start]))
+        found.append(LoadedFor(xmins[rows.start], response, columns[last][rows.start]))
     return found
 
 

@@ -10,12 +10,13 @@ from psycopg import AsyncConnection
 from libs.messages import SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, unnest, where
 from libs.server import Page, RpcError, errors, fitting, given, names_given
 from parlor.messaging.v1.messaging_pb2 import ListMessagesResponse, Message
+from services.messaging.identity_queries import current_names
 from services.messaging.message_queries import MESSAGE
 
 _FILTERS = {
     "salon_id": "salon_id = wanted.salon_id",
-    "conversation_id": "conversation_id = wanted.conversation_id",
-    "phone_number": "phone_number = wanted.phone_number",
+    "conversation_id": "conversation_id = current.conversation_id",
+    "phone_number": "phone_number = current.phone_number",
     "direction": "direction = wanted.direction",
     "after_time": "created_at > wanted.after_time",
     "before_time": "created_at < wanted.before_time",
@@ -58,16 +59,19 @@ async def list_messages(
 ) -> list[Loaded[bytes | RpcError]]:
     """Return a ListMessagesResponse for each page, or MESSAGE_NOT_FOUND. All pages have the same filters.
 
+    What is read by a name that the conversation no longer has is not stored: a write invalidates those it has.
     Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,
-    idx_messages_phone_salon; of a page around a message also messages_pkey.
+    idx_messages_phone_salon; of a page around a message also messages_pkey; of a name conversations_pkey,
+    customer_identities_pkey.
     """
     query = messages_statement(names_given(wanted[0]))
-    xmin, names, columns, slices = await fetch_batch(conn, query, list(map(given, wanted)))
+    xmins, names, columns, slices = await fetch_batch(conn, query, list(map(given, wanted)))
     found, is_newer, *message = columns
     messages = encoder(Message, *names[2:])(message)
     replies: list[Loaded[bytes | RpcError]] = []
     for place, (filters, page) in enumerate(wanted):
         listed = range(slices[place].start, slices[place].stop)
+        xmin = xmins[listed.start]
         if not found[listed.start]:
             error = errors.not_found("message", f"{filters.salon_id}/{filters.around}")
             replies.append(Loaded(xmin, error))
@@ -124,8 +128,8 @@ def messages_statement(names: tuple[str, ...]) -> str:
     else:
         after = f"AND {_PLACE} < {place.format('after')}" if "after" in names else ""
         page = f"SELECT false AS is_newer, {listed} {after} {_OLDER} wanted.rows"
-    arguments = unnest(_TYPES, names)
+    current, xmin = current_names(names)
     return f"""
-        SELECT xmin, place, {found} AS found, page.*
-        FROM {SNAPSHOT_XMIN}, {arguments} {anchor}
+        SELECT {xmin} AS xmin, place, {found} AS found, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(_TYPES, names)}{current} {anchor}
         LEFT JOIN LATERAL ({page}) AS page ON true"""
