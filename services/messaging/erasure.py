@@ -14,12 +14,16 @@ from services.phones import spellings
 
 
 class Erased(NamedTuple):
-    """All customers of a salon who are to be erased, with every number, ID and conversation that they have had."""
+    """All customers of a salon who are to be erased, with every number, ID and conversation that they have had.
+
+    `group_ids` are the conversations of all groups of the salon.
+    """
 
     salon_id: str
     conversation_ids: list[str]
     phone_numbers: list[str]
     user_ids: list[str]
+    group_ids: list[str]
 
     @property
     def written_numbers(self) -> list[str]:
@@ -35,10 +39,7 @@ class Erased(NamedTuple):
 # The tag of a Message's whatsapp_id, which precedes its length.
 WHATSAPP_ID_TAG = Message(whatsapp_id="x").SerializeToString()[:1]
 
-_IN_GROUPS = """(
-            SELECT m.* FROM conversations AS c JOIN messages AS m USING (salon_id, conversation_id)
-            WHERE c.salon_id = %(salon_id)s AND c.group_id IS NOT NULL
-        ) AS m"""
+_IN_GROUPS = "m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(group_ids)s::uuid[])"
 _NAMES_CUSTOMER = "EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE {} ~ pattern)"
 
 
@@ -71,7 +72,8 @@ async def erase_customer(conn: AsyncConnection[Any], customer: Erased) -> EraseC
         ai_messages=await erase_ai_messages(conn, customer),
     )
     await erase_amendments(conn, customer)
-    await erase_from_groups(conn, customer)
+    if customer.group_ids:
+        await erase_from_groups(conn, customer)
     await erase_webhook_failures(conn, customer)
     await erase_early_statuses(conn, customer)
     return response
@@ -98,7 +100,13 @@ async def find_erased(conn: AsyncConnection[Any], named: Named) -> Erased:
     conversations, numbers, users = (
         sorted(names.get(kind, set()) - {""}) for kind in ("CONVERSATION_ID", "PHONE_NUMBER", "USER_ID")
     )
-    return Erased(named.salon_id, conversations, numbers, users)
+    return Erased(named.salon_id, conversations, numbers, users, await _group_ids(conn, named.salon_id))
+
+
+async def _group_ids(conn: AsyncConnection[Any], salon_id: str) -> list[str]:
+    """Return the conversations of a salon's groups. Source: index conversations_group_id_key."""
+    query = b"SELECT conversation_id::text FROM conversations WHERE salon_id = %s AND group_id IS NOT NULL"
+    return [found for (found,) in await (await conn.execute(query, (salon_id,))).fetchall()]
 
 
 async def erase_identities(conn: AsyncConnection[Any], customer: Erased) -> None:
@@ -127,8 +135,8 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
     """Keep of the customer's messages only what counts and sums need; return their number.
 
     Those are all of their conversations, and those that they sent in groups.
-    Source: indexes idx_messages_conversation_created, conversations_group_id_key, messages_pkey, raw_messages_pkey,
-    message_status_events_pkey, idx_message_amendments_target.
+    Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey,
+    idx_message_amendments_target.
     """
     query = f"""
         WITH written AS (
@@ -136,7 +144,7 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
             WHERE salon_id = %(salon_id)s AND message_id IN (
                 SELECT m.message_id FROM messages AS m
                 WHERE m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
-                UNION ALL SELECT m.message_id FROM {_IN_GROUPS} WHERE {_of_customer("m.details->'sender'->>'{}'")}
+                UNION ALL SELECT m.message_id FROM messages AS m WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
             )
             ORDER BY message_id FOR UPDATE
         ), item AS (
@@ -183,16 +191,15 @@ async def erase_amendments(conn: AsyncConnection[Any], customer: Erased) -> list
 async def erase_from_groups(conn: AsyncConnection[Any], customer: Erased) -> None:
     """Remove what the messages of others in groups say of the customer: their raw items, and which message they quote.
 
-    Source: indexes conversations_group_id_key, idx_messages_conversation_created, raw_messages_pkey. Reads all
-    messages of the salon's groups.
+    Source: indexes idx_messages_conversation_created, raw_messages_pkey. Reads all messages of the salon's groups.
     """
     query = f"""
         WITH quoting AS (
-            SELECT m.message_id FROM {_IN_GROUPS} WHERE m.reply_to_whatsapp_id IS NOT NULL
-                AND {is_erased("m.salon_id", "m.reply_to_whatsapp_id")}
+            SELECT m.message_id FROM messages AS m
+            WHERE {_IN_GROUPS} AND m.reply_to_whatsapp_id IS NOT NULL AND {is_erased("m.salon_id", "m.reply_to_whatsapp_id")}
         ), item AS (
-            DELETE FROM raw_messages AS r USING {_IN_GROUPS}
-            WHERE r.salon_id = %(salon_id)s AND r.message_id = m.message_id AND {_NAMES_CUSTOMER.format("r.item::text")}
+            DELETE FROM raw_messages AS r USING messages AS m
+            WHERE {_IN_GROUPS} AND r.salon_id = m.salon_id AND r.message_id = m.message_id AND {_NAMES_CUSTOMER.format("r.item::text")}
         )
         UPDATE messages SET reply_to_whatsapp_id = NULL FROM quoting
         WHERE messages.salon_id = %(salon_id)s AND messages.message_id = quoting.message_id"""
