@@ -144,7 +144,8 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
             WHERE salon_id = %(salon_id)s AND message_id IN (
                 SELECT m.message_id FROM messages AS m
                 WHERE m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
-                UNION ALL SELECT m.message_id FROM messages AS m WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
+                UNION ALL SELECT m.message_id FROM messages AS m
+                WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
             )
             ORDER BY message_id FOR UPDATE
         ), item AS (
@@ -196,10 +197,12 @@ async def erase_from_groups(conn: AsyncConnection[Any], customer: Erased) -> Non
     query = f"""
         WITH quoting AS (
             SELECT m.message_id FROM messages AS m
-            WHERE {_IN_GROUPS} AND m.reply_to_whatsapp_id IS NOT NULL AND {is_erased("m.salon_id", "m.reply_to_whatsapp_id")}
+            WHERE {_IN_GROUPS} AND m.reply_to_whatsapp_id IS NOT NULL
+                AND {is_erased("m.salon_id", "m.reply_to_whatsapp_id")}
         ), item AS (
             DELETE FROM raw_messages AS r USING messages AS m
-            WHERE {_IN_GROUPS} AND r.salon_id = m.salon_id AND r.message_id = m.message_id AND {_NAMES_CUSTOMER.format("r.item::text")}
+            WHERE {_IN_GROUPS} AND r.salon_id = m.salon_id AND r.message_id = m.message_id
+                AND {_NAMES_CUSTOMER.format("r.item::text")}
         )
         UPDATE messages SET reply_to_whatsapp_id = NULL FROM quoting
         WHERE messages.salon_id = %(salon_id)s AND messages.message_id = quoting.message_id"""
