@@ -37,6 +37,7 @@ from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
+from services.messaging.webhook.replay import WebhookReplay
 from services.phones import e164, is_national
 
 KIB = 1024
@@ -60,6 +61,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.replays = WebhookReplay(database, salons, self.webhooks)
         self.sends = Sends(self.write, self.tags)
         self.changes = message_changes(database)
 
@@ -156,6 +158,12 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         async with self.database.connection() as conn:
             failures = await list_failures(conn, request.salon_id, list_page)
         return list_page.fill(pb.ListWebhookFailuresResponse, failures, "create_time", "webhook_failure_id")
+
+    async def ReplayWebhookFailures(
+        self, request: pb.ReplayWebhookFailuresRequest, context: Any
+    ) -> pb.ReplayWebhookFailuresResponse:
+        """Record webhook items again that could not be recorded."""
+        return await self.replays.replay(request)
 
     async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
         """List a salon's conversations."""
