@@ -104,7 +104,8 @@ async def test_pages_replay_each_failure_once_oldest_first(stack: Stack) -> None
     await salon(stack)
     for number in range(7):
         store(stack, text(number, **({"timestamp": f"{number} o'clock"} if number % 3 == 2 else {})))
-    token, counts = "", []
+    token = ""
+    counts: list[dict[str, Any]] = []
     while not counts or token:
         found = await replay(stack, page_size=2, page_token=token)
         token = found.pop("next_page_token", "")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from parlor.booking.v1 import booking_pb2
+from parlor.messaging.v1 import messaging_pb2
 from parlor.stats.v1 import stats_pb2
 from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, chair, day, phone, request
 from tools.coherence.state import CUSTOMERS, INDEX, ITEMS, PERIODS, SALONS, SERVICES, WRITERS, line_items
@@ -202,16 +203,30 @@ class Reader(Client):
         return Read({**period, "bucket": stats_pb2.TIME_BUCKET_MONTH}, [INDEX["status changes", salon]], shown)
 
     def GetConversation(self, salon: int) -> Read:
-        """Read a conversation with its newest message."""
+        """Read a conversation's assignee and its newest message."""
         customer = self._low(CUSTOMERS)
         fields = {"phone_number": phone(customer), "message_limit": 1}
-        return Read(fields, [INDEX["message", salon, customer]], _newest)
+        items = INDEX["message", salon, customer], INDEX["assignee", salon, customer]
+        return Read(fields, items, lambda reply: [_newest(reply), int(reply.assignee or 0)])
+
+    def ListConversations(self, salon: int) -> Read:
+        """List the assignees of all conversations."""
+        items = [INDEX["assignee", salon, customer] for customer in range(CUSTOMERS)]
+
+        def shown(reply: Any) -> list[int]:
+            assignees = {each.phone_number: int(each.assignee or 0) for each in reply.conversations}
+            return [assignees.get(phone(customer), 0) for customer in range(CUSTOMERS)]
+
+        return Read({}, items, shown)
 
     def ListMessages(self, salon: int) -> Read:
-        """Read the newest message of a customer."""
+        """Read the newest message of a customer, or the newest two answers: the last may not be sent yet."""
         customer = self._low(CUSTOMERS)
-        fields = {"phone_number": phone(customer), "page_size": 1}
-        return Read(fields, [INDEX["message", salon, customer]], _newest)
+        fields: dict[str, Any] = {"phone_number": phone(customer), "page_size": 2}
+        if self.random.random() < 0.5:
+            return Read(fields, [INDEX["message", salon, customer]], lambda reply: [_newest(reply)])
+        fields["direction"] = messaging_pb2.MESSAGE_DIRECTION_OUTBOUND
+        return Read(fields, [INDEX["sent", salon, customer]], _sent)
 
     def _low(self, end: int) -> int:
         return int(end * self.random.random() ** 2)
@@ -229,5 +244,10 @@ def _listed(names: dict[str, str], *replaced: str) -> list[int]:
     return [*versions, max(line, default=0), min(line, default=1) - 1]
 
 
-def _newest(reply: Any) -> list[int]:
-    return [int(message.content) for message in reply.messages] or [0]
+def _newest(reply: Any) -> int:
+    return next((int(message.content) for message in reply.messages), 0)
+
+
+def _sent(reply: Any) -> list[int]:
+    """Return the number in the last whatsapp_id of answers."""
+    return [max((int(each.whatsapp_id.rpartition(".")[2]) for each in reply.messages if each.whatsapp_id), default=0)]
