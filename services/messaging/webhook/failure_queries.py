@@ -14,22 +14,24 @@ from services.messaging.webhook.parse import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
-    """Store the failures that are not stored yet; return the digest of each.
+    """Store the failures that are not stored yet; return the digest of each. Their times keep their order.
 
     They belong to a salon or, if its id is "", to a phone_number_id that belongs to no salon.
     Source: index webhook_failures_digest_key.
     """
     query = """
-        INSERT INTO webhook_failures (salon_id, phone_number_id, digest, kind, reason, item, phone_number, user_id)
+        INSERT INTO webhook_failures (salon_id, phone_number_id, digest, kind, reason, item, phone_number, user_id,
+            created_at)
         SELECT DISTINCT ON (digest) %(salon_id)s::text, %(phone_number_id)s::text, decode(digest, 'hex'), kind, reason,
-            item, phone_number, user_id
-        FROM json_to_recordset(%(failures)s::json) AS given (digest text, kind text, reason text, item text,
+            item, phone_number, user_id, now() + place * interval '1 us'
+        FROM json_to_recordset(%(failures)s::json) AS given (place int, digest text, kind text, reason text, item text,
             phone_number text, user_id text)
-        ORDER BY digest
+        ORDER BY digest, place
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING digest"""
     rows = [
         {
+            "place": place,
             "digest": failure.digest.hex(),
             "kind": failure.kind,
             "reason": failure.reason,
@@ -37,7 +39,7 @@ def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Fail
             "phone_number": failure.phone_number,
             "user_id": failure.user_id,
         }
-        for failure in failures
+        for place, failure in enumerate(failures)
     ]
     params = {"salon_id": salon_id, "phone_number_id": phone_number_id, "failures": json.dumps(rows)}
     return Statement(query, params, lambda _, rows: {digest for (digest,) in rows})
