@@ -25,7 +25,7 @@ ROLES = ("parlor_booking", "parlor_messaging", "parlor_stats")
 ATTEMPTS = 20
 LOCK_SECONDS = 60.0
 
-# Settings that services also set per connection, unless they are behind a pooler; see DatabaseSettings.
+# No service sets these for its sessions: behind a pooler they would be those of another client (decision 0059).
 ROLE_DEFAULTS = {
     "statement_timeout": "10s",
     "lock_timeout": "2s",
@@ -70,6 +70,28 @@ DO $$ BEGIN
     IF has_database_privilege('public', current_database(), 'TEMPORARY') THEN
         EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
     END IF;
+    IF has_schema_privilege('public', current_schema(), 'CREATE') THEN
+        EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', current_schema());
+    END IF;
+END $$
+"""
+# An extension may be created at any time, usually by a superuser, who alone can close it.
+CLOSE_STATEMENTS = """
+DO $$
+DECLARE
+    closed text;
+BEGIN
+    FOR closed IN
+        SELECT CASE classid WHEN 'pg_class'::regclass THEN format('TABLE %s', objid::regclass)
+            ELSE format('FUNCTION %s', objid::regprocedure) END
+        FROM pg_depend JOIN pg_extension ON pg_extension.oid = refobjid
+        WHERE extname = 'pg_stat_statements' AND deptype = 'e'
+            AND classid IN ('pg_class'::regclass, 'pg_proc'::regclass)
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC', closed);
+    END LOOP;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE NOTICE 'pg_stat_statements can only be closed by its owner: %', SQLERRM;
 END $$
 """
 SET_DEFAULT = """
@@ -154,6 +176,8 @@ def prepare_roles(
 
     Defaults that an operator has set for a login are kept.
     """
+    [(schema,)] = connection.execute("SELECT current_schema()").fetchall()
+    defaults = {**ROLE_DEFAULTS, "search_path": str(schema)}
     for name in ROLES:
         role = sql.Identifier(name)
         connection.execute(sql.SQL(CREATE_ROLE).format(name=sql.Literal(name), role=role))
@@ -163,11 +187,12 @@ def prepare_roles(
             connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
         limit = {"name": sql.Literal(name), "limit": sql.Literal(connection_limit)}
         connection.execute(sql.SQL(SET_CONNECTION_LIMIT).format(**limit))
-        for setting, value in ROLE_DEFAULTS.items():
+        for setting, value in defaults.items():
             names = {"name": sql.Literal(name), "setting": sql.Literal(setting), "role": role}
             parameter = {"parameter": sql.Identifier(setting), "value": sql.Literal(value)}
             connection.execute(sql.SQL(SET_DEFAULT).format(**names, **parameter))
     connection.execute(CLOSE_DATABASE)
+    connection.execute(CLOSE_STATEMENTS)
     connection.execute(SET_READ_ONLY)
 
 

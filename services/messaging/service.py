@@ -61,8 +61,7 @@ class MessagingService(CustomerRpcs):
         self.requests = IdempotentWrites(cache, database, "messaging_requests")
         self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
-        secret = settings.whatsapp_app_secret.get_secret_value()
-        self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
         self.replays = WebhookReplay(database, salons, self.webhooks)
         self.sends = Sends(self.write, self.tags)
         self.changes = message_changes(database)
