@@ -24,6 +24,7 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 ROLES = ("parlor_booking", "parlor_messaging", "parlor_stats")
 ATTEMPTS = 20
 LOCK_SECONDS = 60.0
+LOCK_POLL_SECONDS = 0.1
 
 # No service sets these for its sessions: behind a pooler they would be those of another client (decision 0059).
 ROLE_DEFAULTS = {
@@ -154,18 +155,15 @@ def exclusive(url: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     Raises: MigrationBusy if another run has not ended after `seconds`.
     """
     with _connect(url, autocommit=False) as connection:
-        connection.execute(
-            f"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;"
-            f" SET LOCAL lock_timeout = {round(seconds * 1000)}".encode()
-        )
-        try:
-            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_NAME})".encode())
-        except psycopg.errors.LockNotAvailable:
-            connection.rollback()
-            holders = ", ".join(name for (name,) in connection.execute(LOCK_HOLDER.encode()))
-            raise MigrationBusy(
-                f"another migration of this database goes on: {holders or 'it has just ended'}"
-            ) from None
+        connection.execute(b"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+        deadline = time.monotonic() + seconds
+        # A statement that waits for the lock would have a snapshot, and CREATE INDEX CONCURRENTLY waits for old ones.
+        while not connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK_NAME})".encode()).fetchall()[0][0]:
+            if time.monotonic() > deadline:
+                connection.rollback()
+                holders = ", ".join(name for (name,) in connection.execute(LOCK_HOLDER.encode()))
+                raise MigrationBusy(f"another migration of this database goes on: {holders or 'it has just ended'}")
+            time.sleep(LOCK_POLL_SECONDS)
         yield
 
 

@@ -34,7 +34,7 @@ SERVICES = {
         *("GetService", "ListServices", "ListResources", "ListTimeOff"),
     ),
     "stats": ("GetSalonStats", "ListBookingStats"),
-    "messaging": ("GetConversation", "ListConversations", "ListMessages"),
+    "messaging": ("GetConversation", "ListConversations", "ListMessages", "SearchMessages"),
 }
 RPCS = [rpc for rpcs in SERVICES.values() for rpc in rpcs]
 SOURCES = ("near", "hit", "miss", "bypass")

@@ -64,7 +64,9 @@ class Writer(Client):
         await asyncio.gather(*map(self.write_salon, salons), *(self.write_on(*each) for each in owned))
 
     async def prepare(self, salon: int, customers: Sequence[int]) -> None:
-        """Create the first bookings of customers."""
+        """Create the conversations and the first bookings of customers."""
+        for customer in customers:
+            await self.send(salon, customer)
         for customer in list(customers) * FIRST_BOOKINGS:
             await self.create(salon, customer)
 
@@ -211,12 +213,11 @@ class Writer(Client):
             await self.write("messaging", "RecordMessageSent", sent, **names, whatsapp_id=whatsapp_id)
 
     async def assign(self, salon: int, customer: int) -> None:
-        """Assign a conversation, if there is one; the assignee is the version."""
+        """Assign a customer's conversation; the assignee is the version."""
         item = INDEX["assignee", salon, customer]
-        if self.state.acknowledged(INDEX["message", salon, customer]):
-            assignee = str(self.state.acknowledged(item) + 1)
-            new = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "assignee": assignee}
-            await self.write("messaging", "AssignConversation", item, **new)
+        named = {"salon_id": f"salon-{salon}", "phone_number": phone(customer)}
+        version = str(self.state.acknowledged(item) + 1)
+        await self.write("messaging", "AssignConversation", item, **named, assignee=version)
 
     async def write(self, service: str, rpc: str, *items: int, **fields: Any) -> Any:
         """Write until it is acknowledged, which raises the versions of items; return the reply, None after the end."""
