@@ -152,7 +152,7 @@ class Start:
 
         It polls the outbox once a minute, so that tests decide when it does, and loads nothing ahead.
         """
-        values = CacheSettings(**{"poll": 60_000, "warm": 0, "url": redis_url or self.redis_url, **settings})
+        values = CacheSettings(**{"poll": 60_000, "refill": 0, "url": redis_url or self.redis_url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
         cache = kind(values, self.pool.connection, str.encode, NAMESPACES, read_only=read_only)
         prepare(cache)
