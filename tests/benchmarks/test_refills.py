@@ -1,8 +1,7 @@
 """Hit rates in steady state with and without refills, with both profiles of TTLs (decision 0064).
 
 The trace is Zipf's of docs/workloads.md, with each of its reads made once before. The second half of the calls counts.
-TTLs need time to matter: they are replayed at 100 calls/s by a model, which the real services must come near to where no
-TTL ends.
+TTLs need time to matter: a model replays them at 100 calls/s. The real services must come near to it where no TTL ends.
 """
 
 from __future__ import annotations
