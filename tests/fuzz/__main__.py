@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import psutil
 import psycopg
 import typer
@@ -24,7 +23,7 @@ from rich.table import Table
 from ops.migrate import migrate
 from ops.servers import Postgres, Valkey
 from tests.conftest import FAST
-from tests.fuzz.driver import OPTIONS, Fuzzer, summary, targets
+from tests.fuzz.driver import Fuzzer, connect, summary, targets
 from tests.hostile import valid_requests
 from tests.processes import Processes, processes, stubs
 from tests.stack import SECRET, salon
@@ -66,11 +65,7 @@ async def _run(running: Processes, requests: int, seed: int, in_flight: int, con
         valid = await valid_requests(connected)
         for name in ("salon-2", "salon-3"):
             await salon(connected, name)
-        channels = {
-            name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{each.port}", OPTIONS))
-            for name, each in running.services.items()
-        }
-        fuzzer = Fuzzer(targets(channels, valid), seed)
+        fuzzer = Fuzzer(targets(await connect(running, exits), valid), seed)
         memory, began = [_memory(running)], time.monotonic()
         stop_at_signal(fuzzer)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

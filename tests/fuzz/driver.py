@@ -8,6 +8,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from tests.fuzz import bodies
 from tests.fuzz.messages import Messages
 from tests.fuzz.words import Words
 from tests.hostile import OWN
+from tests.processes import Processes
 from tests.stack import Fields
 
 REQUEST_TIMEOUT = 30.0  # of the services, in s
@@ -38,6 +40,13 @@ TRACES = ("00-" + "a" * 32 + "-" + "b" * 16 + "-01", "x", "\x7e" * 2000)
 OPTIONS = [("grpc.max_send_message_length", 2**24), ("grpc.max_receive_message_length", 2**24)]  # of channels
 GZIP = grpc.Compression.Gzip
 BOMB = b"\x0a\x80\x80\x80\x04" + bytes(2**23)  # a field of 8 MB, which gzip makes small
+
+
+class Channels(NamedTuple):
+    """The channels to a service's own port, and to that of its OpsService."""
+
+    own: grpc.aio.Channel
+    ops: grpc.aio.Channel
 
 
 class Request(NamedTuple):
@@ -75,15 +84,26 @@ class Target:
     slowest: float = 0.0
 
 
-def targets(channels: Mapping[str, grpc.aio.Channel], valid: Mapping[str, Fields]) -> list[Target]:
+async def connect(running: Processes, exits: AsyncExitStack) -> dict[str, Channels]:
+    """Return new channels to the services, by name."""
+    found = {}
+    for name, service in running.services.items():
+        ports = service.port, running.ops_ports[name]
+        own, ops = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", OPTIONS) for port in ports]
+        found[name] = Channels(await exits.enter_async_context(own), await exits.enter_async_context(ops))
+    return found
+
+
+def targets(channels: Mapping[str, Channels], valid: Mapping[str, Fields]) -> list[Target]:
     """Return every RPC of the services, found in their descriptors: `channels` are by the service's name.
 
     `valid` has the fields of a valid request by the RPC's name; an RPC without one is called all the same.
     """
     found = []
-    for name, channel in channels.items():
-        modules = [OWN[name], ops_pb2, health_pb2, reflection_pb2]
-        for service in itertools.chain(*(module.DESCRIPTOR.services_by_name.values() for module in modules)):
+    for name, (own, ops) in channels.items():
+        modules = [(OWN[name], own), (health_pb2, own), (reflection_pb2, own), (ops_pb2, ops)]
+        services = [(each, port) for file, port in modules for each in file.DESCRIPTOR.services_by_name.values()]
+        for service, channel in services:
             for method in service.methods:
                 kind = GetMessageClass(method.input_type)
                 fields = valid.get(method.name)

@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import grpc
 import pytest
 
-from tests.fuzz.driver import OPTIONS, Fuzzer, targets
+from tests.fuzz.driver import Fuzzer, connect, targets
 from tests.hostile import valid_requests
 from tests.processes import processes, stubs
 from tests.stack import SECRET, salon
@@ -29,11 +28,7 @@ async def fuzzer(
             valid = await valid_requests(stack)
             for other in ("salon-2", "salon-3"):
                 await salon(stack, other)
-            channels = {
-                name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{each.port}", OPTIONS))
-                for name, each in running.services.items()
-            }
-            yield Fuzzer(targets(channels, valid), seed=1)
+            yield Fuzzer(targets(await connect(running, exits), valid), seed=1)
 
 
 async def test_no_random_request_breaks_a_service(fuzzer: Fuzzer) -> None:
