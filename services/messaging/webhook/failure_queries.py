@@ -17,7 +17,7 @@ from services.messaging.webhook.parse import Failure
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
     """Store the failures that are neither stored nor erased, and name no erased message; return the digest of each.
 
-    Their times keep their order. They belong to a salon or, if its id is "", to a phone_number_id that belongs to no salon.
+    Their times keep their order. They belong to a salon or, if its id is "", to a phone_number_id of no salon.
     Source: index webhook_failures_digest_key, and those of `is_erased`.
     """
     query = f"""
