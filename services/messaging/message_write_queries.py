@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from libs.db import Statement, json_rows
 from libs.messages import encode_row
 from parlor.messaging.v1.messaging_pb2 import Message
+from services.messaging.conversation_upsert_queries import of_customers, of_groups
 from services.messaging.message_queries import MESSAGE
 from services.messaging.status_fold import folded_status
 
@@ -31,6 +32,7 @@ class NewMessage(NamedTuple):
     user_id: str | None
     customer_name: str
     direction: str
+    group_id: str | None
     whatsapp_id: str | None
     type: str
     content: str
@@ -59,16 +61,25 @@ class ConversationKey(NamedTuple):
 
 
 class WrittenMessage(NamedTuple):
-    """A message that a statement returned: its conversation, the names and the values of its columns."""
+    """A message that a statement returned: its conversation, the names and the values of its columns.
+
+    `is_amended`: reactions, edits or revokes of it came before it, and are still to be folded into it.
+    """
 
     conversation: ConversationKey
     names: list[str]
     row: Sequence[Any]
+    is_amended: bool = False
 
     @property
     def is_of_unknown_type(self) -> bool:
         """Whether WhatsApp's type of the message is not among ours."""
         return bool(self.row[self.names.index("type")] == b"MESSAGE_TYPE_UNKNOWN")
+
+    @property
+    def whatsapp_id(self) -> str:
+        """WhatsApp's id of the message, "" if it has none."""
+        return (self.row[self.names.index("whatsapp_id")] or b"").decode()
 
     def encoded(self) -> bytes:
         """Return the message in bytes."""
@@ -77,10 +88,16 @@ class WrittenMessage(NamedTuple):
 
 def written_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
     """Read the result of a statement that returns MESSAGE."""
-    return [
-        WrittenMessage(ConversationKey(row[2].decode(), (row[3] or b"").decode()), names, row)  # see MESSAGE
-        for row in rows
-    ]
+    return [WrittenMessage(_conversation(row), names, row) for row in rows]
+
+
+def inserted_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
+    """Read the result of a statement that returns MESSAGE, and whether the message is amended."""
+    return [WrittenMessage(_conversation(row), names[:-1], row[:-1], row[-1]) for row in rows]
+
+
+def _conversation(row: Sequence[Any]) -> ConversationKey:
+    return ConversationKey(row[2].decode(), (row[3] or b"").decode())  # see MESSAGE
 
 
 def message_lock(salon_id: str, name: str) -> str:
@@ -90,35 +107,6 @@ def message_lock(salon_id: str, name: str) -> str:
     and a change of a webhook body has hundreds of names.
     """
     return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
-
-
-def _upsert_conversations(condition: str, conflict: str) -> str:
-    """Return the statement that creates or revives the conversations of the customers that meet a condition."""
-    return f"""
-        INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, customer_named_at, started_at,
-            last_message_at, unread_count, service_window_expires_at, reopened_at)
-        SELECT salon_id, phone_number, user_id, customer_name, customer_named_at, started_at, last_message_at,
-            unread_count, service_window_expires_at, reopened_at
-        FROM customer WHERE {condition} ORDER BY salon_id, phone_number, user_id
-        ON CONFLICT {conflict} DO UPDATE SET
-            status = CASE WHEN excluded.reopened_at IS NULL THEN c.status ELSE 'ACTIVE' END,
-            revision = c.revision + 1,
-            user_id = coalesce(excluded.user_id, c.user_id),
-            customer_name = CASE
-                WHEN (excluded.customer_named_at, excluded.customer_name)
-                    > (coalesce(c.customer_named_at, '-infinity'), c.customer_name) THEN excluded.customer_name
-                ELSE c.customer_name
-            END,
-            customer_named_at = greatest(c.customer_named_at, excluded.customer_named_at),
-            started_at = CASE WHEN c.has_messages THEN least(c.started_at, excluded.started_at)
-                ELSE excluded.started_at END,
-            last_message_at = CASE WHEN c.has_messages THEN greatest(c.last_message_at, excluded.last_message_at)
-                ELSE excluded.last_message_at END,
-            has_messages = true, reopened_at = greatest(c.reopened_at, excluded.reopened_at),
-            unread_count = c.unread_count + excluded.unread_count,
-            service_window_expires_at = greatest(c.service_window_expires_at, excluded.service_window_expires_at)
-        RETURNING c.salon_id, c.conversation_id, coalesce(c.phone_number, 'u' || c.user_id) AS customer,
-            c.service_window_expires_at"""
 
 
 def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
@@ -133,55 +121,28 @@ def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMes
     Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key, idx_conversations_salon_user,
     message_status_events_pkey.
     """
-    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, written_messages)
+    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, inserted_messages)
 
 
-_INSERT_MESSAGES = f"""
-    WITH given AS (
-        SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-        FROM json_to_recordset(%(messages)s::json) AS given (place int, message_id uuid, salon_id text,
-            salon_known boolean, phone_number text, user_id text, customer_name text, direction text,
-            whatsapp_id text, type text, content text, media_id text, reply_to_whatsapp_id text,
-            error_code int, error_title text, cost_micros bigint, currency_code text, language text,
-            created_at timestamptz, in_window boolean,
-            unread boolean, reopens boolean, opens_window boolean, counted boolean, details jsonb, item text)
-        ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
-    ), named AS (
-        SELECT given.*, coalesce(
-            phone_number,
-            CASE WHEN user_id IS NOT NULL THEN max(phone_number) OVER (PARTITION BY salon_id, user_id) END,
-            (SELECT k.phone_number FROM conversations AS k
-             WHERE k.salon_id = given.salon_id AND k.user_id = given.user_id AND k.phone_number IS NOT NULL
-             ORDER BY k.last_message_at DESC, k.conversation_id LIMIT 1)
-        ) AS phone
-        FROM given WHERE NOT EXISTS (
+def insert_group_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
+    """Insert messages of groups, as `insert_messages` does; the conversation is that of the group.
+
+    Source: indexes whatsapp_id, conversations_group_id_key, message_status_events_pkey.
+    """
+    return Statement(_INSERT_GROUP_MESSAGES, {"messages": json_rows(messages)}, inserted_messages)
+
+
+_NOT_RECORDED = """NOT EXISTS (
             SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
-        )
-    ), fresh AS (
-        SELECT *, coalesce(phone, 'u' || user_id) AS customer FROM named
-        WHERE salon_known OR EXISTS (
-            SELECT FROM conversations AS k WHERE k.salon_id = named.salon_id AND k.phone_number = named.phone
-        ) OR EXISTS (
-            SELECT FROM conversations AS k
-            WHERE k.salon_id = named.salon_id AND k.user_id = named.user_id AND k.phone_number IS NULL
-        )
-    ), customer AS (
-        SELECT salon_id, phone AS phone_number, min(created_at) AS started_at, max(created_at) AS last_message_at,
-            (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
-            coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
-                FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
-            max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
-            count(*) FILTER (WHERE unread) AS unread_count, max(created_at) FILTER (WHERE reopens) AS reopened_at,
-            max(created_at) FILTER (WHERE opens_window) + interval '24 hours' AS service_window_expires_at
-        FROM fresh GROUP BY salon_id, customer, phone
-    ), with_phone AS ({_upsert_conversations("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
-    ), without_phone AS ({
-    _upsert_conversations("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL")
-}
-    ), placed AS (
-        SELECT * FROM fresh JOIN (SELECT * FROM with_phone UNION ALL SELECT * FROM without_phone) AS conversation
-        USING (salon_id, customer)
-    ), recorded AS (
+        )"""
+_FOLDED_STATUS = folded_status(
+    "placed.salon_id",
+    "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
+    "placed.cost_micros",
+    "placed.currency_code",
+    "placed.details",
+)
+_RECORD = f"""recorded AS (
         INSERT INTO messages (salon_id, message_id, conversation_id, phone_number, direction, whatsapp_id, type,
             content, media_id, reply_to_whatsapp_id, language, created_at, recorded_cost_micros,
             recorded_currency_code, counted, details, status, error_code, error_title, pricing_category, billable,
@@ -196,22 +157,19 @@ _INSERT_MESSAGES = f"""
             coalesce(placed.error_code, folded.error_code), coalesce(placed.error_title, folded.error_title),
             folded.pricing_category, folded.billable, folded.cost_micros, folded.currency_code,
             folded.conversation_origin
-        FROM placed, LATERAL ({
-    folded_status(
-        "placed.salon_id",
-        "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
-        "placed.cost_micros",
-        "placed.currency_code",
-        "placed.details",
-    )
-}) AS folded
+        FROM placed, LATERAL ({_FOLDED_STATUS}) AS folded
         WHERE NOT in_window OR created_at < service_window_expires_at
-        RETURNING {MESSAGE}
+        RETURNING {MESSAGE}, EXISTS (
+            SELECT FROM message_amendments AS a
+            WHERE a.salon_id = messages.salon_id AND a.target_whatsapp_id = messages.whatsapp_id
+        ) AS is_amended
     ), raw AS (
         INSERT INTO raw_messages (salon_id, message_id, item)
         SELECT salon_id, message_id, item::json FROM placed WHERE item IS NOT NULL
     )
     SELECT * FROM recorded"""
+_INSERT_MESSAGES = f"WITH {of_customers(_NOT_RECORDED, has_messages=True)}, {_RECORD}"
+_INSERT_GROUP_MESSAGES = f"WITH {of_groups(_NOT_RECORDED)}, {_RECORD}"
 
 
 async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> bool:

@@ -1,24 +1,21 @@
 """Records webhook bodies: their messages, their statuses, and the items that can't be recorded."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from itertools import chain
 from operator import attrgetter
-from typing import Any
 
-from libs.db import Statement
 from libs.server import IdempotentWrites, Slices
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
-from services.messaging import message_write_queries, status_queries
-from services.messaging.kinds import rule
-from services.messaging.message_ids import message_ids
-from services.messaging.message_write_queries import NewMessage, message_lock
+from services.messaging.amendment_queries import fold_amendments
+from services.messaging.message_write_queries import message_lock
 from services.messaging.salons import Salons
-from services.messaging.status_queries import NewStatus
+from services.messaging.webhook.change import Change
 from services.messaging.webhook.failure_queries import insert_failures
 from services.messaging.webhook.json_scanner import is_small
-from services.messaging.webhook.parse import Change, Failure, read_webhook
+from services.messaging.webhook.parse import read_webhook
+from services.messaging.webhook.recording import WRITTEN, Items
 
 MOST_UNKNOWN_IDS = 100  # in a reply
 
@@ -78,43 +75,20 @@ class WebhookIngest:
     ) -> None:
         """Record a change of a salon in one transaction, and count what is new."""
         salon_id = salon.salon_id
-        messages = [
-            NewMessage(
-                message_id=message_ids.new(message.created_at),
-                salon_id=salon_id,
-                salon_known=True,
-                direction="INBOUND",
-                cost_micros=0,
-                currency_code=None,
-                language=salon.language_code,
-                in_window=False,
-                **rule("INBOUND", message.type)._asdict(),
-                **vars(message),
-            )
-            for message in change.messages
-        ]
-        statuses = [NewStatus(salon_id=salon_id, **vars(status)) for status in change.statuses]
-        statements = _statements(salon_id, messages, statuses, change.failures)
+        items = Items.of(salon, change)
+        statements = items.statements()
         if not statements:
             return
-        names = set(map(attrgetter("whatsapp_id"), statuses))
-        for message in messages:
-            names |= {message.whatsapp_id, message.user_id, message.phone_number}
-        locks = {message_lock(salon_id, name) for name in names if name}
+        locks = {message_lock(salon_id, name) for name in items.names() if name}
         async with self._write(request, salon_id, locks=locks, first=list(statements.values())) as write:
             found = dict(zip(statements, write.first, strict=True))
-            inserted, changed = found.get("messages", ()), found.get("changed", ())
-            conversations = map(attrgetter("conversation"), chain(inserted, changed))
-            write.invalidate(*self._tags.of_conversations(salon_id, *found.get("numbered", ()), *conversations))
-        recorded, failed = found.get("statuses", ()), found.get("failures", set())
-        unknown_kinds = failed.intersection(failure.digest for failure in change.failures if failure.is_unknown_kind)
-        unknown_types = sum(map(attrgetter("is_of_unknown_type"), inserted))
-        reply.messages += len(inserted) - unknown_types
-        reply.statuses += len(recorded)
-        reply.unknown += unknown_types + len(unknown_kinds)
-        reply.rejected += len(failed) - len(unknown_kinds)
-        items = len(messages) + len(statuses) + len(change.failures)
-        reply.duplicates += items - len(inserted) - len(recorded) - len(failed)
+            written = [message for name in WRITTEN for message in found.get(name, ())]
+            if amended := [message.whatsapp_id for message in written if message.is_amended]:
+                await write.conn.run(fold_amendments(salon_id, amended))
+            conversations = map(attrgetter("conversation"), written)
+            keys = chain(found.get("numbered", ()), found.get("touched", ()), conversations)
+            write.invalidate(*self._tags.of_conversations(salon_id, *keys))
+        items.count(found, reply)
 
     async def _store_without_salon(
         self, request: pb.IngestWebhookRequest, number: str, change: Change, reply: pb.IngestWebhookResponse
@@ -126,20 +100,3 @@ class WebhookIngest:
                 pass
         reply.unknown += unknown
         reply.rejected += len(failures) - unknown
-
-
-def _statements(
-    salon_id: str, messages: Sequence[NewMessage], statuses: Sequence[NewStatus], failures: Sequence[Failure]
-) -> dict[str, Statement[Any]]:
-    """Return the statements that record items, in their order, by the name of their result."""
-    statements: dict[str, Statement[Any]] = {}
-    if any(message.phone_number and message.user_id for message in messages):
-        statements["numbered"] = message_write_queries.assign_phone_numbers(messages)
-    if messages:
-        statements["messages"] = message_write_queries.insert_messages(messages)
-    if statuses:
-        statements["statuses"] = status_queries.insert_statuses(statuses)
-        statements["changed"] = status_queries.fold_statuses(statuses)
-    if failures:
-        statements["failures"] = insert_failures(salon_id, "", failures)
-    return statements
