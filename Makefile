@@ -1,6 +1,6 @@
 # `make run` and `make test` need python3 with venv and make, nothing else; `make check` needs git too.
 
-.PHONY: run test test-cache check bench coherence report protos lock
+.PHONY: run test test-cache check bench coherence fuzz report protos lock
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -26,6 +26,9 @@ bench: .venv/.dev
 
 coherence: .venv/.dev  ## Random reads and writes under faults, every read checked: SECONDS=300 MODE=bounded SEED=7.
 	$(BIN)/python -m tools.coherence --seconds $(or $(SECONDS),60) --mode $(or $(MODE),wait) $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/.dev  ## Random requests to every RPC: N=1000000 SEED=7.
+	$(BIN)/python -m tests.fuzz --requests $(or $(N),100000) $(if $(SEED),--seed $(SEED))
 
 report: .venv/.dev  ## Measure the predecessor's report again: report.html and docs/performance.md.
 	$(BIN)/python -m tools.report --markdown docs/performance.md

@@ -35,6 +35,7 @@ from services.stats.service import build as build_stats
 
 M = TypeVar("M", bound=Message)
 Fields: TypeAlias = dict[str, Any]
+Connect: TypeAlias = Callable[[str], grpc.aio.Channel]
 SECRET = "parlor-test"  # noqa: S105
 SALON = "salon-1"
 RESOURCES = ("anna", "ben", "cleo", "chair_1")
@@ -54,10 +55,11 @@ class Stack:
     ops: dict[str, ops_pb2_grpc.OpsServiceAsyncStub]
     servers: dict[str, Server]
     database_url: str
+    connect: Connect = grpc.aio.insecure_channel
 
     def channel(self, name: str) -> grpc.aio.Channel:
         """Return a new channel to a service; the caller closes it."""
-        return grpc.aio.insecure_channel(f"127.0.0.1:{self.servers[name].port}")
+        return self.connect(f"127.0.0.1:{self.servers[name].port}")
 
 
 @asynccontextmanager
@@ -69,8 +71,13 @@ async def running(
     database: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    messaging: dict[str, Any] | None = None,
+    connect: Connect = grpc.aio.insecure_channel,
 ) -> AsyncIterator[Stack]:
-    """Run the three services; the dicts are settings that differ from the defaults, `now` is the clock of booking."""
+    """Run the three services; the dicts are settings that differ from the defaults, `now` is the clock of booking.
+
+    `connect` returns the channel to an address, for the stubs.
+    """
     async with AsyncExitStack() as exits:
         servers: dict[str, Server] = {}
 
@@ -81,23 +88,26 @@ async def running(
             cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
             listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
-            channel = grpc.aio.insecure_channel(f"127.0.0.1:{servers[name].port}")
+            channel = connect(f"127.0.0.1:{servers[name].port}")
             return await exits.enter_async_context(channel)
 
         booking = await start("booking", lambda cached, pool: build_booking(cached, pool, now))
         settings = MessagingSettings(
-            booking_address=f"127.0.0.1:{servers['booking'].port}", whatsapp_app_secret=SecretStr(SECRET)
+            booking_address=f"127.0.0.1:{servers['booking'].port}",
+            whatsapp_app_secret=SecretStr(SECRET),
+            **(messaging or {}),
         )
-        messaging = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
+        to_messaging = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
         stats = await start("stats", build_stats, read_only=True)
-        channels = {"booking": booking, "messaging": messaging, "stats": stats}
+        channels = {"booking": booking, "messaging": to_messaging, "stats": stats}
         yield Stack(
             booking_pb2_grpc.BookingServiceStub(booking),
-            messaging_pb2_grpc.MessagingServiceStub(messaging),
+            messaging_pb2_grpc.MessagingServiceStub(to_messaging),
             stats_pb2_grpc.StatsServiceStub(stats),
             {name: ops_pb2_grpc.OpsServiceStub(channel) for name, channel in channels.items()},
             servers,
             database_url,
+            connect,
         )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 from libs.cache import Cache, CacheSettings, Namespace, Tag
 from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.server import logs
+from libs.server.auth import Access, AccessError
 from libs.server.dispatcher import Dispatcher
 from libs.server.errors import RpcError
 from libs.server.health import NOT_SERVING, SERVING, HealthServicer
@@ -59,12 +61,17 @@ class Service:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended."""
+    """A running server.
+
+    `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended. `reload` reads the callers'
+    policy again.
+    """
 
     port: int
     cache: Cache
     database: Database
     drain: Callable[[], Awaitable[None]]
+    reload: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -78,13 +85,15 @@ async def serve(
     """Serve until the block ends; then drain and close everything. Workers share the ports, which must be reserved.
 
     Health: the service's name is NOT_SERVING while the server drains or has no database. The empty name is the process,
-    which answers cached reads even without a database. Raises: CannotListen.
+    which answers cached reads even without a database. Raises: CannotListen; AccessError if the callers' policy
+    or keys can't be used.
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
-    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
+    access = None if settings.auth_mode == "none" else Access(settings)
+    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests, access)
     cache.warmer.busy = lambda: bool(dispatcher.running)
     service.add(service.servicer, dispatcher)
     ops = OpsService(cache, database, metrics, service.salon_tags)
@@ -112,7 +121,14 @@ async def serve(
             await dispatcher.drain()
         await server.stop(settings.drain_timeout / 1000)
 
+    async def reload() -> None:
+        if access is not None:
+            await access.reload()
+
     async with AsyncExitStack() as stack:
+        if access is not None:
+            await access.open()
+            stack.push_async_callback(access.close)
         if service.close:
             stack.push_async_callback(service.close)
         stack.push_async_callback(database.close)
@@ -128,7 +144,7 @@ async def serve(
             await stack.enter_async_context(_metrics(settings, metrics, shared))
         await server.start()
         stack.push_async_callback(drain)
-        yield Server(port, cache, database, drain)
+        yield Server(port, cache, database, drain, reload)
 
 
 def _listen(server: Transport, settings: ServerSettings) -> int:
@@ -179,22 +195,26 @@ def main(
             service = build(cache, database)
         except ValueError as error:  # of the service's own settings
             _fail(name, explain(error))
-        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        over, hangup, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, over.set)
+        if settings.auth_mode != "none":
+            loop.add_signal_handler(signal.SIGHUP, hangup.set)
         worker.watch_parent(loop, over.set)
         async with serve(settings, database, cache, service, worker) as server:
             structlog.get_logger().info("serving", port=server.port)
             worker.report_ready()
             gc.collect()
             gc.freeze()  # a full collection otherwise walks all that was imported, in 50 ms (decision 0021)
+            reloading = asyncio.create_task(_reload(server, hangup))
             await over.wait()
+            reloading.cancel()
             structlog.get_logger().info("draining")
 
     def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
         try:
             uvloop.run(run(settings, worker))
-        except (CannotListen, OtherNumbering) as error:
+        except (CannotListen, OtherNumbering, AccessError) as error:
             _fail(name, str(error))
 
     if server_settings.workers == 1:
@@ -202,9 +222,18 @@ def main(
         return
     try:
         with _reserved(server_settings) as settings:
-            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000))
+            forwarded = () if settings.auth_mode == "none" else (signal.SIGHUP,)
+            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000, forwarded))
     except CannotListen as error:
         _fail(name, str(error))
+
+
+async def _reload(server: Server, hangup: asyncio.Event) -> None:
+    """Let the server reload at each SIGHUP."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await server.reload()
 
 
 @contextmanager

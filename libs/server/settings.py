@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.cache import CacheSettings
 from libs.db import DatabaseSettings
+from libs.server.auth.settings import AuthSettings
 
 MIB = 2**20
 LARGEST_MESSAGE_BYTES = 16 * MIB
@@ -16,10 +16,8 @@ LARGEST_MESSAGE_BYTES = 16 * MIB
 PREFIXES = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in (CacheSettings, DatabaseSettings)}
 
 
-class ServerSettings(BaseSettings):
-    """Addresses and limits of a server. An empty variable counts as not set, here and elsewhere."""
-
-    model_config = SettingsConfigDict(env_ignore_empty=True)
+class ServerSettings(AuthSettings):
+    """Addresses, callers and limits of a server. An empty variable counts as not set, here and elsewhere."""
 
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104
     port: int = Field(0, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
@@ -87,6 +85,8 @@ class ServerSettings(BaseSettings):
             raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE belong together")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("TLS_CLIENT_CA_FILE needs TLS_CERT_FILE and TLS_KEY_FILE")
+        if self.takes_certificates and self.tls_client_ca_file is None:
+            raise ValueError("AUTH_MODE=mtls needs TLS_CLIENT_CA_FILE, TLS_CERT_FILE and TLS_KEY_FILE")
         return self
 
     @property

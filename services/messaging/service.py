@@ -296,7 +296,11 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
 def build(cache: Cache, database: Database, settings: MessagingSettings | None = None) -> Service:
     """Return the service for a server, with a channel to the booking service."""
     settings = settings or MessagingSettings()
-    to_booking = channel(settings.booking_address, booking_pb2.DESCRIPTOR.services_by_name["BookingService"])
+    to_booking = channel(
+        settings.booking_address,
+        booking_pb2.DESCRIPTOR.services_by_name["BookingService"],
+        identity=settings.booking_identity,
+    )
     salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
     messaging = MessagingService(cache, database, salons, settings)
     return Service(

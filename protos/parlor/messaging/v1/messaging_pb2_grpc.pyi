@@ -18,6 +18,9 @@ mutation may also return REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED
 and COMMIT_UNKNOWN if it is unknown whether the change was made: UNAVAILABLE if the request has a request_id and so
 can be repeated, otherwise ABORTED.
 
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED or SALON_NOT_ALLOWED (PERMISSION_DENIED), or
+QUOTA_EXCEEDED (RESOURCE_EXHAUSTED, with RetryInfo). A request that names no salon needs the right to all salons.
+
 A request may have up to 512 KiB (RecordMessage, RecordAiMessage), 8.5 MiB (IngestWebhook) or 256 KiB, uncompressed;
 a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """

@@ -1,0 +1,81 @@
+"""Quotas of callers and salons: calls under way, and calls per second. Each process counts its own calls."""
+
+import math
+import time
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from libs.server.auth.refusals import quota_exceeded
+from libs.server.errors import RETRY_MS, RpcError
+
+MOST_SALONS = 10_000
+
+
+class Quota(BaseModel):
+    """A limit of one caller or salon; None is no limit.
+
+    `calls_per_second` is an average: one second's calls may come at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
+    calls_under_way: int | None = Field(None, ge=1)
+
+
+NO_QUOTA = Quota()
+
+
+class Usage:
+    """The calls of one caller or salon: a token bucket, and the number of calls under way."""
+
+    __slots__ = ("_filled", "_most", "_rate", "_size", "_tokens", "under_way")
+
+    def __init__(self, quota: Quota) -> None:
+        self._rate = quota.calls_per_second or math.inf
+        self._most = quota.calls_under_way or math.inf
+        self._tokens = self._size = max(1.0, self._rate)
+        self._filled = time.monotonic()
+        self.under_way = 0
+
+    def begin(self, whose: str) -> None:
+        """Count a call until `end`. Raises: QUOTA_EXCEEDED; `whose` is the subject of its message."""
+        if (error := self.refusal(whose)) is not None:
+            raise error
+        self.under_way += 1
+
+    def end(self) -> None:
+        """End a call that was begun."""
+        self.under_way -= 1
+
+    def refusal(self, whose: str) -> RpcError | None:
+        """Take a token for a call; return the error if there is none, or too many calls are under way."""
+        if self.under_way >= self._most:
+            return quota_exceeded(whose, "under way")
+        if self._rate != math.inf:
+            now = time.monotonic()
+            self._tokens = min(self._size, self._tokens + (now - self._filled) * self._rate)
+            self._filled = now
+            if self._tokens < 1:
+                wait_ms = math.ceil((1 - self._tokens) / self._rate * 1000)
+                return quota_exceeded(whose, "per second", max(RETRY_MS, wait_ms))
+            self._tokens -= 1
+        return None
+
+
+class SalonUsages:
+    """The usages of the salons that were called last."""
+
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
+        self._usages: dict[str, Usage] = {}
+
+    def of(self, salon_id: str) -> Usage | None:
+        """Return the usage of a salon, None without a quota."""
+        if self._quota == NO_QUOTA:
+            return None
+        usage = self._usages.pop(salon_id, None) or Usage(self._quota)
+        self._usages[salon_id] = usage  # the salon called last is at the end
+        if len(self._usages) > MOST_SALONS:
+            del self._usages[next(iter(self._usages))]
+        return usage
