@@ -123,7 +123,8 @@ def state(stack: Stack, salon_id: str) -> Any:
         f"SELECT {customer}, m.phone_number, direction, whatsapp_id, type, content, m.status, cost_micros,"
         " currency_code, created_at, media_id, reply_to_whatsapp_id, error_code, error_title, pricing_category,"
         " billable, conversation_origin, counted, details, item::text FROM messages AS m"
-        " JOIN conversations AS c USING (salon_id, conversation_id) LEFT JOIN raw_messages USING (salon_id, message_id) WHERE m.salon_id = '{}'",
+        " JOIN conversations AS c USING (salon_id, conversation_id)"
+        " LEFT JOIN raw_messages USING (salon_id, message_id) WHERE m.salon_id = '{}'",
         "SELECT whatsapp_id, status, occurred_at, error_code, error_title, pricing_category, billable, cost_micros,"
         " currency_code, conversation_origin, details FROM message_status_events WHERE salon_id = '{}'",
         "SELECT whatsapp_id, target_whatsapp_id, kind, direction, phone_number, content, created_at, item::text"
