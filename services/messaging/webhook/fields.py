@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from services.messaging.kinds import CALL, CALL_BY_SALON, ECHO, HISTORY, MISSED_CALL
+from services.messaging.kinds import CALL, ECHO, HISTORY, MISSED_CALL, NO_EFFECT
 from services.messaging.webhook.change import Change
 from services.messaging.webhook.content import text_field
 from services.messaging.webhook.items import Incoming, Status, read_message
@@ -135,7 +135,7 @@ def _call(item: Any, senders: Senders) -> Incoming:
         person,
         json_text(item),
         direction="OUTBOUND" if by_salon else "INBOUND",
-        rule=CALL_BY_SALON if by_salon else MISSED_CALL if missed else CALL,
+        rule=NO_EFFECT if by_salon else MISSED_CALL if missed else CALL,
     )
     status = "STARTED" if event == "connect" else "MISSED" if missed else "COMPLETED"
     call = {"status": f"CALL_STATUS_{status}", "duration_seconds": seconds}

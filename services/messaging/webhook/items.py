@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
-from services.messaging.kinds import IN_GROUP, Rule
+from services.messaging.kinds import Rule
 from services.messaging.kinds import rule as rule_of
 from services.messaging.webhook.content import LONGEST_TEXT, clean, read_content, shown_text, text_field
 from services.messaging.webhook.details import error_details, read_details, status_details
@@ -125,7 +125,7 @@ def read_message(
         raise Unreadable("from: neither a phone number nor a user id")
     group_id = text_field(item, "group_id") if "group_id" in item else None
     if rule is None:
-        rule = rule_of(direction, str(item.get("type")).upper()) if group_id is None else IN_GROUP
+        rule = rule_of(direction, str(item.get("type")).upper(), in_group=group_id is not None)
     given = {"from": phone, "user_id": user_id, "customer_name": name, "direction": direction, "group_id": group_id}
     message = Incoming.model_validate(
         {**item, **given, **_first_error(item), **content, **rule._asdict(), "details": details, "item": raw}
