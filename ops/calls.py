@@ -149,6 +149,12 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
         call("RecordMessage", **other, **inbound, whatsapp_id=f"wamid.other-{number}")
     for whatsapp_id in ("wamid.2", "wamid.2", "wamid.unknown"):
         call("RecordMessageStatus", whatsapp_id=whatsapp_id, status=messaging_pb2.MESSAGE_STATUS_READ)
+    for whatsapp_id in ("wamid.7", "wamid.2"):  # the second is that of another message
+        unsent = call("RecordMessage", **customer, **outbound)
+        for _ in range(2):
+            call("RecordMessageFailed", message_id=unsent.message_id, error_code=1)
+        with suppress(grpc.RpcError):  # WHATSAPP_ID_TAKEN
+            call("RecordMessageSent", message_id=unsent.message_id, whatsapp_id=whatsapp_id)
     for payload in _webhook_bodies():
         signature = hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
         call("IngestWebhook", payload=payload, signature=f"sha256={signature}")
@@ -172,6 +178,10 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
         call("RecordAiMessage", **by_id, role=messaging_pb2.AI_ROLE_USER, model="m", content="hello")
     call.pages("ListAiMessages", **by_id)
     call("UpdateConversationStatus", **by_id, status=messaging_pb2.CONVERSATION_STATUS_CLOSED)
+    for filters in ({}, {"salon_id": ""}):
+        call("ListMessageChanges", **filters)
+        call.pages("ListMessageChanges", **filters, from_start=True)
+        call.first("WatchMessages", **filters)
     call("EraseCustomer", phone_number=PHONE, user_id=USER)
 
 

@@ -108,6 +108,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     time_off = (await stack.booking.CreateTimeOff(booking_pb2.CreateTimeOffRequest(**mine(**TIMES)))).time_off
     message = await stack.messaging.RecordMessage(message_request())
     conversation_id = message.conversation_id
+    unsent, failing = [
+        await stack.messaging.RecordMessage(message_request("", direction="MESSAGE_DIRECTION_OUTBOUND"))
+        for _ in range(2)
+    ]
     other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
     outputs = {"create_time": TIMES["start_time"], "update_time": TIMES["start_time"]}
     cost = {"cost_micros": 7, "currency_code": "EUR"}
@@ -159,9 +163,13 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
         "ListBookingChanges": mine(page_size=10),
         "WatchBookings": mine(),
+        "ListMessageChanges": mine(page_size=10),
+        "WatchMessages": mine(),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **event, **cost),
+        "RecordMessageSent": mine(message_id=unsent.message_id, whatsapp_id="wamid.unsent"),
+        "RecordMessageFailed": mine(message_id=failing.message_id, error_code=1, error_title="x", error_details="y"),
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},

@@ -4,7 +4,7 @@ from typing import Any
 
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.stats.v1 import stats_pb2
-from tests.kinds import PERSON, body, call, echo, edit, history, message, past, reaction, revoke, system
+from tests.kinds import NUMBER, PERSON, body, call, echo, edit, history, message, past, reaction, revoke, system
 from tests.stack import Stack, salon
 from tests.test_webhook import ingest, text
 
@@ -53,9 +53,9 @@ NOTHING = {
         "NUMBER_ID", "history", messages=[past("wamid.2", LATER, type="image", image={"id": "77"})]
     ),
     "a call by the salon": calls(
-        call("wacid.2", "connect", LATER, direction="BUSINESS_INITIATED", **{"from": "15550001111", "to": PERSON})
+        {**call("wacid.2", "connect", LATER), "direction": "BUSINESS_INITIATED", "from": NUMBER, "to": PERSON}
     ),
-    "a reaction by the salon": echoes(reaction("wamid.2", "wamid.1", LATER, **{"from": "15550001111", "to": PERSON})),
+    "a reaction by the salon": echoes(reaction("wamid.2", "wamid.1", LATER, **{"from": NUMBER, "to": PERSON})),
     "a message in a group": live("text", {"body": "hi"}, **GROUP),
     "a reaction in a group": body("NUMBER_ID", "messages", messages=[reaction("wamid.2", "wamid.1", LATER, **GROUP)]),
 }

@@ -23,6 +23,7 @@ TABLES = [
     "webhook_failures",
     "ai_messages",
     "messaging_requests",
+    "message_changes",
     "cache_outbox",
     "cache_in_force",
 ]
@@ -51,6 +52,7 @@ ALLOWED = {
         "message_amendments": QUEUE,
         "webhook_failures": QUEUE,
         "messaging_requests": KEEPER,
+        "message_changes": QUEUE,
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },

@@ -225,7 +225,7 @@ class Method:
                 raise errors.draining()
             if len(dispatcher.running) > dispatcher.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way: try again")
-            if visit is not None:
+            if visit is not None and not visit.is_known(context):
                 await visit.begin(context)
             if parsed is None:
                 if len(data) > LARGE_REQUEST_BYTES:

@@ -77,7 +77,7 @@ class StreamMethod:
         visit = None if self._guard is None else Visit(self._guard, context)
         try:
             streams.begin(task)
-            if visit is not None:
+            if visit is not None and not visit.is_known(context):
                 await visit.begin(context)
             request = self._requests.parse(data)
             self._requests.check(request)

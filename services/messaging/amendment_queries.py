@@ -39,7 +39,8 @@ def insert_amendments(amendments: Sequence[NewMessage]) -> Statement[list[str]]:
 def touch_conversations(reactions: Sequence[NewMessage]) -> Statement[list[ConversationKey]]:
     """Open the service windows of the customers whose reactions this transaction has inserted; return conversations.
 
-    A customer who has not written yet gets a conversation without messages.
+    A customer who has not written yet gets a conversation without messages. The feed gets a change for each
+    conversation, since the message of a reaction may not be recorded.
     Source: index message_amendments_pkey, and those of `of_customers`.
     """
     return Statement(
@@ -55,7 +56,11 @@ _IS_NEW = """EXISTS (
                 AND a.xmin = pg_current_xact_id()::xid
         )"""
 _TOUCH_CONVERSATIONS = f"""
-    WITH {of_customers(_IS_NEW, has_messages=False)} SELECT conversation_id::text, phone FROM placed"""
+    WITH {of_customers(_IS_NEW, has_messages=False)}, change AS (
+        INSERT INTO message_changes (salon_id, type, conversation_id)
+        SELECT DISTINCT salon_id, 'CONVERSATION_UPDATED', conversation_id FROM placed
+    )
+    SELECT conversation_id::text, phone FROM placed"""
 
 
 def fold_amendments(salon_id: str, whatsapp_ids: Iterable[str]) -> Statement[list[WrittenMessage]]:

@@ -91,8 +91,16 @@ def written_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
     return [WrittenMessage(_conversation(row), names, row) for row in rows]
 
 
+def is_amended(message: str) -> str:
+    """Return the column that says whether reactions, edits or revokes of a message came before its whatsapp_id."""
+    return f"""EXISTS (
+            SELECT FROM message_amendments AS a
+            WHERE a.salon_id = {message}.salon_id AND a.target_whatsapp_id = {message}.whatsapp_id
+        ) AS is_amended"""
+
+
 def inserted_messages(names: list[str], rows: list[Any]) -> list[WrittenMessage]:
-    """Read the result of a statement that returns MESSAGE, and whether the message is amended."""
+    """Read the result of a statement that returns MESSAGE and `is_amended`."""
     return [WrittenMessage(_conversation(row), names[:-1], row[:-1], row[-1]) for row in rows]
 
 
@@ -159,10 +167,7 @@ _RECORD = f"""recorded AS (
             folded.conversation_origin
         FROM placed, LATERAL ({_FOLDED_STATUS}) AS folded
         WHERE NOT in_window OR created_at < service_window_expires_at
-        RETURNING {MESSAGE}, EXISTS (
-            SELECT FROM message_amendments AS a
-            WHERE a.salon_id = messages.salon_id AND a.target_whatsapp_id = messages.whatsapp_id
-        ) AS is_amended
+        RETURNING {MESSAGE}, {is_amended("messages")}
     ), raw AS (
         INSERT INTO raw_messages (salon_id, message_id, item)
         SELECT salon_id, message_id, item::json FROM placed WHERE item IS NOT NULL

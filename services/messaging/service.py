@@ -1,6 +1,6 @@
 """The RPCs of the messaging service, in the proto's order: each validates, names its tags, queries and replies."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -25,6 +25,7 @@ from services.messaging import (
 )
 from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.amendment_queries import fold_amendments
+from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
@@ -32,6 +33,7 @@ from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
+from services.messaging.sends import Sends
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
@@ -59,6 +61,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.sends = Sends(self.write, self.tags)
+        self.changes = message_changes(database)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
@@ -110,6 +114,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
                 or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
             )
         return message
+
+    async def RecordMessageSent(self, request: pb.RecordMessageSentRequest, context: Any) -> Any:
+        """Record that a message was sent, and its whatsapp_id."""
+        return await self.sends.sent(request)
+
+    async def RecordMessageFailed(self, request: pb.RecordMessageFailedRequest, context: Any) -> Any:
+        """Record that a message could not be sent."""
+        return await self.sends.failed(request)
 
     async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
         """Record every message and status of a webhook body."""
@@ -259,6 +271,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             repeatable=True,
         )
 
+    async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
+        """List the changes of one salon or all, in an order that loses none."""
+        return await self.changes.list(request)
+
+    def WatchMessages(self, request: pb.WatchMessagesRequest, context: Any) -> AsyncIterator[bytes]:
+        """Stream the changes of one salon or all."""
+        return self.changes.watch(request)
+
     async def _phone_number(self, request: Any) -> str:
         """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
         if not request.phone_number:
@@ -309,7 +329,13 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
-        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
+        background=[
+            lambda: messaging.write.purge(database.connection),
+            Retention(cache, database, settings).run,
+            messaging.changes.run,
+            messaging.changes.purge,
+        ],
+        metrics=[messaging.changes],
         close=to_booking.close,
     )
 

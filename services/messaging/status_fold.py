@@ -8,6 +8,12 @@ FOLDED = (
 # The members of `details` that come from status events.
 FOLDED_DETAILS = ("error_details", "pricing_type", "pricing_model", "biz_opaque_callback_data")
 
+# The cost of a message `m` before any status said a price, and its currency.
+RECORDED_COST = (
+    "coalesce(m.recorded_cost_micros, m.cost_micros)",
+    "CASE WHEN m.recorded_cost_micros IS NULL THEN m.currency_code ELSE m.recorded_currency_code END",
+)
+
 
 def folded_status(salon_id: str, whatsapp_id: str, cost_micros: str, currency_code: str, details: str) -> str:
     """Return the SELECT that folds all events of a message into its columns FOLDED, in any order of arrival.

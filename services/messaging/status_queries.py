@@ -11,7 +11,7 @@ from libs.messages import fetch_returned, text_array
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
 from services.messaging.message_write_queries import WrittenMessage, written_messages
-from services.messaging.status_fold import FOLDED, folded_status
+from services.messaging.status_fold import FOLDED, RECORDED_COST, folded_status
 
 # The columns of an event besides its status.
 DETAILS = ("error_code", "error_title", "pricing_category", "billable", "cost_micros", "conversation_origin", "details")
@@ -86,11 +86,9 @@ def fold_statuses(statuses: Sequence[NewStatus]) -> Statement[list[WrittenMessag
     return Statement(_FOLD_STATUSES, params, written_messages)
 
 
-_COST = "coalesce(m.recorded_cost_micros, m.cost_micros)"
-_CURRENCY = "CASE WHEN m.recorded_cost_micros IS NULL THEN m.currency_code ELSE m.recorded_currency_code END"
 _FOLD_STATUSES = f"""
-    UPDATE messages AS m SET recorded_cost_micros = {_COST}, recorded_currency_code = {_CURRENCY},
-        ({FOLDED}) = ({folded_status("m.salon_id", "m.whatsapp_id", _COST, _CURRENCY, "m.details")})
+    UPDATE messages AS m SET recorded_cost_micros = {RECORDED_COST[0]}, recorded_currency_code = {RECORDED_COST[1]},
+        ({FOLDED}) = ({folded_status("m.salon_id", "m.whatsapp_id", *RECORDED_COST, "m.details")})
     FROM (
         SELECT salon_id AS of_salon, message_id AS of_message
         FROM unnest(%(salon_ids)s::text[], %(whatsapp_ids)s::text[]) AS given (salon_id, whatsapp_id)

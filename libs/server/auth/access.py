@@ -165,10 +165,10 @@ class Guard:
         caller = self.access.known(context)
         if caller is None or self.path not in caller.methods or not caller.may_use(salons):
             return False
-        if caller.usage is not None and caller.usage.refusal("") is not None:
+        if caller.usage is not None and not caller.usage.take():
             return False
         usages = map(self.access.policy.salon_usages.of, salons)
-        return all(usage is None or usage.refusal("") is None for usage in usages)
+        return all(usage is None or usage.take() for usage in usages)
 
 
 class Visit:
@@ -186,24 +186,37 @@ class Visit:
 
     async def begin(self, context: Any) -> None:
         """Identify the caller. Raises: UNAUTHENTICATED, METHOD_NOT_ALLOWED, QUOTA_EXCEEDED."""
-        access = self.guard.access
-        caller = self.caller = access.known(context) or await access.identify(context)
+        self._enter(await self.guard.access.identify(context))
+
+    def is_known(self, context: Any) -> bool:
+        """Do what `begin` does if the caller was identified before. Raises: METHOD_NOT_ALLOWED, QUOTA_EXCEEDED."""
+        if (caller := self.guard.access.known(context)) is None:
+            return False
+        self._enter(caller)
+        return True
+
+    def _enter(self, caller: Caller) -> None:
+        self.caller = caller
         if self.guard.path not in caller.methods:
             raise method_not_allowed()
-        self._count(caller.usage, "the caller")
+        if caller.usage is not None:
+            self._count(caller.usage, "the caller")
 
     def use(self, salons: Salons) -> None:
         """Check the salons that the request names. Raises: SALON_NOT_ALLOWED, QUOTA_EXCEEDED."""
         self.salons = salons
         if self.caller is None or not self.caller.may_use(salons):
             raise salon_not_allowed(names_salons=bool(salons))
+        usages = self.guard.access.policy.salon_usages
         for salon_id in salons:
-            self._count(self.guard.access.policy.salon_usages.of(salon_id), "the salon")
+            if (usage := usages.of(salon_id)) is not None:
+                self._count(usage, "the salon")
 
-    def _count(self, usage: Usage | None, whose: str) -> None:
-        if usage is not None:
-            usage.begin(whose)
-            self._usages.append(usage)
+    def _count(self, usage: Usage, whose: str) -> None:
+        if not usage.take():
+            raise usage.refusal(whose)
+        usage.under_way += 1
+        self._usages.append(usage)
 
     def watch(self, task: asyncio.Task[Any]) -> None:
         """Let the stream end when its token expires, or when its caller loses the right to it."""
@@ -230,7 +243,7 @@ class Visit:
     def end(self, code: str, reason: str, request: Any) -> None:
         """End the call; write it to the audit log if it changes data or was refused."""
         for usage in self._usages:
-            usage.end()
+            usage.under_way -= 1
         is_refused = reason in REFUSALS
         if not is_refused and not self.guard.is_audited:
             return

@@ -32,50 +32,49 @@ class Usage:
     __slots__ = ("_filled", "_most", "_rate", "_size", "_tokens", "under_way")
 
     def __init__(self, quota: Quota) -> None:
-        self._rate = quota.calls_per_second or math.inf
+        self._rate = quota.calls_per_second
         self._most = quota.calls_under_way or math.inf
-        self._tokens = self._size = max(1.0, self._rate)
+        self._tokens = self._size = max(1.0, self._rate or 0)
         self._filled = time.monotonic()
         self.under_way = 0
 
-    def begin(self, whose: str) -> None:
-        """Count a call until `end`. Raises: QUOTA_EXCEEDED; `whose` is the subject of its message."""
-        if (error := self.refusal(whose)) is not None:
-            raise error
-        self.under_way += 1
-
-    def end(self) -> None:
-        """End a call that was begun."""
-        self.under_way -= 1
-
-    def refusal(self, whose: str) -> RpcError | None:
-        """Take a token for a call; return the error if there is none, or too many calls are under way."""
+    def take(self) -> bool:
+        """Take a token for a call; return False if there is none, or too many calls are under way."""
         if self.under_way >= self._most:
+            return False
+        if self._rate is None:
+            return True
+        now = time.monotonic()
+        tokens = self._tokens + (now - self._filled) * self._rate
+        self._filled = now
+        self._tokens = tokens = tokens if tokens < self._size else self._size
+        if tokens < 1:
+            return False
+        self._tokens = tokens - 1
+        return True
+
+    def refusal(self, whose: str) -> RpcError:
+        """Return the error of a call for which `take` has returned False; `whose` is the subject of its message."""
+        if self._rate is None or self.under_way >= self._most:
             return quota_exceeded(whose, "under way")
-        if self._rate != math.inf:
-            now = time.monotonic()
-            self._tokens = min(self._size, self._tokens + (now - self._filled) * self._rate)
-            self._filled = now
-            if self._tokens < 1:
-                wait_ms = math.ceil((1 - self._tokens) / self._rate * 1000)
-                return quota_exceeded(whose, "per second", max(RETRY_MS, wait_ms))
-            self._tokens -= 1
-        return None
+        wait_ms = math.ceil((1 - self._tokens) / self._rate * 1000)
+        return quota_exceeded(whose, "per second", max(RETRY_MS, wait_ms))
 
 
 class SalonUsages:
-    """The usages of the salons that were called last."""
+    """The usages of salons; with too many, that of the first one is forgotten."""
 
     def __init__(self, quota: Quota) -> None:
         self._quota = quota
+        self._is_unlimited = quota == NO_QUOTA
         self._usages: dict[str, Usage] = {}
 
     def of(self, salon_id: str) -> Usage | None:
         """Return the usage of a salon, None without a quota."""
-        if self._quota == NO_QUOTA:
+        if self._is_unlimited:
             return None
-        usage = self._usages.pop(salon_id, None) or Usage(self._quota)
-        self._usages[salon_id] = usage  # the salon called last is at the end
-        if len(self._usages) > MOST_SALONS:
-            del self._usages[next(iter(self._usages))]
+        if (usage := self._usages.get(salon_id)) is None:
+            usage = self._usages[salon_id] = Usage(self._quota)
+            if len(self._usages) > MOST_SALONS:
+                del self._usages[next(iter(self._usages))]
         return usage

@@ -358,6 +358,42 @@ AI_ROLE_TOOL: AiRole.ValueType  # 4
 """A tool that the model called."""
 Global___AiRole: _TypeAlias = AiRole  # noqa: Y015
 
+class _MessageChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_CHANGE_TYPE_UNSPECIFIED: _MessageChangeType.ValueType  # 0
+    """Unspecified."""
+    MESSAGE_CHANGE_TYPE_MESSAGE_CREATED: _MessageChangeType.ValueType  # 1
+    """A message was recorded. Its conversation may be new, and its last_message_time, service window, unread_count and
+    revision may have changed: that has no change of its own.
+    """
+    MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: _MessageChangeType.ValueType  # 2
+    """A message changed: its status, price, text or conversation. Or it was erased."""
+    MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: _MessageChangeType.ValueType  # 3
+    """A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
+    MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: _MessageChangeType.ValueType  # 4
+    """The customer of a conversation changed: their name, phone number or user_id. Or they were erased."""
+
+class MessageChangeType(_MessageChangeType, metaclass=_MessageChangeTypeEnumTypeWrapper):
+    """Type of a change."""
+
+MESSAGE_CHANGE_TYPE_UNSPECIFIED: MessageChangeType.ValueType  # 0
+"""Unspecified."""
+MESSAGE_CHANGE_TYPE_MESSAGE_CREATED: MessageChangeType.ValueType  # 1
+"""A message was recorded. Its conversation may be new, and its last_message_time, service window, unread_count and
+revision may have changed: that has no change of its own.
+"""
+MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: MessageChangeType.ValueType  # 2
+"""A message changed: its status, price, text or conversation. Or it was erased."""
+MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: MessageChangeType.ValueType  # 3
+"""A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
+MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: MessageChangeType.ValueType  # 4
+"""The customer of a conversation changed: their name, phone number or user_id. Or they were erased."""
+Global___MessageChangeType: _TypeAlias = MessageChangeType  # noqa: Y015
+
 @_typing.final
 class Conversation(_message.Message):
     """The messages between a salon and one customer."""
@@ -2203,3 +2239,241 @@ class EraseCustomerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EraseCustomerResponse: _TypeAlias = EraseCustomerResponse  # noqa: Y015
+
+@_typing.final
+class MessageChange(_message.Message):
+    """A change of a message, a conversation or a customer. It says what changed, not how: read that again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    conversation_id: _builtins.str
+    """ID of the conversation that changed, or that the message or the customer belongs to, a UUID."""
+    message_id: _builtins.str
+    """ID of the message that changed, a UUID; empty for a change of something else."""
+    type: Global___MessageChangeType.ValueType
+    """Type of the change."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it changed."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        type: Global___MessageChangeType.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "create_time", b"create_time", "message_id", b"message_id", "salon_id", b"salon_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MessageChange: _TypeAlias = MessageChange  # noqa: Y015
+
+@_typing.final
+class ListMessageChangesRequest(_message.Message):
+    """Request of ListMessageChanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_START_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """Only changes of this salon. Default: of all salons."""
+    page_size: _builtins.int
+    """Changes per page: 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """next_page_token of an earlier reply, made with the same salon_id. Empty: from now on, or from_start."""
+    from_start: _builtins.bool
+    """Begin with the oldest change that is kept; only without a page_token."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        from_start: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_start", b"from_start", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessageChangesRequest: _TypeAlias = ListMessageChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListMessageChangesResponse(_message.Message):
+    """A page of changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of what follows; never empty."""
+    @_builtins.property
+    def message_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageChange]:
+        """The changes, in their order; empty if there are no more yet."""
+
+    def __init__(
+        self,
+        *,
+        message_changes: _abc.Iterable[Global___MessageChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_changes", b"message_changes", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessageChangesResponse: _TypeAlias = ListMessageChangesResponse  # noqa: Y015
+
+@_typing.final
+class WatchMessagesRequest(_message.Message):
+    """Request of WatchMessages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """Only changes of this salon. Default: of all salons."""
+    page_token: _builtins.str
+    """page_token of the last reply, or next_page_token of ListMessageChanges, made with the same salon_id. Empty: from
+    now on.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMessagesRequest: _TypeAlias = WatchMessagesRequest  # noqa: Y015
+
+@_typing.final
+class WatchMessagesResponse(_message.Message):
+    """A change, or a sign of life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_CHANGE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """Token of what follows."""
+    @_builtins.property
+    def message_change(self) -> Global___MessageChange:
+        """The change; not set in a sign of life."""
+
+    def __init__(
+        self,
+        *,
+        message_change: Global___MessageChange | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message_change", b"message_change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_change", b"message_change", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMessagesResponse: _TypeAlias = WatchMessagesResponse  # noqa: Y015
+
+@_typing.final
+class RecordMessageSentRequest(_message.Message):
+    """Request of RecordMessageSent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    WHATSAPP_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    message_id: _builtins.str
+    """ID of the message, a UUID."""
+    whatsapp_id: _builtins.str
+    """WhatsApp's ID of the message, 1 to 256 characters."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        whatsapp_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "request_id", b"request_id", "salon_id", b"salon_id", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordMessageSentRequest: _TypeAlias = RecordMessageSentRequest  # noqa: Y015
+
+@_typing.final
+class RecordMessageFailedRequest(_message.Message):
+    """Request of RecordMessageFailed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_TITLE_FIELD_NUMBER: _builtins.int
+    ERROR_DETAILS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    message_id: _builtins.str
+    """ID of the message, a UUID."""
+    error_code: _builtins.int
+    """WhatsApp's error code. Default: 0, which means none."""
+    error_title: _builtins.str
+    """Description of the error, up to 1000 characters. Optional."""
+    error_details: _builtins.str
+    """Details of the error, such as WhatsApp's error_data.details, up to 1000 characters. Optional."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        error_code: _builtins.int = ...,
+        error_title: _builtins.str = ...,
+        error_details: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_code", b"error_code", "error_details", b"error_details", "error_title", b"error_title", "message_id", b"message_id", "request_id", b"request_id", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordMessageFailedRequest: _TypeAlias = RecordMessageFailedRequest  # noqa: Y015

@@ -50,7 +50,7 @@ GRPC_VERSION: str
 
 class MessagingServiceStub:
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     @_typing.overload
@@ -70,6 +70,20 @@ class MessagingServiceStub:
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    """
+    RecordMessageSent: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]
+    """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+    and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+    returns the message and writes nothing.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+    whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
+    RecordMessageFailed: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]
+    """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+    is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+    NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
     """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
@@ -131,11 +145,23 @@ class MessagingServiceStub:
     """
     ListAiMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    ListMessageChanges: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]
+    """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+    is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+    later. Changes are kept for 7 days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchMessages: _grpc.UnaryStreamMultiCallable[_messaging_pb2.WatchMessagesRequest, _messaging_pb2.WatchMessagesResponse]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 @_typing.type_check_only
 class MessagingServiceAsyncStub(MessagingServiceStub):
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -152,6 +178,20 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    """
+    RecordMessageSent: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+    and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+    returns the message and writes nothing.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+    whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
+    RecordMessageFailed: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+    is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+    NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
     """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
@@ -213,10 +253,22 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
     ListAiMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]  # type: ignore[assignment]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    ListMessageChanges: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]  # type: ignore[assignment]
+    """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+    is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+    later. Changes are kept for 7 days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchMessages: _aio.UnaryStreamMultiCallable[_messaging_pb2.WatchMessagesRequest, _messaging_pb2.WatchMessagesResponse]  # type: ignore[assignment]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    webhook_failures, ai_messages and message_changes.
     """
 
     @_abc_1.abstractmethod
@@ -243,6 +295,32 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordMessageSent(
+        self,
+        request: _messaging_pb2.RecordMessageSentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+        and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+        returns the message and writes nothing.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+        whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordMessageFailed(
+        self,
+        request: _messaging_pb2.RecordMessageFailedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+        is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+        NOT_OUTBOUND, CUSTOMER_ERASED.
         """
 
     @_abc_1.abstractmethod
@@ -388,5 +466,29 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListAiMessagesResponse, _abc.Awaitable[_messaging_pb2.ListAiMessagesResponse]]:
         """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+
+    @_abc_1.abstractmethod
+    def ListMessageChanges(
+        self,
+        request: _messaging_pb2.ListMessageChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ListMessageChangesResponse, _abc.Awaitable[_messaging_pb2.ListMessageChangesResponse]]:
+        """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+        is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+        later. Changes are kept for 7 days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchMessages(
+        self,
+        request: _messaging_pb2.WatchMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_messaging_pb2.WatchMessagesResponse], _abc.AsyncIterator[_messaging_pb2.WatchMessagesResponse]]:
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+        """
 
 def add_MessagingServiceServicer_to_server(servicer: MessagingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
