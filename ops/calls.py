@@ -172,6 +172,15 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
         call.pages("ListConversations", **filters)
     for filters in ({}, by_id, by_phone, inbound):
         call.pages("ListMessages", **filters)
+    for name in ({"customer_id": first.conversation_id}, by_phone, {"user_id": USER}):
+        call("GetCustomer", **name)
+    call("RecordOptOut", **by_phone, reason="STOP")
+    for filters in ({}, {"opted_out": True}, {"query": "anna"}, {"query": "+49151", "opted_out": False}):
+        call.pages("ListCustomers", **filters)
+    call(
+        "RecordMessage", phone_number="+4915112345699", user_id=USER, content="hi", **inbound, whatsapp_id="wamid.moved"
+    )
+    call("GetConversation", phone_number=PHONE)
     call.pages("SearchMessages", query="hello")
     call.pages("SearchMessages", query="helo")  # finds similar words
     for _ in range(2):

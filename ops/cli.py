@@ -16,6 +16,7 @@ from ops.servers import running_url
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, fill and check Parlor.")
 console = Console()
 DATA = Path(".parlor")
+METRICS_URLS = [f"http://127.0.0.1:{port}/metrics" for port in (9051, 9052, 9053)]  # of `parlor up`
 
 
 def running_database() -> str:
@@ -187,3 +188,35 @@ def verify_indexes(
     else:
         Console(width=max(100, console.width)).print(tables(report), highlight=False)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def doctor(
+    database_url: DatabaseUrl,
+    metrics_url: Annotated[
+        list[str],
+        typer.Option(envvar="METRICS_URLS", help="Metrics of a service; may be given again for each process."),
+    ] = METRICS_URLS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look for what is wrong with the database and the services, and say what mends it. Changes nothing.
+
+    Exits with 0 if nothing is found, with 1 if something is, with 2 if the database can't be read. What can't be looked
+    at is listed. For metrics over TLS, SSL_CERT_FILE names the CA.
+    """
+    import psycopg
+
+    from ops.doctor import examine
+    from ops.doctor.report import table
+
+    try:
+        diagnosis = examine(database_url, metrics_url)
+    except psycopg.Error as error:
+        reason = escape(" ".join(str(error).split()))
+        Console(stderr=True).print(f"[red]{reason}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(diagnosis.as_dict(), indent=2))
+    else:
+        Console(width=max(100, console.width)).print(table(diagnosis), highlight=False)
+    raise typer.Exit(0 if diagnosis.ok else 1)

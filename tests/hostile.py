@@ -183,6 +183,11 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListMessages": mine(**of_customer, page_size=10, direction=1),
         "RecordAiMessage": mine(**ai_message, **cost, **tokens, booking_code=code),
         "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),
+        "GetCustomer": mine(customer_id=conversation_id, phone_number=PHONE),
+        "ListCustomers": mine(opted_out=False, query="anna", page_size=10),
+        "RecordOptOut": mine(
+            customer_id=conversation_id, phone_number=PHONE, event_time=TIMES["start_time"], reason="-"
+        ),
         "GetSalonStats": mine(**TIMES),
         "ListBookingStats": mine(**TIMES, bucket=1),
         "ListConversationStats": mine(**TIMES, bucket=2),

@@ -22,7 +22,12 @@ NOON, HOUR = 1_800_000_000, 3600
 MINE, OTHERS, NEW, LATER = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
 USER, NEW_CODE = "DE.1", "ZZZZZZ"
 USER_ONLY: Fields = {"phone_number": "", "user_id": USER}
-WHOLE_CONVERSATIONS = {"conversations", "conversation by user_id"}  # reads that depend on all conversations of a salon
+WHOLE_CONVERSATIONS = {
+    "conversations",
+    "conversation by user_id",
+    "customers",
+    "customer by user_id",
+}  # reads that depend on all conversations of a salon
 
 
 class Read(NamedTuple):
@@ -83,6 +88,8 @@ class Fresh:
                 service.GetConversation,
                 messaging.GetConversationRequest(**of_salon, user_id=USER),
             ),
+            "customer by user_id": (service.GetCustomer, messaging.GetCustomerRequest(**of_salon, user_id=USER)),
+            "customers": (service.ListCustomers, messaging.ListCustomersRequest(**of_salon)),
             "conversations": (service.ListConversations, messaging.ListConversationsRequest(**of_salon)),
             "messages": (service.ListMessages, messaging.ListMessagesRequest(**of_salon)),
             "search": (service.SearchMessages, messaging.SearchMessagesRequest(**of_salon, query="hi")),
@@ -90,6 +97,9 @@ class Fresh:
         for name, named in names.items():
             found = messaging.GetConversationRequest(**of_salon, **named)
             lists[f"conversation {name}"] = (service.GetConversation, found)
+            one = {field.replace("conversation", "customer"): value for field, value in named.items()}
+            customer = messaging.GetCustomerRequest(**of_salon, **one)
+            lists[f"customer {name}"] = (service.GetCustomer, customer)
             lists[f"messages {name}"] = (service.ListMessages, messaging.ListMessagesRequest(**of_salon, **named))
         for name, conversation_id in self.ids.items():
             request = messaging.ListAiMessagesRequest(**of_salon, conversation_id=conversation_id)
@@ -132,7 +142,12 @@ class Fresh:
 
 @pytest.fixture
 async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
-    """Create the rows; the code of the next booking is fixed."""
+    """Create the rows; the code of the next booking is fixed, and no background job ends the expired holds."""
+
+    async def nothing(_: Any) -> None:
+        pass
+
+    monkeypatch.setattr("services.booking.expiry.HoldExpiry.expire", nothing)
     await salon(stack)
     made = {}
     for hours, name in enumerate(("my booking", "other booking", "first hold", "second hold")):
@@ -207,7 +222,8 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
     ai = messaging.RecordAiMessageRequest(
         salon_id=SALON, conversation_id=mine.upper(), model="m", role=messaging.AI_ROLE_ASSISTANT, content="x"
     )
-    shown = WHOLE_CONVERSATIONS | {"conversation of mine, by id", "conversation of mine, by phone"}
+    of_mine = {"conversation of mine, by id", "conversation of mine, by phone"}
+    shown = WHOLE_CONVERSATIONS | of_mine | {"customer of mine, by id", "customer of mine, by phone"}
     read = messaging.MarkConversationReadRequest(**named)
     await each(
         fresh,
@@ -217,6 +233,7 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
             (service.TagConversation, messaging.TagConversationRequest(**named, add_tags=["vip"]), shown),
             (service.MarkConversationRead, read, shown),
             (service.MarkConversationRead, read, set()),
+            (service.RecordOptOut, messaging.RecordOptOutRequest(**named), shown),
             (
                 service.UpdateConversationStatus,
                 messaging.UpdateConversationStatusRequest(**named, status=messaging.CONVERSATION_STATUS_CLOSED),
@@ -225,7 +242,7 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
             (
                 service.AssignConversation,
                 messaging.AssignConversationRequest(salon_id=SALON, user_id=USER, assignee="ben"),
-                WHOLE_CONVERSATIONS | {"conversation of unnumbered, by id"},
+                WHOLE_CONVERSATIONS | {"conversation of unnumbered, by id", "customer of unnumbered, by id"},
             ),
         ],
     )
@@ -272,7 +289,7 @@ async def test_manual_invalidations_invalidate_exactly_their_reads(fresh: Fresh)
     code = f"query:booking:salon:{{{SALON}}}:code:{fresh.codes['my booking']}"
     everything = set(fresh.reads)
     of_salons = {"salon", "salon by phone_number_id", "service", "services"}
-    conversations = {name for name in fresh.reads if name.startswith(("conversation", "AI"))}
+    conversations = {name for name in fresh.reads if name.startswith(("conversation", "customer", "AI"))}
     await each(
         fresh,
         [

@@ -133,15 +133,39 @@ async def test_erasure_changes_all_and_its_rows_name_nobody(stack: Stack) -> Non
 
 async def test_a_conversation_that_is_merged_says_so_for_both(stack: Stack) -> None:
     await salon(stack)
-    await ingest(stack, messages=[text(1), text(2, **{"from": OTHER_PHONE[1:]})])
+    await ingest(stack, messages=[text(1)])
+    moved = await stack.messaging.RecordMessage(message_request("wamid.2", phone_number="", user_id="DE.2"))
     kept, merged = [change.conversation_id for change in await listed(stack.messaging)]
     token = await now_on(stack)
-    with psycopg.connect(stack.database_url) as conn:
-        conn.execute("UPDATE messages SET conversation_id = %s WHERE conversation_id = %s", [kept, merged])
-        conn.execute("DELETE FROM conversations WHERE conversation_id = %s", [merged])
+    both = await stack.messaging.RecordMessage(message_request("wamid.3", user_id="DE.2"))
+    assert both.conversation_id == kept
+    found = {
+        (*kinds([change]), change.conversation_id, change.message_id)
+        for change in await listed(stack.messaging, page_token=token)
+    }
+    assert found == {
+        ("CONVERSATION_UPDATED", merged, ""),
+        ("CUSTOMER_UPDATED", kept, ""),
+        ("CUSTOMER_UPDATED", merged, ""),
+        ("MESSAGE_UPDATED", kept, moved.message_id),
+        ("MESSAGE_CREATED", kept, both.message_id),
+    }
+
+
+async def test_an_opt_out_and_a_new_number_say_so(stack: Stack) -> None:
+    await salon(stack)
+    token = await now_on(stack)
+    customer = await stack.messaging.RecordOptOut(pb.RecordOptOutRequest(**CUSTOMER))
     found = await listed(stack.messaging, page_token=token)
-    assert kinds(found) == ["MESSAGE_UPDATED", "CONVERSATION_UPDATED"]
-    assert [change.conversation_id for change in found] == [kept, merged]
+    assert set(kinds(found)) == {"CUSTOMER_UPDATED"}
+    assert {change.conversation_id for change in found} == {customer.customer_id}
+    token = await now_on(stack)
+    await stack.messaging.RecordMessage(message_request("wamid.1", user_id="DE.1"))
+    assert "CUSTOMER_UPDATED" in kinds(await listed(stack.messaging, page_token=token))
+    await stack.messaging.RecordOptOut(pb.RecordOptOutRequest(salon_id=SALON, phone_number="+4915100000009"))
+    token = await now_on(stack)
+    await stack.messaging.EraseCustomer(pb.EraseCustomerRequest(salon_id=SALON, phone_number="+4915100000009"))
+    assert kinds(await listed(stack.messaging, page_token=token)) == ["CUSTOMER_UPDATED"]
 
 
 async def test_pages_of_any_size_have_each_change_once(stack: Stack) -> None:

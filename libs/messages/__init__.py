@@ -2,6 +2,7 @@
 
 from libs.messages.encode import encode_repeated, encode_row, encoder, length_prefix
 from libs.messages.fetch import (
+    NOT_STORED,
     SNAPSHOT_XMIN,
     Batch,
     Loaded,
@@ -19,6 +20,7 @@ from libs.messages.fetch import (
 )
 
 __all__ = [
+    "NOT_STORED",
     "SNAPSHOT_XMIN",
     "Batch",
     "Loaded",

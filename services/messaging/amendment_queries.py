@@ -60,7 +60,7 @@ _TOUCH_CONVERSATIONS = f"""
         INSERT INTO message_changes (salon_id, type, conversation_id)
         SELECT DISTINCT salon_id, 'CONVERSATION_UPDATED', conversation_id FROM placed
     )
-    SELECT conversation_id::text, phone FROM placed"""
+    SELECT DISTINCT conversation_id::text, current_number FROM placed"""
 
 
 def fold_amendments(salon_id: str, whatsapp_ids: Iterable[str]) -> Statement[list[WrittenMessage]]:

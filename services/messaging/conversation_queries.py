@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.messages import (
+    NOT_STORED,
     SNAPSHOT_XMIN,
     Loaded,
     encode_repeated,
@@ -20,6 +21,7 @@ from libs.messages import (
 )
 from libs.server import Page, RpcError, fitting, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, ListConversationsResponse, Message
+from services.messaging.identity_queries import conversation_of
 from services.messaging.message_queries import MESSAGE
 
 COLUMNS = (
@@ -33,6 +35,9 @@ CONVERSATION = (
     " service_window_expires_at AS service_window_expires_time, revision::text AS etag,"
     " 'CONVERSATION_KIND_' || kind AS kind, group_id"
 )
+# The columns that name a conversation, and the SQL that finds it by each of several columns of `wanted`.
+NAMES = ("conversation_id", "phone_number", "user_id")
+OF_NAME = {name: f"conversations.conversation_id = {conversation_of(name, 'wanted')}" for name in NAMES}
 NEWEST = "ORDER BY last_message_at DESC, conversations.conversation_id DESC LIMIT"
 
 
@@ -48,6 +53,12 @@ class Named(NamedTuple):
     def given(self) -> dict[str, str]:
         """The names that are not empty."""
         return {field: value for field, value in self._asdict().items() if value}
+
+    def is_current(self, conversation_id: bytes, phone_number: bytes | None) -> bool:
+        """Return whether the conversation that was found, as in CONVERSATION, still has the id and the phone number."""
+        return (not self.conversation_id or self.conversation_id.encode() == conversation_id) and (
+            bool(self.conversation_id) or not self.phone_number or self.phone_number.encode() == phone_number
+        )
 
     def __str__(self) -> str:
         """Return the name for error texts: the id, or the name of the field, since its value identifies a customer."""
@@ -75,12 +86,12 @@ async def conversations_with_messages(
 ) -> list[Loaded[bytes | None]]:
     """Return each conversation with its newest messages, newest first, in one statement. All give the same names.
 
-    Among several conversations of a user_id, it returns the one with the newest activity.
+    What is read by a name that the conversation no longer has is not stored: a write invalidates those it has.
     Source: report, "N+1 Query Elimination"; indexes conversations_pkey, salon_id_phone_number or
-    idx_conversations_salon_user, and idx_messages_conversation_created.
+    customer_identities_pkey, and idx_messages_conversation_created.
     """
     statement = conversation_statement(wanted[0].names())
-    xmin, names, columns, slices = await fetch_batch(conn, statement, [query.params for query in wanted])
+    xmins, names, columns, slices = await fetch_batch(conn, statement, [query.params for query in wanted])
     first = names.index("message_id")
     firsts = [slices[place].start for place in range(len(wanted))]
     named = [[column[row] for row in firsts] for column in columns[:first]]
@@ -90,10 +101,12 @@ async def conversations_with_messages(
     for place, conversation in enumerate(conversations):
         rows = slices[place]
         if columns[0][rows.start] is None:
-            found.append(Loaded(xmin, None))
+            found.append(Loaded(xmins[rows.start], None))
             continue
         newest = fitting(messages[rows]) if columns[first][rows.start] is not None else []
-        found.append(Loaded(xmin, conversation + encode_repeated(newest, Conversation.MESSAGES_FIELD_NUMBER)))
+        is_current = wanted[place].named.is_current(columns[0][rows.start], columns[2][rows.start])
+        body = conversation + encode_repeated(newest, Conversation.MESSAGES_FIELD_NUMBER)
+        found.append(Loaded(xmins[rows.start] if is_current else NOT_STORED, body))
     return found
 
 
@@ -107,12 +120,11 @@ def conversation_statement(names: tuple[str, ...]) -> str:
         "user_id": "text",
         "messages": "int",
     }
-    conditions = {name: f"{name} = wanted.{name}" for name in Named._fields}
     return f"""
         SELECT xmin, place, conversation.*, message.*
         FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
-            SELECT {CONVERSATION} FROM conversations WHERE {where(conditions, names)} {NEWEST} 1
+            SELECT {CONVERSATION} FROM conversations WHERE salon_id = wanted.salon_id AND {where(OF_NAME, names)}
         ) AS conversation ON true
         LEFT JOIN LATERAL (
             SELECT {MESSAGE} FROM messages WHERE conversation_id = conversation.conversation_id::uuid
@@ -188,8 +200,16 @@ def conversations_statement(names: tuple[str, ...]) -> str:
 
 async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Conversation | None:
     """Return a conversation, locked for the transaction; see `conversations_with_messages`."""
-    conditions = " AND ".join(f"{name} = %({name})s" for name in named.given)
-    query = f"SELECT {CONVERSATION} FROM conversations WHERE {conditions} {NEWEST} 1 FOR UPDATE"
+    given = ", ".join(
+        f"%({name})s::{'uuid' if name == 'conversation_id' else 'text'} AS {name}" for name in named.given
+    )
+    query = f"""
+        SELECT {CONVERSATION} FROM conversations
+        WHERE salon_id = %(salon_id)s AND conversation_id = (
+            SELECT conversations.conversation_id FROM (SELECT {given}) AS wanted
+            JOIN conversations ON conversations.salon_id = wanted.salon_id
+                AND {where(OF_NAME, tuple(named.given))}
+        ) FOR UPDATE"""
     return await fetch_one(conn, Conversation, query, named.given)
 
 

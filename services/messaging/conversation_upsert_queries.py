@@ -33,65 +33,83 @@ _UPDATED_ACTIVITY = """status = CASE WHEN excluded.reopened_at IS NULL THEN c.st
             service_window_expires_at = greatest(c.service_window_expires_at, excluded.service_window_expires_at)"""
 
 
+# The newest identity of a kind of a customer whose conversation begins.
+_NEWEST_IDENTITY = """(
+                SELECT i.identity FROM customer_identities AS i WHERE i.salon_id = customer.salon_id
+                    AND i.customer_id = customer.conversation_id AND i.kind = '{}'
+                ORDER BY i.seen_at DESC, i.identity LIMIT 1
+            )"""
+
+
 def of_customers(is_new: str, *, has_messages: bool) -> str:
     """Return the CTEs for rows of customers that meet the condition `is_new`; `has_messages`: they are messages.
 
-    Source: indexes salon_id_phone_number, conversations_user_id_key, idx_conversations_salon_user.
+    Source: indexes customer_identities_pkey, conversations_pkey.
     """
-    with_phone = _upsert("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number", has_messages)
-    without_phone = _upsert("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL", has_messages)
     return f"""{GIVEN}, named AS (
-        SELECT given.*, coalesce(
-            phone_number,
-            CASE WHEN user_id IS NOT NULL THEN max(phone_number) OVER (PARTITION BY salon_id, user_id) END,
-            (SELECT k.phone_number FROM conversations AS k
-             WHERE k.salon_id = given.salon_id AND k.user_id = given.user_id AND k.phone_number IS NOT NULL
-             ORDER BY k.last_message_at DESC, k.conversation_id LIMIT 1)
-        ) AS phone
-        FROM given WHERE {is_new}
+        SELECT given.*, coalesce(u.customer_id, p.customer_id) AS customer_id,
+            coalesce(phone_number, CASE WHEN user_id IS NOT NULL THEN
+                max(phone_number) OVER (PARTITION BY given.salon_id, user_id)
+            END) AS phone
+        FROM given LEFT JOIN customer_identities AS p
+            ON p.salon_id = given.salon_id AND p.identity = given.phone_number AND p.kind = 'PHONE_NUMBER'
+        LEFT JOIN customer_identities AS u
+            ON u.salon_id = given.salon_id AND u.identity = given.user_id AND u.kind = 'USER_ID'
+        WHERE {is_new}
     ), fresh AS (
-        SELECT *, coalesce(phone, 'u' || user_id) AS customer FROM named
-        WHERE salon_known OR EXISTS (
-            SELECT FROM conversations AS k WHERE k.salon_id = named.salon_id AND k.phone_number = named.phone
-        ) OR EXISTS (
-            SELECT FROM conversations AS k
-            WHERE k.salon_id = named.salon_id AND k.user_id = named.user_id AND k.phone_number IS NULL
-        )
+        SELECT *, coalesce(customer_id::text, phone, 'u' || user_id) AS customer FROM named
+        WHERE salon_known OR customer_id IS NOT NULL
     ), customer AS (
-        SELECT salon_id, phone AS phone_number,
+        SELECT salon_id, customer, customer_id IS NOT NULL AS is_known,
+            coalesce(customer_id, gen_random_uuid()) AS conversation_id, max(phone) AS phone_number,
             (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
             coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
                 FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
             max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
             {_ACTIVITY}
-        FROM fresh GROUP BY salon_id, customer, phone
-    ), with_phone AS ({with_phone}
-    ), without_phone AS ({without_phone}
+        FROM fresh GROUP BY salon_id, customer, customer_id
+    ), created AS (
+        INSERT INTO customers (salon_id, customer_id)
+        SELECT salon_id, conversation_id FROM customer WHERE NOT is_known
+    ), identified AS (
+        INSERT INTO customer_identities (salon_id, identity, kind, customer_id, seen_at)
+        SELECT salon_id, identity, kind, conversation_id, started_at
+        FROM customer, LATERAL (VALUES ('PHONE_NUMBER', phone_number), ('USER_ID', user_id)) AS named (kind, identity)
+        WHERE NOT is_known AND identity IS NOT NULL
+        ON CONFLICT ON CONSTRAINT customer_identities_pkey DO NOTHING
+    ), conversation AS ({_upsert(has_messages)}
     ), placed AS (
-        SELECT * FROM fresh JOIN (SELECT * FROM with_phone UNION ALL SELECT * FROM without_phone) AS conversation
-        USING (salon_id, customer)
+        SELECT fresh.*, conversation.conversation_id, conversation.phone_number AS current_number,
+            conversation.service_window_expires_at
+        FROM fresh JOIN customer USING (salon_id, customer) JOIN conversation USING (salon_id, conversation_id)
     )"""
 
 
-def _upsert(condition: str, conflict: str, has_messages: bool) -> str:
-    """Return the statement that creates or updates the conversations of the customers that meet a condition."""
+def _upsert(has_messages: bool) -> str:
+    """Return the statement that creates or updates the conversations of customers."""
     return f"""
-        INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, customer_named_at, started_at,
-            last_message_at, has_messages, unread_count, service_window_expires_at, reopened_at)
-        SELECT salon_id, phone_number, user_id, customer_name, customer_named_at, started_at, last_message_at,
-            {has_messages}, unread_count, service_window_expires_at, reopened_at
-        FROM customer WHERE {condition} ORDER BY salon_id, phone_number, user_id
-        ON CONFLICT {conflict} DO UPDATE SET
+        INSERT INTO conversations AS c (salon_id, conversation_id, phone_number, user_id, customer_name,
+            customer_named_at, started_at, last_message_at, has_messages, unread_count, service_window_expires_at,
+            reopened_at)
+        SELECT salon_id, conversation_id,
+            CASE WHEN is_first THEN {_NEWEST_IDENTITY.format("PHONE_NUMBER")} ELSE phone_number END,
+            CASE WHEN is_first THEN {_NEWEST_IDENTITY.format("USER_ID")} ELSE user_id END, customer_name,
+            customer_named_at, started_at, last_message_at, {has_messages}, unread_count, service_window_expires_at,
+            reopened_at
+        FROM customer, LATERAL (SELECT is_known AND NOT EXISTS (
+            SELECT FROM conversations AS k
+            WHERE k.salon_id = customer.salon_id AND k.conversation_id = customer.conversation_id
+        ) AS is_first) AS of_known
+        ORDER BY salon_id, conversation_id
+        ON CONFLICT ON CONSTRAINT conversations_pkey DO UPDATE SET
             {_UPDATED_ACTIVITY},
-            user_id = coalesce(excluded.user_id, c.user_id),
             customer_name = CASE
                 WHEN (excluded.customer_named_at, excluded.customer_name)
                     > (coalesce(c.customer_named_at, '-infinity'), c.customer_name) THEN excluded.customer_name
                 ELSE c.customer_name
             END,
             customer_named_at = greatest(c.customer_named_at, excluded.customer_named_at)
-        RETURNING c.salon_id, c.conversation_id, coalesce(c.phone_number, 'u' || c.user_id) AS customer,
-            c.service_window_expires_at"""
+        RETURNING c.salon_id, c.conversation_id, c.phone_number, c.service_window_expires_at"""
 
 
 def of_groups(is_new: str) -> str:
@@ -100,7 +118,7 @@ def of_groups(is_new: str) -> str:
     Source: index conversations_group_id_key.
     """
     return f"""{GIVEN}, fresh AS (
-        SELECT *, NULL::text AS phone FROM given WHERE {is_new}
+        SELECT *, NULL::text AS current_number FROM given WHERE {is_new}
     ), with_group AS (
         INSERT INTO conversations AS c (salon_id, kind, group_id, started_at, last_message_at, unread_count,
             reopened_at, service_window_expires_at)

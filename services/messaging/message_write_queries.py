@@ -1,6 +1,6 @@
 """The statements that record messages and create, revive or rename their conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -11,6 +11,7 @@ from libs.db import Statement, json_rows
 from libs.messages import encode_row
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.conversation_upsert_queries import of_customers, of_groups
+from services.messaging.identities import Claim
 from services.messaging.message_queries import MESSAGE
 from services.messaging.status_fold import folded_status
 
@@ -51,6 +52,32 @@ class NewMessage(NamedTuple):
     counted: bool
     details: dict[str, Any] | None
     item: str | None
+
+    @property
+    def claim(self) -> Claim | None:
+        """What the message says of its customer; None if it names them by one identity only, or is of a group."""
+        if self.group_id is not None:
+            return None
+        notice = (self.details or {}).get("system", {})
+        if notice.get("kind", "").startswith("user_changed_"):
+            return self._change_of_identity(notice)
+        if self.phone_number and self.user_id:
+            return Claim(self.phone_number, self.user_id, self.created_at, self.whatsapp_id)
+        return None
+
+    def _change_of_identity(self, notice: Mapping[str, str]) -> Claim | None:
+        """Return the claim of a system message: WhatsApp sends it in the name that the customer had."""
+        number, user_id = notice.get("phone_number"), notice.get("user_id")
+        if number is None and user_id is None:
+            return None
+        return Claim(
+            number or self.phone_number,
+            user_id,
+            self.created_at,
+            self.whatsapp_id,
+            former_phone_number=self.phone_number if number and number != self.phone_number else None,
+            former_user_id=notice.get("previous_user_id") or (self.user_id if self.user_id != user_id else None),
+        )
 
 
 class ConversationKey(NamedTuple):
@@ -121,13 +148,12 @@ def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMes
     """Insert messages, and create or revive their conversations; return the inserted messages.
 
     Messages are left out if the salon already has their whatsapp_id, if the service window does not allow them (the
-    caller rolls back then), or if they would begin a conversation and not `salon_known`. A message without a phone
-    number belongs to the conversation with its user_id, under the phone number of that conversation or of another
-    message with the user_id.
+    caller rolls back then), or if they would begin a conversation and not `salon_known`. A message belongs to the
+    customer of its user_id, or else of its phone number; claims that contradict this were settled before (see
+    CustomerWrites.of_customers). New ones are those of new customers.
     The caller holds the locks of the whatsapp_ids, the user_ids and the phone numbers, so that no other transaction
     records messages or statuses of them meanwhile.
-    Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key, idx_conversations_salon_user,
-    message_status_events_pkey.
+    Source: indexes whatsapp_id, customer_identities_pkey, conversations_pkey, message_status_events_pkey.
     """
     return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, inserted_messages)
 
@@ -155,7 +181,7 @@ _RECORD = f"""recorded AS (
             content, media_id, reply_to_whatsapp_id, language, created_at, recorded_cost_micros,
             recorded_currency_code, counted, details, status, error_code, error_title, pricing_category, billable,
             cost_micros, currency_code, conversation_origin)
-        SELECT salon_id, message_id, conversation_id, phone, direction, whatsapp_id, type, content, media_id,
+        SELECT salon_id, message_id, conversation_id, current_number, direction, whatsapp_id, type, content, media_id,
             reply_to_whatsapp_id, coalesce(language, (
                 SELECT m.language FROM messages AS m WHERE m.salon_id = placed.salon_id
                 ORDER BY m.created_at DESC LIMIT 1
@@ -177,61 +203,12 @@ _INSERT_MESSAGES = f"WITH {of_customers(_NOT_RECORDED, has_messages=True)}, {_RE
 _INSERT_GROUP_MESSAGES = f"WITH {of_groups(_NOT_RECORDED)}, {_RECORD}"
 
 
-async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> bool:
-    """Return whether the conversation of a message exists: its salon is known then.
+async def has_customer(conn: AsyncConnection[Any], message: NewMessage) -> bool:
+    """Return whether the customer of a message is known: then their salon is, too.
 
-    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
+    Source: index customer_identities_pkey.
     """
     query = b"""
-        SELECT FROM conversations WHERE salon_id = %(salon_id)s AND phone_number = %(phone_number)s
-        UNION ALL SELECT FROM conversations WHERE salon_id = %(salon_id)s AND user_id = %(user_id)s"""
+        SELECT FROM customer_identities WHERE salon_id = %(salon_id)s
+            AND (identity, kind) IN ((%(phone_number)s, 'PHONE_NUMBER'), (%(user_id)s, 'USER_ID'))"""
     return bool((await conn.execute(query, message._asdict())).rowcount)
-
-
-def assign_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[ConversationKey]]:
-    """Assign the phone number of a new message to the conversation of its user_id that has none; return those.
-
-    A phone number that has a conversation already stays with it. The caller holds the locks of the phone numbers and
-    the user_ids.
-    Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
-    """
-    return Statement(
-        _ASSIGN_PHONE_NUMBERS,
-        {"messages": json_rows(message for message in messages if message.phone_number and message.user_id)},
-        lambda _, rows: [ConversationKey(identifier.decode(), number.decode()) for identifier, number in rows],
-    )
-
-
-_ASSIGN_PHONE_NUMBERS = """
-    WITH given AS (
-        SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
-        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, user_id text, phone_number text,
-            whatsapp_id text)
-        WHERE NOT EXISTS (
-            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
-        )
-        ORDER BY salon_id, user_id, place
-    ), found AS (
-        SELECT DISTINCT ON (c.salon_id, given.phone_number) c.salon_id, c.conversation_id, given.phone_number
-        FROM given JOIN conversations AS c
-            ON c.salon_id = given.salon_id AND c.user_id = given.user_id AND c.phone_number IS NULL
-        WHERE NOT EXISTS (
-            SELECT FROM conversations AS k
-            WHERE k.salon_id = given.salon_id AND k.phone_number = given.phone_number
-        )
-        ORDER BY c.salon_id, given.phone_number, c.conversation_id
-    ), assigned AS (
-        UPDATE conversations AS c SET phone_number = found.phone_number FROM found
-        WHERE c.salon_id = found.salon_id AND c.conversation_id = found.conversation_id
-        RETURNING c.salon_id, c.conversation_id, c.phone_number
-    ), locked AS (
-        SELECT m.salon_id, m.message_id, assigned.phone_number
-        FROM assigned JOIN messages AS m
-            -- The || rules out an index by salon: Postgres might read all its messages for each conversation.
-            ON m.conversation_id = assigned.conversation_id AND m.salon_id || '' = assigned.salon_id
-        ORDER BY m.message_id FOR NO KEY UPDATE OF m
-    ), moved AS (
-        UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
-        WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id
-    )
-    SELECT conversation_id::text, phone_number FROM assigned"""

@@ -5,10 +5,11 @@ from typing import Any
 import grpc
 from google.rpc.error_details_pb2 import ResourceInfo
 
-from libs.server import IdempotentWrites, RpcError, Write, errors
+from libs.server import RpcError, Write, errors
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
 from services.messaging.amendment_queries import fold_amendments
+from services.messaging.customer_writes import CustomerWrites
 from services.messaging.message_queries import message_by_whatsapp_id
 from services.messaging.message_write_queries import message_lock
 from services.messaging.send_queries import message_by_id, set_failed, set_sent
@@ -17,7 +18,7 @@ from services.messaging.send_queries import message_by_id, set_failed, set_sent
 class Sends:
     """Records that messages were sent, or could not be."""
 
-    def __init__(self, write: IdempotentWrites, tags: CacheTags) -> None:
+    def __init__(self, write: CustomerWrites, tags: CacheTags) -> None:
         """Prepare."""
         self._write = write
         self._tags = tags

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 from libs.cache import Cache, Reply, digest
@@ -27,6 +26,8 @@ from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.amendment_queries import fold_amendments
 from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
+from services.messaging.customer_rpcs import CustomerRpcs
+from services.messaging.customer_writes import CustomerWrites
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
 from services.messaging.message_queries import MessageFilters
@@ -38,7 +39,7 @@ from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
-from services.phones import e164, is_national
+from services.phones import is_national
 
 KIB = 1024
 # Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
@@ -47,7 +48,7 @@ DEFAULT_MESSAGES = 10
 MOST_TAGS = 50
 
 
-class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
+class MessagingService(CustomerRpcs):
     """Conversations and their messages."""
 
     def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
@@ -57,7 +58,8 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         self.salons = salons
         self.tags = CacheTags(cache)
         self.searches = for_searches(database)
-        self.write = IdempotentWrites(cache, database, "messaging_requests")
+        self.requests = IdempotentWrites(cache, database, "messaging_requests")
+        self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
         secret = settings.whatsapp_app_secret.get_secret_value()
         self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
@@ -67,12 +69,12 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
         salon_known = request.salon_id in self.salons.known
-        message = _new_message(request, await self._phone_number(request), salon_known=salon_known)
+        message = _new_message(request, await self.phone_number(request), salon_known=salon_known)
         try:
             return await self._record_message(request, message)
         except SalonUnknown:
             async with self.database.connection() as conn:
-                salon_known = await message_write_queries.has_conversation(conn, message)
+                salon_known = await message_write_queries.has_customer(conn, message)
             if not salon_known:
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
@@ -81,12 +83,11 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         salon_id = request.salon_id
         names = (message.whatsapp_id, message.user_id, message.phone_number)
         locks = [message_lock(salon_id, name) for name in names if name]
-        first: list[Statement[Any]] = [message_write_queries.insert_messages([message])]
-        if message.phone_number and message.user_id:
-            first.insert(0, message_write_queries.assign_phone_numbers([message]))
-        async with self.write(request, salon_id, locks=locks, first=first) as write:
-            *numbered, inserted = write.first
-            conversations = [*chain(*numbered), *(recorded.conversation for recorded in inserted)]
+        claims = [claim] if (claim := message.claim) else []
+        first = [message_write_queries.insert_messages([message])]
+        async with self.write.of_customers(request, salon_id, claims, locks=locks, first=first) as write:
+            [inserted] = write.first
+            conversations = [recorded.conversation for recorded in inserted]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
             if inserted and inserted[0].is_amended:
                 (inserted,) = await write.conn.run(fold_amendments(salon_id, [message.whatsapp_id or ""]))
@@ -206,7 +207,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
-        phone_number = await self._phone_number(request)
+        phone_number = await self.phone_number(request)
         filters = (salon_id, conversation_id, phone_number, request.direction)
         list_page = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
@@ -234,17 +235,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove what identifies a customer, and the texts written with them."""
         salon_id, tags = request.salon_id, self.tags
-        named = Named(salon_id, "", await self._phone_number(request), request.user_id)
-        async with self.database.connection() as conn:
-            locks = {message_lock(salon_id, name) for name in await erasure.customer_names(conn, named)}
+        named = Named(salon_id, "", await self.phone_number(request), request.user_id)
         try:
-            async with self.write(request, salon_id, locks=tuple(locks)) as write:
-                customer = await erasure.lock_customer(write.conn, named)
-                conversations = [(conversation_id, "") for conversation_id in customer.conversation_ids]
-                conversations += [("", phone_number) for phone_number in customer.phone_numbers]
-                write.invalidate(*tags.of_conversations(salon_id, *conversations))
-                write.invalidate(*(tags.ai_messages(salon_id, found) for found in customer.conversation_ids))
-                reply = write.reply = await erasure.erase_customer(write.conn, customer)
+            async with self.write.alone(request, salon_id) as write:
+                erased = await erasure.find_erased(write.conn, named)
+                customers = [(conversation_id, "") for conversation_id in erased.conversation_ids]
+                customers += [("", phone_number) for phone_number in erased.phone_numbers]
+                write.invalidate(*tags.of_customers(salon_id, *customers))
+                reply = write.reply = await erasure.erase_customer(write.conn, erased)
         finally:  # also for a repeated request: the first one may have ended right after its commit
             await self.cache.erase(tags.messages(salon_id), tags.conversations(salon_id))
         return reply
@@ -279,15 +277,9 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         """Stream the changes of one salon or all."""
         return self.changes.watch(request)
 
-    async def _phone_number(self, request: Any) -> str:
-        """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
-        if not request.phone_number:
-            return ""
-        return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
-
     async def _named(self, request: Any) -> Named:
         """Return the names of a request's conversation."""
-        phone_number = await self._phone_number(request)
+        phone_number = await self.phone_number(request)
         return Named(request.salon_id, request.conversation_id.lower(), phone_number, request.user_id)
 
     async def _update(
@@ -330,7 +322,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
         background=[
-            lambda: messaging.write.purge(database.connection),
+            lambda: messaging.requests.purge(database.connection),
             Retention(cache, database, settings).run,
             messaging.changes.run,
             messaging.changes.purge,

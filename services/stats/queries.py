@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, fetch_pages, unnest
+from libs.messages import NOT_STORED, SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, fetch_pages, unnest
 from libs.server import RpcError
 from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
@@ -230,7 +230,8 @@ async def _listed(
     conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, buckets: Sequence[Buckets]
 ) -> list[Loaded[bytes | RpcError]]:
     """Return the rows of each period as a response; their first column is as_of."""
-    xmin, names, columns, slices = await fetch_batch(conn, query, [period._asdict() for period in buckets])
+    xmins, names, columns, slices = await fetch_batch(conn, query, [period._asdict() for period in buckets])
+    xmin = max(xmins, default=NOT_STORED)
     rows = encoder(kind, *names[1:])(columns[1:]) if columns else []
     as_of = encoder(response, "as_of")([columns[0][:1]])[0] if columns else b""
     return [

@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from itertools import chain
 from operator import attrgetter
 
-from libs.server import IdempotentWrites, Slices
+from libs.server import Slices
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
 from services.messaging.amendment_queries import fold_amendments
+from services.messaging.customer_writes import CustomerWrites
 from services.messaging.message_write_queries import message_lock
 from services.messaging.salons import Salons
 from services.messaging.webhook.change import Change
@@ -23,7 +24,7 @@ MOST_UNKNOWN_IDS = 100  # in a reply
 class WebhookIngest:
     """Records webhook bodies."""
 
-    def __init__(self, write: IdempotentWrites, tags: CacheTags, salons: Salons, secret: str) -> None:
+    def __init__(self, write: CustomerWrites, tags: CacheTags, salons: Salons, secret: str) -> None:
         """Prepare; `secret` is that of the WhatsApp app, which signs the bodies."""
         self._write = write
         self._tags = tags
@@ -80,13 +81,14 @@ class WebhookIngest:
         if not statements:
             return
         locks = {message_lock(salon_id, name) for name in items.names() if name}
-        async with self._write(request, salon_id, locks=locks, first=list(statements.values())) as write:
+        first = list(statements.values())
+        async with self._write.of_customers(request, salon_id, items.claims(), locks=locks, first=first) as write:
             found = dict(zip(statements, write.first, strict=True))
             written = [message for name in WRITTEN for message in found.get(name, ())]
             if amended := [message.whatsapp_id for message in written if message.is_amended]:
                 await write.conn.run(fold_amendments(salon_id, amended))
             conversations = map(attrgetter("conversation"), written)
-            keys = chain(found.get("numbered", ()), found.get("touched", ()), conversations)
+            keys = chain(found.get("touched", ()), conversations)
             write.invalidate(*self._tags.of_conversations(salon_id, *keys))
         items.count(found, reply)
 

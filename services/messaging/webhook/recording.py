@@ -8,6 +8,7 @@ from libs.db import Statement
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import amendment_queries, merge_queries, message_write_queries, status_queries
+from services.messaging.identities import Claim
 from services.messaging.message_ids import message_ids
 from services.messaging.message_write_queries import NewMessage
 from services.messaging.status_queries import NewStatus
@@ -62,11 +63,13 @@ class Items:
         for status in self.statuses:
             yield status.whatsapp_id
 
+    def claims(self) -> list[Claim]:
+        """Return what the items say of who the customers are."""
+        return [claim for one in (*self.messages, *self.amendments) if (claim := one.claim)]
+
     def statements(self) -> dict[str, Statement[Any]]:
         """Return the statements that record the items, in their order, by the name of their result."""
         found: dict[str, Statement[Any]] = {}
-        if any(message.phone_number and message.user_id for message in self.messages):
-            found["numbered"] = message_write_queries.assign_phone_numbers(self.messages)
         if self.messages:
             found["messages"] = message_write_queries.insert_messages(self.messages)
         if self.of_groups:

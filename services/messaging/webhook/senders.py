@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from services.messaging.webhook.content import shown_text, text_field
-from services.phones import canonical
+from services.phones import whatsapp_number
 
 _PHONE = re.compile(r"\+?[1-9][0-9]{6,14}")
 _USER_ID = re.compile(r"[A-Z]{2}\.(ENT\.)?[A-Za-z0-9]{1,128}")
@@ -24,7 +24,7 @@ def e164(value: Any) -> Any:
     """Return a phone number that WhatsApp has written as E.164; None for None. Raises: ValueError."""
     if value is not None and not is_number(value):
         raise ValueError("not a phone number")
-    return value and canonical("+" + value.removeprefix("+"))
+    return value and whatsapp_number("+" + value.removeprefix("+"))
 
 
 @dataclass(slots=True)

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class MessagingServiceStub:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures, ai_messages and message_changes.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel):
@@ -126,6 +126,21 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.FromString,
                 _registered_method=True)
+        self.GetCustomer = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/GetCustomer',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetCustomerRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+                _registered_method=True)
+        self.ListCustomers = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/ListCustomers',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersResponse.FromString,
+                _registered_method=True)
+        self.RecordOptOut = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/RecordOptOut',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordOptOutRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+                _registered_method=True)
         self.ListMessageChanges = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/ListMessageChanges',
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.SerializeToString,
@@ -139,8 +154,8 @@ class MessagingServiceStub:
 
 
 class MessagingServiceServicer:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures, ai_messages and message_changes.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     def RecordMessage(self, request, context):
@@ -306,6 +321,33 @@ class MessagingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCustomer(self, request, context):
+        """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCustomers(self, request, context):
+        """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+        the WhatsApp Business phone app), or opted out. Cached for 300 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordOptOut(self, request, context):
+        """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+        make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+        counts. A phone_number or user_id that is not known yet becomes a customer.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+        can't be checked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMessageChanges(self, request, context):
         """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
         is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
@@ -419,6 +461,21 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.SerializeToString,
             ),
+            'GetCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCustomer,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetCustomerRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.SerializeToString,
+            ),
+            'ListCustomers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCustomers,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersResponse.SerializeToString,
+            ),
+            'RecordOptOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordOptOut,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordOptOutRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.SerializeToString,
+            ),
             'ListMessageChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMessageChanges,
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.FromString,
@@ -438,8 +495,8 @@ def add_MessagingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MessagingService:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures, ai_messages and message_changes.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     @staticmethod
@@ -918,6 +975,87 @@ class MessagingService:
             '/parlor.messaging.v1.MessagingService/ListAiMessages',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/GetCustomer',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetCustomerRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCustomers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/ListCustomers',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordOptOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/RecordOptOut',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordOptOutRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
             options,
             channel_credentials,
             insecure,

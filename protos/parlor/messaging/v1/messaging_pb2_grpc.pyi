@@ -49,8 +49,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MessagingServiceStub:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures, ai_messages and message_changes.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     @_typing.overload
@@ -145,6 +145,21 @@ class MessagingServiceStub:
     """
     ListAiMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    GetCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.GetCustomerRequest, _messaging_pb2.Customer]
+    """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+    """
+    ListCustomers: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListCustomersRequest, _messaging_pb2.ListCustomersResponse]
+    """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+    the WhatsApp Business phone app), or opted out. Cached for 300 s.
+    """
+    RecordOptOut: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordOptOutRequest, _messaging_pb2.Customer]
+    """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+    make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+    counts. A phone_number or user_id that is not known yet becomes a customer.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+    can't be checked.
+    """
     ListMessageChanges: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]
     """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
     is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
@@ -160,8 +175,8 @@ class MessagingServiceStub:
 
 @_typing.type_check_only
 class MessagingServiceAsyncStub(MessagingServiceStub):
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures, ai_messages and message_changes.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -253,6 +268,21 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
     ListAiMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]  # type: ignore[assignment]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    GetCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.GetCustomerRequest, _messaging_pb2.Customer]  # type: ignore[assignment]
+    """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+    """
+    ListCustomers: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListCustomersRequest, _messaging_pb2.ListCustomersResponse]  # type: ignore[assignment]
+    """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+    the WhatsApp Business phone app), or opted out. Cached for 300 s.
+    """
+    RecordOptOut: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordOptOutRequest, _messaging_pb2.Customer]  # type: ignore[assignment]
+    """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+    make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+    counts. A phone_number or user_id that is not known yet becomes a customer.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+    can't be checked.
+    """
     ListMessageChanges: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]  # type: ignore[assignment]
     """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
     is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
@@ -267,8 +297,8 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures, ai_messages and message_changes.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     @_abc_1.abstractmethod
@@ -466,6 +496,39 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListAiMessagesResponse, _abc.Awaitable[_messaging_pb2.ListAiMessagesResponse]]:
         """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+
+    @_abc_1.abstractmethod
+    def GetCustomer(
+        self,
+        request: _messaging_pb2.GetCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Customer, _abc.Awaitable[_messaging_pb2.Customer]]:
+        """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCustomers(
+        self,
+        request: _messaging_pb2.ListCustomersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ListCustomersResponse, _abc.Awaitable[_messaging_pb2.ListCustomersResponse]]:
+        """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+        the WhatsApp Business phone app), or opted out. Cached for 300 s.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordOptOut(
+        self,
+        request: _messaging_pb2.RecordOptOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Customer, _abc.Awaitable[_messaging_pb2.Customer]]:
+        """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+        make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+        counts. A phone_number or user_id that is not known yet becomes a customer.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+        can't be checked.
+        """
 
     @_abc_1.abstractmethod
     def ListMessageChanges(
