@@ -11,6 +11,7 @@ from tests.stack import Fields
 BODIES = Path(__file__).parent / "data" / "whatsapp"
 PHONE_NUMBER_ID = "106540352242922"
 SHEENA, PABLO, JOERG, JOAO = "+16505551234", "+16505555678", "+4915112345678", "+5511987654321"
+NINA = "+12195555358"  # +16505550199 until then
 PABLO_ID, ANA_ID, MIKA_ID = "US.13491208655302741918", "BR.2093847561029384", "FI.7719203348817720"
 # Sent by the salon, and named in statuses; the message that it replies to is not always recorded.
 REMINDER = "wamid.HRYLMTY1MDU1NTEyMzQVAgARGBIzN0FDM0E1QTJGODNCREYwN0Y2QgA="
@@ -152,7 +153,8 @@ CASES = {
     ),
     "number_change": inbound(
         "SYSTEM",
-        "User Sheena Nelson changed from 16505551234 to 12195555358",
+        "User Nina Mendez changed from 16505550199 to 12195555358",
+        phone_number=NINA,
         system={"kind": "user_changed_number", "phone_number": "+12195555358"},
     ),
     "identity_change": inbound(
