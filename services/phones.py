@@ -14,6 +14,7 @@ from libs.server.errors import RpcError, invalid_fields
 
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _PLUS = re.compile("[+\uff0b]")
+_NUMBER_BEGINNING = re.compile(r"[+\uff0b]?[0-9 ().\-/\u00a0]+")
 _COUNTRIES = frozenset(map(str, phonenumbers.COUNTRY_CODE_TO_REGION_CODE))
 # Mobile numbers as WhatsApp writes them by plans that have changed, by country, and the numbers of today.
 _OLD_PLANS = {
@@ -53,6 +54,23 @@ async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]
     if (formatted := _valid(number, region)) is None:
         raise _invalid(field, f"is not a phone number of {region}" if region else "is not a phone number")
     return formatted
+
+
+async def number_prefix(text: str, region_code: Callable[[], Awaitable[str]]) -> str:
+    """Return the E.164 number that a text begins, such as `+49151` for `0049 151`; "" if it begins none.
+
+    A national one, `0151`, needs the `region_code` of the salon. Raises: what `region_code` raises.
+    """
+    digits = re.sub("[^0-9]", "", text.replace("(0)", ""))
+    if not digits or not _NUMBER_BEGINNING.fullmatch(text.strip()):
+        return ""
+    if _PLUS.search(text) or not digits.startswith("0"):
+        return "+" + digits
+    if digits.startswith("00"):
+        return "+" + digits[2:]
+    region = await region_code()
+    country = phonenumbers.country_code_for_region(region) if region else 0
+    return f"+{country}{digits[1:]}" if country else ""
 
 
 def canonical(number: str) -> str:

@@ -63,12 +63,13 @@ class Rpc:
         return bool(self.method.GetOptions().idempotency_level == self.method.GetOptions().NO_SIDE_EFFECTS)
 
 
-def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
-    """Return every RPC of a service, including its OpsService."""
-    services = [*OWN[name].DESCRIPTOR.services_by_name.values(), *ops_pb2.DESCRIPTOR.services_by_name.values()]
+def rpcs(name: str, channel: grpc.aio.Channel, ops: grpc.aio.Channel | None = None) -> list[Rpc]:
+    """Return every RPC of a service and, if there is a channel to it, of its OpsService."""
+    services = [(OWN[name].DESCRIPTOR, channel)] + ([(ops_pb2.DESCRIPTOR, ops)] if ops else [])
     return [
-        Rpc(method, (first if method.server_streaming else unary)(channel, f"/{service.full_name}/{method.name}"))
-        for service in services
+        Rpc(method, (first if method.server_streaming else unary)(port, f"/{service.full_name}/{method.name}"))
+        for file, port in services
+        for service in file.services_by_name.values()
         for method in service.methods
     ]
 
@@ -128,6 +129,12 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     event = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
     event |= {"conversation_origin": "utility"}
     of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
+    inbox = {"statuses": [1], "tags_any": ["vip"], "tags_all": ["vip"], "window_open": True, "query": "anna"}
+    around = {
+        "around_message_id": message.message_id,
+        "after_time": TIMES["start_time"],
+        "before_time": TIMES["end_time"],
+    }
     ai_message = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
     return {
         "UpsertSalon": {
@@ -174,13 +181,13 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
         "GetConversation": mine(**of_customer, message_limit=5),
-        "ListConversations": mine(page_size=10, status=1, tag="vip", unread_only=True, assignee="anna"),
+        "ListConversations": mine(**inbox, page_size=10, status=1, tag="vip", unread_only=True, assignee="anna"),
         "UpdateConversationStatus": mine(**of_customer, status=2),
         "AssignConversation": mine(**of_customer, assignee="anna"),
         "TagConversation": mine(**of_customer, add_tags=["vip"], remove_tags=["new"]),
-        "MarkConversationRead": mine(**of_customer),
+        "MarkConversationRead": mine(**of_customer, up_to_message_id=message.message_id),
         "SearchMessages": mine(query="hi", page_size=10),
-        "ListMessages": mine(**of_customer, page_size=10, direction=1),
+        "ListMessages": mine(**of_customer, **around, page_size=10, direction=1),
         "RecordAiMessage": mine(**ai_message, **cost, **tokens, booking_code=code),
         "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),
         "GetCustomer": mine(customer_id=conversation_id, phone_number=PHONE),
@@ -192,7 +199,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookingStats": mine(**TIMES, bucket=1),
         "ListConversationStats": mine(**TIMES, bucket=2),
         "GetMessageDirectionStats": mine(**TIMES),
-        "GetAiAnalytics": mine(**TIMES),
+        "GetAiAnalytics": mine(**TIMES, bucket=1),
         "GetCacheStatistics": {},
         "GetDatabaseMetrics": {},
         "InvalidateSalon": mine(),

@@ -61,6 +61,10 @@ class Stack:
         """Return a new channel to a service; the caller closes it."""
         return self.connect(f"127.0.0.1:{self.servers[name].port}")
 
+    def ops_channel(self, name: str) -> grpc.aio.Channel:
+        """Return a new channel to a service's OpsService; the caller closes it."""
+        return self.connect(f"127.0.0.1:{self.servers[name].ops_port}")
+
 
 @asynccontextmanager
 async def running(
@@ -81,25 +85,27 @@ async def running(
     async with AsyncExitStack() as exits:
         servers: dict[str, Server] = {}
 
-        async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> grpc.aio.Channel:
+        async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> list[grpc.aio.Channel]:
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
-            settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # removed entries stay misses
+            settings = CacheSettings(**{"url": redis_url, "refill": 0, **(cache or {})})  # removed entries stay misses
             cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
-            listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
+            listen = ServerSettings(**{"port": 0, "ops_port": 0, **(server or {})})
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
-            channel = connect(f"127.0.0.1:{servers[name].port}")
-            return await exits.enter_async_context(channel)
+            return [
+                await exits.enter_async_context(connect(f"127.0.0.1:{port}"))
+                for port in (servers[name].port, servers[name].ops_port)
+            ]
 
-        booking = await start("booking", lambda cached, pool: build_booking(cached, pool, now))
+        booking, *ops = await start("booking", lambda cached, pool: build_booking(cached, pool, now))
         settings = MessagingSettings(
             booking_address=f"127.0.0.1:{servers['booking'].port}",
             whatsapp_app_secret=SecretStr(SECRET),
             **(messaging or {}),
         )
-        to_messaging = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
-        stats = await start("stats", build_stats, read_only=True)
-        channels = {"booking": booking, "messaging": to_messaging, "stats": stats}
+        to_messaging, *more = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
+        stats, *most = await start("stats", build_stats, read_only=True)
+        channels = dict(zip(servers, ops + more + most, strict=True))
         yield Stack(
             booking_pb2_grpc.BookingServiceStub(booking),
             messaging_pb2_grpc.MessagingServiceStub(to_messaging),

@@ -74,10 +74,13 @@ class Callers:
     async def outcome(self, caller: str, method: str, request: Message) -> Failure | None:
         """Return the error of a call, None if it was answered. The caller "" has no identity."""
         if caller not in self._rpcs:
-            address = f"127.0.0.1:{self._stack.servers[self._name].port}"
+            server = self._stack.servers[self._name]
             connect = bearer(self._issuer.token(caller)) if caller else grpc.aio.insecure_channel
-            channel = await self._exits.enter_async_context(connect(address))
-            self._rpcs[caller] = {rpc.method.full_name: rpc for rpc in rpcs(self._name, channel)}
+            channel, ops = [
+                await self._exits.enter_async_context(connect(f"127.0.0.1:{port}"))
+                for port in (server.port, server.ops_port)
+            ]
+            self._rpcs[caller] = {rpc.method.full_name: rpc for rpc in rpcs(self._name, channel, ops)}
         async with asyncio.timeout(30):
             while True:
                 try:
@@ -94,8 +97,8 @@ async def test_every_rpc_refuses_callers_without_identity_method_or_salon(
     stack: Stack, issuer: Issuer, name: str
 ) -> None:
     requests = await valid_requests(stack)
-    async with stack.channel(name) as channel, Callers(stack, issuer, name) as callers:
-        for rpc in rpcs(name, channel):
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops, Callers(stack, issuer, name) as callers:
+        for rpc in rpcs(name, channel, ops):
             method = rpc.method.full_name
             valid = rpc.kind(**requests[rpc.method.name])
             names_salons = bool(named_salons(valid))

@@ -85,6 +85,7 @@ async def test_a_conversation_names_its_customer_and_its_assignee(stack: Stack) 
     assert (list(reply.tags), reply.service_window_expires_time) == (["a", "b"], Timestamp(seconds=86_400, nanos=1000))
     del reply.messages[:]
     [listed] = (await stack.messaging.ListConversations(pb.ListConversationsRequest(salon_id=SALON))).conversations
+    listed.ClearField("last_message")
     assert listed == reply
     put(stack, found, service_window_expires_at=None)
     moved = await stack.messaging.UpdateConversationStatus(
@@ -155,7 +156,9 @@ async def test_each_change_needs_the_current_version_happens_once_and_is_in_the_
         await warm(stack.messaging.ListConversations, listed)
         changed = await rpc(kind(**named, **fields, request_id=(used := str(uuid4()))))
         assert (await fresh(stack.messaging.GetConversation, wanted)).etag == changed.etag
-        assert (await fresh(stack.messaging.ListConversations, listed)).conversations[0] == changed
+        row = (await fresh(stack.messaging.ListConversations, listed)).conversations[0]
+        row.ClearField("last_message")
+        assert row == changed
         assert await rpc(kind(**named, **fields, request_id=used)) == changed
         if kind is not pb.MarkConversationReadRequest:
             assert (await rpc(kind(**named, **fields, etag=changed.etag))).etag != changed.etag

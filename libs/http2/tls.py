@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# For TLS 1.2; all ciphers of 1.3 are as strong. No CBC, no SHA-1, no key exchange without forward secrecy.
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -20,11 +23,12 @@ class Tls:
     client_ca_file: Path | None = None
     is_client_optional: bool = field(default=False, kw_only=True)
 
-    def context(self) -> ssl.SSLContext:
-        """Read the files. Raises: OSError, ssl.SSLError."""
+    def context(self, protocol: str = "h2") -> ssl.SSLContext:
+        """Read the files; `protocol` is that of ALPN. Raises: OSError, ssl.SSLError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
+        context.set_ciphers(CIPHERS)
+        context.set_alpn_protocols([protocol])
         context.load_cert_chain(self.cert_file, self.key_file)
         if self.client_ca_file is not None:
             context.load_verify_locations(self.client_ca_file)

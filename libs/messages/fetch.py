@@ -37,6 +37,14 @@ class Loaded(NamedTuple, Generic[T]):
     value: T
 
 
+class LoadedFor(NamedTuple, Generic[T]):
+    """What a statement read that is true for `valid_ms` ms from then on, None: until a write changes it."""
+
+    xmin: int
+    value: T
+    valid_ms: int | None
+
+
 class Batch(NamedTuple):
     """The rows of a cached statement that answers many arguments: the columns after the xmin and the argument's number.
 

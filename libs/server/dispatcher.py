@@ -124,6 +124,10 @@ class Dispatcher(grpc.GenericRpcHandler):
                 return grpc.unary_unary_rpc_method_handler(partial(method.answer_max_age, _max_age(value)))
         return wrapped
 
+    def only(self, *services: str) -> grpc.GenericRpcHandler:
+        """Return a handler of some services alone, for a port that does not serve the others. Add all methods first."""
+        return _Only(self, frozenset(path for path in self._methods if path.split("/")[1] in services))
+
     async def drain(self) -> None:
         """Refuse RPCs from now on; return once no new ones come, or after a second.
 
@@ -153,6 +157,19 @@ class Dispatcher(grpc.GenericRpcHandler):
                 self.running[task] = EXPIRED
                 task.cancel()
         self.timer = None
+
+
+class _Only(grpc.GenericRpcHandler):
+    """The methods of a dispatcher with these paths."""
+
+    def __init__(self, dispatcher: Dispatcher, paths: frozenset[str]) -> None:
+        self._dispatcher, self._paths = dispatcher, paths
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the wrapped handler of a method, None if it is not one of these."""
+        if handler_call_details.method not in self._paths:
+            return None
+        return self._dispatcher.service(handler_call_details)
 
 
 class ParsedRequest(NamedTuple):

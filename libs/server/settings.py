@@ -19,10 +19,23 @@ PREFIXES = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in (
 class ServerSettings(AuthSettings):
     """Addresses, callers and limits of a server. An empty variable counts as not set, here and elsewhere."""
 
-    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104
+    host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(0, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    ops_host: str = Field("127.0.0.1", description="Address of OPS_PORT and METRICS_PORT.")
+    ops_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of OpsService and of reflection. Default: OpsService is not served.",
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port of the Prometheus metrics. Default: none."
+    )
+    reflection: bool | None = Field(
+        None, description="Whether PORT has reflection. Default: only if callers need no identity."
+    )
+    allow_insecure: bool = Field(
+        False, description="Listen beyond this machine even without TLS or without identities of callers."
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the port.")
     worker_timeout: int = Field(

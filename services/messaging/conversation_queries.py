@@ -14,20 +14,15 @@ from libs.messages import (
     encoder,
     fetch_batch,
     fetch_one,
-    fetch_pages,
     fetch_returned,
     unnest,
     where,
 )
-from libs.server import Page, RpcError, fitting, given, names_given, responses
-from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, ListConversationsResponse, Message
+from libs.server import fitting
+from parlor.messaging.v1.messaging_pb2 import Conversation, Message
 from services.messaging.identity_queries import conversation_of
 from services.messaging.message_queries import MESSAGE
 
-COLUMNS = (
-    "conversation_id, salon_id, phone_number, user_id, customer_name, status, assignee, tags, unread_count, started_at,"
-    " last_message_at, service_window_expires_at, revision, kind, group_id"
-)
 CONVERSATION = (
     "conversation_id::text, salon_id, phone_number, user_id, customer_name,"
     " 'CONVERSATION_STATUS_' || status AS status, assignee, NULLIF(tags, '{}') AS tags,"
@@ -132,72 +127,6 @@ def conversation_statement(names: tuple[str, ...]) -> str:
         ) AS message ON message.salon_id = conversation.salon_id"""
 
 
-class ConversationFilters(NamedTuple):
-    """Which conversations of a salon to list; a filter that is empty or false is not applied."""
-
-    salon_id: str
-    status: str
-    tag: str
-    unread_only: bool
-    assignee: str
-
-
-async def list_conversations(
-    conn: AsyncConnection[Any], wanted: Sequence[tuple[ConversationFilters, Page]]
-) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListConversationsResponse for each page, newest activity first. All have the same filters.
-
-    Source: report, "Conversation Indexes" 9; indexes idx_conversations_salon_tags,
-    idx_conversations_salon_assignee_last, idx_conversations_salon_unread_last, idx_conversations_salon_status_last.
-    """
-    query = conversations_statement(names_given(wanted[0]))
-    lists = await fetch_pages(conn, Conversation, query, list(map(given, wanted)))
-    return responses(wanted, lists, ListConversationsResponse, "last_message_time", "conversation_id")
-
-
-@cache
-def conversations_statement(names: tuple[str, ...]) -> str:
-    """Return the statement that lists conversations; `names` are those of its parameters.
-
-    An index serves each of its branches: that of the tag, the assignee, the unread or the status. Without a filter
-    there is a branch for each status.
-    """
-    types = {
-        "salon_id": "text",
-        "status": "text",
-        "tag": "text",
-        "unread_only": "bool",
-        "assignee": "text",
-        "rows": "int",
-        "after": "bigint",
-        "id": "uuid",
-    }
-    filters = {
-        "tag": "tags @> ARRAY[wanted.tag]",
-        "assignee": "assignee = wanted.assignee AND assignee <> ''",
-        "unread_only": "unread_count > 0",
-        "status": "status = wanted.status",
-    }
-    page = {
-        "salon_id": "salon_id = wanted.salon_id",
-        "after": (
-            "(last_message_at, conversation_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)"
-        ),
-    }
-    statuses = (name.removeprefix("CONVERSATION_STATUS_") for name in ConversationStatus.keys()[1:])
-    conditions = [where(filters, names)] if filters.keys() & set(names) else [f"status = '{name}'" for name in statuses]
-    branches = " UNION ALL ".join(
-        f"(SELECT {COLUMNS} FROM conversations WHERE {where(page, names)} AND {condition} {NEWEST} wanted.rows)"
-        for condition in conditions
-    )
-    return f"""
-        SELECT xmin, place, page.*
-        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
-        LEFT JOIN LATERAL (
-            SELECT {CONVERSATION} FROM ({branches}) AS conversations {NEWEST} wanted.rows
-        ) AS page ON true"""
-
-
 async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Conversation | None:
     """Return a conversation, locked for the transaction; see `conversations_with_messages`."""
     given = ", ".join(
@@ -211,6 +140,25 @@ async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Convers
                 AND {where(OF_NAME, tuple(named.given))}
         ) FOR UPDATE"""
     return await fetch_one(conn, Conversation, query, named.given)
+
+
+async def count_unread_after(conn: AsyncConnection[Any], conversation: Conversation, message_id: str) -> int | None:
+    """Return how many of a conversation's messages after a message count as unread, None if it has no such message.
+
+    Those are the customer's messages and missed calls, see `kinds.rule`.
+    Source: indexes messages_pkey, idx_messages_conversation_created.
+    """
+    query = """
+        SELECT (
+            SELECT count(*) FROM messages AS m
+            WHERE m.conversation_id = seen.conversation_id AND m.salon_id || '' = seen.salon_id
+                AND (m.created_at, m.message_id) > (seen.created_at, seen.message_id)
+                AND m.direction = 'INBOUND' AND (m.counted OR m.details #>> '{call,status}' = 'CALL_STATUS_MISSED')
+        )
+        FROM messages AS seen WHERE seen.salon_id = %s AND seen.message_id = %s AND seen.conversation_id = %s"""
+    params = (conversation.salon_id, message_id, conversation.conversation_id)
+    row = await (await conn.execute(query.encode(), params)).fetchone()
+    return row and row[0]
 
 
 async def update_conversation(

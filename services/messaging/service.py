@@ -1,6 +1,6 @@
 """The RPCs of the messaging service, in the proto's order: each validates, names its tags, queries and replies."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from services.messaging import (
     ai_queries,
     conversation_queries,
     erasure,
+    inbox_queries,
+    message_list_queries,
     message_queries,
     message_write_queries,
     search,
@@ -25,21 +27,22 @@ from services.messaging import (
 from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.amendment_queries import fold_amendments
 from services.messaging.changes import message_changes
-from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
+from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
-from services.messaging.message_queries import MessageFilters
+from services.messaging.message_list_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.salons import Salons, SalonUnknown
+from services.messaging.search_backfill_queries import backfill
 from services.messaging.sends import Sends
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
-from services.phones import is_national
+from services.phones import is_national, number_prefix
 
 KIB = 1024
 # Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
@@ -61,8 +64,7 @@ class MessagingService(CustomerRpcs):
         self.requests = IdempotentWrites(cache, database, "messaging_requests")
         self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
-        secret = settings.whatsapp_app_secret.get_secret_value()
-        self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
         self.sends = Sends(self.write, self.tags)
         self.changes = message_changes(database)
 
@@ -162,33 +164,41 @@ class MessagingService(CustomerRpcs):
         return list_page.fill(pb.ListWebhookFailuresResponse, failures, "create_time", "webhook_failure_id")
 
     async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
-        """List a salon's conversations."""
-        status = _bare_name(pb.ConversationStatus, request.status) if request.status else ""
-        filters = ConversationFilters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
+        """List a salon's conversations, each with an excerpt of its last message."""
+        number = await number_prefix(request.query, lambda: self.salons.region_code(request.salon_id))
+        filters = inbox_queries.conversation_filters(request, number)
         list_page = page(request.page_size, request.page_token, "ListConversations", *filters)
         return await self.cache.get_batched(
             self.tags.conversations(request.salon_id).key("list", digest(list_page)),
             (filters, list_page),
-            conversation_queries.list_conversations,
-            batch=names_given,
+            inbox_queries.list_conversations,
+            batch=inbox_queries.statement_key,
             rows=list_page.rows,
-            repeatable=True,
+            repeatable=not is_national(request.query),
         )
 
     async def UpdateConversationStatus(
         self, request: pb.UpdateConversationStatusRequest, context: Any
     ) -> pb.Conversation:
         """Change the status of a conversation."""
-        return await self._update(request, "status", lambda _: _bare_name(pb.ConversationStatus, request.status))
+
+        async def status(_: Any, __: pb.Conversation) -> str:
+            return _bare_name(pb.ConversationStatus, request.status)
+
+        return await self._update(request, "status", status)
 
     async def AssignConversation(self, request: pb.AssignConversationRequest, context: Any) -> pb.Conversation:
         """Assign a conversation to somebody, or to nobody."""
-        return await self._update(request, "assignee", lambda _: request.assignee)
+
+        async def assignee(_: Any, __: pb.Conversation) -> str:
+            return request.assignee
+
+        return await self._update(request, "assignee", assignee)
 
     async def TagConversation(self, request: pb.TagConversationRequest, context: Any) -> pb.Conversation:
         """Add tags to a conversation and remove others."""
 
-        def tags(conversation: pb.Conversation) -> list[str]:
+        async def tags(_: Any, conversation: pb.Conversation) -> list[str]:
             left = sorted(set(conversation.tags).difference(request.remove_tags).union(request.add_tags))
             if len(left) > MOST_TAGS:
                 raise errors.invalid_fields(
@@ -199,23 +209,34 @@ class MessagingService(CustomerRpcs):
         return await self._update(request, "tags", tags)
 
     async def MarkConversationRead(self, request: pb.MarkConversationReadRequest, context: Any) -> pb.Conversation:
-        """Mark all messages of a conversation as read."""
-        return await self._update(
-            request, "unread_count", lambda conversation: 0 if conversation.unread_count else None
-        )
+        """Mark the messages of a conversation as read, all of them or those up to one."""
+
+        async def unread(conn: Any, conversation: pb.Conversation) -> int | None:
+            if not (message_id := request.up_to_message_id):
+                return 0 if conversation.unread_count else None
+            after = await conversation_queries.count_unread_after(conn, conversation, message_id)
+            if after is None:
+                raise errors.not_found("message", f"{request.salon_id}/{message_id}")
+            return after if after < conversation.unread_count else None
+
+        return await self._update(request, "unread_count", unread)
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
         phone_number = await self.phone_number(request)
-        filters = (salon_id, conversation_id, phone_number, request.direction)
-        list_page = page(request.page_size, request.page_token, "ListMessages", *filters)
         direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
+        times = moment(request, "after_time"), moment(request, "before_time")
+        around = request.around_message_id.lower()
+        filters = MessageFilters(salon_id, conversation_id, phone_number, direction, *times, around)
+        list_page = page(request.page_size, request.page_token, "ListMessages", *filters, both_ways=True)
+        if request.page_token:
+            filters = filters._replace(around="")
         tag = conversation_tag(self.tags.messages(salon_id), conversation_id, phone_number)
         return await self.cache.get_batched(
             tag.key(digest(list_page)),
-            (MessageFilters(salon_id, conversation_id, phone_number, direction), list_page),
-            message_queries.list_messages,
+            (filters, list_page),
+            message_list_queries.list_messages,
             batch=names_given,
             rows=list_page.rows,
             repeatable=not is_national(request.phone_number),
@@ -286,7 +307,7 @@ class MessagingService(CustomerRpcs):
         self,
         request: Any,
         column: Literal["status", "assignee", "tags", "unread_count"],
-        value: Callable[[pb.Conversation], object],
+        value: Callable[[Any, pb.Conversation], Awaitable[object]],
     ) -> pb.Conversation:
         """Set a column of a request's conversation to what `value` returns for it; None leaves it unchanged."""
         named = await self._named(request)
@@ -296,7 +317,7 @@ class MessagingService(CustomerRpcs):
                 raise errors.not_found("conversation", str(named))
             if getattr(request, "etag", "") not in ("", conversation.etag):
                 raise errors.etag_mismatch("conversation", str(named))
-            if (new := value(conversation)) is not None:
+            if (new := await value(write.conn, conversation)) is not None:
                 tag = self.tags.conversations(request.salon_id)
                 write.invalidate(tag, conversation_tag(tag, conversation.conversation_id))
                 write.invalidate(conversation_tag(tag, "", conversation.phone_number))
@@ -324,6 +345,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         background=[
             lambda: messaging.requests.purge(database.connection),
             Retention(cache, database, settings).run,
+            lambda: backfill(cache, database),
             messaging.changes.run,
             messaging.changes.purge,
         ],

@@ -25,7 +25,9 @@ class MessagingSettings(BaseSettings):
     )
     booking_timeout: int = Field(2_000, ge=1, description="Longest time to wait for the booking service, in ms.")
     whatsapp_app_secret: SecretStr = Field(
-        min_length=1, description="Secret of the WhatsApp app: webhook bodies are signed with it."
+        min_length=1,
+        description="Secret of the WhatsApp app, by which webhook bodies are signed; during a rotation several, "
+        "separated by commas.",
     )
     retention_raw_items: int | None = Field(
         None, ge=1, description="How long raw webhook items of messages are kept, in days; unset: forever."
@@ -45,9 +47,16 @@ class MessagingSettings(BaseSettings):
         )
 
     @model_validator(mode="after")
-    def _check_tls(self) -> Self:
+    def _check(self) -> Self:
         if (self.booking_tls_cert_file is None) != (self.booking_tls_key_file is None):
             raise ValueError("BOOKING_TLS_CERT_FILE and BOOKING_TLS_KEY_FILE belong together")
         if self.booking_tls_cert_file is not None and self.booking_tls_ca_file is None:
             raise ValueError("BOOKING_TLS_CERT_FILE needs BOOKING_TLS_CA_FILE")
+        if not self.app_secrets:
+            raise ValueError("WHATSAPP_APP_SECRET has no secret")
         return self
+
+    @property
+    def app_secrets(self) -> list[str]:
+        """The secrets of the WhatsApp app, any of which may have signed a webhook body."""
+        return [each for part in self.whatsapp_app_secret.get_secret_value().split(",") if (each := part.strip())]

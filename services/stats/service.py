@@ -1,6 +1,5 @@
 """The RPCs of the stats service, in the proto's order."""
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +8,6 @@ from libs.db import Database
 from libs.server import Service, period
 from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
-from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
 from services.stats import queries
 from services.stats.queries import Buckets, Period
@@ -29,11 +27,12 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def ListBookingStats(self, request: pb.ListBookingStatsRequest, context: Any) -> Reply:
         """Count the bookings created in each bucket of a period."""
-        return await self._listed("bookings", request, queries.booking_stats)
+        return await self._in_buckets(self.tags.stats(request.salon_id), "bookings", request, queries.booking_stats)
 
     async def ListConversationStats(self, request: pb.ListConversationStatsRequest, context: Any) -> Reply:
         """Count the conversations started in each bucket of a period."""
-        return await self._listed("conversations", request, queries.conversation_stats)
+        tag = self.tags.stats(request.salon_id)
+        return await self._in_buckets(tag, "conversations", request, queries.conversation_stats)
 
     async def GetMessageDirectionStats(self, request: pb.GetMessageDirectionStatsRequest, context: Any) -> Reply:
         """Count the messages of a period by direction."""
@@ -41,12 +40,8 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         return await self._counted(tag, "directions", request, queries.message_direction_stats)
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
-        """Count the AI messages of a period by model."""
-        return await self._counted(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
-
-    def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
-        """Return the reads to make for a busy salon in advance: its figures of this month."""
-        return [lambda: self.GetSalonStats(pb.GetSalonStatsRequest(salon_id=salon.salon_id, **salon.this_month), None)]
+        """Count the AI messages of a period by model, and by bucket."""
+        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
 
     async def _counted(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures, cached under `name` and the period."""
@@ -56,11 +51,11 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
             key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True
         )
 
-    async def _listed(self, name: str, request: Any, load: LoadMany) -> Reply:
+    async def _in_buckets(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures by bucket, cached under `name`, the bucket and the period."""
         start, end = period(request)
         bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
-        key = self.tags.stats(request.salon_id).key(name, bucket, _compact(start), _compact(end))
+        key = tag.key(name, bucket, _compact(start), _compact(end))
         buckets = Buckets(request.salon_id, start, end, bucket)
         return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True)
 
@@ -73,7 +68,6 @@ def build(cache: Cache, database: Database) -> Service:
         servicer=stats,
         add=stats_pb2_grpc.add_StatsServiceServicer_to_server,
         salon_tags=stats.tags.of_salon,
-        background=[lambda: warm(cache, database, stats.expected)],
     )
 
 

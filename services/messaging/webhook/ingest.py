@@ -1,6 +1,6 @@
 """Records webhook bodies: their messages, their statuses, and the items that can't be recorded."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import chain
 from operator import attrgetter
 
@@ -24,12 +24,12 @@ MOST_UNKNOWN_IDS = 100  # in a reply
 class WebhookIngest:
     """Records webhook bodies."""
 
-    def __init__(self, write: CustomerWrites, tags: CacheTags, salons: Salons, secret: str) -> None:
-        """Prepare; `secret` is that of the WhatsApp app, which signs the bodies."""
+    def __init__(self, write: CustomerWrites, tags: CacheTags, salons: Salons, secrets: Sequence[str]) -> None:
+        """Prepare; `secrets` are those of the WhatsApp app, with any of which it may sign a body."""
         self._write = write
         self._tags = tags
         self._salons = salons
-        self._secret = secret
+        self._secrets = secrets
         self._slices = Slices()
 
     async def ingest(self, request: pb.IngestWebhookRequest) -> pb.IngestWebhookResponse:
@@ -62,7 +62,7 @@ class WebhookIngest:
 
     async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
         """Yield the changes of a body; those of a large one in slices, between which other tasks run."""
-        steps = read_webhook(payload, signature, self._secret)
+        steps = read_webhook(payload, signature, self._secrets)
         if is_small(payload):
             for found in steps:
                 if found is not None:

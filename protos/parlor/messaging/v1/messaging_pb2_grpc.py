@@ -240,7 +240,8 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s.
+        """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+        with the filter window_open at most until the next service window of the salon closes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,24 +274,29 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MarkConversationRead(self, request, context):
-        """Marks all messages of a conversation as read: sets its unread_count to 0.
-        Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+        number of unread messages after that.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s.
+        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+        or around a message. Pages lead both ways. Cached for 180 s.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchMessages(self, request, context):
-        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-        Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+        The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+        ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+        words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+        words and says so (`similar`). Each message has a snippet. Cached for 180 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -107,7 +107,9 @@ class MessagingServiceStub:
     of phone_number_ids that belong to no salon. Not cached.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]
-    """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s."""
+    """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+    with the filter window_open at most until the next service window of the salon closes.
+    """
     UpdateConversationStatus: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.UpdateConversationStatusRequest, _messaging_pb2.Conversation]
     """Sets the status of a conversation. Any status may follow any other.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
@@ -123,15 +125,21 @@ class MessagingServiceStub:
     ETAG_MISMATCH.
     """
     MarkConversationRead: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.MarkConversationReadRequest, _messaging_pb2.Conversation]
-    """Marks all messages of a conversation as read: sets its unread_count to 0.
-    Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+    number of unread messages after that.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessagesRequest, _messaging_pb2.ListMessagesResponse]
-    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+    or around a message. Pages lead both ways. Cached for 180 s.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
+    """
     SearchMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]
-    """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-    grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-    Each message has a snippet. Cached for 180 s.
+    """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+    The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+    ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+    words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+    words and says so (`similar`). Each message has a snippet. Cached for 180 s.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
@@ -230,7 +238,9 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     of phone_number_ids that belong to no salon. Not cached.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]  # type: ignore[assignment]
-    """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s."""
+    """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+    with the filter window_open at most until the next service window of the salon closes.
+    """
     UpdateConversationStatus: _aio.UnaryUnaryMultiCallable[_messaging_pb2.UpdateConversationStatusRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
     """Sets the status of a conversation. Any status may follow any other.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
@@ -246,15 +256,21 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     ETAG_MISMATCH.
     """
     MarkConversationRead: _aio.UnaryUnaryMultiCallable[_messaging_pb2.MarkConversationReadRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
-    """Marks all messages of a conversation as read: sets its unread_count to 0.
-    Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+    number of unread messages after that.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessagesRequest, _messaging_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+    or around a message. Pages lead both ways. Cached for 180 s.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
+    """
     SearchMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]  # type: ignore[assignment]
-    """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-    grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-    Each message has a snippet. Cached for 180 s.
+    """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+    The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+    ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+    words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+    words and says so (`similar`). Each message has a snippet. Cached for 180 s.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
@@ -404,7 +420,9 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.ListConversationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListConversationsResponse, _abc.Awaitable[_messaging_pb2.ListConversationsResponse]]:
-        """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s."""
+        """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+        with the filter window_open at most until the next service window of the salon closes.
+        """
 
     @_abc_1.abstractmethod
     def UpdateConversationStatus(
@@ -444,8 +462,9 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.MarkConversationReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.Conversation, _abc.Awaitable[_messaging_pb2.Conversation]]:
-        """Marks all messages of a conversation as read: sets its unread_count to 0.
-        Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+        number of unread messages after that.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
         """
 
     @_abc_1.abstractmethod
@@ -454,7 +473,10 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListMessagesResponse, _abc.Awaitable[_messaging_pb2.ListMessagesResponse]]:
-        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+        or around a message. Pages lead both ways. Cached for 180 s.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
+        """
 
     @_abc_1.abstractmethod
     def SearchMessages(
@@ -462,9 +484,11 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.SearchMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.SearchMessagesResponse, _abc.Awaitable[_messaging_pb2.SearchMessagesResponse]]:
-        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-        Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+        The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+        ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+        words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+        words and says so (`similar`). Each message has a snippet. Cached for 180 s.
         """
 
     @_abc_1.abstractmethod
