@@ -76,8 +76,9 @@ class Day:
         self._echoed: list[tuple[Person, str]] = []
         self._sent: list[tuple[Person, str]] = []  # also those that RecordMessage records
         self._in_groups: list[tuple[str, str]] = []
-        self.unread: Counter[str] = Counter()
-        self.window: dict[str, int] = {}
+        self._moved: set[str] = set()
+        self._unread: Counter[str] = Counter()  # by the name of a customer, or the ID of a group
+        self._window: dict[str, int] = {}
         self.inbound = 0  # messages that count
         self.outbound = 0
         self.events: list[Event] = []
@@ -85,7 +86,19 @@ class Day:
         while len(self.events) < EVENTS:
             [kind] = self._random.choices(kinds, weights)
             self.events += kind(self)
-        del self.events[EVENTS:]
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """The unread_count of each conversation with unread messages, by its identity."""
+        return {self._identity(name): count for name, count in self._unread.items() if count}
+
+    @property
+    def window(self) -> dict[str, int]:
+        """When the service window of each conversation closes, in s since 1970, by its identity."""
+        return {self._identity(name): until for name, until in self._window.items()}
+
+    def _identity(self, name: str) -> str:
+        return next((person.key for person in self._people if person.name == name), name)
 
     def name(self) -> str:
         """Return a new whatsapp_id."""
@@ -100,9 +113,9 @@ class Day:
         return Event(second, "messages", {"contacts": [person.contact], "messages": [item]})
 
     def _counts(self, person: Person, second: int, *, unread: bool = True, counted: bool = True) -> None:
-        self.unread[person.key] += unread
+        self._unread[person.name] += unread
         self.inbound += counted
-        self.window[person.key] = second + DAY
+        self._window[person.name] = second + DAY
 
     def written(self) -> Iterator[Event]:
         """A customer writes, sends media, chooses something..."""
@@ -141,13 +154,23 @@ class Day:
         for second, item in zip((begun, ended), events, strict=True):
             item = {**item, **person.as_sender()}
             yield Event(second, "calls", {"contacts": [person.contact], "calls": [item]})
-        self.unread[person.key] += missed
-        self.window[person.key] = ended + DAY
+        self._counts(person, ended, unread=missed, counted=False)
 
     def noticed(self) -> Iterator[Event]:
         """WhatsApp sends a notice about a customer."""
         person, second = self._person(), next(self._seconds)
         yield self._from(person, system(self.name(), second), second)
+
+    def moved(self) -> Iterator[Event]:
+        """A customer gets another number, and another user ID if they have one."""
+        person, second = self._person(), next(self._seconds)
+        if person.phone is None or person.name in self._moved:
+            return
+        self._moved.add(person.name)
+        phone, user_id = f"491711{second % 10**7:07}", f"DE.{second}" if person.user_id else None
+        notice = {"wa_id": phone, "user_id": user_id}
+        yield self._from(person, system(self.name(), second, "user_changed_number", **notice), second)
+        person.phone, person.user_id = phone, user_id
 
     def in_group(self) -> Iterator[Event]:
         """Somebody writes in a group, or reacts there."""
@@ -159,7 +182,7 @@ class Day:
         else:
             name = self.name()
             self._in_groups.append((group, name))
-            self.unread[group] += 1
+            self._unread[group] += 1
             self.inbound += 1
             yield self._from(person, text(name, timestamp=str(second), group_id=group), second)
 
@@ -232,6 +255,7 @@ _WEIGHTS: dict[Callable[[Day], Iterator[Event]], int] = {
     Day.edited: 60,
     Day.called: 30,
     Day.noticed: 20,
+    Day.moved: 8,
     Day.in_group: 60,
     Day.echoed: 80,
     Day.sent: 120,

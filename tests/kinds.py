@@ -39,9 +39,9 @@ def revoke(name: str, target: str, second: int, **fields: Any) -> Item:
     return message(name, "revoke", second, {"original_message_id": target}, **fields)
 
 
-def system(name: str, second: int, kind: str = "customer_identity_changed", **fields: Any) -> Item:
-    """Return a notice of WhatsApp about a customer."""
-    return message(name, "system", second, {"body": "A notice", "type": kind, **fields})
+def system(name: str, second: int, kind: str = "customer_identity_changed", **notice: Any) -> Item:
+    """Return what WhatsApp says about a customer; `notice` has more members of it."""
+    return message(name, "system", second, {"body": "A notice", "type": kind, **notice})
 
 
 def call(name: str, event: str, second: int, duration: int | None = None, **fields: Any) -> Item:

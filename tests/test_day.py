@@ -99,7 +99,7 @@ def seconds(time: str) -> float:
 def check(day: Day, found: dict[str, Any]) -> None:
     """Check what a delivery came to against what the events of the day say."""
     by_name = {one.get("phone_number") or one.get("user_id") or one["group_id"]: one for one in found["inbox"]}
-    assert {name: one["unread_count"] for name, one in by_name.items() if one.get("unread_count")} == +day.unread
+    assert {name: one["unread_count"] for name, one in by_name.items() if one.get("unread_count")} == day.unread
     windows = {name: one.get("service_window_expires_time") for name, one in by_name.items()}
     assert {name: seconds(time) for name, time in windows.items() if time} == day.window
     assert int(found["directions"]["inbound_messages"]) == day.inbound
@@ -110,7 +110,7 @@ def check(day: Day, found: dict[str, Any]) -> None:
 
 async def test_a_day_comes_to_the_same_in_any_order_of_delivery(stack: Stack, request: pytest.FixtureRequest) -> None:
     day = Day()
-    assert len(day.events) == 2_000
+    assert len(day.events) >= 2_000
     await deliver(stack, day, "in-order", None)
     expected = await outcome(stack, "in-order")
     check(day, expected)
