@@ -16,7 +16,7 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import SALON, Fields, Stack, failure, message_request, rows, salon, warm, webhook_body
 from tests.test_erase_customer import erase
 from tests.test_erase_failures import wamid
-from tests.test_webhook import ingest, status
+from tests.test_webhook import ingest, status, text
 from tests.whatsapp import BODIES, PHONE_NUMBER_ID
 
 PHONE, USER, OTHER = "+4917698765432", "DE.55443322110099", "+4915100000002"
@@ -123,9 +123,18 @@ async def lived(stack: Stack, bodies: list[bytes]) -> None:
 
 def late(ids: list[str]) -> Iterator[bytes]:
     """Yield bodies that come after the erasure, of messages that were erased."""
-    for name in ids:
+    for number, name in enumerate(ids):
         states = [status(id=name, status=state, recipient_id=PHONE[1:]) for state in ("delivered", "read", "played")]
         yield webhook_body(PHONE_NUMBER_ID, statuses=[*states, status(id=name, timestamp="never")])
+        sender: Fields = {"from": PHONE[1:], "from_user_id": USER, "text": None}
+        changed = {"original_message_id": name, "message": {"type": "text", "text": {"body": WORD}}}
+        amended: list[Fields] = [
+            {"type": "edit", "edit": changed},
+            {"type": "revoke", "revoke": {"original_message_id": name}},
+            {"type": "reaction", "reaction": {"message_id": name, "emoji": WORD}},
+        ]
+        messages = [text(f"{number}.{place}", **sender | each) for place, each in enumerate(amended)]
+        yield webhook_body(PHONE_NUMBER_ID, messages=messages)
 
 
 async def test_nothing_is_left_of_any_kind_of_event_and_nothing_comes_back(
@@ -201,3 +210,37 @@ async def test_what_others_wrote_stays(stack: Stack) -> None:
     assert [message.content for message in found.messages] == ["mine"]
     again = message_request(wamid_of("2"), phone_number=PHONE, reply_to_whatsapp_id=wamid_of("1"))
     assert (await stack.messaging.RecordMessage(again)).whatsapp_id == wamid_of("2")
+
+
+async def test_nothing_is_left_in_groups(stack: Stack, redis_url: str) -> None:
+    await salon(stack, phone_number_id=PHONE_NUMBER_ID)
+    group: Fields = {"group_id": "group-1"}
+    mine: Fields = {**group, "from": PHONE[1:], "from_user_id": USER}
+    others: Fields = {**group, "from": OTHER[1:]}
+    quote = {"context": {"from": PHONE[1:], "id": wamid_of("mine")}}
+    reaction: Fields = {"type": "reaction", "text": None}
+    messages = [
+        text("1", **mine | {"id": wamid_of("mine"), "text": {"body": WORD}}),
+        text("2", **others | quote),
+        text("3", **mine | reaction | {"id": wamid_of("liked"), "reaction": {"message_id": "wamid.2", "emoji": WORD}}),
+        text("4", **others | reaction | {"reaction": {"message_id": "wamid.2", "emoji": "+"}}),
+        text("5", **mine | reaction | {"id": wamid_of("early"), "reaction": {"message_id": "wamid.9", "emoji": WORD}}),
+    ]
+    contacts = [{"profile": {"name": WORD}, "wa_id": PHONE[1:], "user_id": USER}]
+    await ingest(stack, webhook_body(PHONE_NUMBER_ID, messages=messages, contacts=contacts))
+    listed = pb.ListMessagesRequest(salon_id=SALON)
+    found = (await stack.messaging.ListMessages(listed)).messages[0]
+    request = pb.ListMessagesRequest(salon_id=SALON, conversation_id=found.conversation_id)
+    await warm(stack.messaging.ListMessages, listed)
+    await warm(stack.messaging.ListMessages, request)
+    ids = [wamid_of("mine"), wamid_of("liked"), wamid_of("early")]
+    assert {place for place, _ in left(stack, redis_url, ids)} >= {"messages", "message_amendments", "redis"}
+    await erase(stack, phone_number=PHONE, user_id=USER)
+    assert left(stack, redis_url, ids) == set()
+    for shown in ((await stack.messaging.ListMessages(one)).messages for one in (listed, request)):
+        assert [(message.content, [like.emoji for like in message.reactions]) for message in shown] == [
+            ("hi", ["+"]),
+            ("", []),
+        ]
+    await ingest(stack, webhook_body(PHONE_NUMBER_ID, messages=messages, contacts=contacts))
+    assert left(stack, redis_url, ids) == set()

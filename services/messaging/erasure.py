@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
+from libs.db import Connection
 from parlor.messaging.v1.messaging_pb2 import EraseCustomerResponse, Message
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.conversation_queries import Named
 from services.messaging.erased_ids import WAMIDS, add_salt, hash_ids, is_erased
 from services.messaging.number_patterns import in_whatsapp_id, pattern
@@ -61,7 +63,7 @@ def _params(customer: Erased) -> dict[str, Any]:
     }
 
 
-async def erase_customer(conn: AsyncConnection[Any], customer: Erased) -> EraseCustomerResponse:
+async def erase_customer(conn: Connection, customer: Erased) -> EraseCustomerResponse:
     """Erase customers in a write that runs alone; return the counts of rows."""
     await erase_replies(conn, customer)
     await erase_identities(conn, customer)
@@ -71,7 +73,8 @@ async def erase_customer(conn: AsyncConnection[Any], customer: Erased) -> EraseC
         messages=await erase_messages(conn, customer),
         ai_messages=await erase_ai_messages(conn, customer),
     )
-    await erase_amendments(conn, customer)
+    if targets := await erase_amendments(conn, customer):
+        await conn.run(fold_amendments(customer.salon_id, targets))
     if customer.group_ids:
         await erase_from_groups(conn, customer)
     await erase_webhook_failures(conn, customer)

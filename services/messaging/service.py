@@ -25,6 +25,7 @@ from services.messaging import (
     status_queries,
 )
 from services.messaging.ai_queries import AiMessageFilters
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
@@ -93,6 +94,8 @@ class MessagingService(CustomerRpcs):
             [inserted] = write.first
             conversations = [recorded.conversation for recorded in inserted]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
+            if inserted and inserted[0].is_amended:
+                (inserted,) = await write.conn.run(fold_amendments(salon_id, [message.whatsapp_id or ""]))
             recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await message_queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
@@ -272,7 +275,8 @@ class MessagingService(CustomerRpcs):
         try:
             async with self.write.alone(request, salon_id) as write:
                 erased = await erasure.find_erased(write.conn, named)
-                customers = [(conversation_id, "") for conversation_id in erased.conversation_ids]
+                conversation_ids = [*erased.conversation_ids, *erased.group_ids]
+                customers = [(conversation_id, "") for conversation_id in conversation_ids]
                 customers += [("", phone_number) for phone_number in erased.phone_numbers]
                 write.invalidate(*tags.of_customers(salon_id, *customers))
                 reply = write.reply = await erasure.erase_customer(write.conn, erased)
@@ -378,6 +382,7 @@ def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_k
         user_id=request.user_id or None,
         customer_name="",
         direction=direction,
+        group_id=None,
         whatsapp_id=request.whatsapp_id or None,
         type=kind,
         content=request.content,

@@ -11,7 +11,7 @@ from libs.messages import fetch_encoded
 from libs.server import Page, errors
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
 from services.messaging.erased_ids import WAMIDS, is_erased
-from services.messaging.webhook.parse import Failure
+from services.messaging.webhook.change import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
