@@ -237,7 +237,8 @@ async def test_nothing_is_left_in_groups(stack: Stack, redis_url: str) -> None:
     assert {place for place, _ in left(stack, redis_url, ids)} >= {"messages", "message_amendments", "redis"}
     await erase(stack, phone_number=PHONE, user_id=USER)
     assert left(stack, redis_url, ids) == set()
-    for shown in ((await stack.messaging.ListMessages(one)).messages for one in (listed, request)):
+    for one in (listed, request):
+        shown = (await stack.messaging.ListMessages(one)).messages
         assert [(message.content, [like.emoji for like in message.reactions]) for message in shown] == [
             ("hi", ["+"]),
             ("", []),
