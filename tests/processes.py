@@ -16,7 +16,7 @@ from parlor.booking.v1 import booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2_grpc
 from parlor.ops.v1 import ops_pb2_grpc
 from parlor.stats.v1 import stats_pb2_grpc
-from tests.stack import Stack
+from tests.stack import Connect, Stack
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ def processes(database_url: str, redis_url: str, folder: Path) -> Iterator[Proce
 
 
 @asynccontextmanager
-async def stubs(running: Processes) -> AsyncIterator[Stack]:
+async def stubs(running: Processes, connect: Connect = grpc.aio.insecure_channel) -> AsyncIterator[Stack]:
     """Connect to the services; the returned stack has no servers."""
     async with AsyncExitStack() as exits:
         channels = {
-            name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{service.port}"))
+            name: await exits.enter_async_context(connect(f"127.0.0.1:{service.port}"))
             for name, service in running.services.items()
         }
         ops = {
-            name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            name: await exits.enter_async_context(connect(f"127.0.0.1:{port}"))
             for name, port in running.ops_ports.items()
         }
         yield Stack(
@@ -59,6 +59,7 @@ async def stubs(running: Processes) -> AsyncIterator[Stack]:
             {name: ops_pb2_grpc.OpsServiceStub(channel) for name, channel in ops.items()},
             {},
             running.database_url,
+            connect,
         )
 
 
