@@ -30,13 +30,17 @@ class Processes:
 
 
 @contextmanager
-def processes(database_url: str, redis_url: str, folder: Path) -> Iterator[Processes]:
-    """Run the three services until the block ends; they are SERVING at its start."""
+def processes(
+    database_url: str, redis_url: str, folder: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[Processes]:
+    """Run the three services, with `settings` added to their environments; they are SERVING when the block begins."""
     free = free_ports(3 * len(SERVICES))
     ports, metrics_ports, ops_ports = [dict(zip(SERVICES, free[start:], strict=False)) for start in (0, 3, 6)]
     plan = Plan(folder, None, False, None, ports, metrics_ports["booking"], ops_port=ops_ports["booking"])
     with ExitStack() as stack:
-        services = start_services(environments(plan, database_url, redis_url), plan, folder, stack)
+        usual = environments(plan, database_url, redis_url)
+        own = {name: environment | dict(settings or {}) for name, environment in usual.items()}
+        services = start_services(own, plan, folder, stack)
         yield Processes({service.name: service for service in services}, database_url, metrics_ports, ops_ports)
 
 
