@@ -63,7 +63,6 @@ async def stubs(running: Processes, connect: Connect = grpc.aio.insecure_channel
             {name: ops_pb2_grpc.OpsServiceStub(channel) for name, channel in ops.items()},
             {},
             running.database_url,
-            connect,
         )
 
 
