@@ -91,7 +91,7 @@ def up(
     plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy)
     try:
         run(plan, console)
-    except StartError as error:
+    except (StartError, OSError) as error:
         console.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
 

@@ -34,7 +34,7 @@ SERVICES = {
     "stats": "parlor.stats.v1.StatsService",
 }
 SPARE_CONNECTIONS = 20
-CALLER = {"cacert": "ca.pem", "cert": "dashboard.pem", "key": "dashboard.key"}  # who makes CALLS, if there is TLS
+CALLER = {"cacert": "ca.pem", "cert": "dashboard.pem", "key": "dashboard.key"}  # with TLS, who calls
 VALKEY_OPTIONS = ("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")
 CALLS = (
     ("booking", "ListSalons", '{"page_size": 2}'),
@@ -66,10 +66,11 @@ class Plan:
 class Service(Server):
     """One of the three services, in a separate process."""
 
-    def __init__(self, name: str, port: int, log: Path, environment: dict[str, str], ca: Path | None = None) -> None:
-        """Don't start it yet. `ca` is the file of its certificate's CA; None if it speaks no TLS."""
+    def __init__(self, name: str, port: int, log: Path, environment: dict[str, str], certs: Path | None = None) -> None:
+        """Don't start it yet. With the folder `certs` it speaks TLS."""
         super().__init__(name, port, log)
-        self.environment, self._ca = environment, ca
+        self.environment = environment
+        self._credentials = credentials(*(certs / file for file in CALLER.values())) if certs else None
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the service with this Python."""
@@ -78,8 +79,7 @@ class Service(Server):
 
     def is_ready(self) -> bool:
         """Return whether it is SERVING."""
-        verified = credentials(self._ca) if self._ca else None
-        return is_serving(f"127.0.0.1:{self.port}", SERVICES[self.name], timeout=1.0, credentials=verified)
+        return is_serving(f"127.0.0.1:{self.port}", SERVICES[self.name], timeout=1.0, credentials=self._credentials)
 
 
 class Stopped(Exception):
@@ -223,9 +223,8 @@ def _own_ports(plan: Plan, name: str, offset: int) -> dict[str, str]:
 
 def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Path, stack: ExitStack) -> list[Service]:
     """Start the services concurrently; the stack stops them concurrently."""
-    ca = plan.certs and plan.certs / "ca.pem"
     services = [
-        Service(name, plan.ports[name], data / f"log/{name}.log", own, ca) for name, own in environments.items()
+        Service(name, plan.ports[name], data / f"log/{name}.log", own, plan.certs) for name, own in environments.items()
     ]
     for service in services:
         stack.callback(service.stop)
