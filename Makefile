@@ -27,8 +27,8 @@ bench: .venv/.dev
 coherence: .venv/.dev  ## Random reads and writes under faults, every read checked: SECONDS=300 MODE=bounded SEED=7.
 	$(BIN)/python -m tools.coherence --seconds $(or $(SECONDS),60) --mode $(or $(MODE),wait) $(if $(SEED),--seed $(SEED))
 
-fuzz: .venv/.dev  ## Random requests to every RPC: N=1000000 SEED=7.
-	$(BIN)/python -m tests.fuzz --requests $(or $(N),100000) $(if $(SEED),--seed $(SEED))
+fuzz: .venv/.dev  ## Random requests to every RPC: N=1000000 SEED=7; CALLERS=1 sends them as callers of limited rights.
+	$(BIN)/python -m tests.fuzz --requests $(or $(N),100000) $(if $(SEED),--seed $(SEED)) $(if $(CALLERS),--callers)
 
 report: .venv/.dev  ## Measure the predecessor's report again: report.html and docs/performance.md.
 	$(BIN)/python -m tools.report --markdown docs/performance.md

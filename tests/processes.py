@@ -16,7 +16,7 @@ from parlor.booking.v1 import booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2_grpc
 from parlor.ops.v1 import ops_pb2_grpc
 from parlor.stats.v1 import stats_pb2_grpc
-from tests.stack import Stack
+from tests.stack import Connect, Stack
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,30 @@ class Processes:
 
 
 @contextmanager
-def processes(database_url: str, redis_url: str, folder: Path) -> Iterator[Processes]:
-    """Run the three services until the block ends; they are SERVING at its start."""
+def processes(
+    database_url: str, redis_url: str, folder: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[Processes]:
+    """Run the three services, with `settings` added to their environments; they are SERVING when the block begins."""
     free = free_ports(3 * len(SERVICES))
     ports, metrics_ports, ops_ports = [dict(zip(SERVICES, free[start:], strict=False)) for start in (0, 3, 6)]
     plan = Plan(folder, None, False, None, ports, metrics_ports["booking"], ops_port=ops_ports["booking"])
     with ExitStack() as stack:
-        services = start_services(environments(plan, database_url, redis_url), plan, folder, stack)
+        usual = environments(plan, database_url, redis_url)
+        own = {name: environment | dict(settings or {}) for name, environment in usual.items()}
+        services = start_services(own, plan, folder, stack)
         yield Processes({service.name: service for service in services}, database_url, metrics_ports, ops_ports)
 
 
 @asynccontextmanager
-async def stubs(running: Processes) -> AsyncIterator[Stack]:
+async def stubs(running: Processes, connect: Connect = grpc.aio.insecure_channel) -> AsyncIterator[Stack]:
     """Connect to the services; the returned stack has no servers."""
     async with AsyncExitStack() as exits:
         channels = {
-            name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{service.port}"))
+            name: await exits.enter_async_context(connect(f"127.0.0.1:{service.port}"))
             for name, service in running.services.items()
         }
         ops = {
-            name: await exits.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            name: await exits.enter_async_context(connect(f"127.0.0.1:{port}"))
             for name, port in running.ops_ports.items()
         }
         yield Stack(

@@ -88,7 +88,7 @@ async def running(
         async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> list[grpc.aio.Channel]:
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
-            settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # removed entries stay misses
+            settings = CacheSettings(**{"url": redis_url, "refill": 0, **(cache or {})})  # removed entries stay misses
             cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
             listen = ServerSettings(**{"port": 0, "ops_port": 0, **(server or {})})
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))

@@ -97,7 +97,6 @@ async def serve(
     healths = HealthServicer()
     access = None if settings.auth_mode == "none" else Access(settings)
     dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests, access)
-    cache.warmer.busy = lambda: bool(dispatcher.running)
     service.add(service.servicer, dispatcher)
     ops = OpsService(cache, database, metrics, service.salon_tags)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, dispatcher)

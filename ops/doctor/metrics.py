@@ -32,7 +32,7 @@ def examine_metrics(url: str, metrics: Metrics, limits: Limits) -> Iterator[Find
     reads = metrics["parlor_cache_reads_total"]
     hits = metrics["parlor_cache_reads_total.near"] + metrics["parlor_cache_reads_total.hit"]
     if reads >= limits.fewest_cached_reads and hits < limits.hit_rate * reads:
-        remedy = "longer TTLs: raise REDIS_TTL_DEFAULT and REDIS_TTL; freshness does not depend on them"
+        remedy = "set REDIS_TTL_PROFILE=long; freshness does not depend on TTLs"
         yield Finding("hit rate", url, f"{hits / reads:.0%} of {reads:,.0f} cached reads", remedy)
     most, size, idle = (metrics[f"parlor_db_pool_{name}"] for name in ("max", "size", "available"))
     if most and size - idle > limits.pool_use * most:

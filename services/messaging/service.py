@@ -25,6 +25,7 @@ from services.messaging import (
     status_queries,
 )
 from services.messaging.ai_queries import AiMessageFilters
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
@@ -41,6 +42,7 @@ from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
+from services.messaging.webhook.replay import WebhookReplay
 from services.phones import is_national, number_prefix
 
 KIB = 1024
@@ -64,6 +66,7 @@ class MessagingService(CustomerRpcs):
         self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
         self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
+        self.replays = WebhookReplay(database, salons, self.webhooks)
         self.sends = Sends(self.write, self.tags)
         self.changes = message_changes(database)
 
@@ -90,6 +93,8 @@ class MessagingService(CustomerRpcs):
             [inserted] = write.first
             conversations = [recorded.conversation for recorded in inserted]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
+            if inserted and inserted[0].is_amended:
+                (inserted,) = await write.conn.run(fold_amendments(salon_id, [message.whatsapp_id or ""]))
             recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await message_queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
@@ -159,6 +164,12 @@ class MessagingService(CustomerRpcs):
         async with self.database.connection() as conn:
             failures = await list_failures(conn, request.salon_id, list_page)
         return list_page.fill(pb.ListWebhookFailuresResponse, failures, "create_time", "webhook_failure_id")
+
+    async def ReplayWebhookFailures(
+        self, request: pb.ReplayWebhookFailuresRequest, context: Any
+    ) -> pb.ReplayWebhookFailuresResponse:
+        """Record webhook items again that could not be recorded."""
+        return await self.replays.replay(request)
 
     async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
         """List a salon's conversations, each with an excerpt of its last message."""
@@ -363,6 +374,7 @@ def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_k
         user_id=request.user_id or None,
         customer_name="",
         direction=direction,
+        group_id=None,
         whatsapp_id=request.whatsapp_id or None,
         type=kind,
         content=request.content,

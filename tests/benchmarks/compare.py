@@ -109,7 +109,7 @@ def environment(assignments: str, tree: Path | None) -> dict[str, str]:
     return variables
 
 
-Variables = Annotated[str, typer.Option(help="Environment of the variant, such as 'REDIS_WARM=9 WORKERS=2'.")]
+Variables = Annotated[str, typer.Option(help="Environment of the variant, such as 'REDIS_REFILL=9 WORKERS=2'.")]
 Tree = Annotated[
     Path | None,
     typer.Option(help="Source tree of the variant. It runs on the schema of this one.", show_default="this one"),

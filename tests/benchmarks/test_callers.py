@@ -28,7 +28,7 @@ from tests.benchmarks.client import calls_of
 from tests.benchmarks.conftest import Report
 from tests.benchmarks.load import Cost, connected
 from tests.benchmarks.rounds import Round, cpu, in_turn, medians
-from tests.benchmarks.system import WITHOUT_WARMING, target
+from tests.benchmarks.system import WITHOUT_REFILLS, target
 from tests.callers import Issuer, client_certificate, jwt_settings
 from tests.test_callers_mtls import tls_settings
 
@@ -51,7 +51,7 @@ class Booking(Server):
         super().__init__(name, port, folder / f"{name}.log")
         plan = Plan(folder, None, False, None, dict.fromkeys(SERVICES, port), metrics_port)
         own = {name.upper(): str(value) for name, value in more.items()}
-        self._environment = environments(plan, database_url, redis_url)["booking"] | WITHOUT_WARMING | own
+        self._environment = environments(plan, database_url, redis_url)["booking"] | WITHOUT_REFILLS | own
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start it with this Python."""

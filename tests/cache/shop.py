@@ -155,7 +155,7 @@ class Start:
         It polls the outbox once a minute, so that tests decide when it does, and loads nothing ahead.
         """
         url = as_user(redis_url or self.redis_url)
-        values = CacheSettings(**{"poll": 60_000, "warm": 0, "url": url, **settings})
+        values = CacheSettings(**{"poll": 60_000, "refill": 0, "url": url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
         cache = kind(values, self.pool.connection, str.encode, NAMESPACES, read_only=read_only)
         prepare(cache)

@@ -61,7 +61,7 @@ def memory_mb() -> float:
 
 
 async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_read(start: Start) -> None:
-    shop = await start(warm=100, near=("shop",), near_size=1)
+    shop = await start(refill=100, near=("shop",), near_size=1)
     memory = []
     for first in range(0, DISTINCT_KEYS, AT_ONCE):
         await asyncio.gather(*(shop.read_together(f"{n}", shelf=f"s{n}") for n in range(first, first + AT_ONCE)))

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +22,12 @@ from rich.table import Table
 
 from ops.migrate import migrate
 from ops.servers import Postgres, Valkey
+from tests.callers import Issuer
 from tests.conftest import FAST
-from tests.fuzz.driver import Fuzzer, connect, summary, targets
-from tests.hostile import valid_requests
-from tests.processes import Processes, processes, stubs
-from tests.stack import SECRET, salon
+from tests.fuzz.callers import settings as caller_settings
+from tests.fuzz.driver import Fuzzer, fuzzing, summary
+from tests.processes import Processes, processes
+from tests.stack import SECRET
 
 PARTS = 100  # of a run; after each, findings are shown and memory is measured
 SHOWN = 5  # each so many measurements
@@ -38,6 +39,7 @@ def main(
     requests: Annotated[int, typer.Option(help="Number of requests.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of the randomness.")] = 1,
     in_flight: Annotated[int, typer.Option(help="Requests at once.")] = 24,
+    callers: Annotated[bool, typer.Option(help="Send them as callers of limited rights.")] = False,
     output: Annotated[Path | None, typer.Option(help="File for the summary, besides the terminal.")] = None,
 ) -> None:
     """Send random requests to every RPC. Fails if an answer is wrong: INTERNAL, UNKNOWN, too late, unreadable."""
@@ -51,21 +53,20 @@ def main(
         postgres = stack.enter_context(Postgres(folder / "postgres", settings=FAST))
         migrate(postgres.dsn)
         valkey = stack.enter_context(Valkey(options=("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")))
-        running = stack.enter_context(processes(postgres.dsn, valkey.url, folder))
-        failed = asyncio.run(_run(running, requests, seed, in_flight, console))
+        issuer = Issuer() if callers else None
+        settings = caller_settings(folder, issuer) if issuer else None
+        running = stack.enter_context(processes(postgres.dsn, valkey.url, folder, settings))
+        failed = asyncio.run(_run(running, requests, in_flight, console, fuzzing(running, seed, issuer)))
     if output:
         output.write_text(console.export_text())
     raise typer.Exit(int(failed))
 
 
-async def _run(running: Processes, requests: int, seed: int, in_flight: int, console: Console) -> bool:
+async def _run(
+    running: Processes, requests: int, in_flight: int, console: Console, fuzzing: AbstractAsyncContextManager[Fuzzer]
+) -> bool:
     """Send the requests and print the summary; return whether something is wrong."""
-    async with AsyncExitStack() as exits:
-        connected = await exits.enter_async_context(stubs(running))
-        valid = await valid_requests(connected)
-        for name in ("salon-2", "salon-3"):
-            await salon(connected, name)
-        fuzzer = Fuzzer(targets(await connect(running, exits), valid), seed)
+    async with fuzzing as fuzzer:
         memory, began = [_memory(running)], time.monotonic()
         stop_at_signal(fuzzer)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -79,7 +80,10 @@ async def _run(running: Processes, requests: int, seed: int, in_flight: int, con
                 for finding in fuzzer.findings[shown:][:10]:
                     progress.console.print(str(finding), highlight=False, markup=False)
     console.print(_table(fuzzer))
-    _show_totals(fuzzer, time.monotonic() - began, seed, memory, console)
+    _show_totals(fuzzer, time.monotonic() - began, memory, console)
+    if fuzzer.callers:
+        console.print("answered, by caller:", dict(fuzzer.callers.answered))
+        console.print("with texts of salons of few:", dict(+fuzzer.callers.marked))
     logged = _logged(running)
     for line in logged[:20]:
         console.print("logged:", line[:1500], highlight=False, markup=False)
@@ -116,9 +120,9 @@ def _table(fuzzer: Fuzzer) -> Table:
     return table
 
 
-def _show_totals(fuzzer: Fuzzer, seconds: float, seed: int, memory: list[dict[str, float]], console: Console) -> None:
+def _show_totals(fuzzer: Fuzzer, seconds: float, memory: list[dict[str, float]], console: Console) -> None:
     codes = sum((target.codes for target in fuzzer.targets), Counter[str]())
-    console.print(f"{codes.total()} requests to {len(fuzzer.targets)} RPCs in {seconds:.0f} s, seed {seed}")
+    console.print(f"{codes.total()} requests to {len(fuzzer.targets)} RPCs in {seconds:.0f} s, seed {fuzzer.seed}")
     console.print(", ".join(f"{code} {count}" for code, count in codes.most_common()))
     slowest = max(fuzzer.targets, key=lambda target: target.slowest)
     console.print(f"slowest: {slowest.name}, {slowest.slowest * 1000:.0f} ms")

@@ -7,8 +7,8 @@ import base64
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
@@ -22,11 +22,13 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from parlor.ops.v1 import ops_pb2
+from tests.callers import Issuer, bearer
 from tests.fuzz import bodies
+from tests.fuzz.callers import Callers, plant
 from tests.fuzz.messages import Messages
 from tests.fuzz.words import Words
-from tests.hostile import OWN
-from tests.processes import Processes
+from tests.hostile import OWN, valid_requests
+from tests.processes import Processes, stubs
 from tests.stack import Fields
 
 REQUEST_TIMEOUT = 30.0  # of the services, in s
@@ -84,7 +86,7 @@ class Target:
     slowest: float = 0.0
 
 
-async def connect(running: Processes, exits: AsyncExitStack) -> dict[str, Channels]:
+async def _connect(running: Processes, exits: AsyncExitStack) -> dict[str, Channels]:
     """Return new channels to the services, by name."""
     found = {}
     for name, service in running.services.items():
@@ -145,11 +147,15 @@ def _caller(channel: grpc.aio.Channel, service: Any, method: Any) -> Callable[[R
 class Fuzzer:
     """Makes requests and records what comes of them."""
 
-    def __init__(self, targets: list[Target], seed: int) -> None:
-        """All randomness comes from the seed; answers still depend on the order of concurrent calls."""
-        self.targets = targets
+    def __init__(self, targets: list[Target], seed: int, callers: Callers | None = None) -> None:
+        """All randomness comes from the seed; answers still depend on the order of concurrent calls.
+
+        Without `callers` the calls have no identity.
+        """
+        self.targets, self.seed = targets, seed
         self.findings: list[Finding] = []
         self.is_stopped = False
+        self.callers = callers
         self._turns = itertools.cycle(targets)
         self._random = Random(seed)
         self._words = Words(self._random)
@@ -171,15 +177,20 @@ class Fuzzer:
                 group.create_task(work())
 
     async def _send(self, target: Target) -> None:
-        request, began, code, wrong = self._request(target), time.perf_counter(), "OK", ""
+        request, code, wrong, reply = self._request(target), "OK", "", b""
+        caller = self.callers.any() if self.callers else None
+        if caller is not None:
+            request = request._replace(metadata=request.metadata + caller.metadata)
+        began = time.perf_counter()
         try:
             reply = await target.call(request)
         except grpc.aio.AioRpcError as error:
-            code = error.code().name
-            wrong = _wrong(error, request)
+            code, wrong, reply = error.code().name, _wrong(error, request), _said(error)
         else:
             wrong = self._learn(target, reply)
         seconds = time.perf_counter() - began
+        if caller is not None and self.callers is not None:
+            wrong = wrong or self.callers.wrong(caller, target.method, request.data, code, reply)
         target.codes[code] += 1
         target.slowest = max(target.slowest, seconds)
         if seconds > REQUEST_TIMEOUT:
@@ -227,12 +238,33 @@ class Fuzzer:
         return messages.spoilt(data) if how > 0.9 else data
 
 
+@asynccontextmanager
+async def fuzzing(running: Processes, seed: int, issuer: Issuer | None = None) -> AsyncIterator[Fuzzer]:
+    """Fill the database of new services, and yield their fuzzer; with an issuer its calls are those of `Callers`."""
+    connect = bearer(issuer.token()) if issuer else grpc.aio.insecure_channel
+    async with AsyncExitStack() as exits:
+        stack = await exits.enter_async_context(stubs(running, connect))
+        valid = await valid_requests(stack)
+        await plant(stack)
+        found = targets(await _connect(running, exits), valid)
+        yield Fuzzer(found, seed, Callers(issuer, Random(seed)) if issuer else None)
+
+
+def _details(error: grpc.aio.AioRpcError) -> bytes:
+    return bytes(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
+
+
+def _said(error: grpc.aio.AioRpcError) -> bytes:
+    """Return all texts of an error."""
+    return (error.details() or "").encode() + _details(error)
+
+
 def _wrong(error: grpc.aio.AioRpcError, request: Request) -> str:
     """Return what is wrong with an error, "" if nothing is."""
     code, details = error.code().name, error.details() or ""
     if code == "DEADLINE_EXCEEDED":
         return "" if request.timeout is not None else f"DEADLINE_EXCEEDED: {details}"
-    status = Status.FromString(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
+    status = Status.FromString(_details(error))
     info = ErrorInfo()
     if status.details and not status.details[0].Unpack(info):
         return f"{code}: an error without ErrorInfo"

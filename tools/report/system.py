@@ -53,7 +53,7 @@ def system(scale: int, progress: Progress) -> Iterator[System]:
         settings = environments(plan, postgres.dsn, valkey.url)
         for name, own in settings.items():  # ignore database URLs in the environment
             own[f"{name.upper()}_DATABASE_URL"] = service_url(postgres.dsn, f"parlor_{name}")
-            own["REDIS_WARM"] = "0"  # so that a first read is a miss
+            own["REDIS_REFILL"] = "0"  # so that a first read is a miss
         start_services(settings, plan, folder, stack)
         progress.advance(started)
         yield System(postgres.dsn, copy_url, valkey.url, ports, ops_ports)
