@@ -64,11 +64,11 @@ async def test_the_latest_choice_of_a_customer_counts(stack: Stack) -> None:
         "duplicates": 1,
     }
     assert not (await customer(stack, phone_number=PHONE)).opted_out
-    by_us = pb.RecordOptOutRequest(salon_id=SALON, phone_number=PHONE, event_time={"seconds": 3500})
-    assert not (await stack.messaging.RecordOptOut(by_us)).opted_out
+    by_us: Fields = {"salon_id": SALON, "phone_number": PHONE, "event_time": {"seconds": 3500}}
+    assert not (await stack.messaging.RecordOptOut(pb.RecordOptOutRequest(**by_us))).opted_out
 
 
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 async def test_choices_and_names_do_not_depend_on_the_order_of_delivery(stack: Stack, order: Any) -> None:
     await salon(stack, phone_number_id="1")
     for turn in order:

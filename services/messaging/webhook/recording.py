@@ -68,7 +68,8 @@ class Items:
 
     def claims(self) -> list[Claim]:
         """Return what the items say of who the customers are."""
-        return [claim for one in (*self.messages, *self.amendments, *self.facts) if (claim := one.claim)]
+        said: list[NewMessage | CustomerFact] = [*self.messages, *self.amendments, *self.facts]
+        return [claim for one in said if (claim := one.claim)]
 
     def statements(self) -> dict[str, Statement[Any]]:
         """Return the statements that record the items, in their order, by the name of their result."""
