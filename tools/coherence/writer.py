@@ -28,6 +28,7 @@ PAUSE_SECONDS = 0.6  # after each write, on average
 LONGEST_PAUSE_SECONDS = 5.0
 MOST_IN_A_ROW = 5
 MOST_IN_LINE = 4
+HOUR = 3600
 MINUTES = 20  # of each day for each booking of a customer
 HOLD_EVERY, LONGEST_HOLD_SECONDS = 8, 10
 STATUSES = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_CANCELLED
@@ -191,7 +192,7 @@ class Writer(Client):
         """Record a message of a customer, also by a webhook body; its content is the version."""
         item = INDEX["message", salon, customer]
         version = self.state.acknowledged(item) + 1
-        sent, whatsapp_id = day(-1000, version), f"wamid.{customer}.{version}"
+        sent, whatsapp_id = self.sent(version), f"wamid.{customer}.{version}"
         if self.random.random() < 0.5:
             text = {"type": "text", "text": {"body": str(version)}}
             await self.ingest(_body(salon, customer, whatsapp_id, sent["seconds"], **text), item)
@@ -200,6 +201,10 @@ class Writer(Client):
         content = {"whatsapp_id": whatsapp_id, "content": str(version)}
         direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
         await self.write("messaging", "RecordMessage", item, **new, **content, direction=direction)
+
+    def sent(self, version: int) -> dict[str, int]:
+        """Return when a message was sent: not in the future, and within the service window."""
+        return {"seconds": self.spec.began - HOUR + version}
 
     async def opt_out(self, salon: int, customer: int) -> None:
         """Record an opt-out of a customer, or the opposite; the reason and the time are the version."""
@@ -216,7 +221,7 @@ class Writer(Client):
         names = {"salon_id": f"salon-{salon}", "user_id": new}
         if not await self.write("messaging", "RecordOptOut", **names, event_time={"seconds": 0}):
             return
-        whatsapp_id, sent = f"wamid.{customer}.{version}", day(-1000, version)
+        whatsapp_id, sent = f"wamid.{customer}.{version}", self.sent(version)
         if number > 1:
             system = {"type": "user_changed_user_id", "user_id": new, "previous_user_id": former}
             notice = {"type": "system", "system": system | {"body": str(version)}}
@@ -237,7 +242,7 @@ class Writer(Client):
         version = self.state.acknowledged(item) + 1
         new: dict[str, Any] = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "content": str(version)}
         new |= {"direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND, "type": messaging_pb2.MESSAGE_TYPE_TEMPLATE}
-        if made := await self.write("messaging", "RecordMessage", item, **new, send_time=day(-1000, version)):
+        if made := await self.write("messaging", "RecordMessage", item, **new, send_time=self.sent(version)):
             names = {"salon_id": made.salon_id, "message_id": made.message_id}
             whatsapp_id = f"wamid.sent.{customer}.{self.state.acknowledged(sent) + 1}"
             await self.write("messaging", "RecordMessageSent", sent, **names, whatsapp_id=whatsapp_id)
