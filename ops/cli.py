@@ -70,6 +70,7 @@ def up(
     metrics_port: Annotated[int, typer.Option(help="Metrics port of booking; the others use the next two.")] = 9051,
     ops_port: Annotated[int, typer.Option(help="OpsService's port of booking; the others use the next two.")] = 50061,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes of each service, which share its port.")] = 1,
+    replica: Annotated[bool, typer.Option("--replica", help="Start a standby, too, and read from it.")] = False,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
@@ -81,7 +82,8 @@ def up(
         console.print("[yellow]--seed and --no-seed are now --sample-data and --no-sample-data[/yellow]")
         sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
-    plan = Plan(data, pg_bin, ephemeral, scale if sample_data else None, ports, metrics_port, workers, ops_port)
+    rows = scale if sample_data else None
+    plan = Plan(data, pg_bin, ephemeral, rows, ports, metrics_port, workers, ops_port, replica)
     try:
         run(plan, console)
     except StartError as error:
