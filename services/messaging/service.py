@@ -28,6 +28,7 @@ from services.messaging.conversation_queries import ConversationFilters, Convers
 from services.messaging.message_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
+from services.messaging.rollups import Rollups
 from services.messaging.salons import Salons, SalonUnknown
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
@@ -300,7 +301,11 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         add=messaging_pb2_grpc.add_MessagingServiceServicer_to_server,
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
-        background=[lambda: messaging.write.purge(database.connection), Retention(cache, database, settings).run],
+        background=[
+            lambda: messaging.write.purge(database.connection),
+            Retention(cache, database, settings).run,
+            Rollups(database.connection).run,
+        ],
         close=to_booking.close,
     )
 

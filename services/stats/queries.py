@@ -22,6 +22,7 @@ from parlor.stats.v1.stats_pb2 import (
     MessageDirectionStats,
     SalonStats,
 )
+from services.stats.hours import ROLLED, after_hours, before_hours, in_hours
 
 # A sum that fits the proto's int64.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
@@ -57,45 +58,69 @@ def _in_period(time: str) -> str:
 
 
 SALON_STATS = f"""
-    SELECT xmin, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
+    SELECT xmin, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, m.costs, m.total_cost_micros,
         now() AS as_of
     FROM {PERIODS}
+    CROSS JOIN {ROLLED}
     CROSS JOIN LATERAL (SELECT count(*) AS bookings FROM bookings WHERE {_in_period("start_ts")}) AS b
-    CROSS JOIN LATERAL (SELECT count(*) AS messages FROM messages WHERE {_in_period("created_at")}) AS m
     CROSS JOIN LATERAL (
-        SELECT coalesce(jsonb_agg({COST} ORDER BY currency_code), '[]') AS costs,
-            CASE WHEN count(*) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
+        SELECT coalesce(sum(messages), 0)::bigint AS messages,
+            coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE cost > 0), '[]') AS costs,
+            CASE WHEN count(*) FILTER (WHERE cost > 0) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
         FROM (
-            SELECT currency_code, {SUM.format("cost_micros")} AS cost FROM messages
-            WHERE {_in_period("created_at")} AND cost_micros > 0
+            SELECT currency_code, sum(messages) AS messages, {SUM.format("cost_micros")} AS cost
+            FROM (
+                SELECT currency_code, messages, cost_micros FROM message_hours WHERE {in_hours("hour")}
+                UNION ALL SELECT currency_code, messages, cost_micros FROM message_deltas WHERE {in_hours("created_at")}
+                UNION ALL SELECT '', count(*), 0 FROM messages WHERE {before_hours("created_at")}
+                UNION ALL SELECT '', count(*), 0 FROM messages WHERE {after_hours("created_at")}
+                UNION ALL SELECT currency_code, 0, cost_micros FROM messages
+                WHERE {before_hours("created_at")} AND cost_micros > 0
+                UNION ALL SELECT currency_code, 0, cost_micros FROM messages
+                WHERE {after_hours("created_at")} AND cost_micros > 0
+            ) AS part
             GROUP BY currency_code
         ) AS of_currency
-    ) AS p
+    ) AS m
     CROSS JOIN LATERAL (
-        SELECT count(*) AS conversations FROM conversations WHERE {_in_period("started_at")}
+        SELECT coalesce(sum(conversations), 0)::bigint AS conversations FROM (
+            SELECT conversations FROM conversation_hours WHERE {in_hours("hour")}
+            UNION ALL SELECT conversations FROM conversation_deltas WHERE {in_hours("started_at")}
+            UNION ALL SELECT count(*) FROM conversations WHERE {before_hours("started_at")}
+            UNION ALL SELECT count(*) FROM conversations WHERE {after_hours("started_at")}
+        ) AS part
     ) AS c"""
 
 
 async def salon_stats(conn: AsyncConnection[Any], periods: Sequence[Period]) -> list[Loaded[bytes | RpcError]]:
     """Count the bookings, messages, costs and new conversations of each period, by index-only scans.
 
-    Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, idx_messages_salon_created,
-    idx_messages_salon_priced, idx_conversations_salon_started.
+    Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, message_hours_pkey,
+    idx_message_deltas_salon_created, conversation_hours_pkey, idx_conversation_deltas_salon_started; before and after
+    the whole hours idx_messages_salon_created, idx_messages_salon_priced, idx_conversations_salon_started.
     """
     return await _counted(conn, SalonStats, SALON_STATS, periods)
 
 
 _COSTS = f"coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE direction = '{{}}' AND cost > 0), '[]')"
 _COUNT = "coalesce(sum(messages) FILTER (WHERE direction = '{}'), 0)::bigint"
+_MESSAGE = "direction, CASE WHEN cost_micros > 0 THEN currency_code ELSE '' END, 1, cost_micros FROM messages"
 MESSAGE_DIRECTION_STATS = f"""
     SELECT xmin, place, s.salon_id, {PERIOD}, m.*, now() AS as_of
     FROM {PERIODS}
+    CROSS JOIN {ROLLED}
     CROSS JOIN LATERAL (
         SELECT {_COUNT.format("INBOUND")} AS inbound_messages, {_COUNT.format("OUTBOUND")} AS outbound_messages,
             {_COSTS.format("INBOUND")} AS inbound_costs, {_COSTS.format("OUTBOUND")} AS outbound_costs
         FROM (
-            SELECT direction, currency_code, count(*) AS messages, {SUM.format("cost_micros")} AS cost
-            FROM messages WHERE {_in_period("created_at")}
+            SELECT direction, currency_code, sum(messages) AS messages, {SUM.format("cost_micros")} AS cost
+            FROM (
+                SELECT direction, currency_code, messages, cost_micros FROM message_hours WHERE {in_hours("hour")}
+                UNION ALL SELECT direction, currency_code, messages, cost_micros FROM message_deltas
+                WHERE {in_hours("created_at")}
+                UNION ALL SELECT {_MESSAGE} WHERE {before_hours("created_at")}
+                UNION ALL SELECT {_MESSAGE} WHERE {after_hours("created_at")}
+            ) AS part
             GROUP BY direction, currency_code
         ) AS of_direction
     ) AS m"""
@@ -106,7 +131,8 @@ async def message_direction_stats(
 ) -> list[Loaded[bytes | RpcError]]:
     """Count the messages of each period and their cost by direction.
 
-    Source: report, "Direction statistics"; of a period index idx_messages_salon_created.
+    Source: report, "Direction statistics"; indexes message_hours_pkey, idx_message_deltas_salon_created; before and
+    after the whole hours idx_messages_salon_created.
     """
     return await _counted(conn, MessageDirectionStats, MESSAGE_DIRECTION_STATS, periods)
 
