@@ -13,6 +13,7 @@ COMMENT ON TABLE rollups IS 'One row: how far messages, conversations and AI mes
 COMMENT ON COLUMN rollups.horizon IS 'A write of a row older than this leaves a delta.';
 COMMENT ON COLUMN rollups.sealed_to IS 'Rows older than this are in the hourly sums and their deltas.';
 INSERT INTO rollups DEFAULT VALUES;
+ANALYZE rollups; -- the planner takes an unknown table for a thousand rows
 
 CREATE TABLE message_hours (
     salon_id text NOT NULL,

@@ -14,14 +14,12 @@ from ops.data_set import COLUMNS, ROWS, Row, data_set
 
 MAX_SCALE = 100  # all messages are planned in memory, about 150 MB at scale 20
 
-# All tables with rows of salons, for TRUNCATE.
+# All tables that refer to salons, for TRUNCATE. Triggers truncate the hourly sums of messages with them.
 _TABLES = (
     *COLUMNS,
     *("raw_messages", "message_status_events", "webhook_failures"),
     "booking_changes",
     *("booking_requests", "messaging_requests"),
-    *("message_hours", "message_deltas", "conversation_hours", "conversation_deltas"),
-    *("ai_message_hours", "ai_message_changes"),
 )
 _TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
 

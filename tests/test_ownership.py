@@ -125,7 +125,7 @@ def test_other_statements_are_denied(database_url: str, service: str, statement:
 
 
 TRIED = {
-    "SELECT": "SELECT salon_id FROM {table}",
+    "SELECT": "SELECT {column} FROM {table}",
     "INSERT": "INSERT INTO {table} DEFAULT VALUES",
     "UPDATE": "UPDATE {table} SET {column} = {column}",
     "DELETE": "DELETE FROM {table}",

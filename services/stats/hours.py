@@ -1,8 +1,8 @@
 """The part of a period that is read from hourly sums (migration 0022, decision 0061), as SQL.
 
-A period is whole hours in the middle and less than an hour, or what is not summed yet, at either end. The whole hours are
-the sums plus the deltas: changes that came after the sums. The ends are read as rows. One statement reads all of them and
-`rollups`, so they fit together.
+A period is whole hours in the middle, less than an hour before them, and less than an hour or what is not summed yet
+after them. The whole hours are the sums plus the deltas: the changes since. The rest is read as rows. One statement
+reads all of this and `rollups`, so the parts fit together.
 """
 
 # `rolled` has the whole hours of a wanted period, from hours_from to hours_to; both are its end_time if there are none.
