@@ -15,6 +15,7 @@ import pytest
 import redis
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from ops.migrate import migrate
 from ops.servers import Postgres
@@ -77,7 +78,7 @@ def strict_postgres(tmp_path: Path) -> Iterator[Postgres]:
 
 
 def planted(message: Message) -> Iterator[Message]:
-    """Yield copies of a request, each with a MISTAKEN value in one string field."""
+    """Yield copies of a request, each with a MISTAKEN value in one string field, also of its messages."""
     for field in message.DESCRIPTOR.fields:
         for value in MISTAKEN:
             copy = type(message)()
@@ -88,10 +89,17 @@ def planted(message: Message) -> Iterator[Message]:
                 else:
                     setattr(copy, field.name, value)
                 yield copy
-            elif field.message_type is not None and field.name == "salon":
-                for inner in planted(getattr(message, field.name)):
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            inside: Any = getattr(message, field.name)
+            kind: Any = field.message_type
+            for inner in planted(next(iter(inside), GetMessageClass(kind)()) if field.is_repeated else inside):
+                copy = type(message)()
+                copy.CopyFrom(message)
+                if field.is_repeated:
+                    getattr(copy, field.name).append(inner)
+                else:
                     getattr(copy, field.name).CopyFrom(inner)
-                    yield copy
+                yield copy
 
 
 async def lived(stack: Stack, errors: Errors) -> None:

@@ -16,10 +16,10 @@ OTHER = "+4915112345679"
 NAME = "Zoe Hartmann"
 
 
-def wamid(phone: str) -> str:
-    """Return a message ID as WhatsApp makes it, which contains the customer's number."""
+def wamid(phone: str, before: bytes = b"\x1c\x18") -> str:
+    """Return a message ID as WhatsApp makes it, which contains the customer's number, or user_id."""
     digits = phone.removeprefix("+").encode()
-    encoded = base64.b64encode(b"\x1c\x18" + bytes([len(digits)]) + digits + b"\x15\x02\x00\x12\x18\x143A4A")
+    encoded = base64.b64encode(before + bytes([len(digits)]) + digits + b"\x15\x02\x00\x12\x18\x143A4A")
     return f"wamid.{encoded.decode()}"
 
 
@@ -130,3 +130,17 @@ async def test_an_early_status_is_erased_too(stack: Stack) -> None:
     left = {name for (name,) in rows(stack.database_url, "SELECT whatsapp_id FROM message_status_events")}
     assert left == {wamid(OTHER), wamid(PHONE + "9")}
     assert await stack.messaging.RecordMessageStatus(request) == pb.Message()
+
+
+# Base64 has a + for the length 62, 126 or 190.
+@pytest.mark.parametrize("length", [4, 13, *range(60, 67), *range(124, 131), 135])
+async def test_a_user_id_of_any_length_is_found_in_message_ids(stack: Stack, length: int) -> None:
+    await salon(stack, phone_number_id="1")
+    user, other = (f"DE.{letter * (length - 3)}" for letter in "az")
+    befores = (b"\x1c", b"\x1c\x18", b"\x1c\x18\x19")
+    statuses = [status(id=wamid(name, before)) for name in (user, other) for before in befores]
+    assert await ingest(stack, webhook_body("1", statuses=statuses)) == {"statuses": 6}
+    await stack.messaging.RecordMessage(message_request(phone_number="", user_id=user))
+    await erase(stack, user_id=user)
+    left = {name for (name,) in rows(stack.database_url, "SELECT whatsapp_id FROM message_status_events")}
+    assert left == {wamid(other, before) for before in befores}

@@ -51,6 +51,10 @@ async def test_health_has_a_status_per_service_and_one_for_the_process(stack: St
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await health.Check(health_pb2.HealthCheckRequest(service="parlor.unknown"))
         assert error.value.code() == grpc.StatusCode.NOT_FOUND
+        listed = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]
+        assert {name: reply.status for name, reply in listed.statuses.items()} == dict.fromkeys(
+            (SERVICES[name], OPS, ""), SERVING
+        )
 
 
 async def test_while_draining_health_is_not_serving_and_an_accepted_rpc_is_answered(stack: Stack) -> None:
@@ -87,12 +91,18 @@ async def test_cache_control_limits_the_age_of_a_reply(stack: Stack) -> None:
         ("max-age=0", "bypass"),
         ("max-age=3600", "hit"),
         ("max-age=99999999999999999999", "hit"),
+        ("max-age=" + "9" * 5000, "hit"),  # int() refuses as many digits
+        ("max-age=" + "0" * 5000, "bypass"),
+        ("max-age=" + "0" * 5000 + "9", "hit"),
+        ("max-age=" + "x" * 5000, "near"),
+        ("max-age=", "near"),
+        ("max-age=+1", "near"),
         ("max-age=-1", "near"),
         ("max-age=x", "near"),
         ("private", "near"),
     ):
-        call = stack.booking.GetSalon(GET_SALON, metadata=(("cache-control", value),))
-        assert await cached(call) == (known, source), value
+        call = stack.booking.GetSalon(GET_SALON, metadata=(("cache-control", value),), timeout=10)
+        assert await cached(call) == (known, source), value[:20]
     assert (await cached(stack.booking.GetSalon(GET_SALON)))[1] == "near"
 
 

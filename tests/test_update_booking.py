@@ -1,5 +1,7 @@
 """UpdateBooking: customers, services, the end, and holds that are extended."""
 
+import re
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -50,9 +52,10 @@ async def test_an_update_changes_the_fields_of_its_mask(stack: Stack) -> None:
     assert (changed.customer_phone, changed.customer_user_id, changed.end_time) == ("", "DE.1", at(14))
     assert (changed.service_name, changed.notes, changed.start_time) == ("Bob", "all", at(12))
     assert (changed.revision, changed.booking_code) == (5, booking.booking_code)
-    for mask in ("start_time", "resource_id", "status", "notes colour", "booking_code"):
+    for mask in ("start_time", "resource_id", "status", "notes colour", "booking_code", PHONE, "Notes"):
         error = await failure(update(stack, booking, mask, notes="x"))
         assert (error.reason, error.fields) == ("INVALID_FIELD", ["update_mask"])
+        assert not {PHONE, "colour", "Notes"} & set(re.split(r"[ ,:]+", error.message))
     error = await failure(update(stack, booking, notes="x", more={"etag": "1"}))
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     booking.booking_code = "NOBODY"

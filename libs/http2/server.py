@@ -103,7 +103,12 @@ class Server:
         """Return the handler of a call. Raises: Refused."""
         details: Any = _CallDetails(head.path, head.metadata)
         for generic in self._generic_handlers:
-            if (handler := generic.service(details)) is not None:
+            try:
+                handler = generic.service(details)
+            except Exception as error:  # of this call; its connection has others
+                log.error("a call has no handler: %s", head.path, exc_info=error)
+                raise Refused(grpc.StatusCode.UNKNOWN, "the handler of the method failed") from error
+            if handler is not None:
                 return handler
         if (handler := self._methods.get(head.path)) is None:
             raise Refused(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")

@@ -5,6 +5,7 @@ The way of an RPC: the transport calls `Dispatcher.service` for its handler, whi
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -259,11 +260,18 @@ class Method:
             return replayed.body
 
 
+_MAX_AGE = re.compile("max-age=0*([0-9]+)")
+_MAX_AGE_DIGITS = 10
+_ANY_AGE = 2**31  # what RFC 9111 takes for a number that is too large
+
+
 def _max_age(cache_control: str) -> int | None:
+    """Return the limit for a reply's age in s; None without a valid one. int() refuses more than 4,300 digits."""
     if cache_control == "no-cache":
         return 0
-    name, _, seconds = cache_control.partition("=")
-    return int(seconds) if name == "max-age" and seconds.isdecimal() else None
+    if (found := _MAX_AGE.fullmatch(cache_control)) is None:
+        return None
+    return int(found[1]) if len(found[1]) <= _MAX_AGE_DIGITS else _ANY_AGE
 
 
 _X_CACHE = {source: ("x-cache", source) for source in ("hit", "miss", "bypass", "near")}

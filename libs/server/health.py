@@ -8,7 +8,7 @@ import asyncio
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -42,6 +42,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         if request.service not in self._statuses:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return HealthCheckResponse(status=self._statuses[request.service])
+
+    async def List(self, request: Any, context: Any) -> Any:
+        """Return the statuses of all services."""
+        statuses = {name: HealthCheckResponse(status=status) for name, status in self._statuses.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined]  # the stubs lack it
 
     async def Watch(self, request: Any, context: Any) -> None:
         """Send the status, and each change of it, until the caller cancels or the server drains."""

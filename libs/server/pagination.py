@@ -1,6 +1,6 @@
 """Pages (AIP-158): sizes, and tokens that hold where a page ended.
 
-A token names the sort columns and the id of the last row, and a hash of the filters it was made for.
+A token names the sort columns and the id of the last row, and a hash of the method and the filters it was made for.
 """
 
 import base64
@@ -133,12 +133,12 @@ def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
     return min(page_size or default, LARGEST_SIZE)
 
 
-def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -> Page:
-    """Return a request's page. `filters` are all the filters of the request.
+def page(page_size: int, page_token: str, method: str, *filters: object, uuid: bool = True) -> Page:
+    """Return a request's page. `filters` are all the filters of the request, with its salon.
 
-    Raises: INVALID_FIELD for a token that is not ours or was made for other filters.
+    Raises: INVALID_FIELD for a token that is not ours or was made for another method or other filters.
     """
-    made_for = digest(*filters)
+    made_for = digest(method, *filters)
     if not page_token:
         return Page(size(page_size), None, None, made_for)
     try:
@@ -149,7 +149,7 @@ def page(page_size: int, page_token: str, *filters: object, uuid: bool = True) -
     except (ValueError, TypeError, RecursionError) as error:
         raise _bad_token("is not a token of this service") from error
     if token_for != made_for:
-        raise _bad_token("was made for other filters")
+        raise _bad_token("was made for another method or other filters")
     return Page(size(page_size), micros, identifier, made_for)
 
 

@@ -108,7 +108,7 @@ class SalonRpcs(booking_pb2_grpc.BookingServiceServicer):
 
     async def ListSalons(self, request: pb.ListSalonsRequest, context: Any) -> bytes:
         """List all salons."""
-        list_page = page(request.page_size, request.page_token, uuid=False)
+        list_page = page(request.page_size, request.page_token, "ListSalons", uuid=False)
         async with self.database.connection() as conn:
             salons = await salon_queries.list_salons(conn, list_page)
         return list_page.fill(pb.ListSalonsResponse, salons, "create_time", "salon_id")

@@ -4,6 +4,7 @@ The JSON is ASCII. Other characters are escaped as in JSON or, if it could not b
 """
 
 import base64
+import re
 import string
 
 from services.phones import parts
@@ -43,7 +44,8 @@ def in_whatsapp_id(name: str) -> str:
         letters = base64.b64encode(bytes(before) + data + bytes(2)).decode()
         end, rest = divmod((before + len(data)) * 8, 6)
         last = _BASE64.index(letters[end])  # shares its low bits with the next byte
-        texts.append(letters[-(-before * 8 // 6) : end] + f"[{_BASE64[last : last + 2 ** (6 - rest)]}]" * (rest > 0))
+        whole = re.escape(letters[-(-before * 8 // 6) : end])  # it may contain a +
+        texts.append(whole + f"[{_BASE64[last : last + 2 ** (6 - rest)]}]" * (rest > 0))
     return f"(?:{'|'.join(texts)})"
 
 
