@@ -179,7 +179,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookingStats": mine(**TIMES, bucket=1),
         "ListConversationStats": mine(**TIMES, bucket=2),
         "GetMessageDirectionStats": mine(**TIMES),
-        "GetAiAnalytics": mine(**TIMES),
+        "GetAiAnalytics": mine(**TIMES, bucket=1),
         "GetCacheStatistics": {},
         "GetDatabaseMetrics": {},
         "InvalidateSalon": mine(),

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.messaging.v1 import messaging_pb2
@@ -159,6 +160,47 @@ async def test_ai_messages_are_counted_by_model(stack: Stack) -> None:
     assert (a.bookings, b.bookings) == (0, 2)
     before = pb.GetAiAnalyticsRequest(**period(0, 1000))
     assert list((await stack.stats.GetAiAnalytics(before)).models) == []
+
+
+async def test_ai_usage_is_counted_by_day_week_and_month_beside_by_model(stack: Stack) -> None:
+    await salon(stack, time_zone="Asia/Tokyo")  # UTC+9
+    conversation_id = (await stack.messaging.RecordMessage(message_request())).conversation_id
+    used = [  # the time in UTC, the model, tokens, cost and currency; January 31 is a Saturday
+        ("2026-01-31 14:59:59.999999", "a", 1, 10, "USD"),
+        ("2026-01-31 15:00:00", "a", 2, 20, "USD"),
+        ("2026-02-01 14:00:00", "b", 4, 40, "EUR"),
+        ("2026-02-03 00:00:00", "b", 8, 0, None),
+    ]
+    insert = """
+        INSERT INTO ai_messages (salon_id, conversation_id, role, created_at, model, prompt_tokens, completion_tokens,
+            cost_micros, currency_code)
+        VALUES (%s, %s, 'USER', %s, %s, %s, %s, %s, %s)"""
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        for when, model, tokens, cost, currency in used:
+            conn.execute(insert, [SALON, conversation_id, f"{when}+00", model, tokens, tokens * 16, cost, currency])
+    january, ending = 1_767_225_600, 1_770_076_800 + 86_400  # 2026-01-01 and 2026-02-04
+    every = [  # start, end, messages, tokens and costs of each day
+        (1_769_785_200, 1_769_871_600, 1, 1, [("USD", 10)]),
+        (1_769_871_600, 1_769_958_000, 2, 6, [("EUR", 40), ("USD", 20)]),
+        (1_770_044_400, 1_770_130_800, 1, 8, []),
+    ]
+    weeks = [(1_769_353_200, 1_769_958_000, 3, 7, [("EUR", 40), ("USD", 30)]), (1_769_958_000, ending, 1, 8, [])]
+    months = [(january, 1_769_871_600, 1, 1, [("USD", 10)]), (1_769_871_600, ending, 3, 14, [("EUR", 40), ("USD", 20)])]
+    for bucket, expected in ((0, every), (1, every), (2, weeks), (3, months)):
+        request = pb.GetAiAnalyticsRequest(**period(january, ending), bucket=bucket)
+        reply = await stack.stats.GetAiAnalytics(request)
+        assert [
+            (
+                found.start_time.seconds,
+                found.end_time.seconds,
+                found.messages,
+                found.prompt_tokens,
+                [(cost.currency_code, cost.cost_micros) for cost in found.costs],
+            )
+            for found in reply.buckets
+        ] == expected
+        assert [found.completion_tokens for found in reply.buckets] == [tokens * 16 for _, _, _, tokens, _ in expected]
+        assert [(model.model, model.prompt_tokens) for model in reply.models] == [("a", 3), ("b", 12)]
 
 
 async def test_statistics_of_an_unknown_salon_are_not_found(stack: Stack) -> None:

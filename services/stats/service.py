@@ -29,11 +29,12 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def ListBookingStats(self, request: pb.ListBookingStatsRequest, context: Any) -> Reply:
         """Count the bookings created in each bucket of a period."""
-        return await self._listed("bookings", request, queries.booking_stats)
+        return await self._in_buckets(self.tags.stats(request.salon_id), "bookings", request, queries.booking_stats)
 
     async def ListConversationStats(self, request: pb.ListConversationStatsRequest, context: Any) -> Reply:
         """Count the conversations started in each bucket of a period."""
-        return await self._listed("conversations", request, queries.conversation_stats)
+        tag = self.tags.stats(request.salon_id)
+        return await self._in_buckets(tag, "conversations", request, queries.conversation_stats)
 
     async def GetMessageDirectionStats(self, request: pb.GetMessageDirectionStatsRequest, context: Any) -> Reply:
         """Count the messages of a period by direction."""
@@ -41,8 +42,8 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         return await self._counted(tag, "directions", request, queries.message_direction_stats)
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
-        """Count the AI messages of a period by model."""
-        return await self._counted(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
+        """Count the AI messages of a period by model, and by bucket."""
+        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
 
     def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
         """Return the reads to make for a busy salon in advance: its figures of this month."""
@@ -56,11 +57,11 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
             key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True
         )
 
-    async def _listed(self, name: str, request: Any, load: LoadMany) -> Reply:
+    async def _in_buckets(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures by bucket, cached under `name`, the bucket and the period."""
         start, end = period(request)
         bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
-        key = self.tags.stats(request.salon_id).key(name, bucket, _compact(start), _compact(end))
+        key = tag.key(name, bucket, _compact(start), _compact(end))
         buckets = Buckets(request.salon_id, start, end, bucket)
         return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True)
 

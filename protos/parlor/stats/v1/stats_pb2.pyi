@@ -311,6 +311,7 @@ class AiAnalytics(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     @_builtins.property
@@ -329,6 +330,10 @@ class AiAnalytics(_message.Message):
     def as_of(self) -> _timestamp_pb2.Timestamp:
         """When the figures were counted."""
 
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AiBucketUsage]:
+        """Usage by time, all models together, oldest first. Buckets without AI messages are left out."""
+
     def __init__(
         self,
         *,
@@ -337,14 +342,63 @@ class AiAnalytics(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         models: _abc.Iterable[Global___AiModelUsage] | None = ...,
         as_of: _timestamp_pb2.Timestamp | None = ...,
+        buckets: _abc.Iterable[Global___AiBucketUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "end_time", b"end_time", "models", b"models", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "buckets", b"buckets", "end_time", b"end_time", "models", b"models", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AiAnalytics: _TypeAlias = AiAnalytics  # noqa: Y015
+
+@_typing.final
+class AiBucketUsage(_message.Message):
+    """AI usage in one time bucket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
+    messages: _builtins.int
+    """AI messages in the bucket."""
+    prompt_tokens: _builtins.int
+    """Tokens in the prompts."""
+    completion_tokens: _builtins.int
+    """Tokens in the completions."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the bucket, or of the period if that is later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the bucket, or of the period if that is earlier; exclusive."""
+
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cost]:
+        """Costs, ordered by currency_code; currencies without costs are left out."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        messages: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        costs: _abc.Iterable[Global___Cost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "costs", b"costs", "end_time", b"end_time", "messages", b"messages", "prompt_tokens", b"prompt_tokens", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AiBucketUsage: _TypeAlias = AiBucketUsage  # noqa: Y015
 
 @_typing.final
 class AiModelUsage(_message.Message):
@@ -611,8 +665,11 @@ class GetAiAnalyticsRequest(_message.Message):
     SALON_ID_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
+    bucket: Global___TimeBucket.ValueType
+    """Width of the time buckets, in the salon's time zone. Default: DAY."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the period, from 1970 on."""
@@ -627,10 +684,11 @@ class GetAiAnalyticsRequest(_message.Message):
         salon_id: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        bucket: Global___TimeBucket.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "end_time", b"end_time", "salon_id", b"salon_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,7 +100,8 @@ class StatsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAiAnalytics(self, request, context):
-        """Counts the AI messages of a period, their tokens, cost and latency, by model. Cached for 600 s.
+        """Counts the AI messages of a period, their tokens, cost and latency, by model, and their tokens and cost by day, week
+        or month. Cached for 600 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

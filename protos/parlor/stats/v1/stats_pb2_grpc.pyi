@@ -61,7 +61,8 @@ class StatsServiceStub:
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
     GetAiAnalytics: _grpc.UnaryUnaryMultiCallable[_stats_pb2.GetAiAnalyticsRequest, _stats_pb2.AiAnalytics]
-    """Counts the AI messages of a period, their tokens, cost and latency, by model. Cached for 600 s.
+    """Counts the AI messages of a period, their tokens, cost and latency, by model, and their tokens and cost by day, week
+    or month. Cached for 600 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
 
@@ -88,7 +89,8 @@ class StatsServiceAsyncStub(StatsServiceStub):
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
     GetAiAnalytics: _aio.UnaryUnaryMultiCallable[_stats_pb2.GetAiAnalyticsRequest, _stats_pb2.AiAnalytics]  # type: ignore[assignment]
-    """Counts the AI messages of a period, their tokens, cost and latency, by model. Cached for 600 s.
+    """Counts the AI messages of a period, their tokens, cost and latency, by model, and their tokens and cost by day, week
+    or month. Cached for 600 s.
     Errors: NOT_FOUND SALON_NOT_FOUND.
     """
 
@@ -142,7 +144,8 @@ class StatsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stats_pb2.GetAiAnalyticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stats_pb2.AiAnalytics, _abc.Awaitable[_stats_pb2.AiAnalytics]]:
-        """Counts the AI messages of a period, their tokens, cost and latency, by model. Cached for 600 s.
+        """Counts the AI messages of a period, their tokens, cost and latency, by model, and their tokens and cost by day, week
+        or month. Cached for 600 s.
         Errors: NOT_FOUND SALON_NOT_FOUND.
         """
 
