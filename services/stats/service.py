@@ -12,6 +12,7 @@ from parlor.stats.v1 import stats_pb2_grpc
 from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
 from services.stats import queries
+from services.stats.ai_queries import ai_analytics
 from services.stats.queries import Buckets, Period
 
 
@@ -43,7 +44,7 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
         """Count the AI messages of a period by model, and by bucket."""
-        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
+        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, ai_analytics)
 
     def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
         """Return the reads to make for a busy salon in advance: its figures of this month."""

@@ -1,0 +1,45 @@
+"""A run of the rollup job that stops at a point, for a test that kills the process there: `python -m tests.killed_rollup`.
+
+Arguments: the database's URL and the point, such as `before commit 2` or `after commit 2`, counted over the run. Prints
+`stopped` there, and `done` at the end of a run with fewer commits.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+
+from services.messaging import rollup_queries
+from services.messaging.rollups import Rollups
+from tests.rollups import connecting
+
+alone = rollup_queries.alone
+
+
+async def main(database_url: str, point: str) -> None:
+    """Run the job."""
+    commits = 0
+
+    async def stop_at(moment: str) -> None:
+        if f"{moment} commit {commits}" == point:
+            print("stopped", flush=True)
+            await asyncio.Event().wait()
+
+    @asynccontextmanager
+    async def stopping(conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+        nonlocal commits
+        commits += 1
+        async with alone(conn):
+            yield
+            await stop_at("before")
+        await stop_at("after")
+
+    rollup_queries.alone = stopping
+    await Rollups(connecting(database_url)).advance(60)
+    print("done", flush=True)
+
+
+asyncio.run(main(sys.argv[1], sys.argv[2]))
