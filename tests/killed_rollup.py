@@ -1,7 +1,6 @@
-"""A run of the rollup job that stops at a point, for a test that kills the process there: `python -m tests.killed_rollup`.
+"""A run of the rollup job that stops at a point, where a test kills the process: `python -m tests.killed_rollup`.
 
-Arguments: the database's URL and the point, such as `before commit 2` or `after commit 2`, counted over the run. Prints
-`stopped` there, and `done` at the end of a run with fewer commits.
+Arguments: the database's URL and the point, for example `before commit 2`. Prints `stopped` there.
 """
 
 import asyncio
@@ -39,7 +38,6 @@ async def main(database_url: str, point: str) -> None:
 
     rollup_queries.alone = stopping
     await Rollups(connecting(database_url)).advance(60)
-    print("done", flush=True)
 
 
 asyncio.run(main(sys.argv[1], sys.argv[2]))

@@ -26,7 +26,7 @@ from tests.rollups import (
     insert_message,
     is_exact,
 )
-from tests.stack import QUIET, SALON, Stack, message_request, rows, running, salon
+from tests.stack import SALON, Stack, message_request, rows, running, salon
 
 PARLOR = Path(sys.executable).parent / "parlor"
 OUTBOUND = messaging_pb2.MESSAGE_DIRECTION_OUTBOUND
@@ -43,18 +43,24 @@ def hours_ago(hours: float) -> datetime:
     return datetime.now(UTC) - timedelta(hours=hours)
 
 
+def period(start: float, end: float) -> dict[str, Timestamp]:
+    """Return the fields of a period, given in hours before now."""
+    fields = {"start_time": Timestamp(), "end_time": Timestamp()}
+    for field, hours in zip(fields.values(), (start, end), strict=True):
+        field.FromDatetime(hours_ago(hours))
+    return fields
+
+
 async def figures(stack: Stack) -> tuple[int, int, dict[str, int]]:
     """Return the messages, the conversations and the costs of the last days, counted now."""
-    period = {"start_time": hours_ago(100), "end_time": hours_ago(-1)}
-    request = pb.GetSalonStatsRequest(salon_id=SALON, **period)
+    request = pb.GetSalonStatsRequest(salon_id=SALON, **period(100, -1))
     stats = await stack.stats.GetSalonStats(request, metadata=NO_CACHE)
     return stats.messages, stats.conversations, {cost.currency_code: cost.cost_micros for cost in stats.costs}
 
 
 async def send(stack: Stack, name: str, hours: float, **fields: Any) -> None:
     """Record an outbound template sent some hours ago."""
-    sent = Timestamp()
-    sent.FromDatetime(hours_ago(hours))
+    sent = period(hours, 0)["start_time"]
     template = {"direction": OUTBOUND, "type": messaging_pb2.MESSAGE_TYPE_TEMPLATE, "send_time": sent}
     await stack.messaging.RecordMessage(message_request(name, **{**template, **fields}))
 
@@ -83,7 +89,7 @@ async def test_a_conversation_whose_first_message_comes_late_moves_to_its_hour(s
     await send(stack, "wamid.1", 2)
     await summed(stack.database_url)
     await send(stack, "wamid.0", 40)
-    request = pb.GetSalonStatsRequest(salon_id=SALON, start_time=hours_ago(20), end_time=hours_ago(0))
+    request = pb.GetSalonStatsRequest(salon_id=SALON, **period(20, 0))
     for _ in range(2):
         assert (await stack.stats.GetSalonStats(request, metadata=NO_CACHE)).conversations == 0
         assert (await figures(stack))[1] == 1
@@ -151,7 +157,9 @@ async def test_the_job_runs_as_the_messaging_service_starts(database_url: str, r
     async with await connection(database_url) as conn:
         await insert_message(conn, hours_ago(5))
     async with running(database_url, redis_url), asyncio.timeout(30):
-        while not rows(database_url, "SELECT FROM message_hours"):
+        while True:
+            if rows(database_url, "SELECT FROM message_hours"):
+                return
             await asyncio.sleep(0.05)
 
 
@@ -189,8 +197,8 @@ async def later_writes(conn: Connection, hours: float) -> None:
     await conn.execute("DELETE FROM ai_messages WHERE latency_ms = (SELECT max(latency_ms) FROM ai_messages)")
 
 
-# A run with rows to sum and deltas of each kind commits: publish, a seal, and twice each fold.
-POINTS = [f"{moment} commit {number}" for number in range(1, 9) for moment in ("before", "after")]
+# A run with rows to sum and deltas of each kind commits: publish, a seal, and each fold twice, the second time in vain.
+POINTS = [f"{moment} commit {number}" for number in (1, 2, 3, 5, 7) for moment in ("before", "after")]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -220,7 +228,7 @@ async def test_a_job_killed_at_any_step_leaves_exact_statistics(database_url: st
 def maintain(database_url: str, *options: str) -> tuple[int, str]:
     """Run `parlor maintain`; return its exit code and output."""
     command = [PARLOR, "maintain", "--database-url", database_url, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     return done.returncode, done.stdout
 
 
@@ -237,25 +245,5 @@ def test_parlor_maintain_exits_with_1_if_a_step_fails(database_url: str) -> None
     with psycopg.connect(database_url) as conn:
         conn.execute("ALTER TABLE rollups RENAME COLUMN horizon TO other")
     code, text = maintain(database_url)
-    assert (code, text) == (
-        1,
-        'rollups: column "horizon" does not exist LINE 2: UPDATE rollups SET horizon = g\n',
-    ) or code
+    assert (code, text.startswith('rollups: column "horizon" does not exist')) == (1, True), text
     assert json.loads(maintain(database_url, "--json")[1])["rollups"]["ok"] is False
-
-
-async def test_statistics_stay_one_statement(database_url: str, redis_url: str) -> None:
-    from tests.stack import executed
-
-    async with running(database_url, redis_url, **QUIET) as stack:
-        await salon(stack)
-        await summed(database_url)
-        for rpc, request in (
-            (stack.stats.GetSalonStats, pb.GetSalonStatsRequest),
-            (stack.stats.GetMessageDirectionStats, pb.GetMessageDirectionStatsRequest),
-            (stack.stats.GetAiAnalytics, pb.GetAiAnalyticsRequest),
-        ):
-            await rpc(request(salon_id=SALON, start_time=hours_ago(20), end_time=hours_ago(10)))  # warms the tag
-            before = await executed(stack, "stats")
-            await rpc(request(salon_id=SALON, start_time=hours_ago(40), end_time=hours_ago(0)))
-            assert await executed(stack, "stats") == before + 1

@@ -53,6 +53,13 @@ USERS = {
     "idx_conversations_salon_assignee_last": "MessagingService.ListConversations",
     "idx_messages_salon_search": "MessagingService.SearchMessages",
     "idx_messages_salon_priced": "StatsService.GetSalonStats",
+    "message_hours_pkey": "StatsService.GetMessageDirectionStats",
+    "idx_message_deltas_salon_created": "StatsService.GetSalonStats",
+    "conversation_hours_pkey": "StatsService.GetSalonStats",
+    "idx_conversation_deltas_salon_started": "StatsService.GetSalonStats",
+    "ai_message_hours_pkey": "StatsService.GetAiAnalytics",
+    "idx_ai_message_changes_salon_created": "StatsService.GetAiAnalytics",
+    "idx_ai_messages_salon_booking": "StatsService.GetAiAnalytics",
 }
 
 
