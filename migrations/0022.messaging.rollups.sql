@@ -25,6 +25,7 @@ CREATE TABLE message_hours (
     CONSTRAINT message_hours_pkey PRIMARY KEY (salon_id, hour, direction, currency_code)
         INCLUDE (messages, cost_micros)
 );
+COMMENT ON COLUMN message_hours.messages IS 'Those that are counted. The cost is of all.';
 COMMENT ON COLUMN message_hours.currency_code IS 'Empty: messages without a cost.';
 COMMENT ON CONSTRAINT message_hours_pkey ON message_hours IS 'Serves GetSalonStats and GetMessageDirectionStats.';
 
@@ -103,12 +104,12 @@ BEGIN
     IF TG_OP <> 'INSERT' THEN
         INSERT INTO message_deltas (salon_id, created_at, direction, currency_code, messages, cost_micros)
         VALUES (OLD.salon_id, OLD.created_at, OLD.direction,
-            CASE WHEN OLD.cost_micros > 0 THEN OLD.currency_code ELSE '' END, -1, -OLD.cost_micros);
+            CASE WHEN OLD.cost_micros > 0 THEN OLD.currency_code ELSE '' END, -OLD.counted::int, -OLD.cost_micros);
     END IF;
     IF TG_OP <> 'DELETE' THEN
         INSERT INTO message_deltas (salon_id, created_at, direction, currency_code, messages, cost_micros)
         VALUES (NEW.salon_id, NEW.created_at, NEW.direction,
-            CASE WHEN NEW.cost_micros > 0 THEN NEW.currency_code ELSE '' END, 1, NEW.cost_micros);
+            CASE WHEN NEW.cost_micros > 0 THEN NEW.currency_code ELSE '' END, NEW.counted::int, NEW.cost_micros);
     END IF;
     RETURN NULL;
 END $$;
@@ -116,8 +117,8 @@ CREATE TRIGGER message_delta AFTER INSERT OR DELETE ON messages
     FOR EACH ROW EXECUTE FUNCTION leave_message_delta();
 CREATE TRIGGER message_delta_of_update AFTER UPDATE ON messages
     FOR EACH ROW WHEN (
-        (OLD.salon_id, OLD.created_at, OLD.direction, OLD.cost_micros, OLD.currency_code)
-        IS DISTINCT FROM (NEW.salon_id, NEW.created_at, NEW.direction, NEW.cost_micros, NEW.currency_code)
+        (OLD.salon_id, OLD.created_at, OLD.direction, OLD.counted, OLD.cost_micros, OLD.currency_code)
+        IS DISTINCT FROM (NEW.salon_id, NEW.created_at, NEW.direction, NEW.counted, NEW.cost_micros, NEW.currency_code)
     ) EXECUTE FUNCTION leave_message_delta();
 
 CREATE FUNCTION leave_conversation_delta() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -54,8 +54,9 @@ def create_salons(database_url: str) -> None:
 
 
 INSERT_MESSAGE = """
-    INSERT INTO messages (salon_id, conversation_id, direction, type, status, cost_micros, currency_code, created_at)
-    SELECT salon_id, conversation_id, %(direction)s, 'TEXT', 'SENT', %(cost)s, %(currency)s, %(at)s
+    INSERT INTO messages (salon_id, conversation_id, direction, type, status, cost_micros, currency_code, created_at,
+        counted)
+    SELECT salon_id, conversation_id, %(direction)s, 'TEXT', 'SENT', %(cost)s, %(currency)s, %(at)s, %(counted)s
     FROM conversations WHERE salon_id = %(salon_id)s ORDER BY phone_number LIMIT 1"""
 INSERT_AI_MESSAGE = """
     INSERT INTO ai_messages (salon_id, conversation_id, model, role, prompt_tokens, completion_tokens, cost_micros,
@@ -67,8 +68,8 @@ INSERT_AI_MESSAGE = """
 
 async def insert_message(conn: psycopg.AsyncConnection[Any], at: datetime, **values: Any) -> None:
     """Insert an outbound message with a cost."""
-    params = {"salon_id": "berlin", "direction": "OUTBOUND", "cost": 5, "currency": "EUR", "at": at, **values}
-    await conn.execute(INSERT_MESSAGE.encode(), params)
+    params = {"salon_id": "berlin", "direction": "OUTBOUND", "cost": 5, "currency": "EUR", "counted": True}
+    await conn.execute(INSERT_MESSAGE.encode(), {**params, "at": at, **values})
 
 
 async def insert_ai_message(conn: psycopg.AsyncConnection[Any], at: datetime, **values: Any) -> None:
@@ -161,7 +162,7 @@ async def _query(conn: psycopg.AsyncConnection[Any], query: str, period: Period)
 
 _PERIOD = "salon_id = %(salon_id)s AND {0} >= %(start_time)s AND {0} < %(end_time)s"
 _MESSAGES = f"""
-    SELECT direction, currency_code, count(*), sum(cost_micros)::bigint FROM messages
+    SELECT direction, currency_code, count(*) FILTER (WHERE counted), sum(cost_micros)::bigint FROM messages
     WHERE {_PERIOD.format("created_at")} GROUP BY 1, 2"""
 _CONVERSATIONS = f"SELECT count(*) FROM conversations WHERE {_PERIOD.format('started_at')}"
 _ZONE = "(SELECT time_zone FROM salons WHERE salon_id = %(salon_id)s)"

@@ -74,7 +74,11 @@ async def test_messages_and_costs_that_come_after_the_sums_count(stack: Stack) -
     assert await figures(stack) == (2, 1, {"EUR": 3})
     await send(stack, "wamid.3", 60, cost_micros=4, currency_code="USD", phone_number="+4915112345679")
     status = messaging_pb2.RecordMessageStatusRequest(
-        salon_id=SALON, whatsapp_id="wamid.2", status=3, cost_micros=5, currency_code="EUR"
+        salon_id=SALON,
+        whatsapp_id="wamid.2",
+        status=messaging_pb2.MESSAGE_STATUS_DELIVERED,
+        cost_micros=5,
+        currency_code="EUR",
     )
     await stack.messaging.RecordMessageStatus(status)
     assert await figures(stack) == (3, 2, {"EUR": 8, "USD": 4})
@@ -227,7 +231,7 @@ async def test_a_job_killed_at_any_step_leaves_exact_statistics(database_url: st
 
 def maintain(database_url: str, *options: str) -> tuple[int, str]:
     """Run `parlor maintain`; return its exit code and output."""
-    command = [PARLOR, "maintain", "--database-url", database_url, *options]
+    command = [str(PARLOR), "maintain", "--database-url", database_url, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     return done.returncode, done.stdout
 

@@ -75,7 +75,7 @@ SEAL = f"""
     {_SALONS}, message_sums AS (
         INSERT INTO message_hours AS h (salon_id, hour, direction, currency_code, messages, cost_micros)
         SELECT salons.salon_id, counted.* FROM salons CROSS JOIN LATERAL (
-            SELECT {_hour("created_at")}, direction, {_CURRENCY}, count(*), sum(cost_micros)
+            SELECT {_hour("created_at")}, direction, {_CURRENCY}, count(*) FILTER (WHERE counted), sum(cost_micros)
             FROM messages AS t WHERE t.salon_id = salons.salon_id AND {_piece("created_at")} GROUP BY 1, 2, 3
         ) AS counted{_ADD_MESSAGES}
     ), conversation_sums AS (
