@@ -1,6 +1,6 @@
 # `make run` and `make test` need python3 with venv and make, nothing else; `make check` needs git too.
 
-.PHONY: run test test-cache check bench coherence report protos lock
+.PHONY: run test test-cache check check-alerts bench coherence fuzz report protos lock
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -27,6 +27,9 @@ bench: .venv/.dev
 coherence: .venv/.dev  ## Random reads and writes under faults, every read checked: SECONDS=300 MODE=bounded SEED=7.
 	$(BIN)/python -m tools.coherence --seconds $(or $(SECONDS),60) --mode $(or $(MODE),wait) $(if $(SEED),--seed $(SEED))
 
+fuzz: .venv/.dev  ## Random requests to every RPC: N=1000000 SEED=7; CALLERS=1 sends them as callers of limited rights.
+	$(BIN)/python -m tests.fuzz --requests $(or $(N),100000) $(if $(SEED),--seed $(SEED)) $(if $(CALLERS),--callers)
+
 report: .venv/.dev  ## Measure the predecessor's report again: report.html and docs/performance.md.
 	$(BIN)/python -m tools.report --markdown docs/performance.md
 
@@ -40,6 +43,10 @@ check: .venv/.dev  ## Everything that needs no server.
 	git diff --exit-code -- protos
 	$(BIN)/buf lint .build/protos.binpb --path parlor
 	$(BIN)/buf format --diff --exit-code protos
+
+check-alerts: .venv/bin/promtool  ## The Prometheus alerts and their tests.
+	$(BIN)/promtool check rules deploy/prometheus/parlor.rules.yml
+	$(BIN)/promtool test rules deploy/prometheus/parlor.rules.test.yml
 
 protos: .venv/.dev  ## Write the stubs anew.
 	$(BIN)/python -m ops.protos
@@ -66,3 +73,10 @@ lock: .venv/.dev  ## After a change of the dependencies; UPGRADE=--upgrade takes
 	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r requirements-grpcurl.lock
 	@$(INSTALL_SELF)
 	@touch .venv/.run $@
+
+# The promtool on the PATH, or that of Debian's package, unpacked without root.
+.venv/bin/promtool: | .venv/bin/python
+	@if command -v promtool; then ln -s "$$(command -v promtool)" $@; else \
+		mkdir -p .build/promtool && cd .build/promtool && \
+		(apt-get --quiet download prometheus || (apt-get --quiet update && apt-get --quiet download prometheus)) && \
+		dpkg-deb --extract prometheus_*.deb . && cp usr/bin/promtool ../../$@; fi

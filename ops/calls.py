@@ -65,6 +65,13 @@ class Caller:
         if reply.next_page_token:
             self(rpc, page_size=1, page_token=reply.next_page_token, **fields)
 
+    def back(self, rpc: str, **fields: Any) -> None:
+        """Read the first page of a list with one row per page, the next, if there is one, and the first again."""
+        reply = self(rpc, page_size=1, **fields)
+        if reply.next_page_token:
+            reply = self(rpc, page_size=1, page_token=reply.next_page_token, **fields)
+            self(rpc, page_size=1, page_token=reply.previous_page_token, **fields)
+
 
 def _call_booking(call: Caller) -> None:
     pending, confirmed = booking_pb2.BOOKING_STATUS_PENDING, booking_pb2.BOOKING_STATUS_CONFIRMED
@@ -149,6 +156,12 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
         call("RecordMessage", **other, **inbound, whatsapp_id=f"wamid.other-{number}")
     for whatsapp_id in ("wamid.2", "wamid.2", "wamid.unknown"):
         call("RecordMessageStatus", whatsapp_id=whatsapp_id, status=messaging_pb2.MESSAGE_STATUS_READ)
+    for whatsapp_id in ("wamid.7", "wamid.2"):  # the second is that of another message
+        unsent = call("RecordMessage", **customer, **outbound)
+        for _ in range(2):
+            call("RecordMessageFailed", message_id=unsent.message_id, error_code=1)
+        with suppress(grpc.RpcError):  # WHATSAPP_ID_TAKEN
+            call("RecordMessageSent", message_id=unsent.message_id, whatsapp_id=whatsapp_id)
     for payload in _webhook_bodies():
         signature = hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
         call("IngestWebhook", payload=payload, signature=f"sha256={signature}")
@@ -162,16 +175,58 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
     call("TagConversation", **by_id, add_tags=["vip"])
     call("AssignConversation", **by_id, assignee="anna")
     active: dict[str, Any] = {"status": messaging_pb2.CONVERSATION_STATUS_ACTIVE}
-    for filters in ({}, active, {"tag": "vip"}, {"unread_only": True}, {"assignee": "anna"}):
+    both = [messaging_pb2.CONVERSATION_STATUS_ACTIVE, messaging_pb2.CONVERSATION_STATUS_CLOSED]
+    for filters in (
+        {},
+        active,
+        {"statuses": both},
+        {"tag": "vip"},
+        {"tags_any": ["vip", "new"]},
+        {"tags_all": ["vip"], "statuses": both},
+        {"unread_only": True},
+        {"assignee": "anna"},
+        {"unassigned": True},
+        {"unassigned": True, "statuses": both},
+        {"window_open": True},
+        {"window_open": False},
+        {"window_open": False, "statuses": both},
+        {"query": "anna"},
+        {"query": PHONE[:7]},
+        {"query": "anna", "unread_only": True, "window_open": True},
+    ):
         call.pages("ListConversations", **filters)
+    around, time = {"around_message_id": first.message_id}, {"seconds": 4_000_000_000}
     for filters in ({}, by_id, by_phone, inbound):
-        call.pages("ListMessages", **filters)
+        for place in (
+            {},
+            around,
+            {"after_time": PAST},
+            {"before_time": time},
+            {"after_time": PAST, "before_time": time},
+        ):
+            call.pages("ListMessages", **filters, **place)
+        call.back("ListMessages", **filters)
+    call("MarkConversationRead", **by_id, up_to_message_id=first.message_id)
+    for name in ({"customer_id": first.conversation_id}, by_phone, {"user_id": USER}):
+        call("GetCustomer", **name)
+    call("RecordOptOut", **by_phone, reason="STOP")
+    for filters in ({}, {"opted_out": True}, {"query": "anna"}, {"query": "+49151", "opted_out": False}):
+        call.pages("ListCustomers", **filters)
+    call(
+        "RecordMessage", phone_number="+4915112345699", user_id=USER, content="hi", **inbound, whatsapp_id="wamid.moved"
+    )
+    call("GetConversation", phone_number=PHONE)
     call.pages("SearchMessages", query="hello")
     call.pages("SearchMessages", query="helo")  # finds similar words
+    call.pages("SearchMessages", query="the")
     for _ in range(2):
         call("RecordAiMessage", **by_id, role=messaging_pb2.AI_ROLE_USER, model="m", content="hello")
     call.pages("ListAiMessages", **by_id)
     call("UpdateConversationStatus", **by_id, status=messaging_pb2.CONVERSATION_STATUS_CLOSED)
+    for filters in ({}, {"salon_id": ""}):
+        call("ListMessageChanges", **filters)
+        call.pages("ListMessageChanges", **filters, from_start=True)
+        call.first("WatchMessages", **filters)
     call("EraseCustomer", phone_number=PHONE, user_id=USER)
 
 

@@ -16,6 +16,20 @@ from ops.servers import running_url
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, fill and check Parlor.")
 console = Console()
 DATA = Path(".parlor")
+METRICS_URLS = [f"http://127.0.0.1:{port}/metrics" for port in (9051, 9052, 9053)]  # of `parlor up`
+SECRETS = ("DATABASE_URL", *(f"{name}_DATABASE_URL" for name in ("BOOKING", "MESSAGING", "STATS")), "REDIS_URL")
+FILE = {"dir_okay": False, "exists": True, "show_default": False}
+
+
+@app.callback()
+def read_secrets() -> None:
+    """Start, fill and check Parlor. A variable such as DATABASE_URL may also be in a file: DATABASE_URL_FILE."""
+    from libs.server.secret_files import read_secret_files
+
+    try:
+        read_secret_files(SECRETS)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def running_database() -> str:
@@ -54,6 +68,7 @@ def up(
     messaging_port: Annotated[int, typer.Option(help="Port of messaging.")] = 50052,
     stats_port: Annotated[int, typer.Option(help="Port of stats.")] = 50053,
     metrics_port: Annotated[int, typer.Option(help="Metrics port of booking; the others use the next two.")] = 9051,
+    ops_port: Annotated[int, typer.Option(help="OpsService's port of booking; the others use the next two.")] = 50061,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes of each service, which share its port.")] = 1,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
@@ -66,7 +81,7 @@ def up(
         console.print("[yellow]--seed and --no-seed are now --sample-data and --no-sample-data[/yellow]")
         sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
-    plan = Plan(data, pg_bin, ephemeral, scale if sample_data else None, ports, metrics_port, workers)
+    plan = Plan(data, pg_bin, ephemeral, scale if sample_data else None, ports, metrics_port, workers, ops_port)
     try:
         run(plan, console)
     except StartError as error:
@@ -107,13 +122,63 @@ def migrate(
 def health(
     address: Annotated[str, typer.Argument(help="Host and port, for example localhost:50051.")],
     service: Annotated[str, typer.Argument(help="Full name of a service; the whole server if not given.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="CA of the server's certificate: speak TLS.", **FILE)] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate to show to the server.", **FILE)] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.", **FILE)] = None,
 ) -> None:
     """Exit with 0 if a server is SERVING, else with 1."""
-    from ops.health import is_serving
+    from ops.health import credentials, is_serving
 
-    serving = is_serving(address, service)
+    serving = is_serving(address, service, credentials=credentials(ca, cert, key) if ca else None)
     console.print("SERVING" if serving else "NOT SERVING")
     raise typer.Exit(0 if serving else 1)
+
+
+@app.command()
+def dev_certs(
+    folder: Annotated[Path, typer.Argument(help="Folder for the files.", file_okay=False)],
+) -> None:
+    """Make a CA and certificates for trying TLS: of a server, and of the clients bot, dashboard, booking and so on.
+
+    For development: the CA's key lies beside the certificates. A second run makes new certificates of the same CA.
+    """
+    from ops.dev_certs import FolderInUse, write_certificates
+
+    try:
+        written = write_certificates(folder)
+    except (OSError, ValueError, FolderInUse) as error:
+        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    console.print("\n".join(map(str, written)), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compose_secrets(
+    folder: Annotated[Path, typer.Argument(help="Folder for the files.", file_okay=False)] = Path(".secrets"),
+) -> None:
+    """Make the secrets and certificates that docker-compose.yml reads. A second run keeps what exists."""
+    from ops.compose_secrets import write_secrets
+    from ops.dev_certs import FolderInUse
+
+    try:
+        written = write_secrets(folder)
+    except (OSError, ValueError, FolderInUse) as error:
+        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    console.print(f"{len(written)} files: {folder}", highlight=False)
+
+
+@app.command()
+def redis_acl(
+    user: Annotated[str, typer.Argument(help="Name of the user.")] = "parlor",
+) -> None:
+    """Print the command that creates the services' user in Redis or Valkey, with the least rights they need.
+
+    Replace PASSWORD. The rules after it may also stand in an ACL file: `user parlor on >PASSWORD resetchannels ...`.
+    """
+    from libs.cache import acl_rules
+
+    typer.echo(" ".join(["ACL", "SETUSER", user, "on", "'>PASSWORD'", *acl_rules()]))
 
 
 @app.command()
@@ -211,3 +276,35 @@ def verify_indexes(
     else:
         Console(width=max(100, console.width)).print(tables(report), highlight=False)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def doctor(
+    database_url: DatabaseUrl,
+    metrics_url: Annotated[
+        list[str],
+        typer.Option(envvar="METRICS_URLS", help="Metrics of a service; may be given again for each process."),
+    ] = METRICS_URLS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look for what is wrong with the database and the services, and say what mends it. Changes nothing.
+
+    Exits with 0 if nothing is found, with 1 if something is, with 2 if the database can't be read. What can't be looked
+    at is listed. For metrics over TLS, SSL_CERT_FILE names the CA.
+    """
+    import psycopg
+
+    from ops.doctor import examine
+    from ops.doctor.report import table
+
+    try:
+        diagnosis = examine(database_url, metrics_url)
+    except psycopg.Error as error:
+        reason = escape(" ".join(str(error).split()))
+        Console(stderr=True).print(f"[red]{reason}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(diagnosis.as_dict(), indent=2))
+    else:
+        Console(width=max(100, console.width)).print(table(diagnosis), highlight=False)
+    raise typer.Exit(0 if diagnosis.ok else 1)

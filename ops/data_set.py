@@ -5,7 +5,7 @@ salons, the biggest of which, `salon-123`, has about a third. Each salon has ope
 resources with a week of time off. Times are around 2025-01-18.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, count, pairwise, product
@@ -35,6 +35,8 @@ COLUMNS = {
     " status revision created_at updated_at",
     "booking_events": "salon_id booking_id revision type actor from_status to_status from_start_ts from_end_ts"
     " to_start_ts to_end_ts from_resource_id to_resource_id created_at",
+    "customers": "salon_id customer_id created_at",
+    "customer_identities": "salon_id identity kind customer_id seen_at",
     "conversations": "salon_id conversation_id phone_number status assignee tags unread_count started_at"
     " last_message_at service_window_expires_at",
     "messages": "salon_id message_id conversation_id phone_number direction whatsapp_id type content language status"
@@ -118,6 +120,9 @@ def data_set(scale: int) -> Iterator[tuple[str, Iterable[Row]]]:
     yield "booking_events", (event for booking in bookings for event in _event_rows(booking))
     conversations = list(_conversations(salons))
     plan = _plan(conversations)
+    first = {sent.conversation: _time(sent.ms) for sent in reversed(plan)}
+    yield "customers", ((salon.salon_id, found, first[place]) for place, (salon, found, *_) in enumerate(conversations))
+    yield "customer_identities", _identity_rows(conversations, first)
     yield "conversations", _conversation_rows(conversations, plan)
     yield "messages", _message_rows(conversations, plan)
     yield "ai_messages", _ai_message_rows(conversations, plan)
@@ -249,6 +254,11 @@ def _chats(random: Random, messages: int) -> Iterator[tuple[int, bool]]:
             ms = int(hours * 3_600_000)
         ms += 20_000 + int(random.random() * 280_000)
         yield ms, bool(number % 2)
+
+
+def _identity_rows(conversations: Sequence[Conversation], first: Mapping[int, datetime]) -> Iterator[Row]:
+    for place, (salon, conversation_id, phone, _) in enumerate(conversations):
+        yield salon.salon_id, phone, "PHONE_NUMBER", conversation_id, first[place]
 
 
 def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:

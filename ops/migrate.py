@@ -24,8 +24,9 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 ROLES = ("parlor_booking", "parlor_messaging", "parlor_stats")
 ATTEMPTS = 20
 LOCK_SECONDS = 60.0
+LOCK_POLL_SECONDS = 0.1
 
-# Settings that services also set per connection, unless they are behind a pooler; see DatabaseSettings.
+# No service sets these for its sessions: behind a pooler they would be those of another client (decision 0059).
 ROLE_DEFAULTS = {
     "statement_timeout": "10s",
     "lock_timeout": "2s",
@@ -70,6 +71,28 @@ DO $$ BEGIN
     IF has_database_privilege('public', current_database(), 'TEMPORARY') THEN
         EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
     END IF;
+    IF has_schema_privilege('public', current_schema(), 'CREATE') THEN
+        EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', current_schema());
+    END IF;
+END $$
+"""
+# An extension may be created at any time, usually by a superuser, who alone can close it.
+CLOSE_STATEMENTS = """
+DO $$
+DECLARE
+    closed text;
+BEGIN
+    FOR closed IN
+        SELECT CASE classid WHEN 'pg_class'::regclass THEN format('TABLE %s', objid::regclass)
+            ELSE format('FUNCTION %s', objid::regprocedure) END
+        FROM pg_depend JOIN pg_extension ON pg_extension.oid = refobjid
+        WHERE extname = 'pg_stat_statements' AND deptype = 'e'
+            AND classid IN ('pg_class'::regclass, 'pg_proc'::regclass)
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC', closed);
+    END LOOP;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE NOTICE 'pg_stat_statements can only be closed by its owner: %', SQLERRM;
 END $$
 """
 SET_DEFAULT = """
@@ -132,18 +155,15 @@ def exclusive(url: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     Raises: MigrationBusy if another run has not ended after `seconds`.
     """
     with _connect(url, autocommit=False) as connection:
-        connection.execute(
-            f"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;"
-            f" SET LOCAL lock_timeout = {round(seconds * 1000)}".encode()
-        )
-        try:
-            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_NAME})".encode())
-        except psycopg.errors.LockNotAvailable:
-            connection.rollback()
-            holders = ", ".join(name for (name,) in connection.execute(LOCK_HOLDER.encode()))
-            raise MigrationBusy(
-                f"another migration of this database goes on: {holders or 'it has just ended'}"
-            ) from None
+        connection.execute(b"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+        deadline = time.monotonic() + seconds
+        # A statement that waits for the lock would have a snapshot, and CREATE INDEX CONCURRENTLY waits for old ones.
+        while not connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK_NAME})".encode()).fetchall()[0][0]:
+            if time.monotonic() > deadline:
+                connection.rollback()
+                holders = ", ".join(name for (name,) in connection.execute(LOCK_HOLDER.encode()))
+                raise MigrationBusy(f"another migration of this database goes on: {holders or 'it has just ended'}")
+            time.sleep(LOCK_POLL_SECONDS)
         yield
 
 
@@ -154,6 +174,8 @@ def prepare_roles(
 
     Defaults that an operator has set for a login are kept.
     """
+    [(schema,)] = connection.execute("SELECT current_schema()").fetchall()
+    defaults = {**ROLE_DEFAULTS, "search_path": str(schema)}
     for name in ROLES:
         role = sql.Identifier(name)
         connection.execute(sql.SQL(CREATE_ROLE).format(name=sql.Literal(name), role=role))
@@ -163,11 +185,12 @@ def prepare_roles(
             connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
         limit = {"name": sql.Literal(name), "limit": sql.Literal(connection_limit)}
         connection.execute(sql.SQL(SET_CONNECTION_LIMIT).format(**limit))
-        for setting, value in ROLE_DEFAULTS.items():
+        for setting, value in defaults.items():
             names = {"name": sql.Literal(name), "setting": sql.Literal(setting), "role": role}
             parameter = {"parameter": sql.Identifier(setting), "value": sql.Literal(value)}
             connection.execute(sql.SQL(SET_DEFAULT).format(**names, **parameter))
     connection.execute(CLOSE_DATABASE)
+    connection.execute(CLOSE_STATEMENTS)
     connection.execute(SET_READ_ONLY)
 
 

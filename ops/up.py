@@ -56,6 +56,7 @@ class Plan:
     ports: dict[str, int]
     metrics_port: int
     workers: int = 1
+    ops_port: int | None = None
 
 
 class Service(Server):
@@ -142,6 +143,8 @@ def data_folder(plan: Plan) -> Iterator[Path]:
 def check_ports(plan: Plan) -> None:
     """Raise StartError, which names each port in use, before anything is started."""
     metrics = {f"{name}'s metrics": plan.metrics_port + offset for offset, name in enumerate(SERVICES)}
+    if plan.ops_port is not None:
+        metrics |= {f"{name}'s OpsService": plan.ops_port + offset for offset, name in enumerate(SERVICES)}
     taken = [f"port {port} ({name}) is in use" for name, port in (plan.ports | metrics).items() if not is_free(port)]
     if taken:
         raise StartError("\n".join([*taken, "`parlor up --help` shows how to choose others"]))
@@ -203,10 +206,12 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
     for name in SERVICES:
         variable = f"{name.upper()}_DATABASE_URL"
         shared[variable] = os.environ.get(variable) or service_url(database_url, f"parlor_{name}")
-    return {
-        name: shared | {"PORT": str(plan.ports[name]), "METRICS_PORT": str(plan.metrics_port + offset)}
-        for offset, name in enumerate(SERVICES)
-    }
+    return {name: shared | _own_ports(plan, name, offset) for offset, name in enumerate(SERVICES)}
+
+
+def _own_ports(plan: Plan, name: str, offset: int) -> dict[str, str]:
+    ports = {"PORT": str(plan.ports[name]), "METRICS_PORT": str(plan.metrics_port + offset)}
+    return ports if plan.ops_port is None else ports | {"OPS_PORT": str(plan.ops_port + offset)}
 
 
 def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Path, stack: ExitStack) -> list[Service]:
@@ -225,10 +230,11 @@ def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Pa
 
 def show(plan: Plan, servers: list[Server], data: Path, console: Console, seconds: float) -> None:
     """Print the addresses, and calls to try."""
-    table = Table("service", "health", "gRPC", "metrics", title=f"Parlor, after {seconds:.1f} s")
+    table = Table("service", "health", "gRPC", "OpsService", "metrics", title=f"Parlor, after {seconds:.1f} s")
     for offset, name in enumerate(SERVICES):
         metrics = f"127.0.0.1:{plan.metrics_port + offset}/metrics"
-        table.add_row(name, "[green]SERVING[/green]", f"127.0.0.1:{plan.ports[name]}", metrics)
+        ops = "" if plan.ops_port is None else f"127.0.0.1:{plan.ops_port + offset}"
+        table.add_row(name, "[green]SERVING[/green]", f"127.0.0.1:{plan.ports[name]}", ops, metrics)
     console.print(table)
     lines = [f"{server.name}: {server.dsn}" for server in servers if isinstance(server, Postgres)]
     lines += [f"{server.name}: {server.url}" for server in servers if isinstance(server, Valkey)]

@@ -9,6 +9,8 @@ Reads of one booking or one conversation have sub-tags, so that their entries ou
 query:booking:salon:{salon-123}:code:B1, query:conversation:{salon-123}:id:UUID, ...:phone:DIGEST.
 """
 
+from collections.abc import Iterable
+
 from libs.cache import Cache, Tag, digest
 
 
@@ -61,10 +63,29 @@ class CacheTags:
         tags = [self._messages.tag(salon_id, "salon:"), self._conversation.tag(salon_id)] if conversations else []
         for conversation_id, phone_number in set(conversations):
             for tag in tags[:2]:
-                tags.append(conversation_tag(tag, conversation_id))
+                if conversation_id:
+                    tags.append(conversation_tag(tag, conversation_id))
                 if phone_number:
                     tags.append(conversation_tag(tag, "", phone_number))
         return tags
+
+    def of_customers(self, salon_id: str, *customers: tuple[str, str]) -> list[Tag]:
+        """Return the tags that a merge or erasure of customers invalidates, who are named as in `of_conversations`."""
+        ai_messages = [self.ai_messages(salon_id, customer_id) for customer_id, _ in set(customers) if customer_id]
+        return [*self.of_conversations(salon_id, *customers), *ai_messages]
+
+    def of_facts(self, salon_id: str, customers: Iterable[tuple[str, Iterable[str]]]) -> list[Tag]:
+        """Return the tags of customers with all their phone numbers whose conversations and messages did not change."""
+        tag = self._conversation.tag(salon_id)
+        return [
+            one
+            for customer_id, phone_numbers in customers
+            for one in (
+                tag,
+                conversation_tag(tag, customer_id),
+                *(conversation_tag(tag, "", phone_number) for phone_number in phone_numbers),
+            )
+        ]
 
     def booking(self, salon_id: str, booking_code: str) -> Tag:
         """Return the sub-tag of one booking."""

@@ -1,4 +1,7 @@
-"""Phone numbers as callers write them, turned into E.164. Everything that takes a number asks `e164` or `canonical`."""
+"""Phone numbers as callers write them, turned into E.164.
+
+Everything that takes a number asks `e164` or `canonical`; the messaging service also `whatsapp_number`.
+"""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -11,12 +14,20 @@ from libs.server.errors import RpcError, invalid_fields
 
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _PLUS = re.compile("[+\uff0b]")
+_NUMBER_BEGINNING = re.compile(r"[+\uff0b]?[0-9 ().\-/\u00a0]+")
 _COUNTRIES = frozenset(map(str, phonenumbers.COUNTRY_CODE_TO_REGION_CODE))
-# IDs that WhatsApp gave to mobile numbers before their plans changed, and the numbers of today.
-_OLD_WHATSAPP_IDS = (
-    (re.compile("521([0-9]{10})"), r"52\1"),  # Mexico
-    (re.compile("55([0-9]{2})([6-9][0-9]{7})"), r"55\g<1>9\2"),  # Brazil
-)
+# Mobile numbers as WhatsApp writes them by plans that have changed, by country, and the numbers of today.
+_OLD_PLANS = {
+    "52": (re.compile(r"\+521([0-9]{10})"), r"+52\1"),  # Mexico
+    "55": (re.compile(r"\+55([1-9][0-9])([6-9][0-9]{7})"), r"+55\g<1>9\2"),  # Brazil
+}
+_NUMBERS_OF_TODAY = {
+    "52": (re.compile(r"\+52([0-9]{10})"), r"+521\1"),
+    "55": (re.compile(r"\+55([1-9][0-9])9([6-9][0-9]{7})"), r"+55\1\2"),
+}
+# Argentina's mobile numbers have a 9 if they are dialed from abroad, which some leave out.
+_WITHOUT_9 = re.compile(r"\+54([1-3][0-9]{9})")
+_WITH_9 = re.compile(r"\+549([1-3][0-9]{9})")
 
 
 def is_national(number: str) -> bool:
@@ -45,12 +56,34 @@ async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]
     return formatted
 
 
-def canonical(number: str) -> str:
-    """Return a well-formed E.164 number without the trunk prefix that some write into it: +49(0)151.
+async def number_prefix(text: str, region_code: Callable[[], Awaitable[str]]) -> str:
+    """Return the E.164 number that a text begins, such as `+49151` for `0049 151`; "" if it begins none.
 
+    A national one, `0151`, needs the `region_code` of the salon. Raises: what `region_code` raises.
+    """
+    digits = re.sub("[^0-9]", "", text.replace("(0)", ""))
+    if not digits or not _NUMBER_BEGINNING.fullmatch(text.strip()):
+        return ""
+    if _PLUS.search(text) or not digits.startswith("0"):
+        return "+" + digits
+    if digits.startswith("00"):
+        return "+" + digits[2:]
+    region = await region_code()
+    country = phonenumbers.country_code_for_region(region) if region else 0
+    return f"+{country}{digits[1:]}" if country else ""
+
+
+def canonical(number: str) -> str:
+    """Return a well-formed E.164 number by the plan of today, without the trunk prefix that some write: +49(0)151.
+
+    WhatsApp still writes some numbers of Mexico and Brazil by older plans: +52 1 55..., +55 11 8765-4321.
     A number that is not valid without the prefix is returned as it is. Most numbers have none, which takes 0.4 us to
     see; others take 25 us.
     """
+    if number[1:3] in _OLD_PLANS:
+        old, today = _OLD_PLANS[number[1:3]]
+        if found := old.fullmatch(number):
+            return found.expand(today)
     for end in (2, 3, 4):
         if (country := number[1:end]) in _COUNTRIES:
             break
@@ -62,10 +95,25 @@ def canonical(number: str) -> str:
     return _valid(number) or number
 
 
+def whatsapp_number(number: str) -> str:
+    """Return the number of a WhatsApp customer as `canonical` does, and one of Argentina with its 9.
+
+    There only mobile numbers have the 9, so that a number without it could be a landline; WhatsApp means the mobile.
+    """
+    number = canonical(number)
+    return f"+549{found[1]}" if (found := _WITHOUT_9.fullmatch(number)) else number
+
+
 def spellings(number: str) -> list[str]:
-    """Return the ways in which an E.164 number may be stored: releases up to 0.3 kept a trunk prefix in it."""
+    """Return the ways in which WhatsApp, or releases up to 0.3, may have written an E.164 number."""
     country, national, trunk = parts(number)
-    return [number, f"+{country}{trunk}{national}"] if trunk else [number]
+    written = [number, f"+{country}{trunk}{national}"] if trunk else [number]
+    if country in _NUMBERS_OF_TODAY:
+        today, old = _NUMBERS_OF_TODAY[country]
+        written += [found.expand(old)] if (found := today.fullmatch(number)) else []
+    written += [f"+54{found[1]}"] if (found := _WITH_9.fullmatch(number)) else []
+    written += [f"+549{found[1]}"] if (found := _WITHOUT_9.fullmatch(number)) else []
+    return written
 
 
 def parts(number: str) -> tuple[str, str, str]:
@@ -86,8 +134,8 @@ def _international(number: str) -> str | None:
     digits = phonenumbers.normalize_digits_only(number)
     if digits.startswith("0"):  # as no country code does
         return None
-    today = (found.expand(new) for old, new in _OLD_WHATSAPP_IDS if (found := old.fullmatch(digits)))
-    return canonical(f"+{digits}") if any(_valid(f"+{each}") for each in (digits, *today)) else None
+    number = canonical(f"+{digits}")
+    return number if _valid(f"+{digits}") or _valid(number) else None
 
 
 def _ambiguous(number: str, region: str, international: str) -> str:

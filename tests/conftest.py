@@ -12,12 +12,16 @@ import psycopg
 import pytest
 import redis
 
+from libs.cache import acl_rules
 from ops.migrate import migrate
 from ops.recording import Statement, record
 from ops.servers import Postgres, Valkey, postgres_url
 from tests.stack import Stack, running
 from tools.cluster import Cluster
 
+# The user of the cache in its tests: it has the rights that `parlor redis-acl` prints.
+USER, PASSWORD = "parlor", "an-acl-user-in-tests"
+WITH_USER = ("--user", USER, "on", f">{PASSWORD}", *acl_rules())
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 _numbers = itertools.count()
 
@@ -62,14 +66,14 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[Valkey]:
     """A Valkey for all tests that do not kill it."""
-    with Valkey(binary=valkey_binary()) as server:
+    with Valkey(binary=valkey_binary(), options=WITH_USER) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Three masters, shared by the tests that leave them unchanged."""
-    with Cluster(binary=valkey_binary()) as server:
+    with Cluster(binary=valkey_binary(), options=WITH_USER) as server:
         yield server
 
 
@@ -116,7 +120,7 @@ def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
     """A Valkey for a test that kills it."""
-    with Valkey(binary=valkey_binary()) as server:
+    with Valkey(binary=valkey_binary(), options=WITH_USER) as server:
         yield server
 
 

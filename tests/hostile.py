@@ -63,12 +63,13 @@ class Rpc:
         return bool(self.method.GetOptions().idempotency_level == self.method.GetOptions().NO_SIDE_EFFECTS)
 
 
-def rpcs(name: str, channel: grpc.aio.Channel) -> list[Rpc]:
-    """Return every RPC of a service, including its OpsService."""
-    services = [*OWN[name].DESCRIPTOR.services_by_name.values(), *ops_pb2.DESCRIPTOR.services_by_name.values()]
+def rpcs(name: str, channel: grpc.aio.Channel, ops: grpc.aio.Channel | None = None) -> list[Rpc]:
+    """Return every RPC of a service and, if there is a channel to it, of its OpsService."""
+    services = [(OWN[name].DESCRIPTOR, channel)] + ([(ops_pb2.DESCRIPTOR, ops)] if ops else [])
     return [
-        Rpc(method, (first if method.server_streaming else unary)(channel, f"/{service.full_name}/{method.name}"))
-        for service in services
+        Rpc(method, (first if method.server_streaming else unary)(port, f"/{service.full_name}/{method.name}"))
+        for file, port in services
+        for service in file.services_by_name.values()
         for method in service.methods
     ]
 
@@ -108,6 +109,10 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     time_off = (await stack.booking.CreateTimeOff(booking_pb2.CreateTimeOffRequest(**mine(**TIMES)))).time_off
     message = await stack.messaging.RecordMessage(message_request())
     conversation_id = message.conversation_id
+    unsent, failing = [
+        await stack.messaging.RecordMessage(message_request("", direction="MESSAGE_DIRECTION_OUTBOUND"))
+        for _ in range(2)
+    ]
     other = {"salon_id": "salon-2", "phone_number_id": "2", "name": "Two", "time_zone": "Asia/Tokyo"}
     outputs = {"create_time": TIMES["start_time"], "update_time": TIMES["start_time"]}
     cost = {"cost_micros": 7, "currency_code": "EUR"}
@@ -124,6 +129,12 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
     event = {"error_code": 1, "error_title": "x", "pricing_category": "utility", "billable": True}
     event |= {"conversation_origin": "utility"}
     of_customer = {"conversation_id": conversation_id, "phone_number": PHONE}
+    inbox = {"statuses": [1], "tags_any": ["vip"], "tags_all": ["vip"], "window_open": True, "query": "anna"}
+    around = {
+        "around_message_id": message.message_id,
+        "after_time": TIMES["start_time"],
+        "before_time": TIMES["end_time"],
+    }
     ai_message = {"conversation_id": conversation_id, "model": "m", "role": 2, "content": "hi"}
     return {
         "UpsertSalon": {
@@ -159,22 +170,31 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "ListBookings": mine(**TIMES, page_size=10, status=1, customer_phone=PHONE, **filters),
         "ListBookingChanges": mine(page_size=10),
         "WatchBookings": mine(),
+        "ListMessageChanges": mine(page_size=10),
+        "WatchMessages": mine(),
         "UpdateBookingStatus": mine(booking_code=code, status=2, etag="1"),
         "RecordMessage": mine(**to_customer, **answer, **cost, send_time=TIMES["start_time"]),
         "RecordMessageStatus": mine(whatsapp_id="wamid.1", status=4, event_time=TIMES["start_time"], **event, **cost),
+        "RecordMessageSent": mine(message_id=unsent.message_id, whatsapp_id="wamid.unsent"),
+        "RecordMessageFailed": mine(message_id=failing.message_id, error_code=1, error_title="x", error_details="y"),
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
         "GetConversation": mine(**of_customer, message_limit=5),
-        "ListConversations": mine(page_size=10, status=1, tag="vip", unread_only=True, assignee="anna"),
+        "ListConversations": mine(**inbox, page_size=10, status=1, tag="vip", unread_only=True, assignee="anna"),
         "UpdateConversationStatus": mine(**of_customer, status=2),
         "AssignConversation": mine(**of_customer, assignee="anna"),
         "TagConversation": mine(**of_customer, add_tags=["vip"], remove_tags=["new"]),
-        "MarkConversationRead": mine(**of_customer),
+        "MarkConversationRead": mine(**of_customer, up_to_message_id=message.message_id),
         "SearchMessages": mine(query="hi", page_size=10),
-        "ListMessages": mine(**of_customer, page_size=10, direction=1),
+        "ListMessages": mine(**of_customer, **around, page_size=10, direction=1),
         "RecordAiMessage": mine(**ai_message, **cost, **tokens, booking_code=code),
         "ListAiMessages": mine(conversation_id=conversation_id, page_size=10),
+        "GetCustomer": mine(customer_id=conversation_id, phone_number=PHONE),
+        "ListCustomers": mine(opted_out=False, query="anna", page_size=10),
+        "RecordOptOut": mine(
+            customer_id=conversation_id, phone_number=PHONE, event_time=TIMES["start_time"], reason="-"
+        ),
         "GetSalonStats": mine(**TIMES),
         "ListBookingStats": mine(**TIMES, bucket=1),
         "ListConversationStats": mine(**TIMES, bucket=2),

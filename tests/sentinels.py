@@ -11,7 +11,7 @@ import redis
 
 from ops.process import spawn
 from ops.servers import Valkey
-from tests.conftest import valkey_binary
+from tests.conftest import WITH_USER, valkey_binary
 
 NAME = "parlor"
 DOWN_AFTER_MS = 1000
@@ -94,7 +94,7 @@ class Replicated:
 def replicated(sentinels: int = 0) -> Iterator[Replicated]:
     """Run a master, a synchronized replica, and Sentinels that know both and each other."""
     with ExitStack() as exits:
-        options = ("--repl-diskless-sync-delay", "0")
+        options = (*WITH_USER, "--repl-diskless-sync-delay", "0")
         master = exits.enter_context(Valkey(binary=valkey_binary(), options=options))
         of = ("--replicaof", f"127.0.0.1 {master.port}")
         replica = exits.enter_context(Valkey(binary=valkey_binary(), options=(*options, *of)))

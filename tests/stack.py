@@ -35,6 +35,7 @@ from services.stats.service import build as build_stats
 
 M = TypeVar("M", bound=Message)
 Fields: TypeAlias = dict[str, Any]
+Connect: TypeAlias = Callable[[str], grpc.aio.Channel]
 SECRET = "parlor-test"  # noqa: S105
 SALON = "salon-1"
 RESOURCES = ("anna", "ben", "cleo", "chair_1")
@@ -54,10 +55,15 @@ class Stack:
     ops: dict[str, ops_pb2_grpc.OpsServiceAsyncStub]
     servers: dict[str, Server]
     database_url: str
+    connect: Connect = grpc.aio.insecure_channel
 
     def channel(self, name: str) -> grpc.aio.Channel:
         """Return a new channel to a service; the caller closes it."""
-        return grpc.aio.insecure_channel(f"127.0.0.1:{self.servers[name].port}")
+        return self.connect(f"127.0.0.1:{self.servers[name].port}")
+
+    def ops_channel(self, name: str) -> grpc.aio.Channel:
+        """Return a new channel to a service's OpsService; the caller closes it."""
+        return self.connect(f"127.0.0.1:{self.servers[name].ops_port}")
 
 
 @asynccontextmanager
@@ -69,35 +75,45 @@ async def running(
     database: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    messaging: dict[str, Any] | None = None,
+    connect: Connect = grpc.aio.insecure_channel,
 ) -> AsyncIterator[Stack]:
-    """Run the three services; the dicts are settings that differ from the defaults, `now` is the clock of booking."""
+    """Run the three services; the dicts are settings that differ from the defaults, `now` is the clock of booking.
+
+    `connect` returns the channel to an address, for the stubs.
+    """
     async with AsyncExitStack() as exits:
         servers: dict[str, Server] = {}
 
-        async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> grpc.aio.Channel:
+        async def start(name: str, build: Callable[..., Any], *, read_only: bool = False) -> list[grpc.aio.Channel]:
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
-            settings = CacheSettings(**{"url": redis_url, "warm": 0, **(cache or {})})  # removed entries stay misses
+            settings = CacheSettings(**{"url": redis_url, "refill": 0, **(cache or {})})  # removed entries stay misses
             cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
-            listen = ServerSettings(host="127.0.0.1", port=0, **(server or {}))
+            listen = ServerSettings(**{"port": 0, "ops_port": 0, **(server or {})})
             servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
-            channel = grpc.aio.insecure_channel(f"127.0.0.1:{servers[name].port}")
-            return await exits.enter_async_context(channel)
+            return [
+                await exits.enter_async_context(connect(f"127.0.0.1:{port}"))
+                for port in (servers[name].port, servers[name].ops_port)
+            ]
 
-        booking = await start("booking", lambda cached, pool: build_booking(cached, pool, now))
+        booking, *ops = await start("booking", lambda cached, pool: build_booking(cached, pool, now))
         settings = MessagingSettings(
-            booking_address=f"127.0.0.1:{servers['booking'].port}", whatsapp_app_secret=SecretStr(SECRET)
+            booking_address=f"127.0.0.1:{servers['booking'].port}",
+            whatsapp_app_secret=SecretStr(SECRET),
+            **(messaging or {}),
         )
-        messaging = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
-        stats = await start("stats", build_stats, read_only=True)
-        channels = {"booking": booking, "messaging": messaging, "stats": stats}
+        to_messaging, *more = await start("messaging", lambda cached, pool: build_messaging(cached, pool, settings))
+        stats, *most = await start("stats", build_stats, read_only=True)
+        channels = dict(zip(servers, ops + more + most, strict=True))
         yield Stack(
             booking_pb2_grpc.BookingServiceStub(booking),
-            messaging_pb2_grpc.MessagingServiceStub(messaging),
+            messaging_pb2_grpc.MessagingServiceStub(to_messaging),
             stats_pb2_grpc.StatsServiceStub(stats),
             {name: ops_pb2_grpc.OpsServiceStub(channel) for name, channel in channels.items()},
             servers,
             database_url,
+            connect,
         )
 
 

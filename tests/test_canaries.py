@@ -133,8 +133,11 @@ async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
     calls = 0
     valid = await valid_requests(stack)
     for name, service in running.services.items():
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
-            for rpc in rpcs(name, channel):
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel,
+            grpc.aio.insecure_channel(f"127.0.0.1:{running.ops_ports[name]}") as ops,
+        ):
+            for rpc in rpcs(name, channel, ops):
                 if rpc.method.name in ("InvalidateSalon", "InvalidateNamespace", "InvalidatePattern"):
                     continue  # the test reads the keys at its end
                 request = rpc.kind(**valid[rpc.method.name])

@@ -135,19 +135,26 @@ async def test_erasure_empties_stored_replies_of_request_ids(stack: Stack) -> No
     assert await stack.messaging.RecordMessage(request) == pb.Message()
 
 
-async def test_erasure_by_phone_number_or_user_id_covers_all_conversations_of_a_customer(stack: Stack) -> None:
+async def test_erasure_by_phone_number_or_user_id_covers_all_names_of_a_customer(stack: Stack) -> None:
     await salon(stack)
-    phones = [PHONE, "+4915100000001", "+4915100000002"]
-    for number, phone in enumerate(phones):
-        message = await stack.messaging.RecordMessage(message_request(f"wamid.{number}", phone_number=phone))
-        if number == 1:
-            put(stack, message.conversation_id, phone_number=None, user_id=USER)
-        put(stack, message.conversation_id, **({"user_id": USER} if number == 0 else {"customer_name": NAME}))
+    numbers = [PHONE, "+4915100000001", "+4915100000002"]
+    for number, names in enumerate(
+        [
+            {"phone_number": PHONE, "user_id": USER},
+            {"phone_number": numbers[1], "user_id": USER},
+            {"phone_number": numbers[2]},
+            {"phone_number": "", "user_id": "DE.7"},
+        ]
+    ):
+        await stack.messaging.RecordMessage(message_request(f"wamid.{number}", **names))
     assert await erase(stack, phone_number="+4915100000009", user_id="DE.9") == NOTHING
     assert await erase(stack, salon_id="salon-2", phone_number=PHONE) == NOTHING
-    assert (await erase(stack, phone_number=PHONE)).conversations == 2
-    assert await erase(stack, user_id=USER) == NOTHING
-    assert (await erase(stack, phone_number=phones[2], user_id=USER)).conversations == 1
+    assert await erase(stack, phone_number=PHONE) == pb.EraseCustomerResponse(conversations=1, messages=2)
+    assert await erase(stack, user_id=USER) == await erase(stack, phone_number=numbers[1]) == NOTHING
+    assert (await erase(stack, phone_number=numbers[2], user_id="DE.7")).conversations == 2
+    assert rows(stack.database_url, "SELECT (SELECT count(*) FROM customers), count(*) FROM customer_identities") == [
+        (0, 0)
+    ]
 
 
 async def test_an_erased_customer_who_writes_again_gets_a_new_conversation(stack: Stack) -> None:

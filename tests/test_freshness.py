@@ -22,7 +22,15 @@ NOON, HOUR = 1_800_000_000, 3600
 MINE, OTHERS, NEW, LATER = PHONE, "+4915100000002", "+4915100000003", "+4915100000004"
 USER, NEW_CODE = "DE.1", "ZZZZZZ"
 USER_ONLY: Fields = {"phone_number": "", "user_id": USER}
-WHOLE_CONVERSATIONS = {"conversations", "conversation by user_id"}  # reads that depend on all conversations of a salon
+# Reads that depend on all conversations, or all messages, of a salon.
+INBOX: dict[str, Fields] = {
+    "conversations": {},
+    "conversations, open": {"window_open": True},
+    "conversations, unread": {"unread_only": True, "statuses": [1, 2]},
+    "conversations, found": {"query": MINE[:6]},
+}
+WHOLE_CONVERSATIONS = {*INBOX, "conversation by user_id", "customers", "customer by user_id"}
+WHOLE_MESSAGES = {"messages", "messages, around", "search", "search, similar"}
 
 
 class Read(NamedTuple):
@@ -40,9 +48,9 @@ class Fresh:
     of `new` and `later` find nothing at first.
     """
 
-    def __init__(self, stack: Stack, codes: dict[str, str], ids: dict[str, str], created: int) -> None:
-        """Take the codes of bookings and the IDs of conversations; the first booking was made at `created`."""
-        self.stack, self.codes, self.ids = stack, codes, ids
+    def __init__(self, stack: Stack, codes: dict[str, str], ids: dict[str, str], created: int, message_id: str) -> None:
+        """Take the codes of bookings and the IDs of conversations and of a message; a booking was `created` first."""
+        self.stack, self.codes, self.ids, self.message_id = stack, codes, ids, message_id
         self.reads = {**self._booking_reads(created), **self._messaging_reads()}
 
     def _booking_reads(self, created: int) -> dict[str, Read]:
@@ -83,13 +91,24 @@ class Fresh:
                 service.GetConversation,
                 messaging.GetConversationRequest(**of_salon, user_id=USER),
             ),
-            "conversations": (service.ListConversations, messaging.ListConversationsRequest(**of_salon)),
+            "customer by user_id": (service.GetCustomer, messaging.GetCustomerRequest(**of_salon, user_id=USER)),
+            "customers": (service.ListCustomers, messaging.ListCustomersRequest(**of_salon)),
             "messages": (service.ListMessages, messaging.ListMessagesRequest(**of_salon)),
+            "messages, around": (
+                service.ListMessages,
+                messaging.ListMessagesRequest(**of_salon, around_message_id=self.message_id),
+            ),
             "search": (service.SearchMessages, messaging.SearchMessagesRequest(**of_salon, query="hi")),
+            "search, similar": (service.SearchMessages, messaging.SearchMessagesRequest(**of_salon, query="hix")),
         }
+        for name, filters in INBOX.items():
+            lists[name] = (service.ListConversations, messaging.ListConversationsRequest(**of_salon, **filters))
         for name, named in names.items():
             found = messaging.GetConversationRequest(**of_salon, **named)
             lists[f"conversation {name}"] = (service.GetConversation, found)
+            one = {field.replace("conversation", "customer"): value for field, value in named.items()}
+            customer = messaging.GetCustomerRequest(**of_salon, **one)
+            lists[f"customer {name}"] = (service.GetCustomer, customer)
             lists[f"messages {name}"] = (service.ListMessages, messaging.ListMessagesRequest(**of_salon, **named))
         for name, conversation_id in self.ids.items():
             request = messaging.ListAiMessagesRequest(**of_salon, conversation_id=conversation_id)
@@ -132,7 +151,12 @@ class Fresh:
 
 @pytest.fixture
 async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
-    """Create the rows; the code of the next booking is fixed."""
+    """Create the rows; the code of the next booking is fixed, and no background job ends the expired holds."""
+
+    async def nothing(_: Any) -> None:
+        pass
+
+    monkeypatch.setattr("services.booking.expiry.HoldExpiry.expire", nothing)
     await salon(stack)
     made = {}
     for hours, name in enumerate(("my booking", "other booking", "first hold", "second hold")):
@@ -142,16 +166,17 @@ async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
             request.hold_duration.seconds = 600
         made[name] = await stack.booking.CreateBooking(request)
     rows(stack.database_url, "UPDATE bookings SET hold_expires_at = now() WHERE hold_expires_at > now() RETURNING 1")
-    ids = {}
+    ids, message_id = {}, ""
     for name, named in {
         "mine": {"phone_number": MINE},
         "other": {"phone_number": OTHERS},
         "unnumbered": USER_ONLY,
     }.items():
-        ids[name] = (await stack.messaging.RecordMessage(message_request(f"wamid.{name}", **named))).conversation_id
+        message = await stack.messaging.RecordMessage(message_request(f"wamid.{name}", **named))
+        ids[name], message_id = message.conversation_id, message.message_id
     monkeypatch.setattr("services.booking.write_rpcs.new_code", lambda: NEW_CODE)
     codes = {"new booking": NEW_CODE, **{name: one.booking_code for name, one in made.items()}}
-    return Fresh(stack, codes, ids, made["my booking"].create_time.seconds)
+    return Fresh(stack, codes, ids, made["my booking"].create_time.seconds, message_id)
 
 
 async def each(fresh: Fresh, writes: Iterable[tuple[Any, Any, set[str]]]) -> None:
@@ -207,7 +232,8 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
     ai = messaging.RecordAiMessageRequest(
         salon_id=SALON, conversation_id=mine.upper(), model="m", role=messaging.AI_ROLE_ASSISTANT, content="x"
     )
-    shown = WHOLE_CONVERSATIONS | {"conversation of mine, by id", "conversation of mine, by phone"}
+    of_mine = {"conversation of mine, by id", "conversation of mine, by phone"}
+    shown = WHOLE_CONVERSATIONS | of_mine | {"customer of mine, by id", "customer of mine, by phone"}
     read = messaging.MarkConversationReadRequest(**named)
     await each(
         fresh,
@@ -217,6 +243,7 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
             (service.TagConversation, messaging.TagConversationRequest(**named, add_tags=["vip"]), shown),
             (service.MarkConversationRead, read, shown),
             (service.MarkConversationRead, read, set()),
+            (service.RecordOptOut, messaging.RecordOptOutRequest(**named), shown),
             (
                 service.UpdateConversationStatus,
                 messaging.UpdateConversationStatusRequest(**named, status=messaging.CONVERSATION_STATUS_CLOSED),
@@ -225,7 +252,7 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
             (
                 service.AssignConversation,
                 messaging.AssignConversationRequest(salon_id=SALON, user_id=USER, assignee="ben"),
-                WHOLE_CONVERSATIONS | {"conversation of unnumbered, by id"},
+                WHOLE_CONVERSATIONS | {"conversation of unnumbered, by id", "customer of unnumbered, by id"},
             ),
         ],
     )
@@ -233,7 +260,7 @@ async def test_changes_of_conversations_invalidate_exactly_their_reads(fresh: Fr
 
 async def test_changes_of_messages_invalidate_exactly_their_reads(fresh: Fresh) -> None:
     service = fresh.stack.messaging
-    mine, of_salon = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | {"messages", "search"}
+    mine, of_salon = fresh.of("of mine, by id", "of mine, by phone"), WHOLE_CONVERSATIONS | WHOLE_MESSAGES
     later = fresh.of("of unnumbered, by id", "of later, by phone")
     again = message_request("wamid.again")
     sent = message_request("wamid.sent", direction="MESSAGE_DIRECTION_OUTBOUND")
@@ -272,7 +299,7 @@ async def test_manual_invalidations_invalidate_exactly_their_reads(fresh: Fresh)
     code = f"query:booking:salon:{{{SALON}}}:code:{fresh.codes['my booking']}"
     everything = set(fresh.reads)
     of_salons = {"salon", "salon by phone_number_id", "service", "services"}
-    conversations = {name for name in fresh.reads if name.startswith(("conversation", "AI"))}
+    conversations = {name for name in fresh.reads if name.startswith(("conversation", "customer", "AI"))}
     await each(
         fresh,
         [

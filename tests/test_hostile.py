@@ -64,9 +64,9 @@ def names(field: str, path: str) -> bool:
 @pytest.mark.parametrize("name", OWN)
 async def test_a_hostile_field_is_named_and_changes_nothing(stack: Stack, name: str) -> None:
     requests = await valid_requests(stack)
-    async with stack.channel(name) as channel:
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops:
         with psycopg.connect(stack.database_url, autocommit=True) as conn:
-            for rpc in rpcs(name, channel):
+            for rpc in rpcs(name, channel, ops):
                 valid = rpc.kind(**requests[rpc.method.name])
                 before = await contents(conn)
                 for path, data in hostile(valid):
@@ -85,16 +85,16 @@ async def test_a_hostile_field_is_named_and_changes_nothing(stack: Stack, name: 
 @pytest.mark.parametrize("name", OWN)
 async def test_requests_without_hostile_fields_succeed(stack: Stack, name: str) -> None:
     requests = await valid_requests(stack)
-    async with stack.channel(name) as channel:
-        for rpc in rpcs(name, channel):
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops:
+        for rpc in rpcs(name, channel, ops):
             valid = rpc.kind(**requests[rpc.method.name])
             assert await outcome(rpc, valid.SerializeToString()) or rpc.method.name == "IngestWebhook"
 
 
 @pytest.mark.parametrize("name", OWN)
 async def test_bytes_that_are_not_a_message_are_refused(stack: Stack, name: str) -> None:
-    async with stack.channel(name) as channel:
-        for rpc in rpcs(name, channel):
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops:
+        for rpc in rpcs(name, channel, ops):
             for data in RAW:
                 error = await failure(rpc.call(data))
                 assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
@@ -130,8 +130,8 @@ def messages(kind: Any) -> st.SearchStrategy[Message]:
 )
 @given(data=st.data())
 async def test_whatever_the_message_no_server_breaks(stack: Stack, name: str, data: st.DataObject) -> None:
-    async with stack.channel(name) as channel:
-        for rpc in rpcs(name, channel):
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops:
+        for rpc in rpcs(name, channel, ops):
             request = data.draw(messages(rpc.kind), rpc.method.name)
             await outcome(rpc, request.SerializeToString())
 
@@ -144,8 +144,8 @@ async def test_an_error_with_many_violations_reaches_its_caller(stack: Stack) ->
 
 
 async def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
-    async with stack.channel("messaging") as channel:
-        rpc = rpcs("messaging", channel)[0]
+    async with stack.channel("messaging") as channel, stack.ops_channel("messaging") as ops:
+        rpc = rpcs("messaging", channel, ops)[0]
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await rpc.call(b"\x0a" * (16 * 1024 * 1024 + 1))
         assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

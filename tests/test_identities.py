@@ -61,10 +61,11 @@ async def test_a_user_without_a_phone_number_has_one_conversation(stack: Stack) 
     assert numbers(stack) == [None] * 4
 
 
-async def test_a_number_with_a_conversation_keeps_it(stack: Stack) -> None:
+async def test_a_message_with_both_joins_two_conversations(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     await send(stack, KNOWN, HIDDEN, BOTH, HIDDEN)
-    assert conversations(stack) == [(PHONE, USER, 3), (None, USER, 1)]
+    assert conversations(stack) == [(PHONE, USER, 4)]
+    assert numbers(stack) == [PHONE] * 4
 
 
 async def test_two_users_with_one_number_in_one_body_are_recorded(stack: Stack) -> None:

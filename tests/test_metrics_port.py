@@ -26,12 +26,12 @@ IDLE = 1500
 @pytest.fixture
 def started(database_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
     """The booking service."""
-    port, metrics_port = free_ports(2)
+    port, metrics_port, ops_port = free_ports(3)
     workers = getattr(request, "param", 1)
-    plan = Plan(tmp_path, None, False, None, dict.fromkeys(SERVICES, port), metrics_port, workers)
+    plan = Plan(tmp_path, None, False, None, dict.fromkeys(SERVICES, port), metrics_port, workers, ops_port)
     settings = environments(plan, database_url, redis_url)["booking"]
     with Service("booking", port, tmp_path / "booking.log", settings) as booking:
-        yield Processes({"booking": booking}, database_url, {"booking": metrics_port})
+        yield Processes({"booking": booking}, database_url, {"booking": metrics_port}, {"booking": ops_port})
 
 
 @asynccontextmanager

@@ -73,7 +73,7 @@ def defaults(conn: psycopg.Connection, role: str) -> dict[str, str]:
 @pytest.mark.parametrize("role", ["parlor_booking", "parlor_messaging", "parlor_stats"])
 def test_logins_have_their_settings_by_default(database_url: str, role: str) -> None:
     with psycopg.connect(database_url) as conn:
-        assert defaults(conn, role).items() >= ROLE_DEFAULTS.items()
+        assert defaults(conn, role).items() >= {**ROLE_DEFAULTS, "search_path": "public"}.items()
 
 
 def test_a_default_set_by_an_operator_is_kept(database_url: str, altered: psycopg.Connection) -> None:

@@ -11,7 +11,7 @@ from tests.test_ownership import ALLOWED, TABLES, login
 COLUMNS = {
     "salons": "salon_id phone_number_id time_zone",
     "bookings": "salon_id start_ts created_at status",
-    "messages": "salon_id created_at direction currency_code cost_micros",
+    "messages": "salon_id created_at direction currency_code cost_micros counted",
     "conversations": "salon_id started_at",
     "ai_messages": "salon_id created_at model booking_code currency_code cost_micros prompt_tokens completion_tokens"
     " latency_ms",
@@ -52,7 +52,15 @@ DENIED = {
     "a file": "COPY (SELECT 1) TO '/tmp/mine'",
     "a file's text": "SELECT pg_read_file('/etc/hostname')",
     "a folder": "SELECT pg_ls_dir('/')",
+    "a table from a program": "COPY {own} FROM PROGRAM 'true'",
+    "a table from a file": "COPY {own} FROM '/etc/hostname'",
+    "a file's bytes": "SELECT pg_read_binary_file('/etc/hostname')",
+    "a file's size": "SELECT pg_stat_file('/etc/hostname')",
+    "the server's log": "SELECT pg_current_logfile()",
     "another role": "SET ROLE postgres",
+    "another service's role": "SET ROLE {other}",
+    "another service's session": "SET SESSION AUTHORIZATION {other}",
+    "a role of Postgres's own": "SET ROLE pg_read_all_data",
     "a role": "CREATE ROLE mine",
     "its own rights": "ALTER ROLE {role} SUPERUSER",
     "its own limit": "ALTER ROLE {role} CONNECTION LIMIT 1000",
@@ -65,6 +73,7 @@ DENIED = {
     "the record of migrations": "SELECT * FROM _yoyo_migration",
     "another's statements": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
 }
+OWN = {"booking": "bookings", "messaging": "messages", "stats": "cache_outbox"}
 FOREIGN = {"booking": "messages", "messaging": "bookings", "stats": "messaging_requests"}
 
 
@@ -80,7 +89,9 @@ def migrated_url(database_url: str) -> str:
 def test_other_features_of_postgres_are_denied(migrated_url: str, service: str, way: str) -> None:
     with psycopg.connect(migrated_url, autocommit=True) as owner, login(migrated_url, service) as conn:
         conn.execute("SET default_transaction_read_only = off")
+        other = next(f"parlor_{name}" for name in ALLOWED if name != service)
         names = {"role": f"parlor_{service}", "database": owner.info.dbname, "foreign": FOREIGN[service]}
+        names |= {"own": OWN[service], "other": other}
         with pytest.raises(errors.InsufficientPrivilege):
             conn.execute(DENIED[way].format(**names).encode())
         locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
@@ -133,6 +144,22 @@ def test_no_login_sees_statements_of_others(database_url: str, service: str) -> 
         hidden = "<insufficient privilege>"
         query = "SELECT query FROM pg_stat_activity WHERE usename <> current_user AND query NOT IN ('', %s)"
         assert conn.execute(query, [hidden]).fetchall() == []
+
+
+@pytest.mark.parametrize("service", ALLOWED)
+def test_no_login_reads_pg_stat_statements(database_url: str, service: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner, login(database_url, service) as conn:
+        owner.execute("CREATE EXTENSION pg_stat_statements")
+        migrate(database_url)
+        for source in ("pg_stat_statements", "pg_stat_statements_info", "pg_stat_statements(true)"):
+            with pytest.raises(errors.InsufficientPrivilege):
+                conn.execute(f"SELECT * FROM {source}".encode())
+
+
+@pytest.mark.parametrize("service", ALLOWED)
+def test_logins_look_for_tables_in_one_schema(migrated_url: str, service: str) -> None:
+    with login(migrated_url, service) as conn:
+        assert conn.execute("SHOW search_path").fetchone() == ("public",)
 
 
 def limits(url: str) -> set[int]:

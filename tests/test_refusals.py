@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from libs.cache import CommitUnknown
 from libs.server import RpcError, errors
+from libs.server.auth import refusals
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.changes import booking_changes
 from tests.calendars import DAY, HOUR
@@ -24,7 +25,7 @@ __all__ = ["clock", "stack"]
 Calls: TypeAlias = Sequence[Callable[[], Awaitable[Any]]]
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [*ROOT.glob("services/*.py"), *ROOT.glob("services/booking/*.py"), *ROOT.glob("libs/server/*.py")]
+SOURCES = [*ROOT.glob("services/*.py"), *ROOT.glob("services/booking/*.py"), *ROOT.glob("libs/server/**/*.py")]
 MAKERS = {"RpcError", "Refusal", "failed_precondition", "exhausted", "unavailable", "invalid_fields"}
 # Errors of a broken or a busy service, or of its transport, which other tests provoke.
 ELSEWHERE = {
@@ -35,11 +36,15 @@ ELSEWHERE = {
     "DATABASE_UNAVAILABLE",
     "DRAINING",
     "INTERNAL",
+    "METHOD_NOT_ALLOWED",
     "OVERLOADED",
     "POOL_EXHAUSTED",
     "QUERY_TIMEOUT",
+    "QUOTA_EXCEEDED",
     "REQUEST_TOO_LARGE",
+    "SALON_NOT_ALLOWED",
     "SLOW_READER",
+    "UNAUTHENTICATED",
 }
 RULES: Fields = {
     "min_notice": HOUR,
@@ -190,6 +195,9 @@ def test_the_errors_of_a_broken_service_have_the_messages_of_their_rows() -> Non
     made = [errors.draining(), errors.internal(), *(make() for _, make in errors.TABLE)]
     requests = [pb.GetSalonRequest(), pb.UpsertResourceRequest(request_id="1")]
     made += [errors.of_exception(CommitUnknown(), {}, request) for request in requests]
+    made += [refusals.unauthenticated("send a bearer token"), refusals.method_not_allowed()]
+    made += [refusals.salon_not_allowed(names_salons=names) for names in (True, False)]
+    made += [refusals.quota_exceeded("the salon", "under way")]
     elsewhere = {row for row in ROWS if row.reason in ELSEWHERE}
     fitting = [[row for row in elsewhere if row.fits(error)] for error in made]
     assert all(len(found) == 1 for found in fitting)

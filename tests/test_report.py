@@ -155,7 +155,7 @@ def databases(database_url: str) -> Iterator[tuple[str, str]]:
 
 
 async def test_check_fails_without_the_cache(databases: tuple[str, str], redis_url: str, stack: Stack) -> None:
-    system = System(*databases, redis_url, {name: server.port for name, server in stack.servers.items()})
+    system = System(*databases, redis_url, {name: server.port for name, server in stack.servers.items()}, {})
     wanted = [case for case in cases(system.database_url) if case.key == "salon_bookings"]
     effort = Effort(rounds=1, calls=128, seconds=0.3, operations=0)
     ratios = {}

@@ -91,6 +91,7 @@ def contents(stack: Stack) -> Any:
         "messages",
         "message_status_events",
         "ai_messages",
+        "message_changes",
     )
     return [rows(stack.database_url, f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
 

@@ -55,12 +55,14 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
             salon_id=SALON, whatsapp_id="wamid.9", status=messaging_pb2.MESSAGE_STATUS_READ
         )
         template = {"direction": "MESSAGE_DIRECTION_OUTBOUND", "type": "MESSAGE_TYPE_TEMPLATE"}
+        both = {"phone_number": "+4915100000009", "user_id": "US.2"}
         await stack.messaging.RecordMessage(message_request("wamid.0"))  # from now on messaging knows the salon
         calls: list[tuple[Any, Any, list[int]]] = [
             (stack.booking.CreateBooking, booking_request(resource_id="anna"), [4, 1]),
             (stack.booking.CreateBooking, booking_request(request_id=str(uuid4())), [5, 2]),
             (stack.messaging.RecordMessage, message_request("wamid.9", **template), [3, 1]),
-            (stack.messaging.RecordMessage, message_request("wamid.10", user_id="US.2"), [4, 1]),
+            (stack.messaging.RecordMessage, message_request("wamid.10", **both), [4, 1]),
+            (stack.messaging.RecordMessage, message_request("wamid.11", **both), [4, 1]),
             (stack.messaging.IngestWebhook, signed(body), [6, 1]),
             (stack.messaging.RecordMessageStatus, record, [4, 1]),
         ]
@@ -68,6 +70,18 @@ async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, 
             sent.clear()
             await rpc(request)
             assert sent == expected
+
+
+async def test_a_message_that_joins_two_identities_takes_eight(
+    database_url: str, redis_url: str, sent: list[int]
+) -> None:
+    """Once for each customer: the first transaction is rolled back; the second one, with two more reads, runs alone."""
+    async with running(database_url, redis_url, **QUIET) as stack:
+        await salon(stack)
+        await stack.messaging.RecordMessage(message_request("wamid.0"))
+        sent.clear()
+        await stack.messaging.RecordMessage(message_request("wamid.1", user_id="US.3"))
+        assert sent == [4, 1, 2, 4, 1, 1]
 
 
 async def test_moving_a_booking_takes_five(database_url: str, redis_url: str, sent: list[int]) -> None:

@@ -29,14 +29,16 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 @pytest.mark.parametrize("name", SERVICES)
 async def test_reflection_describes_every_method(stack: Stack, name: str) -> None:
     def ask() -> None:
-        with grpc.insecure_channel(f"127.0.0.1:{stack.servers[name].port}") as plain:
-            database = ProtoReflectionDescriptorDatabase(plain)
-            health, reflection = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
-            assert set(database.get_services()) == {SERVICES[name], OPS, health, reflection}
-            pool = DescriptorPool(database)
-            for service in (SERVICES[name], OPS):
-                for method in pool.FindServiceByName(service).methods:
-                    assert method.input_type.full_name.endswith(f"{method.name}Request")
+        server = stack.servers[name]
+        for port, described in ((server.port, [SERVICES[name]]), (server.ops_port, [SERVICES[name], OPS])):
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as plain:
+                database = ProtoReflectionDescriptorDatabase(plain)
+                health, reflection = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
+                assert set(database.get_services()) == {*described, health, reflection}
+                pool = DescriptorPool(database)
+                for service in described:
+                    for method in pool.FindServiceByName(service).methods:
+                        assert method.input_type.full_name.endswith(f"{method.name}Request")
 
     await asyncio.to_thread(ask)
 

@@ -1,8 +1,11 @@
 """Full-text search of messages."""
 
 import asyncio
+import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import psycopg
@@ -10,9 +13,11 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.messaging.v1 import messaging_pb2 as pb
+from services.messaging import search
+from services.messaging.search_backfill_queries import backfill
 from tests.load import until, waiting_for_a_lock
 from tests.locks import holding
-from tests.stack import SALON, Fields, Stack, failure, fresh, message_request, salon, walk, warm
+from tests.stack import PHONE, SALON, Fields, Stack, failure, fresh, message_request, rows, salon, walk, warm
 
 LANGUAGES = {
     "de": ["Könnte ich meinen Termin verschieben?", "Was kosten Strähnen mit Föhnen?", "Danke, bis dann!"],
@@ -182,9 +187,7 @@ async def test_no_query_text_is_an_error(stack: Stack) -> None:
         assert (await failure(stack.messaging.SearchMessages(asked(query)))).fields == ["query"]
 
 
-@pytest.mark.parametrize(
-    "query", ["-a -b", "-termin", '-"am samstag"', "termin or -samstag", "-samstag die das", "-a or -b", "--samstag"]
-)
+@pytest.mark.parametrize("query", ["-a -b", "-termin", '-"am samstag"', "termin or -samstag", "-a or -b", "--samstag"])
 async def test_a_query_needs_a_word_that_is_not_excluded(stack: Stack, query: str) -> None:
     await record_texts(stack, ["Ihr Termin ist am Samstag", "Sonntag"], "de")
     for page_size in (0, 1):
@@ -200,6 +203,99 @@ async def test_a_query_with_a_word_may_exclude_others(stack: Stack, query: str) 
     assert "Ihr Termin ist am Samstag" in await found(stack, query)
 
 
+# Texts in a language, and queries with the places of the texts that they find.
+WORDS = json.loads((Path(__file__).parent / "data/search_words.json").read_text())
+
+
+@pytest.mark.parametrize("code", WORDS)
+async def test_words_of_each_language_are_found(stack: Stack, code: str) -> None:
+    texts = WORDS[code]["texts"]
+    await record_texts(stack, texts, code[:2])
+    for query, places in WORDS[code]["queries"].items():
+        reply = await stack.messaging.SearchMessages(asked(query))
+        exact = {message.content for message in reply.messages if not message.similar}
+        assert exact == {texts[place] for place in places}, query
+
+
+async def test_a_hit_by_similar_words_says_so(stack: Stack) -> None:
+    await record_texts(stack, ["Ihr Termin", "Samstag", "明日の予約をお願いします"])
+    for query, similar in (("termin", False), ("temrin", True), ("samstagg", True), ("予約", False), ("予約表", True)):
+        [message] = (await stack.messaging.SearchMessages(asked(query))).messages
+        assert message.similar == similar, query
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "snippet"),
+    [
+        ("明日の予約をお願いします", "予約", "明日の<b>予約</b>をお願いします"),
+        ("<b>予約</b> & 予約する", "予約", "&lt;b&gt;<b>予約</b>&lt;/b&gt; &amp; <b>予約</b>する"),
+        ("明日の予約をお願いします", "予約表", "明日の<b>予約</b>をお願いします"),
+        ("ขอจองคิวทำผม", "จอง", "ขอ<b>จอง</b>คิวทำผม"),
+        ("LINEで予約", "line 予約", "<b>LINE</b>で<b>予約</b>"),
+        ("あ" * 500 + "予約" + "い" * 500, "予約", "あ" * 60 + "<b>予約</b>" + "い" * 118),
+    ],
+)
+async def test_a_snippet_without_spaces_has_matches_in_bold(stack: Stack, text: str, query: str, snippet: str) -> None:
+    await record_texts(stack, [text])
+    [message] = (await stack.messaging.SearchMessages(asked(query))).messages
+    assert message.snippet == snippet
+
+
+async def test_pages_lead_through_blocks_of_matches(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CANDIDATES", 4)
+    texts = [f"termin {'termin ' * (number % 3)}{number}" for number in range(11)]
+    await record_texts(stack, texts)
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        conn.execute("UPDATE messages SET created_at = created_at + interval '5 years' WHERE content > 'termin 5'")
+    for query, page_size in (("termin", 3), ("termin", 200), ("termni", 1)):
+        request, found = asked(query, page_size=page_size), []
+        while True:
+            reply = await stack.messaging.SearchMessages(request)
+            found += list(reply.messages)
+            if not reply.next_page_token:
+                break
+            request.page_token = reply.next_page_token
+        assert sorted(message.content for message in found) == sorted(texts)
+        newest = sorted(found, key=lambda message: (message.create_time.seconds, message.message_id), reverse=True)
+        for first in range(0, 11, 4):
+            assert {one.message_id for one in found[first : first + 4]} == {
+                one.message_id for one in newest[first : first + 4]
+            }
+
+
+async def test_similar_words_are_those_of_texts_that_are_still_there(stack: Stack) -> None:
+    await record_texts(stack, ["Ihr Termin"])
+    assert await found(stack, "temrin") == ["Ihr Termin"]
+    erase = pb.EraseCustomerRequest(salon_id=SALON, phone_number=PHONE)
+    await stack.messaging.EraseCustomer(erase)
+    assert await found(stack, "temrin") == []
+    assert rows(stack.database_url, "SELECT word FROM message_words") == []
+
+
+async def test_messages_of_before_are_found_once_their_words_are_made(stack: Stack) -> None:
+    texts = ["明日の予約をお願いします", "Waschen und schneiden", *(f"Termin {number}" for number in range(3))]
+    with psycopg.connect(stack.database_url, autocommit=True) as conn:
+        define = "CREATE OR REPLACE FUNCTION message_vector(language text, content text) RETURNS tsvector LANGUAGE sql"
+        [present] = conn.execute("SELECT pg_get_functiondef('message_vector'::regproc)").fetchone() or [""]
+        conn.execute(f"{define} IMMUTABLE RETURN to_tsvector('messages_de', content)".encode())
+        conn.execute("ALTER TABLE messages DISABLE TRIGGER messages_words")
+        await record_texts(stack, texts)
+        conn.execute("UPDATE messages SET language = 'de'")
+        conn.execute("DELETE FROM message_words")
+        conn.execute(present.encode())
+        conn.execute("INSERT INTO search_backfill VALUES ('', '00000000-0000-0000-0000-000000000000')")
+    for query in ("予約", "und", "temrin"):
+        assert not (await warm(stack.messaging.SearchMessages, asked(query))).messages
+    messaging = stack.servers["messaging"]
+    changes = rows(stack.database_url, "SELECT count(*) FROM message_changes")
+    await backfill(messaging.cache, messaging.database)
+    assert rows(stack.database_url, "SELECT count(*) FROM message_changes") == changes
+    for query, expected in (("予約", texts[:1]), ("und", texts[1:2]), ("temrin", texts[:1:-1])):
+        reply = await fresh(stack.messaging.SearchMessages, asked(query))
+        assert [message.content for message in reply.messages] == expected
+    assert rows(stack.database_url, "SELECT FROM search_backfill") == []
+
+
 async def test_searches_wait_only_for_others_of_their_salon(stack: Stack) -> None:
     """Two searches of a salon have connections; its others wait, those of other salons do not."""
     await record_texts(stack, ["termin"])
@@ -209,8 +305,8 @@ async def test_searches_wait_only_for_others_of_their_salon(stack: Stack) -> Non
         searches = [asyncio.ensure_future(found(stack, f"termin or wort{n}")) for n in range(32)]
         await until(lambda: waiting_for_a_lock(stack.database_url, 2))
         for _ in range(20):
-            listed = pb.ListConversationsRequest(salon_id="salon-2", page_size=7)
-            await stack.messaging.ListConversations(listed, metadata=(("cache-control", "no-cache"),), timeout=2)
+            listed = pb.ListAiMessagesRequest(salon_id="salon-2", conversation_id=str(uuid4()))
+            await stack.messaging.ListAiMessages(listed, metadata=(("cache-control", "no-cache"),), timeout=2)
         assert await waiting_for_a_lock(stack.database_url, 2)
     ends = await asyncio.gather(*searches, return_exceptions=True)
     assert ends.count(["termin"]) > 20  # the others may have exceeded the lock timeout

@@ -187,7 +187,8 @@ async def test_ai_usage_is_counted_by_day_week_and_month_beside_by_model(stack: 
     weeks = [(1_769_353_200, 1_769_958_000, 3, 7, [("EUR", 40), ("USD", 30)]), (1_769_958_000, ending, 1, 8, [])]
     months = [(january, 1_769_871_600, 1, 1, [("USD", 10)]), (1_769_871_600, ending, 3, 14, [("EUR", 40), ("USD", 20)])]
     for bucket, expected in ((0, every), (1, every), (2, weeks), (3, months)):
-        request = pb.GetAiAnalyticsRequest(**period(january, ending), bucket=bucket)
+        fields: Fields = {**period(january, ending), "bucket": bucket}
+        request = pb.GetAiAnalyticsRequest(**fields)
         reply = await stack.stats.GetAiAnalytics(request)
         assert [
             (

@@ -54,9 +54,10 @@ class Up:
 @contextmanager
 def up(folder: Path, *options: str, ports: range | None = None) -> Iterator[Up]:
     """Run `parlor up` in a folder until the block ends, also by an exception."""
-    ports = ports or free_ports(6)
+    ports = ports or free_ports(9)
     environment = {key: value for key, value in os.environ.items() if not key.endswith(("DATABASE_URL", "REDIS_URL"))}
     names = [f"--{name}-port={port}" for name, port in zip((*SERVICES, "metrics"), ports, strict=False)]
+    names.append(f"--ops-port={ports[6]}")
     with subprocess.Popen(  # noqa: S603 - ours
         [BIN / "parlor", "up", *names, *options], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -109,9 +110,9 @@ def test_a_killed_up_leaves_no_process_behind_and_starts_again_on_its_data(tmp_p
         assert running.wait() == 0
 
 
-@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("place", [0, 5, 8])
 def test_up_names_a_port_in_use_and_starts_nothing(tmp_path: Path, place: int) -> None:
-    ports = free_ports(6)
+    ports = free_ports(9)
     with socket.create_server(("127.0.0.1", ports[place])), up(tmp_path, "--ephemeral", ports=ports) as running:
         assert running.wait() == 1
     assert f"port {ports[place]}" in running.printed

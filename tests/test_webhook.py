@@ -9,8 +9,13 @@ from typing import Any
 
 import grpc
 import psycopg
+import pytest
+from pydantic import SecretStr
 
+from libs.server import RpcError
 from parlor.messaging.v1 import messaging_pb2 as pb
+from services.messaging.settings import MessagingSettings
+from services.messaging.webhook.parse import read_webhook
 from tests.stack import SALON, SECRET, Failure, Stack, failure, message_request, rows, salon, webhook_body
 
 BODIES = Path(__file__).parent / "data" / "whatsapp"
@@ -211,3 +216,20 @@ async def test_a_large_body_is_recorded_completely(stack: Stack) -> None:
     assert written(stack) == (1, 41_000, 0)
     error = await refused(stack, b" " * (8 * 1024 * 1024 + 1))
     assert error.fields == ["payload"]
+
+
+def test_a_body_may_be_signed_with_any_secret_of_a_rotation() -> None:
+    settings = MessagingSettings(whatsapp_app_secret=SecretStr(" new-secret,old-secret , "))
+    assert settings.app_secrets == ["new-secret", "old-secret"]
+    payload = webhook_body("1")
+    for secret in ("new-secret", "old-secret"):
+        assert list(read_webhook(payload, signed(payload, secret).signature, settings.app_secrets))
+    for secret in ("third-secret", "new-secret,old-secret", ""):
+        with pytest.raises(RpcError, match="signature"):
+            list(read_webhook(payload, signed(payload, secret).signature, settings.app_secrets))
+
+
+@pytest.mark.parametrize("secrets", [",", " ", ", ,"])
+def test_a_list_without_a_secret_is_refused(secrets: str) -> None:
+    with pytest.raises(ValueError, match="WHATSAPP_APP_SECRET has no secret"):
+        MessagingSettings(whatsapp_app_secret=SecretStr(secrets))

@@ -42,27 +42,30 @@ BOOKING = booking_pb2.DESCRIPTOR.services_by_name["BookingService"]
 @pytest.fixture
 def started(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
     """The booking service with two workers and a long lock timeout."""
-    port, metrics_port = free_ports(2)
+    port, metrics_port, ops_port = free_ports(3)
     ports = dict.fromkeys(SERVICES, port)  # only booking is started
-    plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2)
+    plan = Plan(tmp_path, None, False, None, ports, metrics_port, workers=2, ops_port=ops_port)
     settings = environments(plan, database_url, redis_url)["booking"] | LOCKS
     settings["WORKER_TIMEOUT"] = str(1000 * WORKER_SECONDS)
     with Service("booking", port, tmp_path / "booking.log", settings) as booking:
-        yield Processes({"booking": booking}, database_url, {"booking": metrics_port})
+        yield Processes({"booking": booking}, database_url, {"booking": metrics_port}, {"booking": ops_port})
 
 
 @asynccontextmanager
 async def callers(started: Processes) -> AsyncIterator[list[grpc.aio.Channel]]:
     """Open the connections, and create the salon that is read."""
-    address, own = f"127.0.0.1:{started.services['booking'].port}", [("grpc.use_local_subchannel_pool", 1)]
     await until(lambda: len(workers(started)) == 2)
     async with AsyncExitStack() as exits:
-        channels = [
-            await exits.enter_async_context(grpc.aio.insecure_channel(address, options=own)) for _ in range(CHANNELS)
-        ]
+        channels = await connected(started.services["booking"].port, exits)
         salon = booking_pb2.Salon(salon_id=SALON, phone_number_id="1", name="Hair", time_zone="Europe/Berlin")
         await stub(channels[0]).UpsertSalon(booking_pb2.UpsertSalonRequest(salon=salon))
         yield channels
+
+
+async def connected(port: int, exits: AsyncExitStack) -> list[grpc.aio.Channel]:
+    """Open channels to a port, each with a connection of its own."""
+    address, own = f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]
+    return [await exits.enter_async_context(grpc.aio.insecure_channel(address, options=own)) for _ in range(CHANNELS)]
 
 
 def stub(of: grpc.aio.Channel) -> booking_pb2_grpc.BookingServiceAsyncStub:
@@ -90,7 +93,7 @@ async def scraped(started: Processes, count: float) -> dict[Any, float]:
 
 
 async def test_workers_share_a_port_and_sum_their_metrics_even_if_one_is_killed(started: Processes) -> None:
-    async with callers(started) as channels:
+    async with callers(started) as channels, AsyncExitStack() as exits:
         await asyncio.gather(*(stub(each).GetSalon(GET) for each in channels * 5))
         before = workers(started)
         assert all(before.values())
@@ -98,7 +101,7 @@ async def test_workers_share_a_port_and_sum_their_metrics_even_if_one_is_killed(
         shown = await scraped(started, 5 * CHANNELS)
         assert shown[sample("parlor_cache_connected")] == shown[sample("parlor_db_available")] == 1
         assert shown[sample("parlor_db_pool_max")] == 40
-        ops = [ops_pb2_grpc.OpsServiceStub(each) for each in channels]
+        ops = [ops_pb2_grpc.OpsServiceStub(each) for each in await connected(started.ops_ports["booking"], exits)]
         for each in ops:
             cache = await each.GetCacheStatistics(ops_pb2.GetCacheStatisticsRequest())
             assert cache.metrics.total + cache.metrics.bypasses == 5 * CHANNELS

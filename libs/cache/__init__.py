@@ -1,5 +1,6 @@
 """A cache in front of Postgres, on Redis or Valkey, that is never stale. README.md has an example."""
 
+from libs.cache.acl import acl_rules
 from libs.cache.cache import Cache, CacheUnavailable
 from libs.cache.keys import Key, Namespace, Tag, digest
 from libs.cache.reply import MAX_AGE, LoadMany, LoadResult, Read, Reply
@@ -22,6 +23,7 @@ __all__ = [
     "Tag",
     "Transaction",
     "WithoutRedis",
+    "acl_rules",
     "digest",
     "drop",
     "server_figures",

@@ -22,7 +22,7 @@ from libs.cache.epoch import NotInForceError
 from libs.cache.keys import Key, Namespace, Tag
 from libs.cache.loader import InFlightLoad, Loader
 from libs.cache.recovery import Recovery
-from libs.cache.refresh_ahead import WARMING, Warmer, is_due
+from libs.cache.refresh_ahead import Refiller, is_due
 from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, LoadResult, Read, Reply
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
@@ -61,16 +61,15 @@ class Cache:
         self.loader = Loader(self.store, self._batcher, self.counters, connect, encode, settings.ttl_negative)
         leases = settings.without is WithoutRedis.WAIT
         self._recovery = Recovery(self.store, connect, settings.poll / 1000, read_only=read_only, leases=leases)
-        self.warmer = Warmer(settings.warm, self.counters, self._gone, self._warm)
+        self.refiller = Refiller(settings.refill, self.counters, self._refill)
 
     async def open(self) -> None:
         """Connect if the server is there, and keep connected from now on."""
         await self._recovery.open()
-        self.warmer.open()
 
     async def close(self) -> None:
         """Let loads and fills end, and disconnect."""
-        await self.warmer.close()
+        await self.refiller.close()
         await self._recovery.close()
         await self.settle()
         await self._batcher.close()
@@ -84,7 +83,8 @@ class Cache:
         self.store.mark_lost(NotInForceError("the database has another history"))
 
     async def settle(self) -> None:
-        """Wait for the loads and fills that are under way now."""
+        """Wait for the refills, loads and fills that are under way now."""
+        await self.refiller.settle()
         await self.loader.settle()
 
     def namespace(self, name: str) -> Namespace:
@@ -172,8 +172,6 @@ class Cache:
 
     async def resolve(self, read: Read) -> Reply:
         """Return the reply to a read, such as the `again` of an earlier reply."""
-        if WARMING.get():
-            return await self._warm(read)
         key, again, max_age = read.key, read if read.repeatable else None, MAX_AGE.get()
         if key.tag.namespace.near and max_age is None and (reply := self.near(key)) is not None:
             return reply._replace(again=again)
@@ -190,8 +188,8 @@ class Cache:
                 if max_age is None or age_ms <= max_age * 1000:
                     self.counters.hits += 1
                     reply = Reply(entry.body, "hit", age_ms, again)
-                    if key.entry in self.warmer.unasked:
-                        self.warmer.hit(key)
+                    if key.entry in self.refiller.unread:
+                        self.refiller.hit(key)
                     if key.tag.namespace.refresh < 1 and is_due(key, reply):
                         self._refresh(read, found.tag_version(key))
                     return reply
@@ -199,7 +197,7 @@ class Cache:
         except StoreAway:
             return (await self._bypass([read]))[0]
         self.counters.misses += 1
-        self.warmer.missed(read)
+        self.refiller.missed(read)
         return Reply((await self._load(read, tag_version)).body, "miss", 0, again)
 
     async def _bypass(self, reads: Sequence[Read]) -> list[Reply]:
@@ -244,24 +242,18 @@ class Cache:
             self.counters.refreshes += 1
             self.loader.start(read, tag_version, behind=True)
 
-    async def _gone(self, keys: Sequence[Key]) -> list[bool]:
-        """Return for each key whether it is not cached; False if that is unknown now. Raises: StoreAway."""
-        if not all(map(self._may_hit, keys)):
-            return [False] * len(keys)
-        return [found.entry is None for found in await asyncio.gather(*map(self.store.get, keys))]
+    async def _refill(self, read: Read) -> bool:
+        """Load an entry that no caller waits for, unless it is cached or under way; return whether it may be stored.
 
-    async def _warm(self, read: Read) -> Reply:
-        """Load a reply that no caller waits for, and store it. Raises: StoreAway; what the load raises."""
+        Raises: StoreAway; what the load raises.
+        """
         found = await self.store.get(read.key)
-        if found.entry is not None:
-            return Reply(found.entry.body, "hit", 0)
         tag_version = found.tag_version(read.key) or await self.store.open(read.key.tag.version_key)
-        running = self.loader.in_flight(read.key, tag_version)
-        load = running or self.loader.start(read, tag_version, behind=True)
-        entry = await load.wait()
-        if running is None:
-            self.warmer.warmed(read, stored=load.may_be_stored)
-        return Reply(entry.body, "miss", 0)
+        if found.entry is not None or self.loader.in_flight(read.key, tag_version) is not None:
+            return False
+        load = self.loader.start(read, tag_version, behind=True)
+        await load.wait()
+        return load.may_be_stored
 
     # Writes
 
@@ -304,6 +296,7 @@ class Cache:
                 write.forget()
             await write.commit()
         self.counters.invalidations += len(write.registrations)
+        self.refiller.written(write.registrations)
         if write.in_outbox:
             await self._outbox_seen(write)
 

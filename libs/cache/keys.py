@@ -23,9 +23,9 @@ _QUOTED = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D", "#": "%
 class Namespace:
     """A kind of cached reply.
 
-    Its keys begin with `prefix`; an entry lives for `ttl` s at most. A hit on an entry older than the share `refresh`
-    of its TTL loads it again behind the reply; 1 is never. Entries of `near` namespaces are also kept in the process
-    (near.py).
+    Its keys begin with `prefix`; an entry lives for `ttl` s at most, for `long_ttl` with REDIS_TTL_PROFILE=long. A hit
+    on an entry older than the share `refresh` of its TTL loads it again behind the reply; 1 is never. Entries of `near`
+    namespaces are also kept in the process (near.py).
     """
 
     name: str
@@ -33,11 +33,14 @@ class Namespace:
     ttl: int
     refresh: float = 1.0
     near: bool = False
+    long_ttl: int = 0
 
     @classmethod
-    def of(cls, name: str, ttl: int, *, key: str = "", refresh: float = 1.0, near: bool = False) -> "Namespace":
+    def of(
+        cls, name: str, ttl: int, *, key: str = "", refresh: float = 1.0, near: bool = False, long_ttl: int = 0
+    ) -> "Namespace":
         """Return a namespace whose keys begin with `query:NAME:`; `key` replaces the name there."""
-        return cls(name, f"{PREFIX}{quoted(key or name)}:", ttl, refresh, near)
+        return cls(name, f"{PREFIX}{quoted(key or name)}:", ttl, refresh, near, long_ttl or ttl)
 
     @lru_cache(4096)  # noqa: B019 - namespaces are few, and live as long as the process
     def tag(self, identifier: str, middle: str = "") -> "Tag":

@@ -33,6 +33,7 @@ PATIENCE_SECONDS = 0.01
 
 # Fills are delayed and sent in batches. A read of an entry that waits to be stored sends them first.
 FILL_DELAY_SECONDS = 0.02
+FILL_MARGIN_MS = 500  # from a load to its fill, at most: a value that is true for a time ends by so much earlier
 
 
 @dataclass(eq=False, slots=True)
@@ -216,6 +217,11 @@ class Loader:
         key = load.read.key
         ttl = key.tag.namespace.ttl if entry.body is not None else min(key.tag.namespace.ttl, self._ttl_negative)
         ttl_ms = int(ttl * 1000 * (1 - random.random() / 10))  # noqa: S311 - stored together, they expire apart
+        if (valid_ms := getattr(result, "valid_ms", None)) is not None:
+            ttl_ms = min(ttl_ms, valid_ms - (now_ms() - loaded_ms) - FILL_MARGIN_MS)
+            if ttl_ms < 1:
+                self._forget(load)
+                return
         self._to_store.append((load, Fill(key, tag_version.version, result.xmin, barrier, ttl_ms, entry)))
         self.unstored.add(key.entry)
 

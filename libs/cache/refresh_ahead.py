@@ -1,29 +1,23 @@
-"""Refresh-ahead: loads entries before callers need them.
+"""Loads entries before callers need them.
 
-An entry that is hit late in its TTL is loaded again behind the reply (`is_due`). The warmer also remembers which
-entries callers missed: one that was missed more than once is loaded again when it is gone, with the caller's own load.
-An entry that was loaded and not read before it was gone again is forgotten until its next miss.
+An entry that is hit late in its TTL is loaded again behind the reply (`is_due`). An entry that this process's own write
+has invalidated is loaded again soon after the commit, if callers read it between most writes (`Refiller`).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
-
-from cachetools import FIFOCache
 
 from libs.cache.keys import Key
 from libs.cache.reply import Read, Reply
 from libs.cache.statistics import Counters
 
-WARMING: ContextVar[bool] = ContextVar("warming", default=False)
-
-OFTEN = 2  # misses after which an entry is worth loading ahead (measured, decision 0023)
-CHECK_SECONDS = 1.0  # checks at least this often, since other processes invalidate, too,
-MIN_CHECK_SECONDS = 0.1  # and at most this often
-PATIENCE_SECONDS = 0.1  # longest time that a load waits for RPCs to end
+# At once, up to half of the fills would be refused: transactions that began before the commit are still open.
+DELAY_SECONDS = 0.01
+LEAST_SHARE = 0.5  # of the times between two writes in which the entry was read
+WEIGHT = 0.3  # of the last time in that share
 
 
 def is_due(key: Key, reply: Reply) -> bool:
@@ -39,41 +33,32 @@ def is_due(key: Key, reply: Reply) -> bool:
 
 
 @dataclass(slots=True)
-class _Asked:
-    """An entry that callers missed: how to load it, and how often it was missed."""
+class _Known:
+    """An entry that callers missed: how to load it, and how often it is read between two writes."""
 
     read: Read
-    misses: int
+    share: float = LEAST_SHARE
+    is_read: bool = True  # since the last write
 
 
-class Warmer:
-    """Loads ahead: at most `count` entries, one at a time, when no RPC is under way.
+class Refiller:
+    """Loads entries again after this process's writes: at most `count` entries are known; 0 is none.
 
-    `gone` returns which keys are not cached; `load` loads one; `busy` returns whether RPCs are under way. `unasked`
-    names the entries that were loaded ahead and not hit since.
+    `load` loads an entry that is not cached, and returns whether it did and the entry may be stored. One batch of loads
+    is under way at a time, so refills take few connections. `unread` has the entries that were loaded again and not hit
+    since: their first hit is a miss that was saved.
     """
 
-    def __init__(
-        self,
-        count: int,
-        counters: Counters,
-        gone: Callable[[Sequence[Key]], Awaitable[Sequence[bool]]],
-        load: Callable[[Read], Awaitable[Any]],
-    ) -> None:
-        """Prepare; nothing runs before `open`."""
-        self.busy: Callable[[], bool] = lambda: False
-        self.unasked: set[str] = set()
-        self._asked: FIFOCache[str, _Asked] | None = FIFOCache(count) if count else None
+    def __init__(self, count: int, counters: Counters, load: Callable[[Read], Awaitable[bool]]) -> None:
+        """Know nothing yet."""
+        self.unread: set[str] = set()
+        self._count = count
         self._counters = counters
-        self._gone = gone
         self._load = load
-        self._wake = asyncio.Event()
+        self._known: OrderedDict[str, _Known] = OrderedDict()  # by entry, the latest miss last
+        self._of_tag: dict[str, set[str]] = {}  # entries by version key
+        self._due: dict[str, Read] = {}
         self._task: asyncio.Task[None] | None = None
-
-    def open(self) -> None:
-        """Start checking for missing entries."""
-        if self._asked is not None:
-            self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         """Stop."""
@@ -81,68 +66,65 @@ class Warmer:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    async def settle(self) -> None:
+        """Wait for the loads that are due or under way now."""
+        if self._task:
+            await asyncio.wait([self._task])
+
     def missed(self, read: Read) -> None:
         """Note a miss."""
-        if self._asked is not None:
-            entry = read.key.entry
-            known = self._asked.get(entry)
-            self._asked[entry] = _Asked(read, known.misses + 1 if known else 1)  # which also makes it the newest
-            self.unasked.discard(entry)
-            self._wake.set()
+        if not self._count:
+            return
+        name = read.key.entry
+        if (known := self._known.get(name)) is None:
+            known = self._known[name] = _Known(read)
+            self._of_tag.setdefault(read.key.tag.version_key, set()).add(name)
+            if len(self._known) > self._count:
+                self._forget(*self._known.popitem(last=False))
+        self._known.move_to_end(name)
+        known.read, known.is_read = read, True
+        self.unread.discard(name)
 
     def hit(self, key: Key) -> None:
-        """Note the first hit on an `unasked` entry: a miss was avoided."""
-        self._counters.warmed_hits += 1
-        self.unasked.discard(key.entry)
+        """Note the first hit on an `unread` entry."""
+        self._counters.refill_hits += 1
+        self.unread.discard(key.entry)
+        if known := self._known.get(key.entry):
+            known.is_read = True
 
-    def warmed(self, read: Read, *, stored: bool) -> None:
-        """Note an entry that was loaded ahead; one that may not be stored is tried again at the next check."""
-        if self._asked is not None:
-            self._asked[read.key.entry] = _Asked(read, OFTEN)
-            if stored:
-                self._counters.warmed += 1
-                self.unasked.add(read.key.entry)
-
-    async def expect(self, reads: Iterable[Callable[[], Awaitable[Any]]]) -> None:
-        """Make reads that callers are expected to make, as the RPCs make them; failures are ignored."""
-        if self._asked is None:
-            return
-        token = WARMING.set(True)
-        for read in reads:
-            await self._idle()
-            with suppress(Exception):
-                await read()
-        WARMING.reset(token)
-
-    async def check(self) -> None:
-        """Load missing entries that were missed often; forget those loaded in vain. Raises: StoreAway."""
-        if self._asked is None:
-            return
-        often = [asked for asked in self._asked.values() if asked.misses >= OFTEN]
-        are_gone = await self._gone([asked.read.key for asked in often]) if often else []
-        for asked, gone in zip(often, are_gone, strict=True):
-            name = asked.read.key.entry
-            if gone and name in self.unasked:
-                self._asked.pop(name, None)
-            elif gone:
-                await self._idle()
-                with suppress(Exception):
-                    await self._load(asked.read)
-        self.unasked &= set(self._asked)
-
-    async def _idle(self) -> None:
-        """Wait until no RPC is under way, but not forever."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while self.busy():  # noqa: ASYNC110 - it has no event
-                    await asyncio.sleep(0.002)
+    def written(self, version_keys: Iterable[str]) -> None:
+        """Note a commit: load the entries of these tags again that are read often enough."""
+        for version_key in version_keys:
+            for name in self._of_tag.get(version_key, ()):
+                known = self._known[name]
+                known.share += WEIGHT * (known.is_read - known.share)
+                known.is_read = False
+                self.unread.discard(name)
+                if known.share >= LEAST_SHARE:
+                    self._due[name] = known.read
+        if self._due and self._task is None:
+            self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(MIN_CHECK_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_SECONDS):
-                    await self._wake.wait()
-            self._wake.clear()
-            with suppress(Exception):  # without Redis there is nothing to store
-                await self.check()
+        try:
+            while self._due:
+                await asyncio.sleep(DELAY_SECONDS)
+                due, self._due = self._due, {}
+                await asyncio.gather(*map(self._refill, due.values()))
+        finally:
+            self._task = None
+
+    async def _refill(self, read: Read) -> None:
+        with suppress(Exception):  # the next read loads it, and gets the error if there is one
+            if await self._load(read):
+                self._counters.refills += 1
+                if read.key.entry in self._known:
+                    self.unread.add(read.key.entry)
+
+    def _forget(self, name: str, known: _Known) -> None:
+        """Remove an entry that is no longer in `_known` from the rest."""
+        version_key = known.read.key.tag.version_key
+        self._of_tag[version_key].discard(name)
+        if not self._of_tag[version_key]:
+            del self._of_tag[version_key]
+        self.unread.discard(name)

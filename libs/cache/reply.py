@@ -19,7 +19,8 @@ MAX_AGE: ContextVar[int | None] = ContextVar("max_age", default=None)
 class LoadResult(Protocol, Generic[V]):
     """What a load returns: the value, None if there is none, and the snapshot xmin of the statement that read it.
 
-    A value that is an error is raised to the callers, and is not cached.
+    A value that is an error is raised to the callers, and is not cached. A value that is true only for a time comes
+    with `valid_ms`, that many ms from the snapshot on (None: until a write); its entry ends before.
     """
 
     @property

@@ -21,6 +21,13 @@ class WithoutRedis(StrEnum):
     REFUSE = "refuse"
 
 
+class TtlProfile(StrEnum):
+    """Which TTLs namespaces have that REDIS_TTL does not list."""
+
+    SHORT = "short"
+    LONG = "long"
+
+
 class CacheSettings(BaseSettings):
     """How a process uses Redis or Valkey. It must keep nothing on disk, and have this database to itself."""
 
@@ -39,6 +46,10 @@ class CacheSettings(BaseSettings):
         description="A secret of at least 16 characters by which entries are signed, so that nobody who can write to "
         "the server can make up a reply; empty: none. The same in all processes; a change empties the cache.",
     )
+    ttl_profile: TtlProfile = Field(
+        TtlProfile.SHORT,
+        description="`long` keeps bookings, conversations and messages for an hour: more hits, and no less fresh.",
+    )
     ttl_default: int = Field(300, ge=1, le=86_400, description="TTL of a namespace that is not listed, in s.")
     ttl: dict[str, int] = Field({}, description='TTL by namespace, in s, as JSON: {"stats": 60}.')
     ttl_negative: int = Field(30, ge=1, le=86_400, description="Longest TTL of an answer that there is nothing, in s.")
@@ -47,8 +58,12 @@ class CacheSettings(BaseSettings):
         description="By namespace, the share of its TTL from which on a hit is loaded again behind the reply, as JSON: "
         '{"stats": 0.6}; 1 is never.',
     )
-    warm: int = Field(
-        100, ge=0, le=10_000, description="How many entries that are asked for often a process loads ahead; 0: none."
+    refill: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="How many entries a process remembers that callers missed, to load those that are read often again "
+        "after its own writes; 0: none.",
     )
     timeout: int = Field(90, ge=1, le=100, description="Longest time of a call to the server, in ms.")
     without: WithoutRedis = Field(
@@ -95,10 +110,11 @@ class CacheSettings(BaseSettings):
 
     def apply(self, namespace: Namespace) -> Namespace:
         """Return a namespace with the TTL, refresh and near cache that the settings say."""
+        is_long = self.ttl_profile is TtlProfile.LONG
         near = namespace.near if self.near is None else namespace.name in self.near
         return replace(
             namespace,
-            ttl=self.ttl.get(namespace.name, namespace.ttl),
+            ttl=self.ttl.get(namespace.name, namespace.long_ttl if is_long else namespace.ttl),
             refresh=self.refresh.get(namespace.name, namespace.refresh),
             near=near and self.near_lease > 0,
         )

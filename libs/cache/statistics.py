@@ -24,8 +24,8 @@ class Counters:
     invalidations: int = 0
     refused_fills: int = 0
     refreshes: int = 0
-    warmed: int = 0
-    warmed_hits: int = 0
+    refills: int = 0
+    refill_hits: int = 0
 
 
 async def drop(url: str) -> None:

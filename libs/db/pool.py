@@ -25,6 +25,14 @@ from libs.db.settings import DatabaseSettings
 from libs.db.stats import QueryStats
 
 WAITING_PER_CONNECTION = 50
+# Settings of a session, and whether they are what the services rely on. A new plan for each value would cost more than
+# the statement, and our plans do not depend on values (decision 0009).
+LOGIN_DEFAULTS = """
+    SELECT name, CASE name
+        WHEN 'TimeZone' THEN setting IN ('UTC', 'Etc/UTC')
+        WHEN 'plan_cache_mode' THEN setting = 'force_generic_plan'
+        ELSE setting <> '0' END
+    FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'TimeZone', 'plan_cache_mode')"""
 # Parameters of connections that the URL may override.
 CONNECTION_DEFAULTS = {"connect_timeout": 2, "keepalives_idle": 10, "tcp_user_timeout": 10_000}
 # How long no call is answered after a promotion, until other processes have seen it, too. A process that still reads
@@ -39,6 +47,17 @@ log = structlog.get_logger()
 
 async def _ignore(_: bool) -> None:
     pass
+
+
+def _timeouts(settings: DatabaseSettings) -> list[str]:
+    """Return options of a connection for the timeouts that were set; the others are the login's defaults.
+
+    PgBouncer refuses them.
+    """
+    if settings.pgbouncer:
+        return []
+    names = {"query_timeout": "statement_timeout", "lock_timeout": "lock_timeout"}
+    return [f"-c{names[name]}={getattr(settings, name)}" for name in sorted(names.keys() & settings.model_fields_set)]
 
 
 class DatabaseUnavailable(Exception):
@@ -72,6 +91,8 @@ class Database:
         self._on_change: OnChange = _ignore
         url = psycopg.conninfo.conninfo_to_dict(settings.url.get_secret_value())
         parameters: dict[str, Any] = {**CONNECTION_DEFAULTS, **url, "application_name": application_name}
+        if options := " ".join(filter(None, [str(url.get("options") or ""), *_timeouts(settings)])):
+            parameters["options"] = options
         conninfo = psycopg.conninfo.make_conninfo("", **parameters)
         self._host_changed = asyncio.Event()
         self._hosts = [Host(each, self._host_changed.set) for each in split_hosts(conninfo)]
@@ -79,6 +100,7 @@ class Database:
         self._connects = 0
         self._checked_history: History | None = None
         self._pooled = settings.pgbouncer
+        self._checked_login = False
         self._connections: WeakSet[Connection] = WeakSet()
         self._spares: list[Connection] = []
         self._waiting: set[asyncio.Timeout] = set()
@@ -118,15 +140,15 @@ class Database:
             await conn.close()
             raise psycopg.OperationalError("the server has another history than the primary")
         conn.history = self.history
-        if not self._pooled:  # else the settings would go to a session of another client
-            # A new plan for each value costs more than the statement, and our plans do not depend on values
-            # (decision 0009).
-            await conn.execute(
-                f"SET statement_timeout = {self.settings.query_timeout};"
-                f" SET lock_timeout = {self.settings.lock_timeout};"
-                " SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan".encode(),
-                prepare=False,
-            )
+        if not self._checked_login:
+            self._checked_login = True
+            await self._check_login(conn)
+
+    async def _check_login(self, conn: Connection) -> None:
+        """Log which defaults of `parlor migrate` the login lacks. They are not SET: see decision 0059."""
+        found = await (await conn.execute(LOGIN_DEFAULTS, prepare=False)).fetchall()
+        if lacking := [name for name, as_expected in found if not as_expected]:
+            log.warning("the login lacks defaults that `parlor migrate` sets for the services' logins", lacking=lacking)
 
     def _stop_preparing(self) -> None:
         if not self._pooled:

@@ -57,6 +57,7 @@ class Connection(Output):
         self.deadlines = server.deadlines
         self.explain = server.explain
         self.peer = ""
+        self.state: dict[str, Any] = {}
         self.receiving = 0
         self._calls: dict[int, Call] = {}
         self._unfinished: dict[int, float] = {}

@@ -21,6 +21,7 @@ class Peer(Protocol):
     """The client of a call."""
 
     peer: str
+    state: dict[str, Any]
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Return the properties of the client's certificate; none without one."""
@@ -64,6 +65,10 @@ class Context(ABC):
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Return the properties of the client's certificate; none without one."""
         return self._peer.auth_context()
+
+    def connection_state(self) -> dict[str, Any]:
+        """Return what handlers keep for the connection of this call; it ends with the connection. grpcio has none."""
+        return self._peer.state
 
     def peer_identity_key(self) -> str | None:
         """Return the name of the property of `auth_context` that identifies the client."""

@@ -2,9 +2,11 @@
 
 from libs.messages.encode import encode_repeated, encode_row, encoder, length_prefix
 from libs.messages.fetch import (
+    NOT_STORED,
     SNAPSHOT_XMIN,
     Batch,
     Loaded,
+    LoadedFor,
     fetch_batch,
     fetch_encoded,
     fetch_loaded,
@@ -19,9 +21,11 @@ from libs.messages.fetch import (
 )
 
 __all__ = [
+    "NOT_STORED",
     "SNAPSHOT_XMIN",
     "Batch",
     "Loaded",
+    "LoadedFor",
     "encode_repeated",
     "encode_row",
     "encoder",

@@ -19,8 +19,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 Encode: TypeAlias = Callable[[Sequence[Sequence[Any]]], list[bytes]]
 
+FIELDS = "fields"
 MOST_VALUES = 512  # cached of a field: values, or lengths of its texts
 MOST_TIMES = 4096
+LONGEST_CACHED = 512  # bytes of a jsonb object of several fields
 # 2000-01-01, the origin of Postgres's times, in microseconds since 1970.
 _POSTGRES_EPOCH = 946_684_800_000_000
 _encoders: dict[tuple[object, ...], Encode] = {}
@@ -29,11 +31,13 @@ _encoders: dict[tuple[object, ...], Encode] = {}
 def encoder(kind: type[Message], *columns: str) -> Encode:
     """Return a function that encodes at least one row, given as columns of values, see `Statement`.
 
-    The columns are named as the fields of the message; NULL is a field that is not set.
+    The columns are named as the fields of the message; NULL is a field that is not set. A column `FIELDS` is a jsonb
+    object of several fields.
     """
     encode = _encoders.get((kind, columns))
     if encode is None:
-        fields = [_field(kind, kind.DESCRIPTOR.fields_by_name[column]) for column in columns]
+        by_name = kind.DESCRIPTOR.fields_by_name
+        fields = [_several(kind) if column == FIELDS else _field(kind, by_name[column]) for column in columns]
         encode = _encoders[kind, columns] = partial(_encode_rows, fields)
     return encode
 
@@ -151,6 +155,16 @@ def _field(kind: type[Message], field: Any) -> _Field:
         zero, tag = encode(0), _varint(field.number << 3)
         return _by_value(_ValueCache(lambda value: tag + _varint(value % 2**64) if value else zero).__getitem__)
     return _by_value(_ValueCache(encode).__getitem__)
+
+
+def _several(kind: type[Message]) -> _Field:
+    """Return the encoder of a jsonb object of fields. Short ones recur, such as the price of a message."""
+
+    def encode(value: bytes) -> bytes:
+        return kind(**json.loads(value[1:])).SerializeToString()
+
+    short = _ValueCache(encode)
+    return _by_value(lambda value: short[value] if value is None or len(value) <= LONGEST_CACHED else encode(value))
 
 
 def _by_value(one: Callable[[Any], bytes]) -> _Field:

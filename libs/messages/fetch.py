@@ -27,6 +27,8 @@ T = TypeVar("T")
 # All transactions below it had ended when the statement read. OFFSET 0 keeps Postgres from computing it for each row.
 SNAPSHOT_XMIN = "(SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xmin OFFSET 0) AS snapshot"
 
+NOT_STORED = 0  # as the snapshot xmin of a load, which no cache stores then
+
 
 class Loaded(NamedTuple, Generic[T]):
     """What a statement read, and its snapshot xmin."""
@@ -35,13 +37,22 @@ class Loaded(NamedTuple, Generic[T]):
     value: T
 
 
+class LoadedFor(NamedTuple, Generic[T]):
+    """What a statement read that is true for `valid_ms` ms from then on, None: until a write changes it."""
+
+    xmin: int
+    value: T
+    valid_ms: int | None
+
+
 class Batch(NamedTuple):
     """The rows of a cached statement that answers many arguments: the columns after the xmin and the argument's number.
 
-    `slices` are the rows of each argument, by its number from 0; arguments without rows have none.
+    `slices` are the rows of each argument, by its number from 0; arguments without rows have none. A statement may give
+    NOT_STORED as the xmin of all rows of an argument.
     """
 
-    xmin: int
+    xmins: tuple[int, ...]  # of the rows
     names: list[str]
     columns: list[tuple[Any, ...]]
     slices: dict[int, slice]
@@ -99,7 +110,7 @@ async def fetch_batch(conn: AsyncConnection[Any], query: str, params: Sequence[M
     arrays = [text_array([str(argument[name]) for argument in params]) for name in params[0]]
     names, rows = await cast(Connection, conn).fetch(query, arrays)
     if not rows:
-        return Batch(0, [], [], {})
+        return Batch((), [], [], {})
     xmins, places, *columns = zip(*rows, strict=True)
     if list(places) != sorted(places):
         raise ValueError("the rows of a batch are not in the order of its arguments")
@@ -107,17 +118,19 @@ async def fetch_batch(conn: AsyncConnection[Any], query: str, params: Sequence[M
     for place, count in Counter(places).items():  # in the order of the rows
         slices[place - 1] = slice(first, first + count)
         first += count
-    return Batch(xmins[0], names[2:], columns, slices)
+    return Batch(xmins, names[2:], columns, slices)
 
 
 async def fetch_pages(
     conn: AsyncConnection[Any], kind: type[Message], query: str, params: Sequence[Mapping[str, Any]]
 ) -> list[Loaded[list[bytes] | None]]:
     """Return the rows of each list that a cached statement reads; None if the list's parent does not exist."""
-    xmin, names, columns, slices = await fetch_batch(conn, query, params)
+    xmins, names, columns, slices = await fetch_batch(conn, query, params)
     messages = encoder(kind, *names)(columns) if columns else []
     return [
-        Loaded(xmin, None if rows is None else messages[rows] if columns[0][rows.start] is not None else [])
+        Loaded(max(xmins, default=NOT_STORED), None)
+        if rows is None
+        else Loaded(xmins[rows.start], messages[rows] if columns[0][rows.start] is not None else [])
         for rows in map(slices.get, range(len(params)))
     ]
 

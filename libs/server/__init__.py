@@ -3,7 +3,7 @@
 import libs.server.transport  # noqa: F401 - before anything imports grpc
 from libs.server import errors
 from libs.server.changes import ChangeTable
-from libs.server.client import channel, service_config
+from libs.server.client import Identity, channel, service_config
 from libs.server.errors import RpcError
 from libs.server.feed import ChangeFeed
 from libs.server.idempotency import IdempotentWrites, Write
@@ -17,6 +17,7 @@ __all__ = [
     "ChangeFeed",
     "ChangeTable",
     "IdempotentWrites",
+    "Identity",
     "Page",
     "RpcError",
     "Server",

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from libs.cache import MAX_AGE, Cache, Read, Reply
 from libs.db import STATEMENT_LOST
 from libs.server import errors
+from libs.server.auth import Access, Guard, Salons, Visit
 from libs.server.failure_log import FailureLog
 from libs.server.idempotency import Replayed
 from libs.server.metrics import RpcMetrics
@@ -68,12 +69,15 @@ class Dispatcher(grpc.GenericRpcHandler):
         registry: CollectorRegistry,
         cache: Cache,
         largest_requests: Mapping[str, int],
+        access: Access | None = None,
     ) -> None:
         """`constraints` returns the error for a violated constraint, by the constraint's name.
 
-        `largest_requests` are sizes in bytes by the method's name; other methods have LARGEST_REQUEST_BYTES.
+        `largest_requests` are sizes in bytes by the method's name; other methods have LARGEST_REQUEST_BYTES. Without
+        `access` everybody may call everything.
         """
         self.cache = cache
+        self._access = access
         self.loop = asyncio.get_running_loop()  # kept: on Python 3.11 each get_running_loop is a system call
         self.limit = settings.max_concurrent_rpcs
         self.constraints = constraints
@@ -99,12 +103,13 @@ class Dispatcher(grpc.GenericRpcHandler):
             descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
             largest = self.largest_requests[path] = self._largest_by_name.get(name, LARGEST_REQUEST_BYTES)
             requests = Requests(descriptor, handler.request_deserializer, largest)
+            guard = None if self._access is None else self._access.guard(descriptor)
             if handler.response_streaming:
-                stream = StreamMethod(self.streams, path.removeprefix("/"), handler.unary_stream, requests)
+                stream = StreamMethod(self.streams, path.removeprefix("/"), handler.unary_stream, requests, guard)
                 self._methods[path] = None, grpc.unary_stream_rpc_method_handler(stream.answer)
                 continue
             is_read = descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
-            method = Method(self, path.removeprefix("/"), handler.unary_unary, requests, is_read=is_read)
+            method = Method(self, path.removeprefix("/"), handler.unary_unary, requests, guard, is_read=is_read)
             self._methods[path] = method, grpc.unary_unary_rpc_method_handler(method.answer)  # bytes in, bytes out
 
     def service(self, handler_call_details: Any) -> Any:
@@ -118,6 +123,10 @@ class Dispatcher(grpc.GenericRpcHandler):
             if name == "cache-control":
                 return grpc.unary_unary_rpc_method_handler(partial(method.answer_max_age, _max_age(value)))
         return wrapped
+
+    def only(self, *services: str) -> grpc.GenericRpcHandler:
+        """Return a handler of some services alone, for a port that does not serve the others. Add all methods first."""
+        return _Only(self, frozenset(path for path in self._methods if path.split("/")[1] in services))
 
     async def drain(self) -> None:
         """Refuse RPCs from now on; return once no new ones come, or after a second.
@@ -150,10 +159,24 @@ class Dispatcher(grpc.GenericRpcHandler):
         self.timer = None
 
 
+class _Only(grpc.GenericRpcHandler):
+    """The methods of a dispatcher with these paths."""
+
+    def __init__(self, dispatcher: Dispatcher, paths: frozenset[str]) -> None:
+        self._dispatcher, self._paths = dispatcher, paths
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the wrapped handler of a method, None if it is not one of these."""
+        if handler_call_details.method not in self._paths:
+            return None
+        return self._dispatcher.service(handler_call_details)
+
+
 class ParsedRequest(NamedTuple):
-    """A valid request; `read` answers it, if its key follows from the request's bytes alone."""
+    """A valid request and the salons it names; `read` answers it, if its key follows from the request's bytes alone."""
 
     request: Message
+    salons: Salons
     read: Read | None
 
 
@@ -165,11 +188,20 @@ class Method:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, name: str, handler: Handler, requests: Requests, *, is_read: bool
+        self,
+        dispatcher: Dispatcher,
+        name: str,
+        handler: Handler,
+        requests: Requests,
+        guard: Guard | None,
+        *,
+        is_read: bool,
     ) -> None:
+        """Without a `guard` everybody may call it."""
         self._dispatcher = dispatcher
         self._name = name
         self._requests = requests
+        self._guard = guard
         self._failures = FailureLog(name)
         self._handler = handler
         self._max_remembered_bytes = MAX_REMEMBERED_BYTES if is_read else -1
@@ -183,7 +215,8 @@ class Method:
         key = parsed.read.key if parsed is not None and parsed.read is not None else None
         if key is not None and key.tag.namespace.near and not dispatcher.draining:
             started = time.perf_counter()
-            if (reply := dispatcher.cache.near(key)) is not None and reply.body is not None:
+            reply = dispatcher.cache.near(key)
+            if reply is not None and reply.body is not None and self._admits(context, parsed):
                 dispatcher.metrics.add(self._name, "OK", time.perf_counter() - started)
                 return _reply(reply, context)
         return await self._answer(data, context, parsed)
@@ -199,6 +232,7 @@ class Method:
         request: Message | None = None
         raised: BaseException | None = None
         reason = ""
+        visit = None if self._guard is None else Visit(self._guard, context)
         dispatcher.running[task] = started
         if dispatcher.timer is None:
             dispatcher.cancel_expired()
@@ -208,18 +242,22 @@ class Method:
                 raise errors.draining()
             if len(dispatcher.running) > dispatcher.limit:
                 raise errors.exhausted("OVERLOADED", "the service has too many requests under way: try again")
+            if visit is not None and not visit.is_known(context):
+                await visit.begin(context)
             if parsed is None:
                 if len(data) > LARGE_REQUEST_BYTES:
                     await asyncio.sleep(0)  # joining its parts took 10 ms of this tick for 8 MB
                 request = self._requests.parse(data)
                 self._requests.check(request)
-            else:
-                request = parsed.request
-                if parsed.read is not None and (reply := await dispatcher.cache.resolve(parsed.read)).body is not None:
-                    return _reply(reply, context)
+                parsed = ParsedRequest(request, () if self._guard is None else self._guard.salons_of(request), None)
+            request = parsed.request
+            if visit is not None:
+                visit.use(parsed.salons)
+            if parsed.read is not None and (reply := await dispatcher.cache.resolve(parsed.read)).body is not None:
+                return _reply(reply, context)
             reply = await self._handle(request, context)
-            if len(data) <= self._max_remembered_bytes and (parsed is None or parsed.read is None):
-                self._remember(data, ParsedRequest(request, getattr(reply, "again", None)))
+            if len(data) <= self._max_remembered_bytes and parsed.read is None:
+                self._remember(data, parsed._replace(read=getattr(reply, "again", None)))
             return _reply(reply, context)
         except asyncio.CancelledError:
             code = reason = "CANCELLED"
@@ -235,11 +273,16 @@ class Method:
             del dispatcher.running[task]
             seconds = time.perf_counter() - started
             dispatcher.metrics.add(self._name, code, seconds)
+            if visit is not None:
+                visit.end(code, reason, request)
             if reason:
                 self._failures.add(code, reason, seconds, context.invocation_metadata(), request, raised)
                 raised = None  # its traceback refers to this frame: a cycle that only the garbage collector frees
         await context.abort(error.code, error.message, error.trailing_metadata())
         raise AssertionError  # abort raises
+
+    def _admits(self, context: Any, parsed: ParsedRequest | None) -> bool:
+        return self._guard is None or (parsed is not None and self._guard.admits(context, parsed.salons))
 
     def _remember(self, data: bytes, parsed: ParsedRequest) -> None:
         """Remember a request in place of the oldest."""

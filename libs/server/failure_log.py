@@ -52,7 +52,7 @@ class FailureLog:
         if skipped := self._skipped.pop(reason, 0):
             event["skipped"] = skipped
         event["trace_id"] = trace_id(metadata or ())
-        event["request_id"] = _uuid(getattr(request, "request_id", ""))
+        event["request_id"] = uuid_of(getattr(request, "request_id", ""))
         if reason == "INTERNAL":
             event["exc_info"] = raised
         elif raised is not None and not isinstance(raised, RpcError):
@@ -80,7 +80,8 @@ def trace_id(metadata: Iterable[tuple[str, Any]]) -> str | None:
     return None
 
 
-def _uuid(text: str) -> str | None:
+def uuid_of(text: str) -> str | None:
+    """Return a UUID in its usual notation, None for other texts: they may contain personal data."""
     try:
         return str(UUID(text)) if text else None
     except ValueError:

@@ -27,6 +27,7 @@ from libs.server.pagination import size
 POLL_SECONDS = 0.1
 POLL_ROWS = 500
 KEEPALIVE_SECONDS = 15.0
+STALE_SECONDS = 15.0  # since the last poll: silence means nothing then
 MAX_UNSENT = 1000  # changes of a watcher
 SLOW_SECONDS = 1.0  # that a watcher may take for one of them while there are more than MAX_UNSENT
 READS_AT_ONCE = 4  # of watchers that catch up: all come back together after an outage
@@ -243,8 +244,8 @@ class ChangeFeed(Collector):
             return await self.table.read(conn, salon_id, cursor, POLL_ROWS)
 
     def _require_recent_poll(self) -> None:
-        """Raise DatabaseUnavailable if nothing could be read for KEEPALIVE_SECONDS: the silence means nothing then."""
-        if time.monotonic() - self._polled > KEEPALIVE_SECONDS:
+        """Raise DatabaseUnavailable if nothing could be read for STALE_SECONDS."""
+        if time.monotonic() - self._polled > STALE_SECONDS:
             raise DatabaseUnavailable
 
     def _measure(self, page: ChangePage) -> None:

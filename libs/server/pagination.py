@@ -30,12 +30,17 @@ _IDENTIFIER = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class Page(NamedTuple):
-    """How many rows to return, and after which."""
+    """How many rows to return, and after which; `back`: before which, for a list whose pages lead both ways.
+
+    `block`: a list in blocks is sorted within each; this one's has the rows before this time, in us, and ID.
+    """
 
     size: int
     after_micros: int | None
     after_id: str | None
     filters: str
+    back: bool = False
+    block: tuple[int, str] | None = None
 
     @property
     def rows(self) -> int:
@@ -44,8 +49,8 @@ class Page(NamedTuple):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters of a statement: `rows`, and on later pages `after` and `id` of the last row shown."""
-        begin = {"after": self.after_micros, "id": self.after_id} if self.after_id else {}
+        """The parameters of a statement: `rows`, and on later pages `after` (or `before`) and `id` of a row shown."""
+        begin = {"before" if self.back else "after": self.after_micros, "id": self.after_id} if self.after_id else {}
         return {"rows": self.rows, **begin}
 
     def fill(self, response: type[Message], rows: Sequence[bytes], time: str, identifier: str) -> bytes:
@@ -63,10 +68,14 @@ class Page(NamedTuple):
             body += encode_repeated([token.encode()], number)
         return body
 
-    def token(self, time: Timestamp | int, identifier: str) -> str:
-        """Return the token of the page after a row."""
+    def token(
+        self, time: Timestamp | int, identifier: str, *, back: bool = False, block: tuple[int, str] | None = None
+    ) -> str:
+        """Return the token of the page after a row, or before it; in a list in blocks, of the row's block."""
         after = time if isinstance(time, int) else time.seconds * 1_000_000 + time.nanos // 1000
-        token = f'["{self.filters}",{after},"{identifier}"]'  # JSON; none of them needs escaping
+        made_for = _made_for_back(self.filters) if back else self.filters
+        begin = f',{block[0]},"{block[1]}"' if block else ""
+        token = f'["{made_for}",{after},"{identifier}"{begin}]'  # JSON; none of them needs escaping
         return b2a_base64(token.encode(), newline=False).translate(_URLSAFE).decode()
 
 
@@ -133,8 +142,12 @@ def size(page_size: int, default: int = DEFAULT_SIZE) -> int:
     return min(page_size or default, LARGEST_SIZE)
 
 
-def page(page_size: int, page_token: str, method: str, *filters: object, uuid: bool = True) -> Page:
+def page(
+    page_size: int, page_token: str, method: str, *filters: object, uuid: bool = True, both_ways: bool = False
+) -> Page:
     """Return a request's page. `filters` are all the filters of the request, with its salon.
+
+    `both_ways`: the token may lead back.
 
     Raises: INVALID_FIELD for a token that is not ours or was made for another method or other filters.
     """
@@ -142,15 +155,26 @@ def page(page_size: int, page_token: str, method: str, *filters: object, uuid: b
     if not page_token:
         return Page(size(page_size), None, None, made_for)
     try:
-        token_for, micros, identifier = json.loads(base64.b64decode(page_token, altchars=b"-_", validate=True))
-        valid = type(micros) is int and 0 <= micros <= _LAST_MICROS and _IDENTIFIER.fullmatch(identifier)
-        if not valid or (uuid and str(UUID(identifier)) != identifier):
+        token_for, *place = json.loads(base64.b64decode(page_token, altchars=b"-_", validate=True))
+        (micros, identifier), *blocks = zip(place[::2], place[1::2], strict=True)
+        if len(blocks) > 1 or not all(_is_place(*each, uuid=uuid) for each in ((micros, identifier), *blocks)):
             raise _bad_token("is not a token of this service")
     except (ValueError, TypeError, RecursionError) as error:
         raise _bad_token("is not a token of this service") from error
-    if token_for != made_for:
+    back = both_ways and token_for == _made_for_back(made_for)
+    if token_for != made_for and not back:
         raise _bad_token("was made for another method or other filters")
-    return Page(size(page_size), micros, identifier, made_for)
+    return Page(size(page_size), micros, identifier, made_for, back, *blocks)
+
+
+def _is_place(micros: Any, identifier: Any, *, uuid: bool) -> bool:
+    """Return whether these are a time and an ID. Raises: ValueError, TypeError."""
+    valid = type(micros) is int and 0 <= micros <= _LAST_MICROS and _IDENTIFIER.fullmatch(identifier)
+    return bool(valid) and (not uuid or str(UUID(identifier)) == identifier)
+
+
+def _made_for_back(made_for: str) -> str:
+    return digest(made_for, "back")
 
 
 def _bad_token(description: str) -> RpcError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -20,12 +21,15 @@ from prometheus_client.registry import Collector
 from libs.cache import Cache, CacheSettings, Namespace, Tag
 from libs.db import Database, DatabaseSettings, OtherNumbering
 from libs.server import logs
+from libs.server.auth import Access, AccessError
 from libs.server.dispatcher import Dispatcher
 from libs.server.errors import RpcError
+from libs.server.exposure import Exposed, check_exposure, shows_reflection
 from libs.server.health import NOT_SERVING, SERVING, HealthServicer
 from libs.server.metrics import ServerMetrics
 from libs.server.metrics_endpoint import serve_metrics
 from libs.server.ops import OpsService
+from libs.server.secret_files import read_secret_files
 from libs.server.settings import ServerSettings, explain
 from libs.server.transport import GrpcioTransport, Transport, make_transport
 from libs.server.validation import LARGEST_REQUEST_BYTES
@@ -59,12 +63,18 @@ class Service:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended."""
+    """A running server.
+
+    `drain` refuses new RPCs, ends streams, and returns when the RPCs under way have ended. `reload` reads the callers'
+    policy again. `ops_port` is the port of OpsService, 0 if it is not served.
+    """
 
     port: int
+    ops_port: int
     cache: Cache
     database: Database
     drain: Callable[[], Awaitable[None]]
+    reload: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -78,41 +88,48 @@ async def serve(
     """Serve until the block ends; then drain and close everything. Workers share the ports, which must be reserved.
 
     Health: the service's name is NOT_SERVING while the server drains or has no database. The empty name is the process,
-    which answers cached reads even without a database. Raises: CannotListen.
+    which answers cached reads even without a database. Raises: CannotListen; AccessError if the callers' policy
+    or keys can't be used.
     """
     name = service.descriptor.full_name
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
-    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests)
-    cache.warmer.busy = lambda: bool(dispatcher.running)
+    access = None if settings.auth_mode == "none" else Access(settings)
+    dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests, access)
     service.add(service.servicer, dispatcher)
     ops = OpsService(cache, database, metrics, service.salon_tags)
     ops_pb2_grpc.add_OpsServiceServicer_to_server(ops, dispatcher)
     shared = not worker.is_alone  # alone, a port in use is an error
-    server: Any = make_transport(
-        settings, [dispatcher], LARGEST_REQUEST_BYTES, dispatcher.largest_requests, share_port=shared
-    )
+    server = _transport(settings, dispatcher, [name], healths, shared, reflects=shows_reflection(settings))
     registry.register(ServerMetrics(cache, database, server.counters))
     ProcessCollector(registry=registry)
     for collector in service.metrics:
         registry.register(collector)
-    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    shown = reflection.aio.ReflectionServicer([name, OPS, health.SERVICE_NAME, reflection.SERVICE_NAME])
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(shown, server)  # type: ignore[no-untyped-call]
-    port = _listen(server, settings)
+    port, ops_port, servers = _listen(server, settings.host, settings.port), 0, [server]
+    if settings.ops_port is not None:
+        servers.append(_transport(settings, dispatcher, [OPS], healths, shared, describes=[name]))
+        ops_port = _listen(servers[1], settings.ops_host, settings.ops_port)
 
     async def drain() -> None:
         await healths.drain()
         if settings.drain_delay:
-            server.retire()
+            for each in servers:
+                each.retire()
             await asyncio.sleep(settings.drain_delay / 1000)
         await dispatcher.streams.drain()
         if isinstance(server, GrpcioTransport):
             await dispatcher.drain()
-        await server.stop(settings.drain_timeout / 1000)
+        await asyncio.gather(*(each.stop(settings.drain_timeout / 1000) for each in servers))
+
+    async def reload() -> None:
+        if access is not None:
+            await access.reload()
 
     async with AsyncExitStack() as stack:
+        if access is not None:
+            await access.open()
+            stack.push_async_callback(access.close)
         if service.close:
             stack.push_async_callback(service.close)
         stack.push_async_callback(database.close)
@@ -126,14 +143,36 @@ async def serve(
         await stack.enter_async_context(metrics.open())
         if settings.metrics_port is not None:
             await stack.enter_async_context(_metrics(settings, metrics, shared))
-        await server.start()
+        for each in servers:
+            await each.start()
         stack.push_async_callback(drain)
-        yield Server(port, cache, database, drain)
+        yield Server(port, ops_port, cache, database, drain, reload)
 
 
-def _listen(server: Transport, settings: ServerSettings) -> int:
-    is_path = settings.host.startswith("unix:")
-    address = settings.host if is_path else f"{settings.host}:{settings.port}"
+def _transport(
+    settings: ServerSettings,
+    dispatcher: Dispatcher,
+    services: list[str],
+    healths: HealthServicer,
+    shared: bool,
+    *,
+    reflects: bool = True,
+    describes: Sequence[str] = (),
+) -> Transport:
+    """Return the server of a port, which serves `services` and health. Its reflection describes `describes`, too."""
+    handlers = [dispatcher.only(*services)]
+    largest = dispatcher.largest_requests
+    server: Any = make_transport(settings, handlers, LARGEST_REQUEST_BYTES, largest, share_port=shared)
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    if reflects:
+        names = [*services, *describes, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        described = reflection.aio.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)  # type: ignore[no-untyped-call]
+    return server  # type: ignore[no-any-return]
+
+
+def _listen(server: Transport, host: str, port: int) -> int:
+    address = host if host.startswith("unix:") else f"{host}:{port}"
     try:
         return server.listen(address)
     except OSError as error:
@@ -142,11 +181,12 @@ def _listen(server: Transport, settings: ServerSettings) -> int:
 
 @asynccontextmanager
 async def _metrics(settings: ServerSettings, metrics: WorkerMetrics, shared: bool) -> AsyncIterator[None]:
-    host, port, registry = settings.host, settings.metrics_port or 0, CollectorRegistry()
+    host, port, registry = settings.ops_host, settings.metrics_port or 0, CollectorRegistry()
     registry.register(metrics)
     async with AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(serve_metrics(host, port, registry, share_port=shared))
+            served = serve_metrics(host, port, registry, share_port=shared, tls_files=settings.tls_files)
+            await stack.enter_async_context(served)
         except OSError as error:
             raise CannotListen(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
         yield
@@ -159,18 +199,27 @@ def main(
     namespaces: Iterable[Namespace],
     *,
     read_only: bool = False,
+    secrets: Sequence[str] = (),
 ) -> None:
     """Run a service as a process until SIGTERM or SIGINT. A failure to start is one line on standard error.
 
-    Reads <NAME>_DATABASE_URL, else DATABASE_URL. The login of a `read_only` service may only read.
+    Reads <NAME>_DATABASE_URL, else DATABASE_URL. The login of a `read_only` service may only read. `secrets` are the
+    variables of the service's own secrets; each secret may also be in a file (secret_files.py).
     """
+    urls = (f"{name.upper()}_DATABASE_URL", "DATABASE_URL")
+    secrets = (*urls, "REDIS_URL", "CACHE_KEY", *secrets)
     try:
+        read_secret_files(secrets)
         server_settings = ServerSettings.read(port)
-        database_settings = DatabaseSettings.read(f"{name.upper()}_DATABASE_URL", "DATABASE_URL")
+        database_settings = DatabaseSettings.read(*urls)
         cache_settings = CacheSettings()
     except ValueError as error:
         _fail(name, explain(error))
     logs.configure(server_settings.log_level, service=name)
+    try:
+        check_exposure(server_settings, secrets)
+    except Exposed as error:
+        _fail(name, str(error))
 
     async def run(settings: ServerSettings, worker: Worker) -> None:
         database = Database(database_settings, f"parlor-{name}")
@@ -179,22 +228,28 @@ def main(
             service = build(cache, database)
         except ValueError as error:  # of the service's own settings
             _fail(name, explain(error))
-        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        except OSError as error:
+            _fail(name, f"can't read {error.filename}: {error.strerror}")
+        over, hangup, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, over.set)
+        if settings.auth_mode != "none":
+            loop.add_signal_handler(signal.SIGHUP, hangup.set)
         worker.watch_parent(loop, over.set)
         async with serve(settings, database, cache, service, worker) as server:
             structlog.get_logger().info("serving", port=server.port)
             worker.report_ready()
             gc.collect()
             gc.freeze()  # a full collection otherwise walks all that was imported, in 50 ms (decision 0021)
+            reloading = asyncio.create_task(_reload(server, hangup))
             await over.wait()
+            reloading.cancel()
             structlog.get_logger().info("draining")
 
     def work(settings: ServerSettings, worker: Worker = ALONE) -> None:
         try:
             uvloop.run(run(settings, worker))
-        except (CannotListen, OtherNumbering) as error:
+        except (CannotListen, OtherNumbering, AccessError) as error:
             _fail(name, str(error))
 
     if server_settings.workers == 1:
@@ -202,19 +257,32 @@ def main(
         return
     try:
         with _reserved(server_settings) as settings:
-            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000))
+            forwarded = () if settings.auth_mode == "none" else (signal.SIGHUP,)
+            sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000, forwarded))
     except CannotListen as error:
         _fail(name, str(error))
+
+
+async def _reload(server: Server, hangup: asyncio.Event) -> None:
+    """Let the server reload at each SIGHUP."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await server.reload()
 
 
 @contextmanager
 def _reserved(settings: ServerSettings) -> Iterator[ServerSettings]:
     """Reserve the ports for the workers of this process; yield the settings with the ports' numbers."""
     with ExitStack() as stack:
-        ports = {"port": settings.port, "metrics_port": settings.metrics_port}
+        ports = {
+            "port": (settings.host, settings.port),
+            "ops_port": (settings.ops_host, settings.ops_port),
+            "metrics_port": (settings.ops_host, settings.metrics_port),
+        }
         taken = {
-            name: stack.enter_context(reserve(settings.host, port)).getsockname()[1]
-            for name, port in ports.items()
+            name: stack.enter_context(reserve(host, port)).getsockname()[1]
+            for name, (host, port) in ports.items()
             if port is not None
         }
         yield settings.model_copy(update=taken)

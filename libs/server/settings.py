@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.cache import CacheSettings
 from libs.db import DatabaseSettings
+from libs.server.auth.settings import AuthSettings
 
 MIB = 2**20
 LARGEST_MESSAGE_BYTES = 16 * MIB
@@ -16,15 +16,26 @@ LARGEST_MESSAGE_BYTES = 16 * MIB
 PREFIXES = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in (CacheSettings, DatabaseSettings)}
 
 
-class ServerSettings(BaseSettings):
-    """Addresses and limits of a server. An empty variable counts as not set, here and elsewhere."""
+class ServerSettings(AuthSettings):
+    """Addresses, callers and limits of a server. An empty variable counts as not set, here and elsewhere."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True)
-
-    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104
+    host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(0, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    ops_host: str = Field("127.0.0.1", description="Address of OPS_PORT and METRICS_PORT.")
+    ops_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of OpsService and of reflection. Default: OpsService is not served.",
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port of the Prometheus metrics. Default: none."
+    )
+    reflection: bool | None = Field(
+        None, description="Whether PORT has reflection. Default: only if callers need no identity."
+    )
+    allow_insecure: bool = Field(
+        False, description="Listen beyond this machine even without TLS or without identities of callers."
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the port.")
     worker_timeout: int = Field(
@@ -87,6 +98,8 @@ class ServerSettings(BaseSettings):
             raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE belong together")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("TLS_CLIENT_CA_FILE needs TLS_CERT_FILE and TLS_KEY_FILE")
+        if self.takes_certificates and self.tls_client_ca_file is None:
+            raise ValueError("AUTH_MODE=mtls needs TLS_CLIENT_CA_FILE, TLS_CERT_FILE and TLS_KEY_FILE")
         return self
 
     @property

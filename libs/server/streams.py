@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from google.protobuf.message import Message
 
 from libs.server import errors
+from libs.server.auth import Guard, Visit
 from libs.server.failure_log import FailureLog
 from libs.server.metrics import RpcMetrics
 from libs.server.validation import Requests
@@ -55,11 +56,15 @@ class Streams:
 class StreamMethod:
     """One server-streaming method, wrapped. Its handler yields messages or their bytes."""
 
-    def __init__(self, streams: Streams, name: str, handler: StreamHandler, requests: Requests) -> None:
+    def __init__(
+        self, streams: Streams, name: str, handler: StreamHandler, requests: Requests, guard: Guard | None = None
+    ) -> None:
+        """Without a `guard` everybody may call it."""
         self._streams = streams
         self._name = name
         self._handler = handler
         self._requests = requests
+        self._guard = guard
         self._failures = FailureLog(name)
         streams.metrics.streaming.add(name)
 
@@ -69,10 +74,16 @@ class StreamMethod:
         task: Any = asyncio.current_task()
         request: Message | None = None
         raised: BaseException | None = None
+        visit = None if self._guard is None else Visit(self._guard, context)
         try:
             streams.begin(task)
+            if visit is not None and not visit.is_known(context):
+                await visit.begin(context)
             request = self._requests.parse(data)
             self._requests.check(request)
+            if visit is not None:
+                visit.use(visit.guard.salons_of(request))
+                visit.watch(task)
             await self._send(request, context)
             return
         except asyncio.CancelledError as canceled:
@@ -93,6 +104,9 @@ class StreamMethod:
             streams.running.discard(task)
             seconds = time.perf_counter() - started
             streams.metrics.add(self._name, code, seconds)
+            if visit is not None:
+                visit.unwatch(task)
+                visit.end(code, reason, request)
             if reason:
                 self._failures.add(code, reason, seconds, context.invocation_metadata(), request, raised)
                 raised = None  # its traceback refers to this frame: a cycle that only the garbage collector frees

@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from libs.server.errors import PUSHBACK, RpcError
+from libs.server.parsing import parsing
 from libs.server.settings import LARGEST_MESSAGE_BYTES, ServerSettings
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def _http2(
         receive_timeout=settings.receive_timeout / 1000,
     )
     files = settings.tls_files
-    tls = None if files is None else Tls(*files)
+    # Whoever has a token needs no certificate. grpcio's server can't ask for one without requiring it.
+    is_optional = settings.takes_tokens and settings.takes_certificates
+    tls = None if files is None else Tls(*files, is_client_optional=is_optional)
     return Server(
         handlers,
         limits,
@@ -164,7 +167,7 @@ class GrpcioTransport:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Add the methods of a service."""
-        self._server.add_registered_method_handlers(service, dict(handlers))
+        self._server.add_registered_method_handlers(service, {name: parsing(each) for name, each in handlers.items()})
 
     def listen(self, address: str) -> int:
         """Listen on `host:port` or `unix:path`; return the port. Raises: OSError, ValueError."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import Array, c_double
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -106,25 +106,35 @@ class _Stopped(Exception):
     """SIGTERM or SIGINT was received."""
 
 
-def supervise(count: int, work: Callable[[Worker], None], timeout: float) -> int:
+def supervise(
+    count: int, work: Callable[[Worker], None], timeout: float, forwarded: Sequence[signal.Signals] = ()
+) -> int:
     """Run `work` in `count` processes until SIGTERM or SIGINT; return the exit code.
 
     The first worker must serve before the others start, so that a configuration error is reported once. Later a worker
     that dies is restarted, after a pause that doubles up to 10 s. A worker whose event loop has not run for `timeout`
     seconds (0: no limit) is killed: the kernel would still give it connections. The workers drain when a pipe closes,
-    which happens even if this process is killed.
+    which happens even if this process is killed. Signals to be `forwarded` are sent to every worker.
     """
     gc.collect()
     gc.freeze()  # a worker's garbage collections then leave imported objects shared: 11 MB of private memory, not 30
     with tempfile.TemporaryDirectory(prefix="parlor-") as folder:
-        return _Supervisor(count, work, timeout, Path(folder)).run()
+        return _Supervisor(count, work, timeout, Path(folder), forwarded).run()
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Callable[[Worker], None], timeout: float, folder: Path) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[Worker], None],
+        timeout: float,
+        folder: Path,
+        forwarded: Sequence[signal.Signals],
+    ) -> None:
         self._count = count
         self._work = work
         self._timeout = timeout
+        self._forwarded = forwarded
         self._heartbeats = multiprocessing.get_context("fork").RawArray(c_double, count)
         self._checked = time.monotonic()
         self._folder = folder
@@ -138,6 +148,8 @@ class _Supervisor:
     def run(self) -> int:
         for each in SIGNALS:
             signal.signal(each, _stop)
+        for each in self._forwarded:
+            signal.signal(each, self._forward)
         try:
             first = self._start(0)
             if self._is_ready not in wait([first.sentinel, self._is_ready]):
@@ -156,16 +168,22 @@ class _Supervisor:
         stopped = {0, *(-number for number in SIGNALS)}
         return int(any(process.exitcode not in stopped for process in self._running.values()))
 
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        for process in self._running.values():
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
     def _start(self, number: int) -> ForkProcess:
         self._heartbeats[number] = 0
         worker = Worker(number, self._count, self._folder, self._parent, self._ready, self._heartbeats)
         process = multiprocessing.get_context("fork").Process(target=self._become, args=(worker,))
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the child must not run this process's handlers
+        blocked = (*SIGNALS, *self._forwarded)
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # the child must not run this process's handlers
         try:
             process.start()
             self._running[number], self._started[number] = process, time.monotonic()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
         return process
 
     def _become(self, worker: Worker) -> None:
@@ -173,7 +191,9 @@ class _Supervisor:
         os.close(self._own_end)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for number in self._forwarded:
+            signal.signal(number, signal.SIG_IGN)  # until the worker handles it, before it reads what is reloaded
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, *self._forwarded))
         structlog.contextvars.bind_contextvars(worker=worker.number)
         self._work(worker)
 

@@ -1,6 +1,6 @@
 """The RPCs of the booking service, in the proto's order: each validates, names its cache tags, queries and replies."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,6 @@ from services.booking.booking_queries import BookingFilters, EventFilters
 from services.booking.expiry import HoldExpiry
 from services.booking.salon_rpcs import batch_reply
 from services.booking.write_rpcs import BookingWriteRpcs, slot_unavailable
-from services.busy_salons import BusySalon, warm
 from services.phones import e164, is_national
 
 MOST_SLOTS = 10_000
@@ -123,17 +122,6 @@ class BookingService(BookingWriteRpcs):
         """Stream the changes of one salon or all."""
         return self.changes.watch(request)
 
-    def expected_reads(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
-        """Return the reads that a busy salon will soon need: the salon by both its ids, and its bookings of today."""
-        by_id = pb.GetSalonRequest(salon_id=salon.salon_id)
-        by_phone_number_id = pb.GetSalonByPhoneNumberIdRequest(phone_number_id=salon.phone_number_id)
-        bookings = pb.ListBookingsRequest(salon_id=salon.salon_id, **salon.today)
-        return [
-            lambda: self.GetSalon(by_id, None),
-            lambda: self.GetSalonByPhoneNumberId(by_phone_number_id, None),
-            lambda: self.ListBookings(bookings, None),
-        ]
-
     async def salon_tags(self, salon_id: str) -> list[Tag]:
         """Return all cache tags of a salon, also that of its phone_number_id."""
         async with self.database.connection() as conn:
@@ -191,7 +179,6 @@ def build(cache: Cache, database: Database, now: Callable[[], datetime] = lambda
             HoldExpiry(cache, database).run,
             booking.changes.run,
             booking.changes.purge,
-            lambda: warm(cache, database, booking.expected_reads),
         ],
         metrics=[booking.changes],
     )

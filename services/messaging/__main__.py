@@ -4,4 +4,4 @@ from libs.server import main
 from services.messaging.service import build
 from services.namespaces import NAMESPACES
 
-main("messaging", 50052, build, NAMESPACES)
+main("messaging", 50052, build, NAMESPACES, secrets=["WHATSAPP_APP_SECRET"])

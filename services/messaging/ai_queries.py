@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 from libs.messages import SNAPSHOT_XMIN, Loaded, fetch_one, fetch_pages, unnest, where
 from libs.server import Page, RpcError, given, names_given, responses
 from parlor.messaging.v1.messaging_pb2 import AiMessage, AiRole, ListAiMessagesResponse, RecordAiMessageRequest
+from services.messaging.identity_queries import conversation_of, current_names
 
 AI_MESSAGE = (
     "ai_message_id::text, salon_id, conversation_id::text, model, 'AI_ROLE_' || role AS role, content, prompt_tokens,"
@@ -20,7 +21,7 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
     """Insert an AI message; return None if its conversation does not exist.
 
     The text is left out if the customer was erased. Waits for an erasure that is running.
-    Source: index conversations_pkey.
+    Source: indexes conversations_pkey, customer_identities_pkey.
     """
     query = f"""
         INSERT INTO ai_messages (salon_id, conversation_id, model, role, content, prompt_tokens, completion_tokens,
@@ -28,7 +29,10 @@ async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessage
         SELECT salon_id, conversation_id, %(model)s, %(role)s,
             CASE WHEN coalesce(phone_number, user_id) IS NULL THEN '' ELSE %(content)s END, %(prompt_tokens)s,
             %(completion_tokens)s, %(cost_micros)s, %(currency_code)s, %(latency_ms)s, %(booking_code)s
-        FROM conversations WHERE salon_id = %(salon_id)s AND conversation_id = %(conversation_id)s FOR KEY SHARE
+        FROM conversations WHERE salon_id = %(salon_id)s AND conversation_id = (
+            SELECT {conversation_of("conversation_id", "named")}
+            FROM (SELECT %(salon_id)s::text AS salon_id, %(conversation_id)s::uuid AS conversation_id) AS named
+        ) FOR KEY SHARE
         RETURNING {AI_MESSAGE}"""
     params = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields} | {
         "role": AiRole.Name(request.role).removeprefix("AI_ROLE_"),
@@ -50,7 +54,7 @@ async def list_ai_messages(
 ) -> list[Loaded[bytes | RpcError]]:
     """Return a ListAiMessagesResponse for each page, newest first. Either all are first pages or none is.
 
-    Source: report, "AI Message Indexes" 11; index idx_ai_messages_conversation_created.
+    Source: report, "AI Message Indexes" 11; indexes idx_ai_messages_conversation_created, conversations_pkey.
     """
     query = ai_messages_statement(names_given(wanted[0]))
     lists = await fetch_pages(conn, AiMessage, query, list(map(given, wanted)))
@@ -63,12 +67,13 @@ def ai_messages_statement(names: tuple[str, ...]) -> str:
     types = {"salon_id": "text", "conversation_id": "uuid", "rows": "int", "after": "bigint", "id": "uuid"}
     conditions = {
         "salon_id": "salon_id = wanted.salon_id",
-        "conversation_id": "conversation_id = wanted.conversation_id",
+        "conversation_id": "conversation_id = current.conversation_id",
         "after": "(created_at, ai_message_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
     }
+    current, xmin = current_names(names)
     return f"""
-        SELECT xmin, place, page.*
-        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
+        SELECT {xmin} AS xmin, place, page.*
+        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}{current}
         LEFT JOIN LATERAL (
             SELECT {AI_MESSAGE} FROM ai_messages WHERE {where(conditions, names)}
             ORDER BY created_at DESC, ai_messages.ai_message_id DESC LIMIT wanted.rows

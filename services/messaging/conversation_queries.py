@@ -7,31 +7,32 @@ from typing import Any, Literal, NamedTuple
 from psycopg import AsyncConnection
 
 from libs.messages import (
+    NOT_STORED,
     SNAPSHOT_XMIN,
     Loaded,
     encode_repeated,
     encoder,
     fetch_batch,
     fetch_one,
-    fetch_pages,
     fetch_returned,
     unnest,
     where,
 )
-from libs.server import Page, RpcError, fitting, given, names_given, responses
-from parlor.messaging.v1.messaging_pb2 import Conversation, ConversationStatus, ListConversationsResponse, Message
+from libs.server import fitting
+from parlor.messaging.v1.messaging_pb2 import Conversation, Message
+from services.messaging.identity_queries import conversation_of
 from services.messaging.message_queries import MESSAGE
 
-COLUMNS = (
-    "conversation_id, salon_id, phone_number, user_id, customer_name, status, assignee, tags, unread_count, started_at,"
-    " last_message_at, service_window_expires_at, revision"
-)
 CONVERSATION = (
     "conversation_id::text, salon_id, phone_number, user_id, customer_name,"
     " 'CONVERSATION_STATUS_' || status AS status, assignee, NULLIF(tags, '{}') AS tags,"
     " unread_count, started_at AS start_time, last_message_at AS last_message_time,"
-    " service_window_expires_at AS service_window_expires_time, revision::text AS etag"
+    " service_window_expires_at AS service_window_expires_time, revision::text AS etag,"
+    " 'CONVERSATION_KIND_' || kind AS kind, group_id"
 )
+# The columns that name a conversation, and the SQL that finds it by each of several columns of `wanted`.
+NAMES = ("conversation_id", "phone_number", "user_id")
+OF_NAME = {name: f"conversations.conversation_id = {conversation_of(name, 'wanted')}" for name in NAMES}
 NEWEST = "ORDER BY last_message_at DESC, conversations.conversation_id DESC LIMIT"
 
 
@@ -47,6 +48,12 @@ class Named(NamedTuple):
     def given(self) -> dict[str, str]:
         """The names that are not empty."""
         return {field: value for field, value in self._asdict().items() if value}
+
+    def is_current(self, conversation_id: bytes, phone_number: bytes | None) -> bool:
+        """Return whether the conversation that was found, as in CONVERSATION, still has the id and the phone number."""
+        return (not self.conversation_id or self.conversation_id.encode() == conversation_id) and (
+            bool(self.conversation_id) or not self.phone_number or self.phone_number.encode() == phone_number
+        )
 
     def __str__(self) -> str:
         """Return the name for error texts: the id, or the name of the field, since its value identifies a customer."""
@@ -74,12 +81,12 @@ async def conversations_with_messages(
 ) -> list[Loaded[bytes | None]]:
     """Return each conversation with its newest messages, newest first, in one statement. All give the same names.
 
-    Among several conversations of a user_id, it returns the one with the newest activity.
+    What is read by a name that the conversation no longer has is not stored: a write invalidates those it has.
     Source: report, "N+1 Query Elimination"; indexes conversations_pkey, salon_id_phone_number or
-    idx_conversations_salon_user, and idx_messages_conversation_created.
+    customer_identities_pkey, and idx_messages_conversation_created.
     """
     statement = conversation_statement(wanted[0].names())
-    xmin, names, columns, slices = await fetch_batch(conn, statement, [query.params for query in wanted])
+    xmins, names, columns, slices = await fetch_batch(conn, statement, [query.params for query in wanted])
     first = names.index("message_id")
     firsts = [slices[place].start for place in range(len(wanted))]
     named = [[column[row] for row in firsts] for column in columns[:first]]
@@ -89,10 +96,12 @@ async def conversations_with_messages(
     for place, conversation in enumerate(conversations):
         rows = slices[place]
         if columns[0][rows.start] is None:
-            found.append(Loaded(xmin, None))
+            found.append(Loaded(xmins[rows.start], None))
             continue
         newest = fitting(messages[rows]) if columns[first][rows.start] is not None else []
-        found.append(Loaded(xmin, conversation + encode_repeated(newest, Conversation.MESSAGES_FIELD_NUMBER)))
+        is_current = wanted[place].named.is_current(columns[0][rows.start], columns[2][rows.start])
+        body = conversation + encode_repeated(newest, Conversation.MESSAGES_FIELD_NUMBER)
+        found.append(Loaded(xmins[rows.start] if is_current else NOT_STORED, body))
     return found
 
 
@@ -106,12 +115,11 @@ def conversation_statement(names: tuple[str, ...]) -> str:
         "user_id": "text",
         "messages": "int",
     }
-    conditions = {name: f"{name} = wanted.{name}" for name in Named._fields}
     return f"""
         SELECT xmin, place, conversation.*, message.*
         FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
-            SELECT {CONVERSATION} FROM conversations WHERE {where(conditions, names)} {NEWEST} 1
+            SELECT {CONVERSATION} FROM conversations WHERE salon_id = wanted.salon_id AND {where(OF_NAME, names)}
         ) AS conversation ON true
         LEFT JOIN LATERAL (
             SELECT {MESSAGE} FROM messages WHERE conversation_id = conversation.conversation_id::uuid
@@ -119,77 +127,38 @@ def conversation_statement(names: tuple[str, ...]) -> str:
         ) AS message ON message.salon_id = conversation.salon_id"""
 
 
-class ConversationFilters(NamedTuple):
-    """Which conversations of a salon to list; a filter that is empty or false is not applied."""
-
-    salon_id: str
-    status: str
-    tag: str
-    unread_only: bool
-    assignee: str
-
-
-async def list_conversations(
-    conn: AsyncConnection[Any], wanted: Sequence[tuple[ConversationFilters, Page]]
-) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListConversationsResponse for each page, newest activity first. All have the same filters.
-
-    Source: report, "Conversation Indexes" 9; indexes idx_conversations_salon_tags,
-    idx_conversations_salon_assignee_last, idx_conversations_salon_unread_last, idx_conversations_salon_status_last.
-    """
-    query = conversations_statement(names_given(wanted[0]))
-    lists = await fetch_pages(conn, Conversation, query, list(map(given, wanted)))
-    return responses(wanted, lists, ListConversationsResponse, "last_message_time", "conversation_id")
-
-
-@cache
-def conversations_statement(names: tuple[str, ...]) -> str:
-    """Return the statement that lists conversations; `names` are those of its parameters.
-
-    An index serves each of its branches: that of the tag, the assignee, the unread or the status. Without a filter
-    there is a branch for each status.
-    """
-    types = {
-        "salon_id": "text",
-        "status": "text",
-        "tag": "text",
-        "unread_only": "bool",
-        "assignee": "text",
-        "rows": "int",
-        "after": "bigint",
-        "id": "uuid",
-    }
-    filters = {
-        "tag": "tags @> ARRAY[wanted.tag]",
-        "assignee": "assignee = wanted.assignee AND assignee <> ''",
-        "unread_only": "unread_count > 0",
-        "status": "status = wanted.status",
-    }
-    page = {
-        "salon_id": "salon_id = wanted.salon_id",
-        "after": (
-            "(last_message_at, conversation_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)"
-        ),
-    }
-    statuses = (name.removeprefix("CONVERSATION_STATUS_") for name in ConversationStatus.keys()[1:])
-    conditions = [where(filters, names)] if filters.keys() & set(names) else [f"status = '{name}'" for name in statuses]
-    branches = " UNION ALL ".join(
-        f"(SELECT {COLUMNS} FROM conversations WHERE {where(page, names)} AND {condition} {NEWEST} wanted.rows)"
-        for condition in conditions
-    )
-    return f"""
-        SELECT xmin, place, page.*
-        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
-        LEFT JOIN LATERAL (
-            SELECT {CONVERSATION} FROM ({branches}) AS conversations {NEWEST} wanted.rows
-        ) AS page ON true"""
-
-
 async def lock_conversation(conn: AsyncConnection[Any], named: Named) -> Conversation | None:
     """Return a conversation, locked for the transaction; see `conversations_with_messages`."""
-    conditions = " AND ".join(f"{name} = %({name})s" for name in named.given)
-    query = f"SELECT {CONVERSATION} FROM conversations WHERE {conditions} {NEWEST} 1 FOR UPDATE"
+    given = ", ".join(
+        f"%({name})s::{'uuid' if name == 'conversation_id' else 'text'} AS {name}" for name in named.given
+    )
+    query = f"""
+        SELECT {CONVERSATION} FROM conversations
+        WHERE salon_id = %(salon_id)s AND conversation_id = (
+            SELECT conversations.conversation_id FROM (SELECT {given}) AS wanted
+            JOIN conversations ON conversations.salon_id = wanted.salon_id
+                AND {where(OF_NAME, tuple(named.given))}
+        ) FOR UPDATE"""
     return await fetch_one(conn, Conversation, query, named.given)
+
+
+async def count_unread_after(conn: AsyncConnection[Any], conversation: Conversation, message_id: str) -> int | None:
+    """Return how many of a conversation's messages after a message count as unread, None if it has no such message.
+
+    Those are the customer's messages and missed calls, see `kinds.rule`.
+    Source: indexes messages_pkey, idx_messages_conversation_created.
+    """
+    query = """
+        SELECT (
+            SELECT count(*) FROM messages AS m
+            WHERE m.conversation_id = seen.conversation_id AND m.salon_id || '' = seen.salon_id
+                AND (m.created_at, m.message_id) > (seen.created_at, seen.message_id)
+                AND m.direction = 'INBOUND' AND (m.counted OR m.details #>> '{call,status}' = 'CALL_STATUS_MISSED')
+        )
+        FROM messages AS seen WHERE seen.salon_id = %s AND seen.message_id = %s AND seen.conversation_id = %s"""
+    params = (conversation.salon_id, message_id, conversation.conversation_id)
+    row = await (await conn.execute(query.encode(), params)).fetchone()
+    return row and row[0]
 
 
 async def update_conversation(

@@ -12,8 +12,8 @@ from services.messaging.number_patterns import in_whatsapp_id, pattern
 from services.phones import spellings
 
 
-class Customer(NamedTuple):
-    """All conversations and names of a customer of a salon."""
+class Erased(NamedTuple):
+    """All customers of a salon who are to be erased, with every number, ID and conversation that they have had."""
 
     salon_id: str
     conversation_ids: list[str]
@@ -21,29 +21,26 @@ class Customer(NamedTuple):
     user_ids: list[str]
 
     @property
+    def written_numbers(self) -> list[str]:
+        """The phone numbers in each way in which they may be written."""
+        return sorted({written for number in self.phone_numbers for written in spellings(number)})
+
+    @property
     def in_whatsapp_ids(self) -> str:
-        """A regular expression that finds the customer in WhatsApp message ids."""
-        return "|".join(map(in_whatsapp_id, (*self.phone_numbers, *self.user_ids)))
+        """A regular expression that finds the customers in WhatsApp message ids."""
+        return "|".join(map(in_whatsapp_id, (*self.written_numbers, *self.user_ids)))
 
 
 # The tag of a Message's whatsapp_id, which precedes its length.
 WHATSAPP_ID_TAG = Message(whatsapp_id="x").SerializeToString()[:1]
 
-# The conversations with the given phone number or user_id, or with the user_id of the one with the phone number.
-OF_CUSTOMER = """salon_id = %(salon_id)s AND (
-            phone_number = ANY (%(phone_numbers)s::text[]) OR user_id = %(user_id)s OR user_id = ANY (ARRAY(
-                SELECT k.user_id FROM conversations AS k
-                WHERE k.salon_id = %(salon_id)s AND k.phone_number = ANY (%(phone_numbers)s::text[])
-            ))
-        )"""
 
-
-async def erase_customer(conn: AsyncConnection[Any], customer: Customer) -> EraseCustomerResponse:
-    """Erase a customer whose conversations are locked; return the counts of rows."""
+async def erase_customer(conn: AsyncConnection[Any], customer: Erased) -> EraseCustomerResponse:
+    """Erase customers in a write that runs alone; return the counts of rows."""
     await erase_replies(conn, customer)
-    await erase_conversations(conn, customer)
+    await erase_identities(conn, customer)
     response = EraseCustomerResponse(
-        conversations=len(customer.conversation_ids),
+        conversations=await erase_conversations(conn, customer),
         messages=await erase_messages(conn, customer),
         ai_messages=await erase_ai_messages(conn, customer),
     )
@@ -52,38 +49,41 @@ async def erase_customer(conn: AsyncConnection[Any], customer: Customer) -> Eras
     return response
 
 
-async def customer_names(conn: AsyncConnection[Any], named: Named) -> set[str]:
-    """Return the phone numbers and user_ids of a customer, including the given ones.
+async def find_erased(conn: AsyncConnection[Any], named: Named) -> Erased:
+    """Return the customers who have or had a phone number or a user_id. The caller's write runs alone.
 
-    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
+    Source: indexes customer_identities_pkey, idx_customer_identities_customer.
     """
-    query = f"SELECT phone_number, user_id FROM conversations WHERE {OF_CUSTOMER}"
-    rows = await (await conn.execute(query.encode(), _given(named))).fetchall()
-    return {name for row in ((named.phone_number, named.user_id), *rows) for name in row if name}
-
-
-async def lock_customer(conn: AsyncConnection[Any], named: Named) -> Customer:
-    """Return a customer and lock their conversations for the transaction.
-
-    The caller holds the locks of their names, so that no message of theirs is inserted until the transaction ends.
-    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
-    """
-    query = f"""
-        SELECT conversation_id::text, phone_number, user_id FROM conversations
-        WHERE {OF_CUSTOMER}
-        ORDER BY phone_number, user_id, conversation_id FOR UPDATE"""
-    rows = await (await conn.execute(query.encode(), _given(named))).fetchall()
-    ids, phones, users = ([row[column] for row in rows] for column in range(3))
-    return Customer(
-        named.salon_id,
-        ids,
-        sorted({phone for phone in (named.phone_number, *phones) if phone}),
-        sorted({user for user in (named.user_id, *users) if user}),
+    query = b"""
+        SELECT customer_id::text, identity, kind FROM customer_identities
+        WHERE salon_id = %(salon_id)s AND customer_id = ANY (ARRAY(
+            SELECT i.customer_id FROM customer_identities AS i WHERE i.salon_id = %(salon_id)s AND (
+                i.kind = 'PHONE_NUMBER' AND i.identity = ANY (%(phone_numbers)s::text[])
+                OR i.kind = 'USER_ID' AND i.identity = %(user_id)s
+            )
+        ))"""
+    rows = await (await conn.execute(query, _given(named))).fetchall()
+    names: dict[str, set[str]] = {"PHONE_NUMBER": {named.phone_number}, "USER_ID": {named.user_id}}
+    for customer_id, identity, kind in rows:
+        names.setdefault(kind, set()).add(identity)
+        names.setdefault("CONVERSATION_ID", set()).add(customer_id)
+    conversations, numbers, users = (
+        sorted(names.get(kind, set()) - {""}) for kind in ("CONVERSATION_ID", "PHONE_NUMBER", "USER_ID")
     )
+    return Erased(named.salon_id, conversations, numbers, users)
 
 
-async def erase_conversations(conn: AsyncConnection[Any], customer: Customer) -> None:
-    """Remove the customer from their conversations.
+async def erase_identities(conn: AsyncConnection[Any], customer: Erased) -> None:
+    """Delete the customers and their identities.
+
+    Source: indexes customers_pkey, idx_customer_identities_customer.
+    """
+    query = b"DELETE FROM customers WHERE salon_id = %s AND customer_id = ANY(%s::uuid[])"
+    await conn.execute(query, (customer.salon_id, customer.conversation_ids))
+
+
+async def erase_conversations(conn: AsyncConnection[Any], customer: Erased) -> int:
+    """Remove the customer from their conversations; return their number.
 
     Source: index conversations_pkey.
     """
@@ -92,13 +92,14 @@ async def erase_conversations(conn: AsyncConnection[Any], customer: Customer) ->
             customer_named_at = NULL, assignee = '', tags = '{}', status = 'ARCHIVED', unread_count = 0,
             service_window_expires_at = NULL, revision = revision + 1
         WHERE salon_id = %s AND conversation_id = ANY(%s::uuid[])"""
-    await conn.execute(query, (customer.salon_id, customer.conversation_ids))
+    return (await conn.execute(query, (customer.salon_id, customer.conversation_ids))).rowcount
 
 
-async def erase_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
+async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
     """Keep of the customer's messages only what counts and sums need; return their number.
 
-    Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey.
+    Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey,
+    idx_message_amendments_target.
     """
     query = """
         WITH written AS (
@@ -111,14 +112,17 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
         ), event AS (
             DELETE FROM message_status_events AS e USING written
             WHERE e.salon_id = %(salon_id)s AND e.whatsapp_id = written.whatsapp_id
+        ), amendment AS (
+            DELETE FROM message_amendments AS a USING written
+            WHERE a.salon_id = %(salon_id)s AND a.target_whatsapp_id = written.whatsapp_id
         )
         UPDATE messages SET content = '', phone_number = NULL, whatsapp_id = NULL, media_id = NULL,
-            reply_to_whatsapp_id = NULL, error_title = NULL
+            reply_to_whatsapp_id = NULL, error_title = NULL, details = NULL
         FROM written WHERE messages.salon_id = %(salon_id)s AND messages.message_id = written.message_id"""
     return (await conn.execute(query, customer._asdict())).rowcount
 
 
-async def erase_ai_messages(conn: AsyncConnection[Any], customer: Customer) -> int:
+async def erase_ai_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
     """Remove the texts of the AI messages of the customer's conversations; return their number.
 
     Source: index idx_ai_messages_conversation_created.
@@ -128,7 +132,7 @@ async def erase_ai_messages(conn: AsyncConnection[Any], customer: Customer) -> i
     return (await conn.execute(query, (customer.salon_id, customer.conversation_ids))).rowcount
 
 
-async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Customer) -> None:
+async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Erased) -> None:
     """Delete stored webhook items that the customer sent, or that name the customer.
 
     Source: index webhook_failures_pkey. Reads all failures of the salon.
@@ -136,15 +140,16 @@ async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Customer)
     query = """
         DELETE FROM webhook_failures
         WHERE salon_id = %(salon_id)s AND (
-            phone_number = ANY(%(phone_numbers)s) OR user_id = ANY(%(user_ids)s)
+            phone_number = ANY(%(written_numbers)s) OR user_id = ANY(%(user_ids)s)
             OR EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE item ~ pattern)
         )"""
     users = [re.escape(json.dumps(user)) for user in customer.user_ids]
-    patterns = [*map(pattern, customer.phone_numbers), *users, customer.in_whatsapp_ids]
-    await conn.execute(query, customer._asdict() | {"patterns": patterns})
+    patterns = [*map(pattern, customer.written_numbers), *users, customer.in_whatsapp_ids]
+    written = {"written_numbers": customer.written_numbers, "patterns": patterns}
+    await conn.execute(query, customer._asdict() | written)
 
 
-async def erase_early_statuses(conn: AsyncConnection[Any], customer: Customer) -> None:
+async def erase_early_statuses(conn: AsyncConnection[Any], customer: Erased) -> None:
     """Delete status events of the customer's messages whose message never came.
 
     Source: index message_status_events_pkey. Reads all ids of the salon.
@@ -155,7 +160,7 @@ async def erase_early_statuses(conn: AsyncConnection[Any], customer: Customer) -
     await conn.execute(query, (customer.salon_id, customer.in_whatsapp_ids))
 
 
-async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
+async def erase_replies(conn: AsyncConnection[Any], customer: Erased) -> None:
     """Empty the replies kept for a request_id that name the customer, their conversations or one of their messages.
 
     A name must be an entire field of the reply, not a part of another name or text. A reply to a status that came
@@ -173,7 +178,7 @@ async def erase_replies(conn: AsyncConnection[Any], customer: Customer) -> None:
                     AND position(convert_to(m.whatsapp_id, 'UTF8') IN r.reply) > 0
             )
         )"""
-    names = (*customer.phone_numbers, *customer.user_ids, *customer.conversation_ids)
+    names = (*customer.written_numbers, *customer.user_ids, *customer.conversation_ids)
     params = {
         **customer._asdict(),
         "names": [_field(name) for name in names],
@@ -191,4 +196,4 @@ def _field(name: str) -> bytes:
 def _given(named: Named) -> dict[str, Any]:
     """Return the names of a customer, None for those that are not given, and the number in each spelling."""
     phone_numbers = spellings(named.phone_number) if named.phone_number else []
-    return {field: value or None for field, value in named._asdict().items()} | {"phone_numbers": phone_numbers}
+    return {"salon_id": named.salon_id, "user_id": named.user_id or None, "phone_numbers": phone_numbers}

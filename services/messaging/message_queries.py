@@ -1,34 +1,21 @@
 """The statements that read messages."""
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from psycopg import AsyncConnection
 
-from libs.messages import (
-    SNAPSHOT_XMIN,
-    Loaded,
-    encode_repeated,
-    encoder,
-    fetch_one,
-    fetch_pages,
-    fetch_raw,
-    unnest,
-    where,
-)
-from libs.server import Page, RpcError, given, names_given, responses
-from parlor.messaging.v1.messaging_pb2 import ListMessagesResponse, Message, MessageStatusEvent
+from libs.messages import encode_repeated, encoder, fetch_one, fetch_raw
+from parlor.messaging.v1.messaging_pb2 import Message, MessageStatusEvent
 
 MESSAGE = (
     "message_id::text, salon_id, conversation_id::text, phone_number, 'MESSAGE_DIRECTION_' || direction AS direction,"
     " whatsapp_id, 'MESSAGE_TYPE_' || type AS type, content, 'MESSAGE_STATUS_' || status AS status,"
     " cost_micros, currency_code, created_at AS create_time, media_id, reply_to_whatsapp_id, error_code, error_title,"
-    " pricing_category, billable, conversation_origin"
+    " pricing_category, billable, conversation_origin, details AS fields"
 )
 _EVENT = (
     "'MESSAGE_STATUS_' || status AS status, occurred_at AS event_time, error_code, error_title, pricing_category,"
-    " billable, cost_micros, currency_code, conversation_origin"
+    " billable, cost_micros, currency_code, conversation_origin, details AS fields"
 )
 
 
@@ -68,52 +55,3 @@ async def message_with_events(
     message = encoder(Message, *names[:first])([column[:1] for column in columns[:first]])[0]
     events = encoder(MessageStatusEvent, *names[first:])(columns[first:]) if rows[0][first] is not None else []
     return message + encode_repeated(events, Message.STATUS_EVENTS_FIELD_NUMBER)
-
-
-class MessageFilters(NamedTuple):
-    """Which messages of a salon to list; an empty filter is not applied."""
-
-    salon_id: str
-    conversation_id: str
-    phone_number: str
-    direction: str
-
-
-async def list_messages(
-    conn: AsyncConnection[Any], wanted: Sequence[tuple[MessageFilters, Page]]
-) -> list[Loaded[bytes | RpcError]]:
-    """Return a ListMessagesResponse for each page, newest first. All pages have the same filters.
-
-    Source: report, "Message Indexes" 5 to 7; indexes idx_messages_salon_created, idx_messages_conversation_created,
-    idx_messages_phone_salon.
-    """
-    lists = await fetch_pages(conn, Message, messages_statement(names_given(wanted[0])), list(map(given, wanted)))
-    return responses(wanted, lists, ListMessagesResponse, "create_time", "message_id")
-
-
-@cache
-def messages_statement(names: tuple[str, ...]) -> str:
-    """Return the statement that lists messages; `names` are those of its parameters."""
-    types = {
-        "salon_id": "text",
-        "conversation_id": "uuid",
-        "phone_number": "text",
-        "direction": "text",
-        "rows": "int",
-        "after": "bigint",
-        "id": "uuid",
-    }
-    conditions = {
-        "salon_id": "salon_id = wanted.salon_id",
-        "conversation_id": "conversation_id = wanted.conversation_id",
-        "phone_number": "phone_number = wanted.phone_number",
-        "direction": "direction = wanted.direction",
-        "after": "(created_at, message_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
-    }
-    return f"""
-        SELECT xmin, place, page.*
-        FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
-        LEFT JOIN LATERAL (
-            SELECT {MESSAGE} FROM messages WHERE {where(conditions, names)}
-            ORDER BY created_at DESC, messages.message_id DESC LIMIT wanted.rows
-        ) AS page ON true"""

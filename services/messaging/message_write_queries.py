@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from libs.db import Statement, json_rows
 from libs.messages import encode_row
 from parlor.messaging.v1.messaging_pb2 import Message
+from services.messaging.identities import Claim
 from services.messaging.message_queries import MESSAGE
 from services.messaging.status_fold import folded_status
 
@@ -19,10 +20,12 @@ MOST_LOCKS = 64
 class NewMessage(NamedTuple):
     """A message to record, with the values of the columns.
 
-    `salon_known`: the message may begin a conversation. `language` None: that of the salon's newest message. `item`:
-    the message as JSON in the webhook body.
+    `salon_known`: the message may begin a conversation. `in_window`: it is recorded only if the service window is open.
+    `unread`, `reopens`, `opens_window`, `counted`: see `kinds.Rule`. `language` None: that of the salon's newest
+    message. `details`: fields of a Message. `item`: the message as JSON in the webhook body.
     """
 
+    message_id: str
     salon_id: str
     salon_known: bool
     phone_number: str | None
@@ -40,7 +43,20 @@ class NewMessage(NamedTuple):
     currency_code: str | None
     language: str | None
     created_at: datetime
+    in_window: bool
+    unread: bool
+    reopens: bool
+    opens_window: bool
+    counted: bool
+    details: dict[str, Any] | None
     item: str | None
+
+    @property
+    def claim(self) -> Claim | None:
+        """What the message says of its customer; None if it names them by one identity only."""
+        if self.phone_number and self.user_id:
+            return Claim(self.phone_number, self.user_id, self.created_at, self.whatsapp_id)
+        return None
 
 
 class ConversationKey(NamedTuple):
@@ -84,99 +100,115 @@ def message_lock(salon_id: str, name: str) -> str:
     return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
 
 
-def _upsert_conversations(condition: str, conflict: str) -> str:
-    """Return the statement that creates or revives the conversations of the customers that meet a condition."""
-    return f"""
-        INSERT INTO conversations AS c (salon_id, phone_number, user_id, customer_name, customer_named_at, started_at,
-            last_message_at, unread_count, service_window_expires_at)
-        SELECT salon_id, phone_number, user_id, customer_name, customer_named_at, started_at, last_message_at,
-            unread_count, service_window_expires_at
-        FROM customer WHERE {condition} ORDER BY salon_id, phone_number, user_id
-        ON CONFLICT {conflict} DO UPDATE SET
-            status = 'ACTIVE', revision = c.revision + 1,
-            user_id = coalesce(excluded.user_id, c.user_id),
+def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
+    """Insert messages, and create or revive their conversations; return the inserted messages.
+
+    Messages are left out if the salon already has their whatsapp_id, if the service window does not allow them (the
+    caller rolls back then), or if they would begin a conversation and not `salon_known`. A message belongs to the
+    customer of its user_id, or else of its phone number; claims that contradict this were settled before (see
+    CustomerWrites.of_customers). New ones are those of new customers.
+    The caller holds the locks of the whatsapp_ids, the user_ids and the phone numbers, so that no other transaction
+    records messages or statuses of them meanwhile.
+    Source: indexes whatsapp_id, customer_identities_pkey, conversations_pkey, message_status_events_pkey.
+    """
+    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, written_messages)
+
+
+# The newest identity of a kind of a customer whose conversation begins.
+NEWEST_IDENTITY = """(
+                SELECT i.identity FROM customer_identities AS i WHERE i.salon_id = customer.salon_id
+                    AND i.customer_id = customer.conversation_id AND i.kind = '{}'
+                ORDER BY i.seen_at DESC, i.identity LIMIT 1
+            )"""
+_INSERT_MESSAGES = f"""
+    WITH given AS (
+        SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
+        FROM json_to_recordset(%(messages)s::json) AS given (place int, message_id uuid, salon_id text,
+            salon_known boolean, phone_number text, user_id text, customer_name text, direction text,
+            whatsapp_id text, type text, content text, media_id text, reply_to_whatsapp_id text,
+            error_code int, error_title text, cost_micros bigint, currency_code text, language text,
+            created_at timestamptz, in_window boolean,
+            unread boolean, reopens boolean, opens_window boolean, counted boolean, details jsonb, item text)
+        ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
+    ), named AS (
+        SELECT given.*, coalesce(u.customer_id, p.customer_id) AS customer_id,
+            coalesce(phone_number, CASE WHEN user_id IS NOT NULL THEN
+                max(phone_number) OVER (PARTITION BY given.salon_id, user_id)
+            END) AS phone
+        FROM given LEFT JOIN customer_identities AS p
+            ON p.salon_id = given.salon_id AND p.identity = given.phone_number AND p.kind = 'PHONE_NUMBER'
+        LEFT JOIN customer_identities AS u
+            ON u.salon_id = given.salon_id AND u.identity = given.user_id AND u.kind = 'USER_ID'
+        WHERE NOT EXISTS (
+            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
+        )
+    ), fresh AS (
+        SELECT *, coalesce(customer_id::text, phone, 'u' || user_id) AS customer FROM named
+        WHERE salon_known OR customer_id IS NOT NULL
+    ), customer AS (
+        SELECT salon_id, customer, customer_id IS NOT NULL AS is_known,
+            coalesce(customer_id, gen_random_uuid()) AS conversation_id, max(phone) AS phone_number,
+            min(created_at) AS started_at, max(created_at) AS last_message_at,
+            (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
+            coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
+                FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
+            max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
+            count(*) FILTER (WHERE unread) AS unread_count, max(created_at) FILTER (WHERE reopens) AS reopened_at,
+            max(created_at) FILTER (WHERE opens_window) + interval '24 hours' AS service_window_expires_at
+        FROM fresh GROUP BY salon_id, customer, customer_id
+    ), created AS (
+        INSERT INTO customers (salon_id, customer_id)
+        SELECT salon_id, conversation_id FROM customer WHERE NOT is_known
+    ), identified AS (
+        INSERT INTO customer_identities (salon_id, identity, kind, customer_id, seen_at)
+        SELECT salon_id, identity, kind, conversation_id, started_at
+        FROM customer, LATERAL (VALUES ('PHONE_NUMBER', phone_number), ('USER_ID', user_id)) AS named (kind, identity)
+        WHERE NOT is_known AND identity IS NOT NULL
+        ON CONFLICT ON CONSTRAINT customer_identities_pkey DO NOTHING
+    ), conversation AS (
+        INSERT INTO conversations AS c (salon_id, conversation_id, phone_number, user_id, customer_name,
+            customer_named_at, started_at, last_message_at, unread_count, service_window_expires_at, reopened_at)
+        SELECT salon_id, conversation_id,
+            CASE WHEN is_first THEN {NEWEST_IDENTITY.format("PHONE_NUMBER")} ELSE phone_number END,
+            CASE WHEN is_first THEN {NEWEST_IDENTITY.format("USER_ID")} ELSE user_id END, customer_name,
+            customer_named_at, started_at, last_message_at, unread_count, service_window_expires_at, reopened_at
+        FROM customer, LATERAL (SELECT is_known AND NOT EXISTS (
+            SELECT FROM conversations AS k
+            WHERE k.salon_id = customer.salon_id AND k.conversation_id = customer.conversation_id
+        ) AS is_first) AS of_known
+        ORDER BY salon_id, conversation_id
+        ON CONFLICT ON CONSTRAINT conversations_pkey DO UPDATE SET
+            status = CASE WHEN excluded.reopened_at IS NULL THEN c.status ELSE 'ACTIVE' END,
+            revision = c.revision + 1,
             customer_name = CASE
                 WHEN (excluded.customer_named_at, excluded.customer_name)
                     > (coalesce(c.customer_named_at, '-infinity'), c.customer_name) THEN excluded.customer_name
                 ELSE c.customer_name
             END,
             customer_named_at = greatest(c.customer_named_at, excluded.customer_named_at),
-            started_at = least(c.started_at, excluded.started_at),
-            last_message_at = greatest(c.last_message_at, excluded.last_message_at),
+            started_at = CASE WHEN c.has_messages THEN least(c.started_at, excluded.started_at)
+                ELSE excluded.started_at END,
+            last_message_at = CASE WHEN c.has_messages THEN greatest(c.last_message_at, excluded.last_message_at)
+                ELSE excluded.last_message_at END,
+            has_messages = true, reopened_at = greatest(c.reopened_at, excluded.reopened_at),
             unread_count = c.unread_count + excluded.unread_count,
             service_window_expires_at = greatest(c.service_window_expires_at, excluded.service_window_expires_at)
-        RETURNING c.salon_id, c.conversation_id, coalesce(c.phone_number, 'u' || c.user_id) AS customer,
-            c.service_window_expires_at"""
-
-
-def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
-    """Insert messages, and create or revive their conversations; return the inserted messages.
-
-    Messages are left out if the salon already has their whatsapp_id, if the service window does not allow them (the
-    caller rolls back then), or if they would begin a conversation and not `salon_known`. A message without a phone
-    number belongs to the conversation with its user_id, under the phone number of that conversation or of another
-    message with the user_id.
-    The caller holds the locks of the whatsapp_ids, the user_ids and the phone numbers, so that no other transaction
-    records messages or statuses of them meanwhile.
-    Source: indexes whatsapp_id, salon_id_phone_number, conversations_user_id_key, idx_conversations_salon_user,
-    message_status_events_pkey.
-    """
-    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, written_messages)
-
-
-_INSERT_MESSAGES = f"""
-    WITH given AS (
-        SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, salon_known boolean,
-            phone_number text, user_id text, customer_name text, direction text, whatsapp_id text, type text,
-            content text, media_id text, reply_to_whatsapp_id text, error_code int, error_title text,
-            cost_micros bigint, currency_code text, language text, created_at timestamptz, item text)
-        ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
-    ), named AS (
-        SELECT given.*, gen_random_uuid() AS message_id, coalesce(
-            phone_number,
-            CASE WHEN user_id IS NOT NULL THEN max(phone_number) OVER (PARTITION BY salon_id, user_id) END,
-            (SELECT k.phone_number FROM conversations AS k
-             WHERE k.salon_id = given.salon_id AND k.user_id = given.user_id AND k.phone_number IS NOT NULL
-             ORDER BY k.last_message_at DESC, k.conversation_id LIMIT 1)
-        ) AS phone
-        FROM given WHERE NOT EXISTS (
-            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
-        )
-    ), fresh AS (
-        SELECT *, coalesce(phone, 'u' || user_id) AS customer FROM named
-        WHERE salon_known OR EXISTS (
-            SELECT FROM conversations AS k WHERE k.salon_id = named.salon_id AND k.phone_number = named.phone
-        ) OR EXISTS (
-            SELECT FROM conversations AS k
-            WHERE k.salon_id = named.salon_id AND k.user_id = named.user_id AND k.phone_number IS NULL
-        )
-    ), customer AS (
-        SELECT salon_id, phone AS phone_number, min(created_at) AS started_at, max(created_at) AS last_message_at,
-            (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
-            coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
-                FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
-            max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
-            count(*) FILTER (WHERE direction = 'INBOUND') AS unread_count,
-            max(created_at) FILTER (WHERE direction = 'INBOUND') + interval '24 hours' AS service_window_expires_at
-        FROM fresh GROUP BY salon_id, customer, phone
-    ), with_phone AS ({_upsert_conversations("phone_number IS NOT NULL", "ON CONSTRAINT salon_id_phone_number")}
-    ), without_phone AS ({
-    _upsert_conversations("phone_number IS NULL", "(salon_id, user_id) WHERE phone_number IS NULL")
-}
+        RETURNING c.salon_id, c.conversation_id, c.phone_number, c.service_window_expires_at
     ), placed AS (
-        SELECT * FROM fresh JOIN (SELECT * FROM with_phone UNION ALL SELECT * FROM without_phone) AS conversation
-        USING (salon_id, customer)
+        SELECT fresh.*, conversation.conversation_id, conversation.phone_number AS current_number,
+            conversation.service_window_expires_at
+        FROM fresh JOIN customer USING (salon_id, customer) JOIN conversation USING (salon_id, conversation_id)
     ), recorded AS (
         INSERT INTO messages (salon_id, message_id, conversation_id, phone_number, direction, whatsapp_id, type,
             content, media_id, reply_to_whatsapp_id, language, created_at, recorded_cost_micros,
-            recorded_currency_code, status, error_code, error_title, pricing_category, billable, cost_micros,
-            currency_code, conversation_origin)
-        SELECT salon_id, message_id, conversation_id, phone, direction, whatsapp_id, type, content, media_id,
+            recorded_currency_code, counted, details, status, error_code, error_title, pricing_category, billable,
+            cost_micros, currency_code, conversation_origin)
+        SELECT salon_id, message_id, conversation_id, current_number, direction, whatsapp_id, type, content, media_id,
             reply_to_whatsapp_id, coalesce(language, (
                 SELECT m.language FROM messages AS m WHERE m.salon_id = placed.salon_id
                 ORDER BY m.created_at DESC LIMIT 1
             ), ''), created_at, placed.cost_micros, placed.currency_code,
+            counted, folded.details,
             CASE WHEN direction = 'INBOUND' THEN 'RECEIVED' ELSE folded.status END,
             coalesce(placed.error_code, folded.error_code), coalesce(placed.error_title, folded.error_title),
             folded.pricing_category, folded.billable, folded.cost_micros, folded.currency_code,
@@ -187,9 +219,10 @@ _INSERT_MESSAGES = f"""
         "CASE WHEN placed.direction = 'OUTBOUND' THEN placed.whatsapp_id END",
         "placed.cost_micros",
         "placed.currency_code",
+        "placed.details",
     )
 }) AS folded
-        WHERE direction = 'INBOUND' OR type = 'TEMPLATE' OR created_at < service_window_expires_at
+        WHERE NOT in_window OR created_at < service_window_expires_at
         RETURNING {MESSAGE}
     ), raw AS (
         INSERT INTO raw_messages (salon_id, message_id, item)
@@ -198,61 +231,12 @@ _INSERT_MESSAGES = f"""
     SELECT * FROM recorded"""
 
 
-async def has_conversation(conn: AsyncConnection[Any], message: NewMessage) -> bool:
-    """Return whether the conversation of a message exists: its salon is known then.
+async def has_customer(conn: AsyncConnection[Any], message: NewMessage) -> bool:
+    """Return whether the customer of a message is known: then their salon is, too.
 
-    Source: indexes salon_id_phone_number, idx_conversations_salon_user.
+    Source: index customer_identities_pkey.
     """
     query = b"""
-        SELECT FROM conversations WHERE salon_id = %(salon_id)s AND phone_number = %(phone_number)s
-        UNION ALL SELECT FROM conversations WHERE salon_id = %(salon_id)s AND user_id = %(user_id)s"""
+        SELECT FROM customer_identities WHERE salon_id = %(salon_id)s
+            AND (identity, kind) IN ((%(phone_number)s, 'PHONE_NUMBER'), (%(user_id)s, 'USER_ID'))"""
     return bool((await conn.execute(query, message._asdict())).rowcount)
-
-
-def assign_phone_numbers(messages: Sequence[NewMessage]) -> Statement[list[ConversationKey]]:
-    """Assign the phone number of a new message to the conversation of its user_id that has none; return those.
-
-    A phone number that has a conversation already stays with it. The caller holds the locks of the phone numbers and
-    the user_ids.
-    Source: indexes conversations_user_id_key, salon_id_phone_number, whatsapp_id, idx_messages_conversation_created.
-    """
-    return Statement(
-        _ASSIGN_PHONE_NUMBERS,
-        {"messages": json_rows(message for message in messages if message.phone_number and message.user_id)},
-        lambda _, rows: [ConversationKey(identifier.decode(), number.decode()) for identifier, number in rows],
-    )
-
-
-_ASSIGN_PHONE_NUMBERS = """
-    WITH given AS (
-        SELECT DISTINCT ON (salon_id, user_id) salon_id, user_id, phone_number
-        FROM json_to_recordset(%(messages)s::json) AS given (place int, salon_id text, user_id text, phone_number text,
-            whatsapp_id text)
-        WHERE NOT EXISTS (
-            SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
-        )
-        ORDER BY salon_id, user_id, place
-    ), found AS (
-        SELECT DISTINCT ON (c.salon_id, given.phone_number) c.salon_id, c.conversation_id, given.phone_number
-        FROM given JOIN conversations AS c
-            ON c.salon_id = given.salon_id AND c.user_id = given.user_id AND c.phone_number IS NULL
-        WHERE NOT EXISTS (
-            SELECT FROM conversations AS k
-            WHERE k.salon_id = given.salon_id AND k.phone_number = given.phone_number
-        )
-        ORDER BY c.salon_id, given.phone_number, c.conversation_id
-    ), assigned AS (
-        UPDATE conversations AS c SET phone_number = found.phone_number FROM found
-        WHERE c.salon_id = found.salon_id AND c.conversation_id = found.conversation_id
-        RETURNING c.salon_id, c.conversation_id, c.phone_number
-    ), locked AS (
-        SELECT m.salon_id, m.message_id, assigned.phone_number
-        FROM assigned JOIN messages AS m
-            -- The || rules out an index by salon: Postgres might read all its messages for each conversation.
-            ON m.conversation_id = assigned.conversation_id AND m.salon_id || '' = assigned.salon_id
-        ORDER BY m.message_id FOR NO KEY UPDATE OF m
-    ), moved AS (
-        UPDATE messages AS m SET phone_number = locked.phone_number FROM locked
-        WHERE m.salon_id = locked.salon_id AND m.message_id = locked.message_id
-    )
-    SELECT conversation_id::text, phone_number FROM assigned"""

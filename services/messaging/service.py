@@ -1,9 +1,8 @@
 """The RPCs of the messaging service, in the proto's order: each validates, names its tags, queries and replies."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 from libs.cache import Cache, Reply, digest
@@ -18,23 +17,32 @@ from services.messaging import (
     ai_queries,
     conversation_queries,
     erasure,
+    inbox_queries,
+    message_list_queries,
     message_queries,
     message_write_queries,
     search,
     status_queries,
 )
 from services.messaging.ai_queries import AiMessageFilters
-from services.messaging.conversation_queries import ConversationFilters, ConversationQuery, Named
-from services.messaging.message_queries import MessageFilters
+from services.messaging.changes import message_changes
+from services.messaging.conversation_queries import ConversationQuery, Named
+from services.messaging.customer_rpcs import CustomerRpcs
+from services.messaging.customer_writes import CustomerWrites
+from services.messaging.kinds import rule
+from services.messaging.message_ids import message_ids
+from services.messaging.message_list_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
 from services.messaging.rollups import Rollups
 from services.messaging.salons import Salons, SalonUnknown
+from services.messaging.search_backfill_queries import backfill
+from services.messaging.sends import Sends
 from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
-from services.phones import e164, is_national
+from services.phones import is_national, number_prefix
 
 KIB = 1024
 # Two methods take texts of 65,536 characters, of up to 4 bytes each; a webhook body is up to 8 MiB.
@@ -43,7 +51,7 @@ DEFAULT_MESSAGES = 10
 MOST_TAGS = 50
 
 
-class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
+class MessagingService(CustomerRpcs):
     """Conversations and their messages."""
 
     def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
@@ -53,20 +61,22 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         self.salons = salons
         self.tags = CacheTags(cache)
         self.searches = for_searches(database)
-        self.write = IdempotentWrites(cache, database, "messaging_requests")
+        self.requests = IdempotentWrites(cache, database, "messaging_requests")
+        self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
-        secret = settings.whatsapp_app_secret.get_secret_value()
-        self.webhooks = WebhookIngest(self.write, self.tags, salons, secret)
+        self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
+        self.sends = Sends(self.write, self.tags)
+        self.changes = message_changes(database)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
         salon_known = request.salon_id in self.salons.known
-        message = _new_message(request, await self._phone_number(request), salon_known=salon_known)
+        message = _new_message(request, await self.phone_number(request), salon_known=salon_known)
         try:
             return await self._record_message(request, message)
         except SalonUnknown:
             async with self.database.connection() as conn:
-                salon_known = await message_write_queries.has_conversation(conn, message)
+                salon_known = await message_write_queries.has_customer(conn, message)
             if not salon_known:
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
@@ -75,12 +85,11 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         salon_id = request.salon_id
         names = (message.whatsapp_id, message.user_id, message.phone_number)
         locks = [message_lock(salon_id, name) for name in names if name]
-        first: list[Statement[Any]] = [message_write_queries.insert_messages([message])]
-        if message.phone_number and message.user_id:
-            first.insert(0, message_write_queries.assign_phone_numbers([message]))
-        async with self.write(request, salon_id, locks=locks, first=first) as write:
-            *numbered, inserted = write.first
-            conversations = [*chain(*numbered), *(recorded.conversation for recorded in inserted)]
+        claims = [claim] if (claim := message.claim) else []
+        first = [message_write_queries.insert_messages([message])]
+        async with self.write.of_customers(request, salon_id, claims, locks=locks, first=first) as write:
+            [inserted] = write.first
+            conversations = [recorded.conversation for recorded in inserted]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
             recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
@@ -106,6 +115,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
                 or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
             )
         return message
+
+    async def RecordMessageSent(self, request: pb.RecordMessageSentRequest, context: Any) -> Any:
+        """Record that a message was sent, and its whatsapp_id."""
+        return await self.sends.sent(request)
+
+    async def RecordMessageFailed(self, request: pb.RecordMessageFailedRequest, context: Any) -> Any:
+        """Record that a message could not be sent."""
+        return await self.sends.failed(request)
 
     async def IngestWebhook(self, request: pb.IngestWebhookRequest, context: Any) -> pb.IngestWebhookResponse:
         """Record every message and status of a webhook body."""
@@ -145,33 +162,41 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         return list_page.fill(pb.ListWebhookFailuresResponse, failures, "create_time", "webhook_failure_id")
 
     async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
-        """List a salon's conversations."""
-        status = _bare_name(pb.ConversationStatus, request.status) if request.status else ""
-        filters = ConversationFilters(request.salon_id, status, request.tag, request.unread_only, request.assignee)
+        """List a salon's conversations, each with an excerpt of its last message."""
+        number = await number_prefix(request.query, lambda: self.salons.region_code(request.salon_id))
+        filters = inbox_queries.conversation_filters(request, number)
         list_page = page(request.page_size, request.page_token, "ListConversations", *filters)
         return await self.cache.get_batched(
             self.tags.conversations(request.salon_id).key("list", digest(list_page)),
             (filters, list_page),
-            conversation_queries.list_conversations,
-            batch=names_given,
+            inbox_queries.list_conversations,
+            batch=inbox_queries.statement_key,
             rows=list_page.rows,
-            repeatable=True,
+            repeatable=not is_national(request.query),
         )
 
     async def UpdateConversationStatus(
         self, request: pb.UpdateConversationStatusRequest, context: Any
     ) -> pb.Conversation:
         """Change the status of a conversation."""
-        return await self._update(request, "status", lambda _: _bare_name(pb.ConversationStatus, request.status))
+
+        async def status(_: Any, __: pb.Conversation) -> str:
+            return _bare_name(pb.ConversationStatus, request.status)
+
+        return await self._update(request, "status", status)
 
     async def AssignConversation(self, request: pb.AssignConversationRequest, context: Any) -> pb.Conversation:
         """Assign a conversation to somebody, or to nobody."""
-        return await self._update(request, "assignee", lambda _: request.assignee)
+
+        async def assignee(_: Any, __: pb.Conversation) -> str:
+            return request.assignee
+
+        return await self._update(request, "assignee", assignee)
 
     async def TagConversation(self, request: pb.TagConversationRequest, context: Any) -> pb.Conversation:
         """Add tags to a conversation and remove others."""
 
-        def tags(conversation: pb.Conversation) -> list[str]:
+        async def tags(_: Any, conversation: pb.Conversation) -> list[str]:
             left = sorted(set(conversation.tags).difference(request.remove_tags).union(request.add_tags))
             if len(left) > MOST_TAGS:
                 raise errors.invalid_fields(
@@ -182,23 +207,34 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
         return await self._update(request, "tags", tags)
 
     async def MarkConversationRead(self, request: pb.MarkConversationReadRequest, context: Any) -> pb.Conversation:
-        """Mark all messages of a conversation as read."""
-        return await self._update(
-            request, "unread_count", lambda conversation: 0 if conversation.unread_count else None
-        )
+        """Mark the messages of a conversation as read, all of them or those up to one."""
+
+        async def unread(conn: Any, conversation: pb.Conversation) -> int | None:
+            if not (message_id := request.up_to_message_id):
+                return 0 if conversation.unread_count else None
+            after = await conversation_queries.count_unread_after(conn, conversation, message_id)
+            if after is None:
+                raise errors.not_found("message", f"{request.salon_id}/{message_id}")
+            return after if after < conversation.unread_count else None
+
+        return await self._update(request, "unread_count", unread)
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
-        phone_number = await self._phone_number(request)
-        filters = (salon_id, conversation_id, phone_number, request.direction)
-        list_page = page(request.page_size, request.page_token, "ListMessages", *filters)
+        phone_number = await self.phone_number(request)
         direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
+        times = moment(request, "after_time"), moment(request, "before_time")
+        around = request.around_message_id.lower()
+        filters = MessageFilters(salon_id, conversation_id, phone_number, direction, *times, around)
+        list_page = page(request.page_size, request.page_token, "ListMessages", *filters, both_ways=True)
+        if request.page_token:
+            filters = filters._replace(around="")
         tag = conversation_tag(self.tags.messages(salon_id), conversation_id, phone_number)
         return await self.cache.get_batched(
             tag.key(digest(list_page)),
-            (MessageFilters(salon_id, conversation_id, phone_number, direction), list_page),
-            message_queries.list_messages,
+            (filters, list_page),
+            message_list_queries.list_messages,
             batch=names_given,
             rows=list_page.rows,
             repeatable=not is_national(request.phone_number),
@@ -218,17 +254,14 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove what identifies a customer, and the texts written with them."""
         salon_id, tags = request.salon_id, self.tags
-        named = Named(salon_id, "", await self._phone_number(request), request.user_id)
-        async with self.database.connection() as conn:
-            locks = {message_lock(salon_id, name) for name in await erasure.customer_names(conn, named)}
+        named = Named(salon_id, "", await self.phone_number(request), request.user_id)
         try:
-            async with self.write(request, salon_id, locks=tuple(locks)) as write:
-                customer = await erasure.lock_customer(write.conn, named)
-                conversations = [(conversation_id, "") for conversation_id in customer.conversation_ids]
-                conversations += [("", phone_number) for phone_number in customer.phone_numbers]
-                write.invalidate(*tags.of_conversations(salon_id, *conversations))
-                write.invalidate(*(tags.ai_messages(salon_id, found) for found in customer.conversation_ids))
-                reply = write.reply = await erasure.erase_customer(write.conn, customer)
+            async with self.write.alone(request, salon_id) as write:
+                erased = await erasure.find_erased(write.conn, named)
+                customers = [(conversation_id, "") for conversation_id in erased.conversation_ids]
+                customers += [("", phone_number) for phone_number in erased.phone_numbers]
+                write.invalidate(*tags.of_customers(salon_id, *customers))
+                reply = write.reply = await erasure.erase_customer(write.conn, erased)
         finally:  # also for a repeated request: the first one may have ended right after its commit
             await self.cache.erase(tags.messages(salon_id), tags.conversations(salon_id))
         return reply
@@ -255,22 +288,24 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
             repeatable=True,
         )
 
-    async def _phone_number(self, request: Any) -> str:
-        """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
-        if not request.phone_number:
-            return ""
-        return await e164("phone_number", request.phone_number, lambda: self.salons.region_code(request.salon_id))
+    async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
+        """List the changes of one salon or all, in an order that loses none."""
+        return await self.changes.list(request)
+
+    def WatchMessages(self, request: pb.WatchMessagesRequest, context: Any) -> AsyncIterator[bytes]:
+        """Stream the changes of one salon or all."""
+        return self.changes.watch(request)
 
     async def _named(self, request: Any) -> Named:
         """Return the names of a request's conversation."""
-        phone_number = await self._phone_number(request)
+        phone_number = await self.phone_number(request)
         return Named(request.salon_id, request.conversation_id.lower(), phone_number, request.user_id)
 
     async def _update(
         self,
         request: Any,
         column: Literal["status", "assignee", "tags", "unread_count"],
-        value: Callable[[pb.Conversation], object],
+        value: Callable[[Any, pb.Conversation], Awaitable[object]],
     ) -> pb.Conversation:
         """Set a column of a request's conversation to what `value` returns for it; None leaves it unchanged."""
         named = await self._named(request)
@@ -280,7 +315,7 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
                 raise errors.not_found("conversation", str(named))
             if getattr(request, "etag", "") not in ("", conversation.etag):
                 raise errors.etag_mismatch("conversation", str(named))
-            if (new := value(conversation)) is not None:
+            if (new := await value(write.conn, conversation)) is not None:
                 tag = self.tags.conversations(request.salon_id)
                 write.invalidate(tag, conversation_tag(tag, conversation.conversation_id))
                 write.invalidate(conversation_tag(tag, "", conversation.phone_number))
@@ -292,7 +327,11 @@ class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
 def build(cache: Cache, database: Database, settings: MessagingSettings | None = None) -> Service:
     """Return the service for a server, with a channel to the booking service."""
     settings = settings or MessagingSettings()
-    to_booking = channel(settings.booking_address, booking_pb2.DESCRIPTOR.services_by_name["BookingService"])
+    to_booking = channel(
+        settings.booking_address,
+        booking_pb2.DESCRIPTOR.services_by_name["BookingService"],
+        identity=settings.booking_identity,
+    )
     salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
     messaging = MessagingService(cache, database, salons, settings)
     return Service(
@@ -302,24 +341,32 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
         salon_tags=messaging.tags.of_salon,
         largest_requests=LARGEST_REQUESTS,
         background=[
-            lambda: messaging.write.purge(database.connection),
+            lambda: messaging.requests.purge(database.connection),
             Retention(cache, database, settings).run,
+            lambda: backfill(cache, database),
+            messaging.changes.run,
+            messaging.changes.purge,
             Rollups(database.connection).run,
         ],
+        metrics=[messaging.changes],
         close=to_booking.close,
     )
 
 
 def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_known: bool) -> NewMessage:
+    direction = _bare_name(pb.MessageDirection, request.direction)
+    kind = _bare_name(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT)
+    created_at = moment(request, "send_time") or datetime.now(UTC)
     return NewMessage(
+        message_id=message_ids.new(created_at),
         salon_id=request.salon_id,
         salon_known=salon_known,
         phone_number=phone_number or None,
         user_id=request.user_id or None,
         customer_name="",
-        direction=_bare_name(pb.MessageDirection, request.direction),
+        direction=direction,
         whatsapp_id=request.whatsapp_id or None,
-        type=_bare_name(pb.MessageType, request.type or pb.MESSAGE_TYPE_TEXT),
+        type=kind,
         content=request.content,
         media_id=request.media_id or None,
         reply_to_whatsapp_id=request.reply_to_whatsapp_id or None,
@@ -328,7 +375,10 @@ def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_k
         cost_micros=request.cost_micros,
         currency_code=request.currency_code or None,
         language=None,
-        created_at=moment(request, "send_time") or datetime.now(UTC),
+        created_at=created_at,
+        in_window=direction == "OUTBOUND" and kind != "TEMPLATE",
+        **rule(direction, kind)._asdict(),
+        details=None,
         item=None,
     )
 
@@ -346,6 +396,7 @@ def _new_status(request: pb.RecordMessageStatusRequest) -> NewStatus:
         cost_micros=request.cost_micros or None,
         currency_code=request.currency_code if request.cost_micros else None,
         conversation_origin=request.conversation_origin or None,
+        details=None,
     )
 
 

@@ -11,14 +11,14 @@ from libs.messages import fetch_returned, text_array
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.message_queries import MESSAGE
 from services.messaging.message_write_queries import WrittenMessage, written_messages
-from services.messaging.status_fold import FOLDED, folded_status
+from services.messaging.status_fold import FOLDED, RECORDED_COST, folded_status
 
 # The columns of an event besides its status.
-DETAILS = ("error_code", "error_title", "pricing_category", "billable", "cost_micros", "conversation_origin")
+DETAILS = ("error_code", "error_title", "pricing_category", "billable", "cost_micros", "conversation_origin", "details")
 
 
 class NewStatus(NamedTuple):
-    """A status event to record; `occurred_at` None is now."""
+    """A status event to record; `occurred_at` None is now. `details`: fields of a MessageStatusEvent."""
 
     salon_id: str
     whatsapp_id: str
@@ -31,6 +31,7 @@ class NewStatus(NamedTuple):
     cost_micros: int | None
     currency_code: str | None
     conversation_origin: str | None
+    details: dict[str, Any] | None
 
 
 def _details(row: str) -> str:
@@ -53,15 +54,15 @@ def insert_statuses(statuses: Sequence[NewStatus]) -> Statement[list[tuple[str, 
 
 _INSERT_STATUSES = f"""
     INSERT INTO message_status_events (salon_id, whatsapp_id, status, occurred_at, error_code, error_title,
-        pricing_category, billable, cost_micros, currency_code, conversation_origin, early_since)
+        pricing_category, billable, cost_micros, currency_code, conversation_origin, details, early_since)
     SELECT DISTINCT ON (salon_id, whatsapp_id, status, coalesce(occurred_at, now()))
         salon_id, whatsapp_id, status, coalesce(occurred_at, now()), error_code, error_title, pricing_category,
-        billable, cost_micros, currency_code, conversation_origin, CASE WHEN NOT EXISTS (
+        billable, cost_micros, currency_code, conversation_origin, details, CASE WHEN NOT EXISTS (
             SELECT FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         ) THEN now() END
     FROM json_to_recordset(%(statuses)s::json) AS given (place int, salon_id text, whatsapp_id text, status text,
         occurred_at timestamptz, error_code int, error_title text, pricing_category text, billable boolean,
-        cost_micros bigint, currency_code text, conversation_origin text)
+        cost_micros bigint, currency_code text, conversation_origin text, details jsonb)
     WHERE occurred_at IS NOT NULL OR NOT EXISTS (
         SELECT FROM message_status_events AS e
         WHERE e.salon_id = given.salon_id AND e.whatsapp_id = given.whatsapp_id AND e.status = given.status
@@ -85,11 +86,9 @@ def fold_statuses(statuses: Sequence[NewStatus]) -> Statement[list[WrittenMessag
     return Statement(_FOLD_STATUSES, params, written_messages)
 
 
-_COST = "coalesce(m.recorded_cost_micros, m.cost_micros)"
-_CURRENCY = "CASE WHEN m.recorded_cost_micros IS NULL THEN m.currency_code ELSE m.recorded_currency_code END"
 _FOLD_STATUSES = f"""
-    UPDATE messages AS m SET recorded_cost_micros = {_COST}, recorded_currency_code = {_CURRENCY},
-        ({FOLDED}) = ({folded_status("m.salon_id", "m.whatsapp_id", _COST, _CURRENCY)})
+    UPDATE messages AS m SET recorded_cost_micros = {RECORDED_COST[0]}, recorded_currency_code = {RECORDED_COST[1]},
+        ({FOLDED}) = ({folded_status("m.salon_id", "m.whatsapp_id", *RECORDED_COST, "m.details")})
     FROM (
         SELECT salon_id AS of_salon, message_id AS of_message
         FROM unnest(%(salon_ids)s::text[], %(whatsapp_ids)s::text[]) AS given (salon_id, whatsapp_id)
@@ -112,6 +111,7 @@ async def status_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, whats
     """
     query = f"""
         SELECT %(salon_id)s AS salon_id, %(whatsapp_id)s AS whatsapp_id, 'MESSAGE_STATUS_' || status AS status,
-            error_code, error_title, pricing_category, billable, cost_micros, currency_code, conversation_origin
-        FROM ({folded_status("%(salon_id)s", "%(whatsapp_id)s", "0", "NULL")}) AS folded"""
+            error_code, error_title, pricing_category, billable, cost_micros, currency_code, conversation_origin,
+            details AS fields
+        FROM ({folded_status("%(salon_id)s", "%(whatsapp_id)s", "0", "NULL", "NULL::jsonb")}) AS folded"""
     return await fetch_returned(conn, Message, query, {"salon_id": salon_id, "whatsapp_id": whatsapp_id})

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from libs.messages import SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, fetch_pages, unnest
+from libs.messages import NOT_STORED, SNAPSHOT_XMIN, Loaded, encode_repeated, encoder, fetch_batch, fetch_pages, unnest
 from libs.server import RpcError
 from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
@@ -57,6 +57,9 @@ def in_period(time: str) -> str:
     return f"salon_id = wanted.salon_id AND {time} >= wanted.start_time AND {time} < wanted.end_time"
 
 
+# An index alone counts them; a condition on `counted` would read the rows.
+_COUNTED = """(SELECT count(*) FROM messages WHERE {rows})
+                    - (SELECT count(*) FROM messages WHERE {rows} AND NOT counted)"""
 SALON_STATS = f"""
     SELECT xmin, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, m.costs, m.total_cost_micros,
         now() AS as_of
@@ -72,8 +75,8 @@ SALON_STATS = f"""
             FROM (
                 SELECT currency_code, messages, cost_micros FROM message_hours WHERE {in_hours("hour")}
                 UNION ALL SELECT currency_code, messages, cost_micros FROM message_deltas WHERE {in_hours("created_at")}
-                UNION ALL SELECT '', count(*), 0 FROM messages WHERE {before_hours("created_at")}
-                UNION ALL SELECT '', count(*), 0 FROM messages WHERE {after_hours("created_at")}
+                UNION ALL SELECT '', {_COUNTED.format(rows=before_hours("created_at"))}, 0
+                UNION ALL SELECT '', {_COUNTED.format(rows=after_hours("created_at"))}, 0
                 UNION ALL SELECT currency_code, 0, cost_micros FROM messages
                 WHERE {before_hours("created_at")} AND cost_micros > 0
                 UNION ALL SELECT currency_code, 0, cost_micros FROM messages
@@ -97,14 +100,16 @@ async def salon_stats(conn: AsyncConnection[Any], periods: Sequence[Period]) -> 
 
     Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, message_hours_pkey,
     idx_message_deltas_salon_created, conversation_hours_pkey, idx_conversation_deltas_salon_started; before and after
-    the whole hours idx_messages_salon_created, idx_messages_salon_priced, idx_conversations_salon_started.
+    the whole hours idx_messages_salon_created, idx_messages_salon_uncounted, idx_messages_salon_priced,
+    idx_conversations_salon_started.
     """
     return await counted(conn, SalonStats, SALON_STATS, periods)
 
 
 _COSTS = f"coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE direction = '{{}}' AND cost > 0), '[]')"
 _COUNT = "coalesce(sum(messages) FILTER (WHERE direction = '{}'), 0)::bigint"
-_MESSAGE = "direction, CASE WHEN cost_micros > 0 THEN currency_code ELSE '' END, 1, cost_micros FROM messages"
+_MESSAGE = """direction, CASE WHEN cost_micros > 0 THEN currency_code ELSE '' END, counted::int, cost_micros
+                FROM messages"""
 MESSAGE_DIRECTION_STATS = f"""
     SELECT xmin, place, s.salon_id, {PERIOD}, m.*, now() AS as_of
     FROM {PERIODS}
@@ -228,7 +233,8 @@ async def _listed(
     conn: AsyncConnection[Any], kind: type[Message], response: type[Message], query: str, buckets: Sequence[Buckets]
 ) -> list[Loaded[bytes | RpcError]]:
     """Return the rows of each period as a response; their first column is as_of."""
-    xmin, names, columns, slices = await fetch_batch(conn, query, [period._asdict() for period in buckets])
+    xmins, names, columns, slices = await fetch_batch(conn, query, [period._asdict() for period in buckets])
+    xmin = max(xmins, default=NOT_STORED)
     rows = encoder(kind, *names[1:])(columns[1:]) if columns else []
     as_of = encoder(response, "as_of")([columns[0][:1]])[0] if columns else b""
     return [

@@ -1,6 +1,5 @@
 """The RPCs of the stats service, in the proto's order."""
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +8,6 @@ from libs.db import Database
 from libs.server import Service, period
 from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
-from services.busy_salons import BusySalon, warm
 from services.cache_tags import CacheTags
 from services.stats import queries
 from services.stats.ai_queries import ai_analytics
@@ -46,10 +44,6 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         """Count the AI messages of a period by model, and by bucket."""
         return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, ai_analytics)
 
-    def expected(self, salon: BusySalon) -> list[Callable[[], Awaitable[Reply]]]:
-        """Return the reads to make for a busy salon in advance: its figures of this month."""
-        return [lambda: self.GetSalonStats(pb.GetSalonStatsRequest(salon_id=salon.salon_id, **salon.this_month), None)]
-
     async def _counted(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures, cached under `name` and the period."""
         start, end = period(request)
@@ -75,7 +69,6 @@ def build(cache: Cache, database: Database) -> Service:
         servicer=stats,
         add=stats_pb2_grpc.add_StatsServiceServicer_to_server,
         salon_tags=stats.tags.of_salon,
-        background=[lambda: warm(cache, database, stats.expected)],
     )
 
 

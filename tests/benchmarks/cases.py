@@ -5,7 +5,7 @@ import hmac
 import itertools
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ CALLS = 1000
 CODES = 3000
 SALONS = 3000
 BATCH = 100
+MESSAGES = 100  # of a large webhook body
 BUSY = "bench-busy"  # a salon with a calendar in the future, which has free slots
 BUSY_RESOURCES = 10
 BUSY_WEEKS = 9
@@ -253,10 +254,14 @@ def long_lists(database_url: str) -> Case:
 
 @dataclass(frozen=True)
 class Writes:
-    """Write requests, each valid once, and the steps of a mixed workload. Each must be sent once it is taken."""
+    """Write requests, each valid once, and the steps of a mixed workload. Each must be sent once it is taken.
+
+    A body of `webhooks` has one message, one of `bodies` MESSAGES.
+    """
 
     bookings: Iterator[bytes]
     webhooks: Iterator[bytes]
+    bodies: Iterator[bytes]
     steps: Iterator[Step]
 
 
@@ -265,7 +270,8 @@ def writes(database_url: str, app_secret: str) -> Writes:
     tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
     customers = [salon for salon in salons(database_url) if salon.customers]
     trace = Trace(replace(ZIPF, calls=10**9), customers, tags)
-    return Writes(_bookings(database_url), _webhooks(database_url, app_secret), trace.steps())
+    one, many = (_webhooks(database_url, app_secret, count) for count in (1, MESSAGES))
+    return Writes(_bookings(database_url), one, many, trace.steps())
 
 
 def _bookings(database_url: str) -> Iterator[bytes]:
@@ -292,26 +298,29 @@ def _bookings(database_url: str) -> Iterator[bytes]:
             ).SerializeToString()
 
 
-def _webhooks(database_url: str, app_secret: str) -> Iterator[bytes]:
-    """Yield requests of IngestWebhook, each with one new text message of a known customer."""
-    query = """SELECT phone_number_id, phone_number FROM conversations JOIN salons USING (salon_id)
-        WHERE phone_number_id IS NOT NULL ORDER BY conversation_id"""
-    customers, run = _rows(database_url, query), secrets.token_hex(6)
-    for number, (phone_number_id, phone) in enumerate(itertools.cycle(customers)):
-        payload = _body(phone_number_id, phone.removeprefix("+"), f"wamid.{run}{number}")
+def _webhooks(database_url: str, app_secret: str, count: int) -> Iterator[bytes]:
+    """Yield requests of IngestWebhook, each with new text messages of one salon's known customers."""
+    query = """SELECT phone_number_id, array_agg(phone_number ORDER BY conversation_id)
+        FROM conversations JOIN salons USING (salon_id) WHERE phone_number_id IS NOT NULL GROUP BY 1 ORDER BY 1"""
+    salons = [(number, itertools.cycle(phones)) for number, phones in _rows(database_url, query)]
+    run, ids = secrets.token_hex(6), itertools.count()
+    for phone_number_id, phones in itertools.cycle(salons):
+        senders = [phone.removeprefix("+") for phone in itertools.islice(phones, count)]
+        payload = _body(phone_number_id, [(sender, f"wamid.{run}{next(ids)}") for sender in senders])
         signature = "sha256=" + hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
         yield messaging.IngestWebhookRequest(payload=payload, signature=signature).SerializeToString()
 
 
-def _body(phone_number_id: str, sender: str, whatsapp_id: str) -> bytes:
-    """Return a webhook body as WhatsApp sends one."""
-    text = {"body": "Do you have a slot on Friday?"}
-    message = {"from": sender, "id": whatsapp_id, "timestamp": "1749416383", "type": "text", "text": text}
+def _body(phone_number_id: str, messages: Sequence[tuple[str, str]]) -> bytes:
+    """Return a webhook body as WhatsApp sends one; `messages` are their senders and whatsapp_ids."""
+    text = {"type": "text", "text": {"body": "Do you have a slot on Friday?"}}
     value = {
         "messaging_product": "whatsapp",
         "metadata": {"display_phone_number": "15550783881", "phone_number_id": phone_number_id},
-        "contacts": [{"profile": {"name": "Sheena Nelson"}, "wa_id": sender}],
-        "messages": [message],
+        "contacts": [{"profile": {"name": "Sheena Nelson"}, "wa_id": sender} for sender in dict(messages)],
+        "messages": [
+            {"from": sender, "id": whatsapp_id, "timestamp": "1749416383", **text} for sender, whatsapp_id in messages
+        ],
     }
     entry = {"id": "102290129340398", "changes": [{"value": value, "field": "messages"}]}
     return json.dumps({"object": "whatsapp_business_account", "entry": [entry]}).encode()

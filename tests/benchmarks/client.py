@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from ssl import SSLContext
 from typing import NamedTuple, Self
 
 import grpc
@@ -121,13 +122,13 @@ class Client:
         self._unsent: list[_Peer] = []
 
     @classmethod
-    async def connect(cls, ports: Sequence[int], connections: int = 1) -> Self:
-        """Open `connections` to each port; `Call.server` is the index of a port."""
+    async def connect(cls, ports: Sequence[int], connections: int = 1, tls: SSLContext | None = None) -> Self:
+        """Open `connections` to each port, with or without TLS; `Call.server` is the index of a port."""
         client, loop = cls(), asyncio.get_running_loop()
         for port in ports:
             pool: list[_Peer] = []
             for _ in range(connections):
-                _, peer = await loop.create_connection(lambda pool=pool: _Peer(client, pool), HOST, port)  # type: ignore[misc]
+                _, peer = await loop.create_connection(lambda pool=pool: _Peer(client, pool), HOST, port, ssl=tls)
                 pool.append(peer)
             client._pools.append(pool)
             client._peers += pool

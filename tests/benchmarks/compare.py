@@ -23,17 +23,32 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from tests.benchmarks.load import Cost, connected
-from tests.benchmarks.rounds import Round, bookings, cpu, in_turn, medians, mixed, multiples, p50, reads, webhooks
+from tests.benchmarks.rounds import (
+    Round,
+    bodies,
+    bookings,
+    cpu,
+    in_turn,
+    medians,
+    mixed,
+    multiples,
+    p50,
+    reads,
+    webhooks,
+)
 from tests.benchmarks.system import System, Variant, running
 
 READS = ("GetBookingByCode", "GetConversation", "ListMessages", "GetSalonStats")
 ROWS = (
     *(f"warm {method}" for method in READS),
     *(f"cold {method}" for method in READS),
-    *("near GetSalon", "search SearchAvailability", "write CreateBooking", "write IngestWebhook", "mixed"),
+    *("near GetSalon", "search SearchAvailability", "write CreateBooking", "write IngestWebhook", "bodies", "mixed"),
 )
 # Per round.
-CALLS = {32: {"mixed": 2000, "write": 320, "search": 160}, 1: {"mixed": 500, "write": 100, "search": 50}}
+CALLS = {
+    32: {"mixed": 2000, "write": 320, "bodies": 64, "search": 160},
+    1: {"mixed": 500, "write": 100, "bodies": 20, "search": 50},
+}
 CALLS_OF_READS = {32: 640, 1: 200}
 
 
@@ -59,7 +74,8 @@ async def rounds_of(stack: AsyncExitStack, system: System, variant: Variant, nam
     if kind == "search":
         return (await reads(stack, variant, system.cases[method], cached=False)).off
     load = await stack.enter_async_context(connected(*variant.targets))
-    run = {"mixed": mixed, "write CreateBooking": bookings, "write IngestWebhook": webhooks}[name](variant, load)
+    writes = {"write CreateBooking": bookings, "write IngestWebhook": webhooks, "bodies": bodies}
+    run = {"mixed": mixed, **writes}[name](variant, load)
     await run(0, 3 * CALLS[32][kind], 32)
     return run
 
@@ -93,7 +109,7 @@ def environment(assignments: str, tree: Path | None) -> dict[str, str]:
     return variables
 
 
-Variables = Annotated[str, typer.Option(help="Environment of the variant, such as 'REDIS_WARM=9 WORKERS=2'.")]
+Variables = Annotated[str, typer.Option(help="Environment of the variant, such as 'REDIS_REFILL=9 WORKERS=2'.")]
 Tree = Annotated[
     Path | None,
     typer.Option(help="Source tree of the variant. It runs on the schema of this one.", show_default="this one"),

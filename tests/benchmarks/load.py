@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from itertools import cycle, islice
 from pathlib import Path
+from ssl import SSLContext
 from typing import Annotated, Any, NamedTuple
 
 import psutil
@@ -70,9 +71,9 @@ class Load:
 
 
 @asynccontextmanager
-async def connected(*targets: Target, connections: int = 1) -> AsyncIterator[Load]:
-    """Connect to processes on this machine until the block ends."""
-    with closing(await Client.connect([target.port for target in targets], connections)) as client:
+async def connected(*targets: Target, connections: int = 1, tls: SSLContext | None = None) -> AsyncIterator[Load]:
+    """Connect to processes on this machine until the block ends, with or without TLS."""
+    with closing(await Client.connect([target.port for target in targets], connections, tls)) as client:
         yield Load(client, targets)
 
 

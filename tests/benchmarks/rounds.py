@@ -12,7 +12,7 @@ import redis
 
 from parlor.booking.v1.booking_pb2 import Booking
 from parlor.messaging.v1.messaging_pb2 import IngestWebhookResponse
-from tests.benchmarks.cases import Case, path_of
+from tests.benchmarks.cases import MESSAGES, Case, path_of
 from tests.benchmarks.client import Call, Headers, Metadata, Result, calls_of, framed, headers_of
 from tests.benchmarks.load import BEHIND_SECONDS, Cost, Load, connected
 from tests.benchmarks.system import SERVICES, System, Variant, target
@@ -114,6 +114,12 @@ def webhooks(variant: Variant, load: Load) -> Round:
     """
     one = IngestWebhookResponse(messages=1).SerializeToString()
     return _writes(load, "messaging", "IngestWebhook", variant.writes.webhooks, one.__eq__)
+
+
+def bodies(variant: Variant, load: Load) -> Round:
+    """Return rounds as `webhooks` does, of MESSAGES messages each."""
+    all_new = IngestWebhookResponse(messages=MESSAGES).SerializeToString()
+    return _writes(load, "messaging", "IngestWebhook", variant.writes.bodies, all_new.__eq__)
 
 
 def _writes(

@@ -20,7 +20,7 @@ from tests.benchmarks.cases import Case, Writes, add_calendar, add_open_salons, 
 from tests.benchmarks.load import Target
 
 SERVICES = ("booking", "messaging", "stats")
-WITHOUT_WARMING = {"REDIS_WARM": "0"}  # a removed entry stays a miss
+WITHOUT_REFILLS = {"REDIS_REFILL": "0"}  # a removed entry stays a miss
 
 
 class Echo(Server):
@@ -106,11 +106,11 @@ def _start(stack: ExitStack, postgres: Postgres, folder: Path, name: str, enviro
     plan = Plan(folder, None, False, 1, ports, free_ports(len(ports))[0])
     local = postgres.local_dsn.replace("/parlor", f"/{database}", 1)
     usual = environments(plan, local, valkey.local_url)
-    own = {service: {**usual[service], **WITHOUT_WARMING, **environment} for service in SERVICES}
+    own = {service: {**usual[service], **WITHOUT_REFILLS, **environment} for service in SERVICES}
     services = {
         service: stack.enter_context(
             Service(
-                service, ports[service], folder / f"{service}.log", {**own[service], **WITHOUT_WARMING, **environment}
+                service, ports[service], folder / f"{service}.log", {**own[service], **WITHOUT_REFILLS, **environment}
             )
         )
         for service in SERVICES

@@ -14,7 +14,7 @@ from ops.servers import Postgres, Valkey
 from tests.cache.near_cache import Single
 from tests.cache.servers import CacheServer, each, reaching
 from tests.cache.shop import NOTHING_IN_FORCE, RESET, SCHEMA, Shop, Start
-from tests.conftest import FAST, valkey_binary
+from tests.conftest import FAST, WITH_USER, valkey_binary
 from tools.cluster import Cluster
 from tools.proxy import proxy
 
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def redis_server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
     """The program given by --cache-server."""
-    with Valkey(binary=Path(request.config.getoption("cache_server"))) as server:
+    with Valkey(binary=Path(request.config.getoption("cache_server")), options=WITH_USER) as server:
         yield server
 
 
@@ -67,7 +67,7 @@ async def single(request: pytest.FixtureRequest, pool: AsyncConnectionPool) -> A
 @pytest.fixture(scope="session")
 def mortal_cluster() -> Iterator[Cluster]:
     """A cluster shared by all tests that kill its servers, because its start is slow."""
-    with Cluster(binary=valkey_binary()) as cluster:
+    with Cluster(binary=valkey_binary(), options=WITH_USER) as cluster:
         yield cluster
 
 
@@ -88,7 +88,8 @@ def own_valkey(request: pytest.FixtureRequest) -> Iterator[CacheServer]:
     if request.param == "cluster":
         yield request.getfixturevalue("own_cluster")
     else:
-        with Valkey(binary=valkey_binary() if request.param == "valkey" else Path(request.param)) as server:
+        binary = valkey_binary() if request.param == "valkey" else Path(request.param)
+        with Valkey(binary=binary, options=WITH_USER) as server:
             yield server
 
 

@@ -183,7 +183,7 @@ class World:
         """Connect, and start one more process, which inspects the servers and replays commands."""
         self.variant = variant
         self.settings = CacheSettings(
-            url=redis_url, poll=60_000, warm=0, key=SecretStr("a key of the machine")
+            url=redis_url, poll=60_000, refill=0, key=SecretStr("a key of the machine")
         ).model_copy(update={"timeout": 30_000})
         self.connections: list[Connection] = []
         self.captured: list[tuple[str | bytes | int, ...]] = []

@@ -12,6 +12,7 @@ from psycopg_pool import AsyncConnectionPool
 from libs.cache import Cache, CacheSettings, Key, Reply, Tag, Transaction
 from services.namespaces import NAMESPACES
 from tests.cache.servers import each
+from tests.conftest import PASSWORD, USER
 
 SCHEMA = "CREATE TABLE items (shelf text, name text, label text NOT NULL, PRIMARY KEY (shelf, name))"
 RESET = "DELETE FROM items; INSERT INTO items VALUES ('a', 'tea', 'old')"
@@ -150,9 +151,11 @@ class Start:
     ) -> Shop:
         """Return a process that uses Valkey, or `redis_url`; `wait` until it does.
 
+        It connects as the user with the least rights, unless the URL names another.
         It polls the outbox once a minute, so that tests decide when it does, and loads nothing ahead.
         """
-        values = CacheSettings(**{"poll": 60_000, "warm": 0, "url": redis_url or self.redis_url, **settings})
+        url = as_user(redis_url or self.redis_url)
+        values = CacheSettings(**{"poll": 60_000, "refill": 0, "url": url, **settings})
         values = values.model_copy(update={"timeout": self._timeout})
         cache = kind(values, self.pool.connection, str.encode, NAMESPACES, read_only=read_only)
         prepare(cache)
@@ -161,6 +164,12 @@ class Start:
         if wait and not redis_url:
             await until(lambda: cache.store.ready)
         return Shop(cache, self.pool, xmin)
+
+
+def as_user(url: str) -> str:
+    """Return a URL with the user of the cache, if it has none."""
+    scheme, _, rest = url.partition("://")
+    return url if "@" in rest else f"{scheme}://{USER}:{PASSWORD}@{rest}"
 
 
 async def put(conn: psycopg.AsyncConnection[Any], label: str, name: str = "tea", shelf: str = "a") -> None:

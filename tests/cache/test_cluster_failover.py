@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from ops.servers import Valkey
 from tests.cache.outages import ready, rows
 from tests.cache.shop import Shop, Start, until
-from tests.conftest import valkey_binary
+from tests.conftest import WITH_USER, valkey_binary
 from tests.sentinels import hosts, is_master
 from tools.cluster import Cluster
 
@@ -22,7 +22,7 @@ SHELVES = [f"shelf {number}" for number in range(10)]
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Three masters, each with a replica that takes over after a second."""
-    with Cluster(binary=valkey_binary(), replicated=True, node_timeout_ms=1000) as cluster:
+    with Cluster(binary=valkey_binary(), replicated=True, node_timeout_ms=1000, options=WITH_USER) as cluster:
         yield cluster
 
 

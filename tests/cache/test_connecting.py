@@ -13,7 +13,10 @@ import trustme
 from psycopg_pool import AsyncConnectionPool
 from redis.exceptions import NoPermissionError
 from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
+from libs.cache import acl_rules
+from ops.cli import app
 from ops.process import free_port
 from tests.cache import garbage
 from tests.cache.outages import disconnect_all, ready
@@ -26,9 +29,16 @@ LOGIN = "an-acl-user"  # its password
 
 
 def documented() -> list[str]:
-    """Return the ACL rules of the README for the user of the services."""
+    """Return the ACL rules that `parlor redis-acl` prints."""
+    printed = CliRunner().invoke(app, ["redis-acl"]).output
+    command, user = "ACL SETUSER parlor on '>PASSWORD' ".split(), printed.split()
+    assert user[: len(command)] == command
+    return user[len(command) :]
+
+
+def test_the_readme_has_the_rules_that_are_printed() -> None:
     [rules] = re.findall(r"ACL SETUSER parlor on '>PASSWORD' (.*?)\n *\n", README.read_text(), re.DOTALL)
-    return [LOGIN if rule == "PASSWORD" else rule for rule in rules.split()]
+    assert sorted(rules.split()) == sorted(documented()) == sorted(acl_rules())
 
 
 def make_user(url: str, *rules: str) -> str:

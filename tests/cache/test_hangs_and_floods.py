@@ -16,7 +16,7 @@ from ops.up import VALKEY_OPTIONS
 from tests.cache.outages import hanging, ready, rows
 from tests.cache.servers import CacheServer, each
 from tests.cache.shop import Shop, Start, until
-from tests.conftest import valkey_binary
+from tests.conftest import WITH_USER, valkey_binary
 
 HANG_SECONDS = float(os.environ.get("HANG_SECONDS", "1"))
 DISTINCT_KEYS = int(os.environ.get("DISTINCT_KEYS", "20_000"))
@@ -61,7 +61,7 @@ def memory_mb() -> float:
 
 
 async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_read(start: Start) -> None:
-    shop = await start(warm=100, near=("shop",), near_size=1)
+    shop = await start(refill=100, near=("shop",), near_size=1)
     memory = []
     for first in range(0, DISTINCT_KEYS, AT_ONCE):
         await asyncio.gather(*(shop.read_together(f"{n}", shelf=f"s{n}") for n in range(first, first + AT_ONCE)))
@@ -75,7 +75,7 @@ async def test_memory_of_a_process_does_not_grow_with_the_keys_that_are_read(sta
 def test_the_servers_we_start_limit_their_memory_and_may_evict_any_key() -> None:
     compose = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
     assert ", ".join(f'"{option}"' for option in VALKEY_OPTIONS) in compose
-    with Valkey(binary=valkey_binary(), options=VALKEY_OPTIONS) as server:
+    with Valkey(binary=valkey_binary(), options=(*VALKEY_OPTIONS, *WITH_USER)) as server:
         [client] = each(server.url)
         limits = client.config_get("maxmemory*")
     assert (limits["maxmemory"], limits["maxmemory-policy"]) == (f"{256 * 2**20}", "allkeys-lru")

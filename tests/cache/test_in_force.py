@@ -11,7 +11,7 @@ from libs.cache.settings import WithoutRedis
 from ops.servers import Valkey
 from tests.cache.outages import ready
 from tests.cache.shop import Start, until
-from tests.conftest import valkey_binary
+from tests.conftest import WITH_USER, valkey_binary
 from tests.sentinels import ask, replicated
 
 POLL = 200  # ms
@@ -20,7 +20,8 @@ POLL = 200  # ms
 @pytest.fixture
 def masters() -> Iterator[tuple[Valkey, Valkey]]:
     """Two servers that both take writes."""
-    with Valkey(binary=valkey_binary()) as first, Valkey(binary=valkey_binary()) as second:
+    first, second = [Valkey(binary=valkey_binary(), options=WITH_USER) for _ in range(2)]
+    with first, second:
         yield first, second
 
 

@@ -36,7 +36,7 @@ class Process:
         """Don't open it yet. It does not poll during the checks."""
         self.database = Database(DatabaseSettings(url=SecretStr(url)), "test")
         poll = 3_000 if mode is WithoutRedis.WAIT else 60_000  # short, because the test waits for the lease
-        settings = CacheSettings(url=redis_url, poll=poll, warm=0, without=mode)
+        settings = CacheSettings(url=redis_url, poll=poll, refill=0, without=mode)
         settings = settings.model_copy(update={"timeout": 10_000})
         self.cache = Cache(settings, self.database.connection, str.encode, NAMESPACES)
         self.database.on_move = self.cache.database_moved

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import valkey_binary
+from tests.conftest import WITH_USER, valkey_binary
 from tests.failover.checked_load import CheckedLoad
 from tests.load import until
 from tests.processes import processes, stubs
@@ -161,7 +161,7 @@ async def test_processes_that_reach_two_masters_agree(services: Services) -> Non
 
 @MODES
 async def test_a_replica_takes_over_from_the_cluster_node_named_in_the_url(services: Services) -> None:
-    with Cluster(binary=valkey_binary(), replicated=True, node_timeout_ms=1000) as cluster:
+    with Cluster(binary=valkey_binary(), replicated=True, node_timeout_ms=1000, options=WITH_USER) as cluster:
         async with services.loaded(cluster.url, cluster.url):
             cluster.masters[0].kill()
             await until(lambda: is_master(cluster.replicas[0]))

@@ -100,7 +100,7 @@ class Booking:
 async def booking(database_url: str, redis_url: str, transport: str = "http2", **limits: Any) -> AsyncIterator[Booking]:
     """Run the booking service with other limits."""
     database = Database(DatabaseSettings(url=SecretStr(service_url(database_url, "parlor_booking"))), "test-booking")
-    cache = Cache(CacheSettings(url=redis_url, warm=0), database.connection, bytes, NAMESPACES)
+    cache = Cache(CacheSettings(url=redis_url, refill=0), database.connection, bytes, NAMESPACES)
     [metrics_port] = free_ports(1)
     listen = ServerSettings(host="127.0.0.1", metrics_port=metrics_port, server_transport=transport, **limits)
     async with serve(listen, database, cache, build(cache, database)) as server:

@@ -202,10 +202,36 @@ class Reader(Client):
         return Read({**period, "bucket": stats_pb2.TIME_BUCKET_MONTH}, [INDEX["status changes", salon]], shown)
 
     def GetConversation(self, salon: int) -> Read:
-        """Read a conversation with its newest message."""
+        """Read a conversation's assignee and newest message."""
         customer = self._low(CUSTOMERS)
+        items = [INDEX[what, salon, customer] for what in ("assignee", "message")]
         fields = {"phone_number": phone(customer), "message_limit": 1}
-        return Read(fields, [INDEX["message", salon, customer]], _newest)
+        return Read(fields, items, lambda reply: [int(reply.assignee or 0), *_newest(reply)])
+
+    def ListConversations(self, salon: int) -> Read:
+        """List the conversations of all customers with their assignees and last messages."""
+        filters: list[dict[str, Any]] = [{}, {"statuses": [1, 2, 3]}, {"unread_only": True}, {"window_open": True}]
+        items = [INDEX[what, salon, customer] for what in ("assignee", "message") for customer in range(CUSTOMERS)]
+
+        def shown(reply: Any) -> list[int]:
+            rows = {row.phone_number: row for row in reply.conversations}
+            listed = [rows.get(phone(customer)) for customer in range(CUSTOMERS)]
+            assignees = [int(row.assignee or 0) if row else 0 for row in listed]
+            return [*assignees, *(int(row.last_message.content) if row else 0 for row in listed)]
+
+        return Read(self.random.choice([*filters, {"query": phone(0)[:4]}]), items, shown)
+
+    def SearchMessages(self, salon: int) -> Read:
+        """Search for the newest message of a customer, whose text is its version."""
+        customer = self._low(CUSTOMERS)
+        item = INDEX["message", salon, customer]
+        version = self.state.known(item)
+
+        def shown(reply: Any) -> list[int]:
+            found = {(message.phone_number, message.content) for message in reply.messages}
+            return [self.state.known(item) if (phone(customer), str(version)) in found else version - 1]
+
+        return Read({"query": str(version)}, [item], shown)
 
     def ListMessages(self, salon: int) -> Read:
         """Read the newest message of a customer."""

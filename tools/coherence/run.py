@@ -40,6 +40,7 @@ VERSIONS = """
     UNION ALL SELECT salon_id, line || ' deleted', min(number) - 1 FROM line GROUP BY salon_id, line
     UNION ALL SELECT salon_id, booking_code, revision FROM bookings
     UNION ALL SELECT salon_id, 'notes ' || customer_phone, notes::int FROM bookings WHERE notes <> ''
+    UNION ALL SELECT salon_id, 'assignee ' || phone_number, assignee::int FROM conversations WHERE assignee <> ''
     UNION ALL SELECT salon_id, phone_number, max(content::int) FROM messages GROUP BY salon_id, phone_number"""
 COUNTED = ("status changes", "bookings moved")  # not to be found in one row
 
@@ -118,6 +119,7 @@ def lost(dsn: str, state: State) -> list[str]:
     acknowledged = [state.acknowledged(item) for item in range(len(ITEMS))]
     names: dict[str | int, Callable[..., str]] = {
         "message": lambda item, customer: phone(customer),
+        "assignee": lambda item, customer: f"assignee {phone(customer)}",
         "resource": lambda item, customer: chair(customer),
         "notes": lambda item, customer: f"notes {phone(customer)}",
         "booking": lambda item, *_: state.code(item),  # "" until the writer has noted it

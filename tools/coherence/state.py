@@ -22,7 +22,7 @@ ITEMS: tuple[tuple[str | int, ...], ...] = (
     *product(["name", "service", "status changes"], range(SALONS)),
     *product([f"{line} {what}" for line in LINES for what in ("created", "deleted")], range(SALONS)),
     *product(["bookings moved"], range(SALONS), range(PERIODS)),  # at least so many times
-    *product(["message", "resource", "notes"], range(SALONS), range(CUSTOMERS)),
+    *product(["message", "assignee", "resource", "notes"], range(SALONS), range(CUSTOMERS)),
     *product(["booking"], range(SALONS), range(CUSTOMERS), range(SLOTS)),
 )
 INDEX = {item: index for index, item in enumerate(ITEMS)}
@@ -34,7 +34,7 @@ SERVICES = {
         *("GetService", "ListServices", "ListResources", "ListTimeOff"),
     ),
     "stats": ("GetSalonStats", "ListBookingStats"),
-    "messaging": ("GetConversation", "ListMessages"),
+    "messaging": ("GetConversation", "ListConversations", "ListMessages", "SearchMessages"),
 }
 RPCS = [rpc for rpcs in SERVICES.values() for rpc in rpcs]
 SOURCES = ("near", "hit", "miss", "bypass")

@@ -62,7 +62,9 @@ class Writer(Client):
         await asyncio.gather(*map(self.write_salon, salons), *(self.write_on(*each) for each in owned))
 
     async def prepare(self, salon: int, customers: Sequence[int]) -> None:
-        """Create the first bookings of customers."""
+        """Create the conversations and the first bookings of customers."""
+        for customer in customers:
+            await self.send(salon, customer)
         for customer in list(customers) * FIRST_BOOKINGS:
             await self.create(salon, customer)
 
@@ -70,7 +72,7 @@ class Writer(Client):
         """Write several times in a row, pause, and so on."""
         kinds = [
             *(self.create, self.move, self.move, self.change_status, self.update),
-            *(self.send, self.send, self.replace_resource),
+            *(self.send, self.send, self.assign, self.replace_resource),
         ]
         while self.running:
             writes = self.random.randint(1, MOST_IN_A_ROW)
@@ -190,6 +192,13 @@ class Writer(Client):
         content = {"whatsapp_id": f"wamid.{customer}.{version}", "content": str(version)}
         direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
         await self.write("messaging", "RecordMessage", item, **new, **content, direction=direction)
+
+    async def assign(self, salon: int, customer: int) -> None:
+        """Assign a customer's conversation; the assignee is the version."""
+        item = INDEX["assignee", salon, customer]
+        named = {"salon_id": f"salon-{salon}", "phone_number": phone(customer)}
+        version = str(self.state.acknowledged(item) + 1)
+        await self.write("messaging", "AssignConversation", item, **named, assignee=version)
 
     async def write(self, service: str, rpc: str, *items: int, **fields: Any) -> Any:
         """Write until it is acknowledged, which raises the versions of items; return the reply, None after the end."""

@@ -75,7 +75,8 @@ async def _measure(system: System, effort: Effort, progress: Progress) -> tuple[
     every = cases(system.database_url)
     async with AsyncExitStack() as stack:
         channels = {name: grpc.aio.insecure_channel(f"127.0.0.1:{port}") for name, port in system.ports.items()}
-        for channel in channels.values():
+        ops = {name: grpc.aio.insecure_channel(f"127.0.0.1:{port}") for name, port in system.ops_ports.items()}
+        for channel in [*channels.values(), *ops.values()]:
             stack.push_async_callback(channel.close)
         before, after = await stack.enter_async_context(connected(system))
         rows = await measure_rows(system, every, before, after, effort, progress)
@@ -84,7 +85,7 @@ async def _measure(system: System, effort: Effort, progress: Progress) -> tuple[
         load = await check_load(done, before, after, channels)
         progress.advance(task)
         reads = [step for step in done if isinstance(step, Read)][: effort.operations // 4]
-        crowd = await check_crowd(reads, after, channels)
+        crowd = await check_crowd(reads, after, channels, ops)
         progress.advance(task)
     return rows, [*query_checks(rows), *load, *crowd]
 

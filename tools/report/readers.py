@@ -127,7 +127,7 @@ class After:
             url = SecretStr(service_url(system.database_url, f"parlor_{name}"))
             database = self.databases[name] = Database(DatabaseSettings(url=url), f"report-{name}")
             cache = self.caches[name] = Cache(
-                CacheSettings(url=system.redis_url, warm=0),  # so that a first read is a miss
+                CacheSettings(url=system.redis_url, refill=0),  # so that a first read is a miss
                 database.connection,
                 bytes,
                 NAMESPACES,

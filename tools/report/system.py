@@ -23,12 +23,13 @@ UNSAFE = {"fsync": "off", "full_page_writes": "off"}  # no figure is about a wri
 
 @dataclass(frozen=True)
 class System:
-    """Where everything is; `ports` are the services'."""
+    """Where everything is; `ports` are the services', `ops_ports` those of their OpsServices."""
 
     database_url: str
     copy_url: str
     redis_url: str
     ports: dict[str, int]
+    ops_ports: dict[str, int]
 
 
 @contextmanager
@@ -46,14 +47,16 @@ def system(scale: int, progress: Progress) -> Iterator[System]:
         copy_url = copy(postgres.dsn)
         progress.advance(started)
         ports = {name: free_port() for name in SERVICES}
-        plan = Plan(folder, None, True, scale, ports, free_ports(len(SERVICES))[0])
+        ops_port = free_ports(len(SERVICES))[0]
+        ops_ports = {name: ops_port + offset for offset, name in enumerate(SERVICES)}
+        plan = Plan(folder, None, True, scale, ports, free_ports(len(SERVICES))[0], ops_port=ops_port)
         settings = environments(plan, postgres.dsn, valkey.url)
         for name, own in settings.items():  # ignore database URLs in the environment
             own[f"{name.upper()}_DATABASE_URL"] = service_url(postgres.dsn, f"parlor_{name}")
-            own["REDIS_WARM"] = "0"  # so that a first read is a miss
+            own["REDIS_REFILL"] = "0"  # so that a first read is a miss
         start_services(settings, plan, folder, stack)
         progress.advance(started)
-        yield System(postgres.dsn, copy_url, valkey.url, ports)
+        yield System(postgres.dsn, copy_url, valkey.url, ports, ops_ports)
 
 
 def copy(database_url: str, name: str = "before") -> str:

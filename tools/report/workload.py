@@ -102,7 +102,7 @@ async def check_load(done: Sequence[Read | Write], before: Before, after: After,
     ]
 
 
-async def check_crowd(reads: Sequence[Read], after: After, channels: Channels) -> list[Check]:
+async def check_crowd(reads: Sequence[Read], after: After, channels: Channels, ops: Channels) -> list[Check]:
     """Have CROWD callers read at once: from an empty cache on, and by RPCs that bypass the cache."""
     errors = 0
 
@@ -115,10 +115,10 @@ async def check_crowd(reads: Sequence[Read], after: After, channels: Channels) -
             errors += 1
 
     await after.forget()
-    began = await _pool_failures(channels)
+    began = await _pool_failures(ops)
     await timed(call, reads, callers=CROWD)
     await timed(lambda read: call(read, ("cache-control", "no-cache")), reads, callers=CROWD)
-    failures = await _pool_failures(channels) - began
+    failures = await _pool_failures(ops) - began
     calls = 2 * len(reads)
     answered = f"{calls - errors:,} of {calls:,} calls by {CROWD} callers, half of them uncached"
     return [
@@ -127,8 +127,8 @@ async def check_crowd(reads: Sequence[Read], after: After, channels: Channels) -
     ]
 
 
-async def _pool_failures(channels: Channels) -> int:
+async def _pool_failures(ops: Channels) -> int:
     """Return how often the services' pools were exhausted or lost a connection."""
-    stubs: list[Any] = [ops_pb2_grpc.OpsServiceStub(channel) for channel in channels.values()]
+    stubs: list[Any] = [ops_pb2_grpc.OpsServiceStub(channel) for channel in ops.values()]
     replies = [await stub.GetDatabaseMetrics(ops_pb2.GetDatabaseMetricsRequest()) for stub in stubs]
     return sum(reply.pool.exhaustions + reply.pool.connection_errors for reply in replies)

@@ -6,11 +6,14 @@ from operator import attrgetter
 from typing import Any
 
 from libs.db import Statement
-from libs.server import IdempotentWrites, Slices
+from libs.server import Slices
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
 from services.messaging import message_write_queries, status_queries
+from services.messaging.customer_writes import CustomerWrites
+from services.messaging.kinds import rule
+from services.messaging.message_ids import message_ids
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.salons import Salons
 from services.messaging.status_queries import NewStatus
@@ -24,12 +27,12 @@ MOST_UNKNOWN_IDS = 100  # in a reply
 class WebhookIngest:
     """Records webhook bodies."""
 
-    def __init__(self, write: IdempotentWrites, tags: CacheTags, salons: Salons, secret: str) -> None:
-        """Prepare; `secret` is that of the WhatsApp app, which signs the bodies."""
+    def __init__(self, write: CustomerWrites, tags: CacheTags, salons: Salons, secrets: Sequence[str]) -> None:
+        """Prepare; `secrets` are those of the WhatsApp app, with any of which it may sign a body."""
         self._write = write
         self._tags = tags
         self._salons = salons
-        self._secret = secret
+        self._secrets = secrets
         self._slices = Slices()
 
     async def ingest(self, request: pb.IngestWebhookRequest) -> pb.IngestWebhookResponse:
@@ -62,7 +65,7 @@ class WebhookIngest:
 
     async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
         """Yield the changes of a body; those of a large one in slices, between which other tasks run."""
-        steps = read_webhook(payload, signature, self._secret)
+        steps = read_webhook(payload, signature, self._secrets)
         if is_small(payload):
             for found in steps:
                 if found is not None:
@@ -78,12 +81,15 @@ class WebhookIngest:
         salon_id = salon.salon_id
         messages = [
             NewMessage(
+                message_id=message_ids.new(message.created_at),
                 salon_id=salon_id,
                 salon_known=True,
                 direction="INBOUND",
                 cost_micros=0,
                 currency_code=None,
                 language=salon.language_code,
+                in_window=False,
+                **rule("INBOUND", message.type)._asdict(),
                 **vars(message),
             )
             for message in change.messages
@@ -96,11 +102,13 @@ class WebhookIngest:
         for message in messages:
             names |= {message.whatsapp_id, message.user_id, message.phone_number}
         locks = {message_lock(salon_id, name) for name in names if name}
-        async with self._write(request, salon_id, locks=locks, first=list(statements.values())) as write:
+        claims = [claim for message in messages if (claim := message.claim)]
+        first = list(statements.values())
+        async with self._write.of_customers(request, salon_id, claims, locks=locks, first=first) as write:
             found = dict(zip(statements, write.first, strict=True))
             inserted, changed = found.get("messages", ()), found.get("changed", ())
             conversations = map(attrgetter("conversation"), chain(inserted, changed))
-            write.invalidate(*self._tags.of_conversations(salon_id, *found.get("numbered", ()), *conversations))
+            write.invalidate(*self._tags.of_conversations(salon_id, *conversations))
         recorded, failed = found.get("statuses", ()), found.get("failures", set())
         unknown_kinds = failed.intersection(failure.digest for failure in change.failures if failure.is_unknown_kind)
         unknown_types = sum(map(attrgetter("is_of_unknown_type"), inserted))
@@ -128,8 +136,6 @@ def _statements(
 ) -> dict[str, Statement[Any]]:
     """Return the statements that record items, in their order, by the name of their result."""
     statements: dict[str, Statement[Any]] = {}
-    if any(message.phone_number and message.user_id for message in messages):
-        statements["numbered"] = message_write_queries.assign_phone_numbers(messages)
     if messages:
         statements["messages"] = message_write_queries.insert_messages(messages)
     if statuses:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from services.messaging.webhook.content import LONGEST_TEXT, read_content, text_field
 from services.messaging.webhook.json_scanner import Unreadable
 from services.messaging.webhook.pricing import read_pricing
-from services.phones import canonical
+from services.phones import whatsapp_number
 
 TYPES = frozenset(
     "text image audio video document sticker location contacts reaction interactive button order system template"
@@ -32,7 +32,7 @@ def _e164(value: Any) -> Any:
     """Read a phone number as WhatsApp writes it: E.164 without its `+`."""
     if value is not None and not (isinstance(value, str) and _PHONE.fullmatch(value)):
         raise ValueError("not a phone number")
-    return value and canonical("+" + value.removeprefix("+"))
+    return value and whatsapp_number("+" + value.removeprefix("+"))
 
 
 def _moment(value: Any) -> datetime:
@@ -79,6 +79,7 @@ class Incoming(BaseModel):
     reply_to_whatsapp_id: str | None
     error_code: int | None
     error_title: str | None
+    details: dict[str, Any] | None = None
     item: str
 
 
@@ -95,6 +96,7 @@ class Status(BaseModel):
     cost_micros: int | None
     currency_code: str | None
     conversation_origin: str | None
+    details: dict[str, Any] | None = None
 
 
 # A contact's wa_id, user_id and name. 100,000 objects of a class would slow down the garbage collector.

@@ -137,18 +137,20 @@ class Change:
         return failures
 
 
-def read_webhook(payload: bytes, signature: str, secret: str) -> Iterator[tuple[str, Change] | None]:
+def read_webhook(payload: bytes, signature: str, secrets: Sequence[str]) -> Iterator[tuple[str, Change] | None]:
     """Yield the changes of a body with their phone_number_id, "" if they have none; None where other tasks may run.
 
     A change has about MOST_ITEMS items and MOST_BYTES bytes at most; more of its phone_number_id may follow.
-    Raises, before it yields any change: INVALID_SIGNATURE unless WhatsApp has signed exactly these bytes; INVALID_FIELD
-    for what is not a webhook body.
+    Raises, before it yields any change: INVALID_SIGNATURE unless WhatsApp has signed exactly these bytes, by any of the
+    secrets; INVALID_FIELD for what is not a webhook body.
     """
-    signed = hmac.new(secret.encode(), digestmod="sha256")
+    signed = [hmac.new(secret.encode(), digestmod="sha256") for secret in secrets]
     for start in range(0, len(payload), SIGNED_BYTES):
-        signed.update(payload[start : start + SIGNED_BYTES])
+        for each in signed:
+            each.update(payload[start : start + SIGNED_BYTES])
         yield None
-    if not hmac.compare_digest(f"sha256={signed.hexdigest()}".encode(), signature.encode()):
+    valid = [hmac.compare_digest(f"sha256={each.hexdigest()}".encode(), signature.encode()) for each in signed]
+    if not any(valid):
         raise RpcError(
             grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE", "the signature is not that of this payload"
         )

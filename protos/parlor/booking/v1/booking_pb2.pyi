@@ -13,6 +13,9 @@ DATABASE_UNAVAILABLE, DATABASE_FULL, QUERY_TIMEOUT or DRAINING, and a mutation R
 CACHE_UNAVAILABLE, or COMMIT_UNKNOWN if it is unknown whether the change was made. That one is UNAVAILABLE if the
 request has a request_id and so can be repeated, otherwise ABORTED.
 
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED, SALON_NOT_ALLOWED or QUOTA_EXCEEDED. A request
+that names no salon needs the right to all salons; docs/callers.md tells more.
+
 A request may have up to 256 KiB, uncompressed; a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 

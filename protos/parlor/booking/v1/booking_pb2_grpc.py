@@ -61,6 +61,11 @@ class BookingServiceStub:
 
     | reason | code | message |
     |---|---|---|
+    | UNAUTHENTICATED | UNAUTHENTICATED | the caller is not known: {what to send, or what is wrong with it} |
+    | METHOD_NOT_ALLOWED | PERMISSION_DENIED | the caller may not call this method |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the caller may not use this salon |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the request is about all salons: the caller may not use all |
+    | QUOTA_EXCEEDED | RESOURCE_EXHAUSTED | {the caller} has too many calls {per second}: try again |
     | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
     | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
     | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
@@ -264,6 +269,11 @@ class BookingServiceServicer:
 
     | reason | code | message |
     |---|---|---|
+    | UNAUTHENTICATED | UNAUTHENTICATED | the caller is not known: {what to send, or what is wrong with it} |
+    | METHOD_NOT_ALLOWED | PERMISSION_DENIED | the caller may not call this method |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the caller may not use this salon |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the request is about all salons: the caller may not use all |
+    | QUOTA_EXCEEDED | RESOURCE_EXHAUSTED | {the caller} has too many calls {per second}: try again |
     | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
     | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
     | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
@@ -720,6 +730,11 @@ class BookingService:
 
     | reason | code | message |
     |---|---|---|
+    | UNAUTHENTICATED | UNAUTHENTICATED | the caller is not known: {what to send, or what is wrong with it} |
+    | METHOD_NOT_ALLOWED | PERMISSION_DENIED | the caller may not call this method |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the caller may not use this salon |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the request is about all salons: the caller may not use all |
+    | QUOTA_EXCEEDED | RESOURCE_EXHAUSTED | {the caller} has too many calls {per second}: try again |
     | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
     | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
     | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |

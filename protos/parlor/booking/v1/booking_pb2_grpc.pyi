@@ -13,6 +13,9 @@ DATABASE_UNAVAILABLE, DATABASE_FULL, QUERY_TIMEOUT or DRAINING, and a mutation R
 CACHE_UNAVAILABLE, or COMMIT_UNKNOWN if it is unknown whether the change was made. That one is UNAVAILABLE if the
 request has a request_id and so can be repeated, otherwise ABORTED.
 
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED, SALON_NOT_ALLOWED or QUOTA_EXCEEDED. A request
+that names no salon needs the right to all salons; docs/callers.md tells more.
+
 A request may have up to 256 KiB, uncompressed; a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 
@@ -75,6 +78,11 @@ class BookingServiceStub:
 
     | reason | code | message |
     |---|---|---|
+    | UNAUTHENTICATED | UNAUTHENTICATED | the caller is not known: {what to send, or what is wrong with it} |
+    | METHOD_NOT_ALLOWED | PERMISSION_DENIED | the caller may not call this method |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the caller may not use this salon |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the request is about all salons: the caller may not use all |
+    | QUOTA_EXCEEDED | RESOURCE_EXHAUSTED | {the caller} has too many calls {per second}: try again |
     | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
     | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
     | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
@@ -282,6 +290,11 @@ class BookingServiceAsyncStub(BookingServiceStub):
 
     | reason | code | message |
     |---|---|---|
+    | UNAUTHENTICATED | UNAUTHENTICATED | the caller is not known: {what to send, or what is wrong with it} |
+    | METHOD_NOT_ALLOWED | PERMISSION_DENIED | the caller may not call this method |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the caller may not use this salon |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the request is about all salons: the caller may not use all |
+    | QUOTA_EXCEEDED | RESOURCE_EXHAUSTED | {the caller} has too many calls {per second}: try again |
     | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
     | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
     | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |
@@ -485,6 +498,11 @@ class BookingServiceServicer(metaclass=_abc_1.ABCMeta):
 
     | reason | code | message |
     |---|---|---|
+    | UNAUTHENTICATED | UNAUTHENTICATED | the caller is not known: {what to send, or what is wrong with it} |
+    | METHOD_NOT_ALLOWED | PERMISSION_DENIED | the caller may not call this method |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the caller may not use this salon |
+    | SALON_NOT_ALLOWED | PERMISSION_DENIED | the request is about all salons: the caller may not use all |
+    | QUOTA_EXCEEDED | RESOURCE_EXHAUSTED | {the caller} has too many calls {per second}: try again |
     | SALON_NOT_FOUND | NOT_FOUND | there is no salon {salon-1} |
     | RESOURCE_NOT_FOUND | NOT_FOUND | there is no resource {salon-1/anna} |
     | SERVICE_NOT_FOUND | NOT_FOUND | there is no service {salon-1/cut} |

@@ -18,6 +18,9 @@ mutation may also return REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED
 and COMMIT_UNKNOWN if it is unknown whether the change was made: UNAVAILABLE if the request has a request_id and so
 can be repeated, otherwise ABORTED.
 
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED or SALON_NOT_ALLOWED (PERMISSION_DENIED), or
+QUOTA_EXCEEDED (RESOURCE_EXHAUSTED, with RetryInfo). A request that names no salon needs the right to all salons.
+
 A request may have up to 512 KiB (RecordMessage, RecordAiMessage), 8.5 MiB (IngestWebhook) or 256 KiB, uncompressed;
 a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
@@ -39,6 +42,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ConversationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConversationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConversationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONVERSATION_KIND_UNSPECIFIED: _ConversationKind.ValueType  # 0
+    """Unspecified."""
+    CONVERSATION_KIND_CUSTOMER: _ConversationKind.ValueType  # 1
+    """With one customer."""
+    CONVERSATION_KIND_GROUP: _ConversationKind.ValueType  # 2
+    """With a WhatsApp group. It has no phone_number, user_id or service window."""
+
+class ConversationKind(_ConversationKind, metaclass=_ConversationKindEnumTypeWrapper):
+    """Kind of a conversation."""
+
+CONVERSATION_KIND_UNSPECIFIED: ConversationKind.ValueType  # 0
+"""Unspecified."""
+CONVERSATION_KIND_CUSTOMER: ConversationKind.ValueType  # 1
+"""With one customer."""
+CONVERSATION_KIND_GROUP: ConversationKind.ValueType  # 2
+"""With a WhatsApp group. It has no phone_number, user_id or service window."""
+Global___ConversationKind: _TypeAlias = ConversationKind  # noqa: Y015
+
 class _ConversationStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -48,7 +75,7 @@ class _ConversationStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Co
     CONVERSATION_STATUS_UNSPECIFIED: _ConversationStatus.ValueType  # 0
     """Unspecified."""
     CONVERSATION_STATUS_ACTIVE: _ConversationStatus.ValueType  # 1
-    """In progress. A new message sets this status."""
+    """In progress. A new message of the customer, a call, or a message sent by RecordMessage sets this status."""
     CONVERSATION_STATUS_CLOSED: _ConversationStatus.ValueType  # 2
     """Closed."""
     CONVERSATION_STATUS_ARCHIVED: _ConversationStatus.ValueType  # 3
@@ -60,12 +87,64 @@ class ConversationStatus(_ConversationStatus, metaclass=_ConversationStatusEnumT
 CONVERSATION_STATUS_UNSPECIFIED: ConversationStatus.ValueType  # 0
 """Unspecified."""
 CONVERSATION_STATUS_ACTIVE: ConversationStatus.ValueType  # 1
-"""In progress. A new message sets this status."""
+"""In progress. A new message of the customer, a call, or a message sent by RecordMessage sets this status."""
 CONVERSATION_STATUS_CLOSED: ConversationStatus.ValueType  # 2
 """Closed."""
 CONVERSATION_STATUS_ARCHIVED: ConversationStatus.ValueType  # 3
 """Archived."""
 Global___ConversationStatus: _TypeAlias = ConversationStatus  # noqa: Y015
+
+class _CallStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CallStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALL_STATUS_UNSPECIFIED: _CallStatus.ValueType  # 0
+    """Unspecified."""
+    CALL_STATUS_STARTED: _CallStatus.ValueType  # 1
+    """It rings, or they talk."""
+    CALL_STATUS_COMPLETED: _CallStatus.ValueType  # 2
+    """They talked, and the call ended."""
+    CALL_STATUS_MISSED: _CallStatus.ValueType  # 3
+    """Nobody took the call."""
+
+class CallStatus(_CallStatus, metaclass=_CallStatusEnumTypeWrapper):
+    """State of a call."""
+
+CALL_STATUS_UNSPECIFIED: CallStatus.ValueType  # 0
+"""Unspecified."""
+CALL_STATUS_STARTED: CallStatus.ValueType  # 1
+"""It rings, or they talk."""
+CALL_STATUS_COMPLETED: CallStatus.ValueType  # 2
+"""They talked, and the call ended."""
+CALL_STATUS_MISSED: CallStatus.ValueType  # 3
+"""Nobody took the call."""
+Global___CallStatus: _TypeAlias = CallStatus  # noqa: Y015
+
+class _MessageOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_ORIGIN_UNSPECIFIED: _MessageOrigin.ValueType  # 0
+    """Received live, or recorded by RecordMessage."""
+    MESSAGE_ORIGIN_PHONE_APP: _MessageOrigin.ValueType  # 1
+    """A person of the salon sent it on the WhatsApp Business phone app."""
+    MESSAGE_ORIGIN_HISTORY: _MessageOrigin.ValueType  # 2
+    """Sent or received on the phone app before the number was connected."""
+
+class MessageOrigin(_MessageOrigin, metaclass=_MessageOriginEnumTypeWrapper):
+    """Where a message comes from."""
+
+MESSAGE_ORIGIN_UNSPECIFIED: MessageOrigin.ValueType  # 0
+"""Received live, or recorded by RecordMessage."""
+MESSAGE_ORIGIN_PHONE_APP: MessageOrigin.ValueType  # 1
+"""A person of the salon sent it on the WhatsApp Business phone app."""
+MESSAGE_ORIGIN_HISTORY: MessageOrigin.ValueType  # 2
+"""Sent or received on the phone app before the number was connected."""
+Global___MessageOrigin: _TypeAlias = MessageOrigin  # noqa: Y015
 
 class _WebhookItemKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -106,7 +185,7 @@ class _MessageDirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mess
     MESSAGE_DIRECTION_INBOUND: _MessageDirection.ValueType  # 1
     """From the customer."""
     MESSAGE_DIRECTION_OUTBOUND: _MessageDirection.ValueType  # 2
-    """ID of the salon."""
+    """From the salon."""
 
 class MessageDirection(_MessageDirection, metaclass=_MessageDirectionEnumTypeWrapper):
     """Direction of a message."""
@@ -116,7 +195,7 @@ MESSAGE_DIRECTION_UNSPECIFIED: MessageDirection.ValueType  # 0
 MESSAGE_DIRECTION_INBOUND: MessageDirection.ValueType  # 1
 """From the customer."""
 MESSAGE_DIRECTION_OUTBOUND: MessageDirection.ValueType  # 2
-"""ID of the salon."""
+"""From the salon."""
 Global___MessageDirection: _TypeAlias = MessageDirection  # noqa: Y015
 
 class _MessageType:
@@ -144,7 +223,9 @@ class _MessageTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageTy
     MESSAGE_TYPE_CONTACTS: _MessageType.ValueType  # 8
     """Contact cards."""
     MESSAGE_TYPE_REACTION: _MessageType.ValueType  # 9
-    """An emoji reaction to another message."""
+    """An emoji reaction to another message. Only from RecordMessage: one that a webhook brings is among the `reactions` of
+    its message.
+    """
     MESSAGE_TYPE_INTERACTIVE: _MessageType.ValueType  # 10
     """A list or buttons, or the customer's choice."""
     MESSAGE_TYPE_BUTTON: _MessageType.ValueType  # 11
@@ -159,6 +240,8 @@ class _MessageTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageTy
     """A type that WhatsApp does not deliver to the API."""
     MESSAGE_TYPE_UNKNOWN: _MessageType.ValueType  # 16
     """A type that Parlor does not know. GetMessage returns the item."""
+    MESSAGE_TYPE_CALL: _MessageType.ValueType  # 17
+    """A call."""
 
 class MessageType(_MessageType, metaclass=_MessageTypeEnumTypeWrapper):
     """Type of a message, named as in the WhatsApp Cloud API."""
@@ -182,7 +265,9 @@ MESSAGE_TYPE_LOCATION: MessageType.ValueType  # 7
 MESSAGE_TYPE_CONTACTS: MessageType.ValueType  # 8
 """Contact cards."""
 MESSAGE_TYPE_REACTION: MessageType.ValueType  # 9
-"""An emoji reaction to another message."""
+"""An emoji reaction to another message. Only from RecordMessage: one that a webhook brings is among the `reactions` of
+its message.
+"""
 MESSAGE_TYPE_INTERACTIVE: MessageType.ValueType  # 10
 """A list or buttons, or the customer's choice."""
 MESSAGE_TYPE_BUTTON: MessageType.ValueType  # 11
@@ -197,6 +282,8 @@ MESSAGE_TYPE_UNSUPPORTED: MessageType.ValueType  # 15
 """A type that WhatsApp does not deliver to the API."""
 MESSAGE_TYPE_UNKNOWN: MessageType.ValueType  # 16
 """A type that Parlor does not know. GetMessage returns the item."""
+MESSAGE_TYPE_CALL: MessageType.ValueType  # 17
+"""A call."""
 Global___MessageType: _TypeAlias = MessageType  # noqa: Y015
 
 class _MessageStatus:
@@ -271,6 +358,46 @@ AI_ROLE_TOOL: AiRole.ValueType  # 4
 """A tool that the model called."""
 Global___AiRole: _TypeAlias = AiRole  # noqa: Y015
 
+class _MessageChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_CHANGE_TYPE_UNSPECIFIED: _MessageChangeType.ValueType  # 0
+    """Unspecified."""
+    MESSAGE_CHANGE_TYPE_MESSAGE_CREATED: _MessageChangeType.ValueType  # 1
+    """A message was recorded. Its conversation may be new, and its last_message_time, service window, unread_count and
+    revision may have changed: that has no change of its own.
+    """
+    MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: _MessageChangeType.ValueType  # 2
+    """A message changed: its status, price, text or conversation. Or it was erased."""
+    MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: _MessageChangeType.ValueType  # 3
+    """A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
+    MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: _MessageChangeType.ValueType  # 4
+    """A customer changed: their name, phone numbers, user_ids or opt-out. Or they were erased. conversation_id is the
+    customer_id, even if they have no conversation yet.
+    """
+
+class MessageChangeType(_MessageChangeType, metaclass=_MessageChangeTypeEnumTypeWrapper):
+    """Type of a change."""
+
+MESSAGE_CHANGE_TYPE_UNSPECIFIED: MessageChangeType.ValueType  # 0
+"""Unspecified."""
+MESSAGE_CHANGE_TYPE_MESSAGE_CREATED: MessageChangeType.ValueType  # 1
+"""A message was recorded. Its conversation may be new, and its last_message_time, service window, unread_count and
+revision may have changed: that has no change of its own.
+"""
+MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: MessageChangeType.ValueType  # 2
+"""A message changed: its status, price, text or conversation. Or it was erased."""
+MESSAGE_CHANGE_TYPE_CONVERSATION_UPDATED: MessageChangeType.ValueType  # 3
+"""A conversation changed: its status, assignee or tags, or it was read. Or it became part of another one."""
+MESSAGE_CHANGE_TYPE_CUSTOMER_UPDATED: MessageChangeType.ValueType  # 4
+"""A customer changed: their name, phone numbers, user_ids or opt-out. Or they were erased. conversation_id is the
+customer_id, even if they have no conversation yet.
+"""
+Global___MessageChangeType: _TypeAlias = MessageChangeType  # noqa: Y015
+
 @_typing.final
 class Conversation(_message.Message):
     """The messages between a salon and one customer."""
@@ -291,6 +418,9 @@ class Conversation(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     UNREAD_COUNT_FIELD_NUMBER: _builtins.int
     SERVICE_WINDOW_EXPIRES_TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    LAST_MESSAGE_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     """ID, a UUID generated by the server."""
     salon_id: _builtins.str
@@ -310,7 +440,11 @@ class Conversation(_message.Message):
     assignee: _builtins.str
     """ID of the user that the conversation is assigned to; empty if none."""
     unread_count: _builtins.int
-    """Number of messages from the customer since MarkConversationRead."""
+    """Number of messages from the customer, and of missed calls, since MarkConversationRead."""
+    kind: Global___ConversationKind.ValueType
+    """Whether it is with one customer or with a group."""
+    group_id: _builtins.str
+    """WhatsApp's ID of the group; empty unless it is the conversation of a group."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the first message was sent."""
@@ -329,9 +463,13 @@ class Conversation(_message.Message):
 
     @_builtins.property
     def service_window_expires_time(self) -> _timestamp_pb2.Timestamp:
-        """When the service window closes, 24 h after the customer's last message; later only templates may be sent. Not set
-        if the customer has never written.
+        """When the service window closes, 24 h after the customer's last message, reaction or call; later only templates may
+        be sent. Not set if there has been none.
         """
+
+    @_builtins.property
+    def last_message(self) -> Global___LastMessage:
+        """The newest message. Set only by ListConversations."""
 
     def __init__(
         self,
@@ -350,14 +488,61 @@ class Conversation(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         unread_count: _builtins.int = ...,
         service_window_expires_time: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___ConversationKind.ValueType = ...,
+        group_id: _builtins.str = ...,
+        last_message: Global___LastMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_message_time", b"last_message_time", "service_window_expires_time", b"service_window_expires_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_message", b"last_message", "last_message_time", b"last_message_time", "service_window_expires_time", b"service_window_expires_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignee", b"assignee", "conversation_id", b"conversation_id", "customer_name", b"customer_name", "etag", b"etag", "last_message_time", b"last_message_time", "messages", b"messages", "phone_number", b"phone_number", "salon_id", b"salon_id", "service_window_expires_time", b"service_window_expires_time", "start_time", b"start_time", "status", b"status", "tags", b"tags", "unread_count", b"unread_count", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignee", b"assignee", "conversation_id", b"conversation_id", "customer_name", b"customer_name", "etag", b"etag", "group_id", b"group_id", "kind", b"kind", "last_message", b"last_message", "last_message_time", b"last_message_time", "messages", b"messages", "phone_number", b"phone_number", "salon_id", b"salon_id", "service_window_expires_time", b"service_window_expires_time", "start_time", b"start_time", "status", b"status", "tags", b"tags", "unread_count", b"unread_count", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Conversation: _TypeAlias = Conversation  # noqa: Y015
+
+@_typing.final
+class LastMessage(_message.Message):
+    """The newest message of a conversation, shortened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """ID, a UUID generated by the server."""
+    direction: Global___MessageDirection.ValueType
+    """Who sent the message."""
+    type: Global___MessageType.ValueType
+    """Type of the message."""
+    content: _builtins.str
+    """The first 160 characters of the content; may be empty."""
+    status: Global___MessageStatus.ValueType
+    """Delivery status of the message."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the message was sent."""
+
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+        direction: Global___MessageDirection.ValueType = ...,
+        type: Global___MessageType.ValueType = ...,
+        content: _builtins.str = ...,
+        status: Global___MessageStatus.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "direction", b"direction", "message_id", b"message_id", "status", b"status", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LastMessage: _TypeAlias = LastMessage  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):
@@ -387,8 +572,29 @@ class Message(_message.Message):
     SNIPPET_FIELD_NUMBER: _builtins.int
     RAW_JSON_FIELD_NUMBER: _builtins.int
     STATUS_EVENTS_FIELD_NUMBER: _builtins.int
+    INTERACTIVE_REPLY_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    REFERRAL_FIELD_NUMBER: _builtins.int
+    CONTACTS_FIELD_NUMBER: _builtins.int
+    REACTIONS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    EDITED_TIME_FIELD_NUMBER: _builtins.int
+    REVOKED_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_DETAILS_FIELD_NUMBER: _builtins.int
+    BIZ_OPAQUE_CALLBACK_DATA_FIELD_NUMBER: _builtins.int
+    PRICING_TYPE_FIELD_NUMBER: _builtins.int
+    PRICING_MODEL_FIELD_NUMBER: _builtins.int
+    TIME_ADJUSTED_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    REFERRED_PRODUCT_FIELD_NUMBER: _builtins.int
+    SIMILAR_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
-    """ID, a UUID generated by the server. Empty if only a status of the message is known so far."""
+    """ID, a UUID generated by the server: of two messages with the same create_time, the one that arrived first has the
+    lower one. Empty if only a status of the message is known so far.
+    """
     salon_id: _builtins.str
     """ID of the salon."""
     conversation_id: _builtins.str
@@ -431,6 +637,20 @@ class Message(_message.Message):
     """The item of the webhook body, as JSON; empty if the message did not come by webhook, or is older than
     RETENTION_RAW_ITEMS. Set only by GetMessage.
     """
+    origin: Global___MessageOrigin.ValueType
+    """Where the message comes from, unless it was received live, or recorded by RecordMessage."""
+    error_details: _builtins.str
+    """WhatsApp's details of the error; may be empty."""
+    biz_opaque_callback_data: _builtins.str
+    """The text that was given when the message was sent, and that WhatsApp returns with each status; may be empty."""
+    pricing_type: _builtins.str
+    """WhatsApp's pricing type: `regular`, `free_customer_service`, `free_entry_point`...; empty if unknown."""
+    pricing_model: _builtins.str
+    """WhatsApp's pricing model: `PMP` (per message) or `CBP` (per conversation); empty if unknown."""
+    time_adjusted: _builtins.bool
+    """Whether WhatsApp sent a time more than 10 min in the future: create_time is when the message arrived, instead."""
+    similar: _builtins.bool
+    """Whether the message was found by words that are only similar to those of the query. Set only by SearchMessages."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the message was sent."""
@@ -438,6 +658,54 @@ class Message(_message.Message):
     @_builtins.property
     def status_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageStatusEvent]:
         """All status events of the message, oldest first. Set only by GetMessage."""
+
+    @_builtins.property
+    def interactive_reply(self) -> Global___InteractiveReply:
+        """What the customer chose or filled in; not set for other messages."""
+
+    @_builtins.property
+    def location(self) -> Global___Location:
+        """The place in a LOCATION message."""
+
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """The order in an ORDER message."""
+
+    @_builtins.property
+    def referral(self) -> Global___Referral:
+        """The ad or post that the customer came from; set on the first message after it."""
+
+    @_builtins.property
+    def contacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContactCard]:
+        """The cards in a CONTACTS message, at most 100."""
+
+    @_builtins.property
+    def reactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reaction]:
+        """The reactions that the message has now: one of each person, oldest first."""
+
+    @_builtins.property
+    def edited_time(self) -> _timestamp_pb2.Timestamp:
+        """When its sender last edited the message: content is the new text. Not set if never."""
+
+    @_builtins.property
+    def revoked_time(self) -> _timestamp_pb2.Timestamp:
+        """When its sender revoked (deleted) the message, which has no content from then on. Not set if not revoked."""
+
+    @_builtins.property
+    def call(self) -> Global___Call:
+        """The call of a CALL message."""
+
+    @_builtins.property
+    def system(self) -> Global___SystemNotice:
+        """What a SYSTEM message is about."""
+
+    @_builtins.property
+    def sender(self) -> Global___Sender:
+        """Who wrote the message; set only in the conversation of a group."""
+
+    @_builtins.property
+    def referred_product(self) -> Global___Product:
+        """The product that the customer asks about; not set if there is none."""
 
     def __init__(
         self,
@@ -464,16 +732,431 @@ class Message(_message.Message):
         snippet: _builtins.str = ...,
         raw_json: _builtins.str = ...,
         status_events: _abc.Iterable[Global___MessageStatusEvent] | None = ...,
+        interactive_reply: Global___InteractiveReply | None = ...,
+        location: Global___Location | None = ...,
+        order: Global___Order | None = ...,
+        referral: Global___Referral | None = ...,
+        contacts: _abc.Iterable[Global___ContactCard] | None = ...,
+        reactions: _abc.Iterable[Global___Reaction] | None = ...,
+        origin: Global___MessageOrigin.ValueType = ...,
+        edited_time: _timestamp_pb2.Timestamp | None = ...,
+        revoked_time: _timestamp_pb2.Timestamp | None = ...,
+        error_details: _builtins.str = ...,
+        biz_opaque_callback_data: _builtins.str = ...,
+        pricing_type: _builtins.str = ...,
+        pricing_model: _builtins.str = ...,
+        time_adjusted: _builtins.bool = ...,
+        call: Global___Call | None = ...,
+        system: Global___SystemNotice | None = ...,
+        sender: Global___Sender | None = ...,
+        referred_product: Global___Product | None = ...,
+        similar: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "call", b"call", "create_time", b"create_time", "edited_time", b"edited_time", "interactive_reply", b"interactive_reply", "location", b"location", "order", b"order", "referral", b"referral", "referred_product", b"referred_product", "revoked_time", b"revoked_time", "sender", b"sender", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "content", b"content", "conversation_id", b"conversation_id", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency_code", b"currency_code", "direction", b"direction", "error_code", b"error_code", "error_title", b"error_title", "media_id", b"media_id", "message_id", b"message_id", "phone_number", b"phone_number", "pricing_category", b"pricing_category", "raw_json", b"raw_json", "reply_to_whatsapp_id", b"reply_to_whatsapp_id", "salon_id", b"salon_id", "snippet", b"snippet", "status", b"status", "status_events", b"status_events", "type", b"type", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "biz_opaque_callback_data", b"biz_opaque_callback_data", "call", b"call", "contacts", b"contacts", "content", b"content", "conversation_id", b"conversation_id", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency_code", b"currency_code", "direction", b"direction", "edited_time", b"edited_time", "error_code", b"error_code", "error_details", b"error_details", "error_title", b"error_title", "interactive_reply", b"interactive_reply", "location", b"location", "media_id", b"media_id", "message_id", b"message_id", "order", b"order", "origin", b"origin", "phone_number", b"phone_number", "pricing_category", b"pricing_category", "pricing_model", b"pricing_model", "pricing_type", b"pricing_type", "raw_json", b"raw_json", "reactions", b"reactions", "referral", b"referral", "referred_product", b"referred_product", "reply_to_whatsapp_id", b"reply_to_whatsapp_id", "revoked_time", b"revoked_time", "salon_id", b"salon_id", "sender", b"sender", "similar", b"similar", "snippet", b"snippet", "status", b"status", "status_events", b"status_events", "system", b"system", "time_adjusted", b"time_adjusted", "type", b"type", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__billable: _TypeAlias = _typing.Literal["billable"]  # noqa: Y015
     _WhichOneofArgType__billable: _TypeAlias = _typing.Literal["_billable", b"_billable"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__billable) -> _WhichOneofReturnType__billable | None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class InteractiveReply(_message.Message):
+    """What a customer chose or filled in: a button, an entry of a list, a form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FLOW_JSON_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The ID (or payload) that the salon gave to the button or entry; empty for a form."""
+    title: _builtins.str
+    """The text of the button or entry; the name of the form."""
+    kind: _builtins.str
+    """WhatsApp's kind: `button_reply`, `list_reply`, `nfm_reply` (a form, or flow), `call_permission_reply`; `button` for
+    the quick-reply button of a template.
+    """
+    flow_json: _builtins.str
+    """The answers of a form, as JSON; empty for other kinds."""
+    description: _builtins.str
+    """The description of the entry of a list; may be empty."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        flow_json: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "flow_json", b"flow_json", "id", b"id", "kind", b"kind", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InteractiveReply: _TypeAlias = InteractiveReply  # noqa: Y015
+
+@_typing.final
+class Location(_message.Message):
+    """A place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATITUDE_FIELD_NUMBER: _builtins.int
+    LONGITUDE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    latitude: _builtins.float
+    """Degrees north of the equator."""
+    longitude: _builtins.float
+    """Degrees east of Greenwich."""
+    name: _builtins.str
+    """Name of the place; may be empty."""
+    address: _builtins.str
+    """Address of the place; may be empty."""
+    url: _builtins.str
+    """Website of the place; may be empty."""
+    def __init__(
+        self,
+        *,
+        latitude: _builtins.float = ...,
+        longitude: _builtins.float = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "latitude", b"latitude", "longitude", b"longitude", "name", b"name", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Location: _TypeAlias = Location  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """An order from a catalog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATALOG_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    catalog_id: _builtins.str
+    """WhatsApp's ID of the catalog."""
+    text: _builtins.str
+    """What the customer wrote; may be empty."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
+        """The products, at most 100."""
+
+    def __init__(
+        self,
+        *,
+        catalog_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        items: _abc.Iterable[Global___OrderItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_id", b"catalog_id", "items", b"items", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
+
+@_typing.final
+class OrderItem(_message.Message):
+    """A product in an order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_RETAILER_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    ITEM_PRICE_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    product_retailer_id: _builtins.str
+    """The salon's ID of the product."""
+    quantity: _builtins.int
+    """How many."""
+    item_price_micros: _builtins.int
+    """Price of one in millionths of currency_code; 0 if unknown."""
+    currency_code: _builtins.str
+    """ISO 4217 code of the price; empty if unknown."""
+    def __init__(
+        self,
+        *,
+        product_retailer_id: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        item_price_micros: _builtins.int = ...,
+        currency_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "item_price_micros", b"item_price_micros", "product_retailer_id", b"product_retailer_id", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderItem: _TypeAlias = OrderItem  # noqa: Y015
+
+@_typing.final
+class Product(_message.Message):
+    """A product of a catalog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATALOG_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_RETAILER_ID_FIELD_NUMBER: _builtins.int
+    catalog_id: _builtins.str
+    """WhatsApp's ID of the catalog."""
+    product_retailer_id: _builtins.str
+    """The salon's ID of the product."""
+    def __init__(
+        self,
+        *,
+        catalog_id: _builtins.str = ...,
+        product_retailer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_id", b"catalog_id", "product_retailer_id", b"product_retailer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Product: _TypeAlias = Product  # noqa: Y015
+
+@_typing.final
+class Referral(_message.Message):
+    """The ad or post that a customer came from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_URL_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_TYPE_FIELD_NUMBER: _builtins.int
+    HEADLINE_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    MEDIA_URL_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_URL_FIELD_NUMBER: _builtins.int
+    CTWA_CLID_FIELD_NUMBER: _builtins.int
+    WELCOME_MESSAGE_FIELD_NUMBER: _builtins.int
+    source_url: _builtins.str
+    """URL of the ad or post."""
+    source_id: _builtins.str
+    """ID of the ad or post."""
+    source_type: _builtins.str
+    """`ad` or `post`."""
+    headline: _builtins.str
+    """Its headline."""
+    body: _builtins.str
+    """Its text."""
+    media_type: _builtins.str
+    """`image` or `video`; empty if it has none."""
+    media_url: _builtins.str
+    """URL of the image or video."""
+    thumbnail_url: _builtins.str
+    """URL of the video's preview."""
+    ctwa_clid: _builtins.str
+    """ID of the click, for reports to Meta (Click to WhatsApp)."""
+    welcome_message: _builtins.str
+    """The greeting that the ad showed."""
+    def __init__(
+        self,
+        *,
+        source_url: _builtins.str = ...,
+        source_id: _builtins.str = ...,
+        source_type: _builtins.str = ...,
+        headline: _builtins.str = ...,
+        body: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        media_url: _builtins.str = ...,
+        thumbnail_url: _builtins.str = ...,
+        ctwa_clid: _builtins.str = ...,
+        welcome_message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ctwa_clid", b"ctwa_clid", "headline", b"headline", "media_type", b"media_type", "media_url", b"media_url", "source_id", b"source_id", "source_type", b"source_type", "source_url", b"source_url", "thumbnail_url", b"thumbnail_url", "welcome_message", b"welcome_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Referral: _TypeAlias = Referral  # noqa: Y015
+
+@_typing.final
+class ContactCard(_message.Message):
+    """A contact card."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COMPANY_FIELD_NUMBER: _builtins.int
+    PHONES_FIELD_NUMBER: _builtins.int
+    EMAILS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Full name; may be empty."""
+    company: _builtins.str
+    """Company; may be empty."""
+    @_builtins.property
+    def phones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Phone numbers as they are written on the card, at most 20."""
+
+    @_builtins.property
+    def emails(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Email addresses, at most 20."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        company: _builtins.str = ...,
+        phones: _abc.Iterable[_builtins.str] | None = ...,
+        emails: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["company", b"company", "emails", b"emails", "name", b"name", "phones", b"phones"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContactCard: _TypeAlias = ContactCard  # noqa: Y015
+
+@_typing.final
+class Reaction(_message.Message):
+    """A reaction to a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMOJI_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    emoji: _builtins.str
+    """The emoji."""
+    direction: Global___MessageDirection.ValueType
+    """Whose reaction it is: the customer's, or the salon's."""
+    phone_number: _builtins.str
+    """Phone number of the person in a group, E.164 with `+`; empty in the conversation of one customer."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped ID of the person in a group."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the person reacted."""
+
+    def __init__(
+        self,
+        *,
+        emoji: _builtins.str = ...,
+        direction: Global___MessageDirection.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "direction", b"direction", "emoji", b"emoji", "phone_number", b"phone_number", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reaction: _TypeAlias = Reaction  # noqa: Y015
+
+@_typing.final
+class Call(_message.Message):
+    """A call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    status: Global___CallStatus.ValueType
+    """State of the call."""
+    duration_seconds: _builtins.int
+    """How long they talked, in whole s; 0 if not at all."""
+    def __init__(
+        self,
+        *,
+        status: Global___CallStatus.ValueType = ...,
+        duration_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_seconds", b"duration_seconds", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Call: _TypeAlias = Call  # noqa: Y015
+
+@_typing.final
+class SystemNotice(_message.Message):
+    """A notice of WhatsApp about a customer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_USER_ID_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """WhatsApp's type: `user_changed_number`, `user_changed_user_id`, `customer_identity_changed`..."""
+    phone_number: _builtins.str
+    """The customer's new phone number, E.164 with `+`; empty if it did not change."""
+    user_id: _builtins.str
+    """The customer's new user_id; empty if it did not change."""
+    previous_user_id: _builtins.str
+    """The customer's user_id until then; empty if unknown."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        previous_user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "phone_number", b"phone_number", "previous_user_id", b"previous_user_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SystemNotice: _TypeAlias = SystemNotice  # noqa: Y015
+
+@_typing.final
+class Sender(_message.Message):
+    """Who wrote a message in a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    phone_number: _builtins.str
+    """Phone number, E.164 with `+`; empty if WhatsApp hides it."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped user ID; empty if unknown."""
+    name: _builtins.str
+    """Name in the WhatsApp profile; empty if unknown."""
+    def __init__(
+        self,
+        *,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "phone_number", b"phone_number", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sender: _TypeAlias = Sender  # noqa: Y015
 
 @_typing.final
 class MessageStatusEvent(_message.Message):
@@ -490,6 +1173,11 @@ class MessageStatusEvent(_message.Message):
     COST_MICROS_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     CONVERSATION_ORIGIN_FIELD_NUMBER: _builtins.int
+    ERROR_DETAILS_FIELD_NUMBER: _builtins.int
+    BIZ_OPAQUE_CALLBACK_DATA_FIELD_NUMBER: _builtins.int
+    PRICING_TYPE_FIELD_NUMBER: _builtins.int
+    PRICING_MODEL_FIELD_NUMBER: _builtins.int
+    TIME_ADJUSTED_FIELD_NUMBER: _builtins.int
     status: Global___MessageStatus.ValueType
     """SENT, DELIVERED, READ or FAILED."""
     error_code: _builtins.int
@@ -506,6 +1194,16 @@ class MessageStatusEvent(_message.Message):
     """ISO 4217 code of the cost; empty if no cost was reported."""
     conversation_origin: _builtins.str
     """What opened the conversation that WhatsApp bills; empty if not reported."""
+    error_details: _builtins.str
+    """WhatsApp's details of the error; may be empty."""
+    biz_opaque_callback_data: _builtins.str
+    """The text that was given when the message was sent; may be empty."""
+    pricing_type: _builtins.str
+    """WhatsApp's pricing type; empty if not reported."""
+    pricing_model: _builtins.str
+    """WhatsApp's pricing model; empty if not reported."""
+    time_adjusted: _builtins.bool
+    """Whether WhatsApp sent a time more than 10 min in the future: event_time is when the status arrived, instead."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -522,10 +1220,15 @@ class MessageStatusEvent(_message.Message):
         cost_micros: _builtins.int = ...,
         currency_code: _builtins.str = ...,
         conversation_origin: _builtins.str = ...,
+        error_details: _builtins.str = ...,
+        biz_opaque_callback_data: _builtins.str = ...,
+        pricing_type: _builtins.str = ...,
+        pricing_model: _builtins.str = ...,
+        time_adjusted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "error_code", b"error_code", "error_title", b"error_title", "event_time", b"event_time", "pricing_category", b"pricing_category", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_billable", b"_billable", "billable", b"billable", "biz_opaque_callback_data", b"biz_opaque_callback_data", "conversation_origin", b"conversation_origin", "cost_micros", b"cost_micros", "currency_code", b"currency_code", "error_code", b"error_code", "error_details", b"error_details", "error_title", b"error_title", "event_time", b"event_time", "pricing_category", b"pricing_category", "pricing_model", b"pricing_model", "pricing_type", b"pricing_type", "status", b"status", "time_adjusted", b"time_adjusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__billable: _TypeAlias = _typing.Literal["billable"]  # noqa: Y015
     _WhichOneofArgType__billable: _TypeAlias = _typing.Literal["_billable", b"_billable"]  # noqa: Y015
@@ -926,6 +1629,12 @@ class ListConversationsRequest(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     UNREAD_ONLY_FIELD_NUMBER: _builtins.int
     ASSIGNEE_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    TAGS_ANY_FIELD_NUMBER: _builtins.int
+    TAGS_ALL_FIELD_NUMBER: _builtins.int
+    UNASSIGNED_FIELD_NUMBER: _builtins.int
+    WINDOW_OPEN_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     status: Global___ConversationStatus.ValueType
@@ -940,6 +1649,27 @@ class ListConversationsRequest(_message.Message):
     """Only conversations with unread messages. Default: all."""
     assignee: _builtins.str
     """Only conversations assigned to this user. Default: all."""
+    unassigned: _builtins.bool
+    """Only conversations that are assigned to nobody. Not together with assignee. Default: all."""
+    window_open: _builtins.bool
+    """True: only conversations whose service window is open. False: only those whose window is closed. Default: all."""
+    query: _builtins.str
+    """Only conversations of customers whose name has words that begin like the words of this text, or whose phone number
+    begins with it: with `+`, `00` or the digits of the country code, or in the salon's national notation. Case,
+    accents and separators are ignored. Up to 100 characters. Default: all.
+    """
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___ConversationStatus.ValueType]:
+        """Only conversations with one of these statuses. Default: any status."""
+
+    @_builtins.property
+    def tags_any(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only conversations with at least one of these tags, at most 50. Default: all."""
+
+    @_builtins.property
+    def tags_all(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only conversations with all of these tags, at most 50. Default: all."""
+
     def __init__(
         self,
         *,
@@ -950,12 +1680,20 @@ class ListConversationsRequest(_message.Message):
         tag: _builtins.str = ...,
         unread_only: _builtins.bool = ...,
         assignee: _builtins.str = ...,
+        statuses: _abc.Iterable[Global___ConversationStatus.ValueType] | None = ...,
+        tags_any: _abc.Iterable[_builtins.str] | None = ...,
+        tags_all: _abc.Iterable[_builtins.str] | None = ...,
+        unassigned: _builtins.bool = ...,
+        window_open: _builtins.bool | None = ...,
+        query: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_open", b"_window_open", "window_open", b"window_open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignee", b"assignee", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id", "status", b"status", "tag", b"tag", "unread_only", b"unread_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_open", b"_window_open", "assignee", b"assignee", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "salon_id", b"salon_id", "status", b"status", "statuses", b"statuses", "tag", b"tag", "tags_all", b"tags_all", "tags_any", b"tags_any", "unassigned", b"unassigned", "unread_only", b"unread_only", "window_open", b"window_open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__window_open: _TypeAlias = _typing.Literal["window_open"]  # noqa: Y015
+    _WhichOneofArgType__window_open: _TypeAlias = _typing.Literal["_window_open", b"_window_open"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window_open) -> _WhichOneofReturnType__window_open | None: ...
 
 Global___ListConversationsRequest: _TypeAlias = ListConversationsRequest  # noqa: Y015
 
@@ -1047,6 +1785,9 @@ class ListMessagesRequest(_message.Message):
     DIRECTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AROUND_MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    AFTER_TIME_FIELD_NUMBER: _builtins.int
+    BEFORE_TIME_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     conversation_id: _builtins.str
@@ -1058,7 +1799,19 @@ class ListMessagesRequest(_message.Message):
     page_size: _builtins.int
     """Messages per page: 0 means 50, more than 200 means 200; fewer if they exceed 3 MB together."""
     page_token: _builtins.str
-    """next_page_token of the previous page, made with the same filters; empty for the first page."""
+    """next_page_token or previous_page_token of another page, made with the same filters; empty for the first page."""
+    around_message_id: _builtins.str
+    """Begin with the page around the message with this ID, a UUID: it, the messages after it and those before it.
+    Default: begin with the newest.
+    """
+    @_builtins.property
+    def after_time(self) -> _timestamp_pb2.Timestamp:
+        """Only messages sent after this time. Default: all."""
+
+    @_builtins.property
+    def before_time(self) -> _timestamp_pb2.Timestamp:
+        """Only messages sent before this time. Default: all."""
+
     def __init__(
         self,
         *,
@@ -1068,10 +1821,13 @@ class ListMessagesRequest(_message.Message):
         direction: Global___MessageDirection.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        around_message_id: _builtins.str = ...,
+        after_time: _timestamp_pb2.Timestamp | None = ...,
+        before_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "before_time", b"before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "direction", b"direction", "page_size", b"page_size", "page_token", b"page_token", "phone_number", b"phone_number", "salon_id", b"salon_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "around_message_id", b"around_message_id", "before_time", b"before_time", "conversation_id", b"conversation_id", "direction", b"direction", "page_size", b"page_size", "page_token", b"page_token", "phone_number", b"phone_number", "salon_id", b"salon_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1085,21 +1841,25 @@ class ListMessagesResponse(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PREVIOUS_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page; empty on the last page."""
+    """Token of the next page, of older messages; empty on the last page."""
+    previous_page_token: _builtins.str
+    """Token of the previous page, of newer messages; empty if there are none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The messages, ordered by create_time, newest first, then by message_id."""
+        """The messages, ordered by create_time, newest first, then by message_id: the order of their arrival."""
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[Global___Message] | None = ...,
         next_page_token: _builtins.str = ...,
+        previous_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token", "previous_page_token", b"previous_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1350,6 +2110,7 @@ class MarkConversationReadRequest(_message.Message):
     PHONE_NUMBER_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UP_TO_MESSAGE_ID_FIELD_NUMBER: _builtins.int
     salon_id: _builtins.str
     """ID of the salon."""
     conversation_id: _builtins.str
@@ -1362,6 +2123,10 @@ class MarkConversationReadRequest(_message.Message):
     """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
     and writes nothing. 1 to 128 printable ASCII characters. Optional.
     """
+    up_to_message_id: _builtins.str
+    """ID of the last message that the reader has seen, a UUID. Later messages stay unread; so a message that comes in
+    meanwhile is not missed. Default: all messages.
+    """
     def __init__(
         self,
         *,
@@ -1370,10 +2135,11 @@ class MarkConversationReadRequest(_message.Message):
         phone_number: _builtins.str = ...,
         user_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        up_to_message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "phone_number", b"phone_number", "request_id", b"request_id", "salon_id", b"salon_id", "up_to_message_id", b"up_to_message_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1513,7 +2279,9 @@ class SearchMessagesResponse(_message.Message):
     """Token of the next page; empty on the last page."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The messages, best match first, then newest first."""
+        """The messages, best match first, then newest first. A page ends with a block of 1,000 matches; it may be shorter then,
+        or empty.
+        """
 
     def __init__(
         self,
@@ -1594,3 +2362,477 @@ class EraseCustomerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EraseCustomerResponse: _TypeAlias = EraseCustomerResponse  # noqa: Y015
+
+@_typing.final
+class Customer(_message.Message):
+    """A customer of a salon."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_NAME_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBERS_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    OPTED_OUT_FIELD_NUMBER: _builtins.int
+    OPT_OUT_TIME_FIELD_NUMBER: _builtins.int
+    OPT_OUT_REASON_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """ID, a UUID generated by the server. It is also the conversation_id of their conversation."""
+    salon_id: _builtins.str
+    """ID of the salon."""
+    customer_name: _builtins.str
+    """Name in the salon's address book, or else in the WhatsApp profile; empty if unknown."""
+    conversation_id: _builtins.str
+    """The conversation with the customer; empty if there is none."""
+    opted_out: _builtins.bool
+    """Whether the customer has opted out of marketing messages."""
+    opt_out_reason: _builtins.str
+    """What was said about it; may be empty."""
+    @_builtins.property
+    def phone_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All phone numbers that the customer has had and nobody has taken over, E.164 with `+`; the newest first."""
+
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All of WhatsApp's business-scoped user IDs that the customer has had; the newest first."""
+
+    @_builtins.property
+    def opt_out_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer last opted out or in; not set if never."""
+
+    @_builtins.property
+    def first_seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first message was sent, to or from the customer; not set if there is none."""
+
+    @_builtins.property
+    def last_seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer's last message was sent; not set if they have never written."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer was recorded."""
+
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        salon_id: _builtins.str = ...,
+        customer_name: _builtins.str = ...,
+        phone_numbers: _abc.Iterable[_builtins.str] | None = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        conversation_id: _builtins.str = ...,
+        opted_out: _builtins.bool = ...,
+        opt_out_time: _timestamp_pb2.Timestamp | None = ...,
+        opt_out_reason: _builtins.str = ...,
+        first_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time", "opt_out_time", b"opt_out_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "create_time", b"create_time", "customer_id", b"customer_id", "customer_name", b"customer_name", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time", "opt_out_reason", b"opt_out_reason", "opt_out_time", b"opt_out_time", "opted_out", b"opted_out", "phone_numbers", b"phone_numbers", "salon_id", b"salon_id", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Customer: _TypeAlias = Customer  # noqa: Y015
+
+@_typing.final
+class GetCustomerRequest(_message.Message):
+    """Request of GetCustomer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    customer_id: _builtins.str
+    """ID of the customer, a UUID. If several names are given, all must match."""
+    phone_number: _builtins.str
+    """A phone number that the customer has or had."""
+    user_id: _builtins.str
+    """A user ID that the customer has or had."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "phone_number", b"phone_number", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCustomerRequest: _TypeAlias = GetCustomerRequest  # noqa: Y015
+
+@_typing.final
+class ListCustomersRequest(_message.Message):
+    """Request of ListCustomers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    OPTED_OUT_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    opted_out: _builtins.bool
+    """Only customers who have opted out (true), or have not (false). Default: all."""
+    query: _builtins.str
+    """Only customers whose name contains this text in upper or lower case, or with a phone number that begins with it:
+    digits with or without `+`, and the country code. Up to 100 characters. Default: all.
+    """
+    page_size: _builtins.int
+    """Customers per page: 0 means 50, more than 200 means 200; fewer if they exceed 3 MB together."""
+    page_token: _builtins.str
+    """next_page_token of the previous page, made with the same filters; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        opted_out: _builtins.bool | None = ...,
+        query: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_opted_out", b"_opted_out", "opted_out", b"opted_out"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_opted_out", b"_opted_out", "opted_out", b"opted_out", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__opted_out: _TypeAlias = _typing.Literal["opted_out"]  # noqa: Y015
+    _WhichOneofArgType__opted_out: _TypeAlias = _typing.Literal["_opted_out", b"_opted_out"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__opted_out) -> _WhichOneofReturnType__opted_out | None: ...
+
+Global___ListCustomersRequest: _TypeAlias = ListCustomersRequest  # noqa: Y015
+
+@_typing.final
+class ListCustomersResponse(_message.Message):
+    """A page of customers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last page."""
+    @_builtins.property
+    def customers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Customer]:
+        """The customers, ordered by create_time, newest first, then by customer_id."""
+
+    def __init__(
+        self,
+        *,
+        customers: _abc.Iterable[Global___Customer] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCustomersResponse: _TypeAlias = ListCustomersResponse  # noqa: Y015
+
+@_typing.final
+class RecordOptOutRequest(_message.Message):
+    """Request of RecordOptOut."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    OPTED_IN_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    customer_id: _builtins.str
+    """ID of the customer, a UUID. If several names are given, all must match."""
+    phone_number: _builtins.str
+    """Phone number of the customer."""
+    user_id: _builtins.str
+    """WhatsApp's business-scoped ID of the customer."""
+    opted_in: _builtins.bool
+    """Whether the customer opts in again. Default: opts out."""
+    reason: _builtins.str
+    """What they said, or where; up to 1,000 characters. Optional."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When the customer said so, from 1970 to 9998. Default: now, which a later time counts as."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        opted_in: _builtins.bool = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "event_time", b"event_time", "opted_in", b"opted_in", "phone_number", b"phone_number", "reason", b"reason", "request_id", b"request_id", "salon_id", b"salon_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordOptOutRequest: _TypeAlias = RecordOptOutRequest  # noqa: Y015
+
+@_typing.final
+class MessageChange(_message.Message):
+    """A change of a message, a conversation or a customer. It says what changed, not how: read that again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    conversation_id: _builtins.str
+    """ID of the conversation that changed, or that the message or the customer belongs to, a UUID."""
+    message_id: _builtins.str
+    """ID of the message that changed, a UUID; empty for a change of something else."""
+    type: Global___MessageChangeType.ValueType
+    """Type of the change."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it changed."""
+
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        type: Global___MessageChangeType.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "create_time", b"create_time", "message_id", b"message_id", "salon_id", b"salon_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MessageChange: _TypeAlias = MessageChange  # noqa: Y015
+
+@_typing.final
+class ListMessageChangesRequest(_message.Message):
+    """Request of ListMessageChanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_START_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """Only changes of this salon. Default: of all salons."""
+    page_size: _builtins.int
+    """Changes per page: 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """next_page_token of an earlier reply, made with the same salon_id. Empty: from now on, or from_start."""
+    from_start: _builtins.bool
+    """Begin with the oldest change that is kept; only without a page_token."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        from_start: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_start", b"from_start", "page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessageChangesRequest: _TypeAlias = ListMessageChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListMessageChangesResponse(_message.Message):
+    """A page of changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of what follows; never empty."""
+    @_builtins.property
+    def message_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageChange]:
+        """The changes, in their order; empty if there are no more yet."""
+
+    def __init__(
+        self,
+        *,
+        message_changes: _abc.Iterable[Global___MessageChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_changes", b"message_changes", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessageChangesResponse: _TypeAlias = ListMessageChangesResponse  # noqa: Y015
+
+@_typing.final
+class WatchMessagesRequest(_message.Message):
+    """Request of WatchMessages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """Only changes of this salon. Default: of all salons."""
+    page_token: _builtins.str
+    """page_token of the last reply, or next_page_token of ListMessageChanges, made with the same salon_id. Empty: from
+    now on.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMessagesRequest: _TypeAlias = WatchMessagesRequest  # noqa: Y015
+
+@_typing.final
+class WatchMessagesResponse(_message.Message):
+    """A change, or a sign of life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_CHANGE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """Token of what follows."""
+    @_builtins.property
+    def message_change(self) -> Global___MessageChange:
+        """The change; not set in a sign of life."""
+
+    def __init__(
+        self,
+        *,
+        message_change: Global___MessageChange | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message_change", b"message_change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_change", b"message_change", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMessagesResponse: _TypeAlias = WatchMessagesResponse  # noqa: Y015
+
+@_typing.final
+class RecordMessageSentRequest(_message.Message):
+    """Request of RecordMessageSent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    WHATSAPP_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    message_id: _builtins.str
+    """ID of the message, a UUID."""
+    whatsapp_id: _builtins.str
+    """WhatsApp's ID of the message, 1 to 256 characters."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        whatsapp_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "request_id", b"request_id", "salon_id", b"salon_id", "whatsapp_id", b"whatsapp_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordMessageSentRequest: _TypeAlias = RecordMessageSentRequest  # noqa: Y015
+
+@_typing.final
+class RecordMessageFailedRequest(_message.Message):
+    """Request of RecordMessageFailed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_TITLE_FIELD_NUMBER: _builtins.int
+    ERROR_DETAILS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon."""
+    message_id: _builtins.str
+    """ID of the message, a UUID."""
+    error_code: _builtins.int
+    """WhatsApp's error code. Default: 0, which means none."""
+    error_title: _builtins.str
+    """Description of the error, up to 1000 characters. Optional."""
+    error_details: _builtins.str
+    """Details of the error, such as WhatsApp's error_data.details, up to 1000 characters. Optional."""
+    request_id: _builtins.str
+    """An ID chosen by the caller that makes the request safe to repeat: repeated within 24 h, it returns the first reply
+    and writes nothing. 1 to 128 printable ASCII characters. Optional.
+    """
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        error_code: _builtins.int = ...,
+        error_title: _builtins.str = ...,
+        error_details: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_code", b"error_code", "error_details", b"error_details", "error_title", b"error_title", "message_id", b"message_id", "request_id", b"request_id", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordMessageFailedRequest: _TypeAlias = RecordMessageFailedRequest  # noqa: Y015

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class MessagingServiceStub:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel):
@@ -44,6 +44,16 @@ class MessagingServiceStub:
         self.RecordMessageStatus = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/RecordMessageStatus',
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageStatusRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+                _registered_method=True)
+        self.RecordMessageSent = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/RecordMessageSent',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageSentRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+                _registered_method=True)
+        self.RecordMessageFailed = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/RecordMessageFailed',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageFailedRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
                 _registered_method=True)
         self.IngestWebhook = channel.unary_unary(
@@ -116,11 +126,36 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.FromString,
                 _registered_method=True)
+        self.GetCustomer = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/GetCustomer',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetCustomerRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+                _registered_method=True)
+        self.ListCustomers = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/ListCustomers',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersResponse.FromString,
+                _registered_method=True)
+        self.RecordOptOut = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/RecordOptOut',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordOptOutRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+                _registered_method=True)
+        self.ListMessageChanges = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/ListMessageChanges',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesResponse.FromString,
+                _registered_method=True)
+        self.WatchMessages = channel.unary_stream(
+                '/parlor.messaging.v1.MessagingService/WatchMessages',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesResponse.FromString,
+                _registered_method=True)
 
 
 class MessagingServiceServicer:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     def RecordMessage(self, request, context):
@@ -140,6 +175,28 @@ class MessagingServiceServicer:
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordMessageSent(self, request, context):
+        """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+        and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+        returns the message and writes nothing.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+        whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordMessageFailed(self, request, context):
+        """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+        is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+        NOT_OUTBOUND, CUSTOMER_ERASED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +240,8 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s.
+        """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+        with the filter window_open at most until the next service window of the salon closes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,24 +274,29 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MarkConversationRead(self, request, context):
-        """Marks all messages of a conversation as read: sets its unread_count to 0.
-        Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+        number of unread messages after that.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s.
+        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+        or around a message. Pages lead both ways. Cached for 180 s.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchMessages(self, request, context):
-        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-        Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+        The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+        ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+        words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+        words and says so (`similar`). Each message has a snippet. Cached for 180 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,6 +327,53 @@ class MessagingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCustomer(self, request, context):
+        """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCustomers(self, request, context):
+        """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+        the WhatsApp Business phone app), or opted out. Cached for 300 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordOptOut(self, request, context):
+        """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+        make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+        counts. A phone_number or user_id that is not known yet becomes a customer.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+        can't be checked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMessageChanges(self, request, context):
+        """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+        is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+        later. Changes are kept for 7 days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchMessages(self, request, context):
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MessagingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -275,6 +385,16 @@ def add_MessagingServiceServicer_to_server(servicer, server):
             'RecordMessageStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordMessageStatus,
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageStatusRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
+            ),
+            'RecordMessageSent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordMessageSent,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageSentRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
+            ),
+            'RecordMessageFailed': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordMessageFailed,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageFailedRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.SerializeToString,
             ),
             'IngestWebhook': grpc.unary_unary_rpc_method_handler(
@@ -347,6 +467,31 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.SerializeToString,
             ),
+            'GetCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCustomer,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetCustomerRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.SerializeToString,
+            ),
+            'ListCustomers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCustomers,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersResponse.SerializeToString,
+            ),
+            'RecordOptOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordOptOut,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordOptOutRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.SerializeToString,
+            ),
+            'ListMessageChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMessageChanges,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesResponse.SerializeToString,
+            ),
+            'WatchMessages': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMessages,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'parlor.messaging.v1.MessagingService', rpc_method_handlers)
@@ -356,8 +501,8 @@ def add_MessagingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MessagingService:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     @staticmethod
@@ -403,6 +548,60 @@ class MessagingService:
             target,
             '/parlor.messaging.v1.MessagingService/RecordMessageStatus',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageStatusRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordMessageSent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/RecordMessageSent',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageSentRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordMessageFailed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/RecordMessageFailed',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordMessageFailedRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.Message.FromString,
             options,
             channel_credentials,
@@ -782,6 +981,141 @@ class MessagingService:
             '/parlor.messaging.v1.MessagingService/ListAiMessages',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListAiMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/GetCustomer',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.GetCustomerRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCustomers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/ListCustomers',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListCustomersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordOptOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/RecordOptOut',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.RecordOptOutRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMessageChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/ListMessageChanges',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListMessageChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/WatchMessages',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.WatchMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

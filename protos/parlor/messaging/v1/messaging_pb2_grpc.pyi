@@ -18,6 +18,9 @@ mutation may also return REQUEST_ID_REUSED (INVALID_ARGUMENT), CONFLICT (ABORTED
 and COMMIT_UNKNOWN if it is unknown whether the change was made: UNAVAILABLE if the request has a request_id and so
 can be repeated, otherwise ABORTED.
 
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED or SALON_NOT_ALLOWED (PERMISSION_DENIED), or
+QUOTA_EXCEEDED (RESOURCE_EXHAUSTED, with RetryInfo). A request that names no salon needs the right to all salons.
+
 A request may have up to 512 KiB (RecordMessage, RecordAiMessage), 8.5 MiB (IngestWebhook) or 256 KiB, uncompressed;
 a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
@@ -46,8 +49,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MessagingServiceStub:
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     @_typing.overload
@@ -67,6 +70,20 @@ class MessagingServiceStub:
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    """
+    RecordMessageSent: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]
+    """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+    and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+    returns the message and writes nothing.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+    whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
+    RecordMessageFailed: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]
+    """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+    is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+    NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
     """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
@@ -90,7 +107,9 @@ class MessagingServiceStub:
     of phone_number_ids that belong to no salon. Not cached.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]
-    """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s."""
+    """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+    with the filter window_open at most until the next service window of the salon closes.
+    """
     UpdateConversationStatus: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.UpdateConversationStatusRequest, _messaging_pb2.Conversation]
     """Sets the status of a conversation. Any status may follow any other.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
@@ -106,15 +125,21 @@ class MessagingServiceStub:
     ETAG_MISMATCH.
     """
     MarkConversationRead: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.MarkConversationReadRequest, _messaging_pb2.Conversation]
-    """Marks all messages of a conversation as read: sets its unread_count to 0.
-    Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+    number of unread messages after that.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessagesRequest, _messaging_pb2.ListMessagesResponse]
-    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+    or around a message. Pages lead both ways. Cached for 180 s.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
+    """
     SearchMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]
-    """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-    grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-    Each message has a snippet. Cached for 180 s.
+    """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+    The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+    ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+    words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+    words and says so (`similar`). Each message has a snippet. Cached for 180 s.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
@@ -128,11 +153,38 @@ class MessagingServiceStub:
     """
     ListAiMessages: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    GetCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.GetCustomerRequest, _messaging_pb2.Customer]
+    """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+    """
+    ListCustomers: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListCustomersRequest, _messaging_pb2.ListCustomersResponse]
+    """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+    the WhatsApp Business phone app), or opted out. Cached for 300 s.
+    """
+    RecordOptOut: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordOptOutRequest, _messaging_pb2.Customer]
+    """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+    make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+    counts. A phone_number or user_id that is not known yet becomes a customer.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+    can't be checked.
+    """
+    ListMessageChanges: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]
+    """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+    is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+    later. Changes are kept for 7 days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchMessages: _grpc.UnaryStreamMultiCallable[_messaging_pb2.WatchMessagesRequest, _messaging_pb2.WatchMessagesResponse]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 @_typing.type_check_only
 class MessagingServiceAsyncStub(MessagingServiceStub):
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -149,6 +201,20 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    """
+    RecordMessageSent: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+    and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+    returns the message and writes nothing.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+    whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    """
+    RecordMessageFailed: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]  # type: ignore[assignment]
+    """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+    is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+    NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
     """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
@@ -172,7 +238,9 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     of phone_number_ids that belong to no salon. Not cached.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]  # type: ignore[assignment]
-    """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s."""
+    """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+    with the filter window_open at most until the next service window of the salon closes.
+    """
     UpdateConversationStatus: _aio.UnaryUnaryMultiCallable[_messaging_pb2.UpdateConversationStatusRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
     """Sets the status of a conversation. Any status may follow any other.
     Errors: NOT_FOUND CONVERSATION_NOT_FOUND; ABORTED ETAG_MISMATCH.
@@ -188,15 +256,21 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     ETAG_MISMATCH.
     """
     MarkConversationRead: _aio.UnaryUnaryMultiCallable[_messaging_pb2.MarkConversationReadRequest, _messaging_pb2.Conversation]  # type: ignore[assignment]
-    """Marks all messages of a conversation as read: sets its unread_count to 0.
-    Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+    """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+    number of unread messages after that.
+    Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessagesRequest, _messaging_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+    """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+    or around a message. Pages lead both ways. Cached for 180 s.
+    Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
+    """
     SearchMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.SearchMessagesRequest, _messaging_pb2.SearchMessagesResponse]  # type: ignore[assignment]
-    """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-    grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-    Each message has a snippet. Cached for 180 s.
+    """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+    The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+    ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+    words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+    words and says so (`similar`). Each message has a snippet. Cached for 180 s.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
@@ -210,10 +284,37 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
     ListAiMessages: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListAiMessagesRequest, _messaging_pb2.ListAiMessagesResponse]  # type: ignore[assignment]
     """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+    GetCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.GetCustomerRequest, _messaging_pb2.Customer]  # type: ignore[assignment]
+    """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+    """
+    ListCustomers: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListCustomersRequest, _messaging_pb2.ListCustomersResponse]  # type: ignore[assignment]
+    """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+    the WhatsApp Business phone app), or opted out. Cached for 300 s.
+    """
+    RecordOptOut: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordOptOutRequest, _messaging_pb2.Customer]  # type: ignore[assignment]
+    """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+    make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+    counts. A phone_number or user_id that is not known yet becomes a customer.
+    Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+    can't be checked.
+    """
+    ListMessageChanges: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListMessageChangesRequest, _messaging_pb2.ListMessageChangesResponse]  # type: ignore[assignment]
+    """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+    is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+    later. Changes are kept for 7 days. Not cached.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+    """
+    WatchMessages: _aio.UnaryStreamMultiCallable[_messaging_pb2.WatchMessagesRequest, _messaging_pb2.WatchMessagesResponse]  # type: ignore[assignment]
+    """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+    changes a reply with only a page_token comes every 15 s.
+    Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+    page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+    """
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Conversations and their messages. Owns the tables conversations, messages, raw_messages, message_status_events,
-    webhook_failures and ai_messages.
+    """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
+    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
     """
 
     @_abc_1.abstractmethod
@@ -240,6 +341,32 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordMessageSent(
+        self,
+        request: _messaging_pb2.RecordMessageSentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
+        and the status SENT, or a higher one that WhatsApp has reported already. Also after RecordMessageFailed. A repeat
+        returns the message and writes nothing.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
+        whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordMessageFailed(
+        self,
+        request: _messaging_pb2.RecordMessageFailedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Message, _abc.Awaitable[_messaging_pb2.Message]]:
+        """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
+        is FAILED stays as it is. What WhatsApp reports of a message that was sent is for RecordMessageStatus.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND; FAILED_PRECONDITION ALREADY_SENT if the message has a whatsapp_id,
+        NOT_OUTBOUND, CUSTOMER_ERASED.
         """
 
     @_abc_1.abstractmethod
@@ -293,7 +420,9 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.ListConversationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListConversationsResponse, _abc.Awaitable[_messaging_pb2.ListConversationsResponse]]:
-        """Lists a salon's conversations without their messages, latest activity first. Cached for 300 s."""
+        """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
+        with the filter window_open at most until the next service window of the salon closes.
+        """
 
     @_abc_1.abstractmethod
     def UpdateConversationStatus(
@@ -333,8 +462,9 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.MarkConversationReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.Conversation, _abc.Awaitable[_messaging_pb2.Conversation]]:
-        """Marks all messages of a conversation as read: sets its unread_count to 0.
-        Errors: NOT_FOUND CONVERSATION_NOT_FOUND.
+        """Marks the messages of a conversation as read, all of them or those up to a message: sets its unread_count to the
+        number of unread messages after that.
+        Errors: NOT_FOUND CONVERSATION_NOT_FOUND, or MESSAGE_NOT_FOUND if up_to_message_id is not in the conversation.
         """
 
     @_abc_1.abstractmethod
@@ -343,7 +473,10 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListMessagesResponse, _abc.Awaitable[_messaging_pb2.ListMessagesResponse]]:
-        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first. Cached for 180 s."""
+        """Lists messages of a salon, of one of its conversations or of one of its customers, newest first: from the newest on,
+        or around a message. Pages lead both ways. Cached for 180 s.
+        Errors: NOT_FOUND MESSAGE_NOT_FOUND if the salon has no message with around_message_id.
+        """
 
     @_abc_1.abstractmethod
     def SearchMessages(
@@ -351,9 +484,11 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.SearchMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.SearchMessagesResponse, _abc.Awaitable[_messaging_pb2.SearchMessagesResponse]]:
-        """Finds messages by words, best match first. The query is a web search (`"a phrase"`, `or`, `-without`) in the
-        grammar of the salon's language; accents are ignored. If no message matches, finds messages with similar words.
-        Each message has a snippet. Cached for 180 s.
+        """Finds messages by words, best match first: among the 1,000 newest matches, then among those before them, and so on.
+        The query is a web search (`"a phrase"`, `or`, `-without`) in the grammar of the salon's language; accents are
+        ignored. Words of a script without spaces, such as Chinese, Japanese or Thai, are found anywhere in a text. Stop
+        words, such as `the`, count only in a query without other words. If no message matches, finds messages with similar
+        words and says so (`similar`). Each message has a snippet. Cached for 180 s.
         """
 
     @_abc_1.abstractmethod
@@ -385,5 +520,62 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListAiMessagesResponse, _abc.Awaitable[_messaging_pb2.ListAiMessagesResponse]]:
         """Lists the AI messages of a conversation, newest first. Cached for 300 s."""
+
+    @_abc_1.abstractmethod
+    def GetCustomer(
+        self,
+        request: _messaging_pb2.GetCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Customer, _abc.Awaitable[_messaging_pb2.Customer]]:
+        """Returns a customer: their names, all numbers and IDs that they have had, whether they opted out. Cached for 300 s.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCustomers(
+        self,
+        request: _messaging_pb2.ListCustomersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ListCustomersResponse, _abc.Awaitable[_messaging_pb2.ListCustomersResponse]]:
+        """Lists a salon's customers, newest first: everyone who has a conversation, is in the salon's address book (if it uses
+        the WhatsApp Business phone app), or opted out. Cached for 300 s.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordOptOut(
+        self,
+        request: _messaging_pb2.RecordOptOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.Customer, _abc.Awaitable[_messaging_pb2.Customer]]:
+        """Records that a customer opted out of marketing messages, or in again. WhatsApp reports the choices that customers
+        make there (webhook field user_preferences); this RPC is for others. Of several, the one with the latest event_time
+        counts. A phone_number or user_id that is not known yet becomes a customer.
+        Errors: NOT_FOUND CUSTOMER_NOT_FOUND, SALON_NOT_FOUND; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new customer
+        can't be checked.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMessageChanges(
+        self,
+        request: _messaging_pb2.ListMessageChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ListMessageChangesResponse, _abc.Awaitable[_messaging_pb2.ListMessageChangesResponse]]:
+        """Lists the changes of messages, conversations and customers of one salon, or of all salons, oldest first. The order
+        is that of their transactions. A page holds what has been committed and cannot be preceded by a change that commits
+        later. Changes are kept for 7 days. Not cached.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED for a page_token that is older: start again from the lists.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchMessages(
+        self,
+        request: _messaging_pb2.WatchMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_messaging_pb2.WatchMessagesResponse], _abc.AsyncIterator[_messaging_pb2.WatchMessagesResponse]]:
+        """Streams changes: first those since page_token, then new ones. Every change is sent at least once, in order. Without
+        changes a reply with only a page_token comes every 15 s.
+        Errors: FAILED_PRECONDITION CURSOR_EXPIRED; UNAVAILABLE DRAINING when the server stops: call again with the last
+        page_token; RESOURCE_EXHAUSTED SLOW_READER if the caller reads more slowly than changes come.
+        """
 
 def add_MessagingServiceServicer_to_server(servicer: MessagingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,6 +7,9 @@ RPCs.
 Counters cover all workers of the service since it started, other figures all workers now; any worker can answer.
 Counts of other workers are up to a second old; a worker that is killed loses at most a second of counts. Rates are in
 percent with two decimals, times in ms.
+
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED or SALON_NOT_ALLOWED (PERMISSION_DENIED), or
+QUOTA_EXCEEDED (RESOURCE_EXHAUSTED). All but InvalidateSalon need the right to all salons.
 """
 
 from collections import abc as _abc

@@ -10,6 +10,9 @@ RPC may return INVALID_FIELD or MALFORMED_REQUEST (INVALID_ARGUMENT), POOL_EXHAU
 A reply includes every earlier write to bookings and salons. It may lack messages, conversations and AI messages
 recorded while it was cached: `as_of` is when it was counted.
 
+With AUTH_MODE any RPC may return UNAUTHENTICATED, METHOD_NOT_ALLOWED or SALON_NOT_ALLOWED (PERMISSION_DENIED), or
+QUOTA_EXCEEDED (RESOURCE_EXHAUSTED, with RetryInfo). A request that names no salon needs the right to all salons.
+
 A request may have up to 256 KiB, uncompressed; a larger one is REQUEST_TOO_LARGE (RESOURCE_EXHAUSTED).
 """
 

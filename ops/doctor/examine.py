@@ -1,0 +1,30 @@
+"""Runs all checks."""
+
+from collections.abc import Iterable
+
+import psycopg
+
+from libs.db import split_pool_parameters
+from ops.doctor.database import CHECKS
+from ops.doctor.findings import Diagnosis, Finding, Limits
+from ops.doctor.metrics import examine_metrics, read_metrics
+
+
+def examine(database_url: str, metrics_urls: Iterable[str], limits: Limits | None = None) -> Diagnosis:
+    """Return what is wrong in a database and in the services at these URLs. Only reads. Raises: psycopg.Error."""
+    limits = limits or Limits()
+    findings: list[Finding] = []
+    unchecked: list[str] = []
+    with psycopg.connect(split_pool_parameters(database_url)[0], autocommit=True) as conn:
+        conn.read_only = True
+        for check in CHECKS:
+            try:
+                findings += check(conn, limits)
+            except LookupError as error:
+                unchecked.append(str(error))
+    for url in metrics_urls:
+        try:
+            findings += examine_metrics(url, read_metrics(url), limits)
+        except (OSError, ValueError) as error:
+            unchecked.append(f"{url}: {error}")
+    return Diagnosis(findings, unchecked)

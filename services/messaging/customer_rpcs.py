@@ -1,0 +1,93 @@
+"""The RPCs on customers."""
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from libs.cache import Cache, Reply, digest
+from libs.db import Database
+from libs.server import errors, moment, names_given, page
+from parlor.messaging.v1 import messaging_pb2 as pb
+from parlor.messaging.v1 import messaging_pb2_grpc
+from services.cache_tags import CacheTags, conversation_tag
+from services.messaging import customer_queries
+from services.messaging.customer_queries import CustomerFact, CustomerFilters, CustomerNames
+from services.messaging.customer_writes import CustomerWrites
+from services.messaging.salons import Salons
+from services.phones import e164, is_national, whatsapp_number
+
+
+class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
+    """Who the customers of a salon are."""
+
+    cache: Cache
+    database: Database
+    salons: Salons
+    tags: CacheTags
+    write: CustomerWrites
+
+    async def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> Reply:
+        """Return a customer by an ID or a number, also by an earlier one."""
+        named = await self._customer_names(request)
+        tag = conversation_tag(self.tags.conversations(request.salon_id), named.customer_id, named.phone_number)
+        reply = await self.cache.get_batched(
+            tag.key("customer", digest(named)),
+            named,
+            customer_queries.get_customers,
+            batch=CustomerNames.names,
+            repeatable=not is_national(request.phone_number),
+        )
+        if reply.body is None:
+            raise errors.not_found("customer", str(named))
+        return reply
+
+    async def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> Reply:
+        """List a salon's customers."""
+        opted_out = str(request.opted_out).lower() if request.HasField("opted_out") else ""
+        filters = CustomerFilters(request.salon_id, opted_out, request.query.strip())
+        list_page = page(request.page_size, request.page_token, "ListCustomers", *filters)
+        return await self.cache.get_batched(
+            self.tags.conversations(request.salon_id).key("customers", digest(list_page)),
+            (filters, list_page),
+            customer_queries.list_customers,
+            batch=names_given,
+            rows=list_page.rows,
+            repeatable=True,
+        )
+
+    async def RecordOptOut(self, request: pb.RecordOptOutRequest, context: Any) -> pb.Customer:
+        """Record that a customer opted out of marketing messages, or in again."""
+        salon_id = request.salon_id
+        named = await self._customer_names(request)
+        at = moment(request, "event_time") or datetime.now(UTC)
+        fact = CustomerFact(
+            named.phone_number or None, named.user_id or None, at, None, not request.opted_in, request.reason
+        )
+        if not named.customer_id and salon_id not in self.salons.known:
+            await self.salons.get(salon_id)  # the customer may be new
+        async with self.write.alone(request, salon_id) as write:
+            customer = await customer_queries.read_customer(write.conn, named)
+            if customer is None and not named.customer_id and fact.claim:
+                await self.write.settle(write, salon_id, [fact.claim])
+                customer = await customer_queries.read_customer(write.conn, named)
+            if customer is None:
+                raise errors.not_found("customer", str(named))
+            own = fact._replace(user_id=next(iter(customer.user_ids), None))
+            if own.user_id is None:
+                own = own._replace(phone_number=customer.phone_numbers[0])
+            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [own]))
+            write.invalidate(*self.tags.of_facts(salon_id, changed))
+            reply = write.reply = await customer_queries.read_customer(write.conn, named) or customer
+        return reply
+
+    async def phone_number(self, request: Any) -> str:
+        """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
+        if not request.phone_number:
+            return ""
+        region_code = partial(self.salons.region_code, request.salon_id)
+        return whatsapp_number(await e164("phone_number", request.phone_number, region_code))
+
+    async def _customer_names(self, request: Any) -> CustomerNames:
+        """Return the names of a request's customer."""
+        phone_number = await self.phone_number(request)
+        return CustomerNames(request.salon_id, request.customer_id.lower(), phone_number, request.user_id)
