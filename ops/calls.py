@@ -166,6 +166,7 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
         signature = hmac.new(app_secret.encode(), payload, hashlib.sha256).hexdigest()
         call("IngestWebhook", payload=payload, signature=f"sha256={signature}")
     call.pages("ListWebhookFailures")
+    call.pages("ReplayWebhookFailures")
     call("GetMessage", message_id=first.message_id)
     call("GetMessage", whatsapp_id="wamid.1")
     by_id, by_phone = {"conversation_id": first.conversation_id}, {"phone_number": PHONE}

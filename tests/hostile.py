@@ -179,6 +179,7 @@ async def valid_requests(stack: Stack) -> dict[str, dict[str, Any]]:
         "RecordMessageFailed": mine(message_id=failing.message_id, error_code=1, error_title="x", error_details="y"),
         "GetMessage": mine(message_id=message.message_id, whatsapp_id="wamid.1"),
         "ListWebhookFailures": mine(page_size=10),
+        "ReplayWebhookFailures": mine(page_size=10),
         "IngestWebhook": {"payload": b"{}", "signature": "sha256=f1fb8d4ba7cc4cf2"},
         "GetConversation": mine(**of_customer, message_limit=5),
         "ListConversations": mine(**inbox, page_size=10, status=1, tag="vip", unread_only=True, assignee="anna"),

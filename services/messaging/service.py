@@ -42,6 +42,7 @@ from services.messaging.settings import MessagingSettings
 from services.messaging.status_queries import NewStatus
 from services.messaging.webhook.failure_queries import list_failures
 from services.messaging.webhook.ingest import WebhookIngest
+from services.messaging.webhook.replay import WebhookReplay
 from services.phones import is_national, number_prefix
 
 KIB = 1024
@@ -65,6 +66,7 @@ class MessagingService(CustomerRpcs):
         self.write = CustomerWrites(self.requests, self.tags)
         database.canary = "messaging_requests"
         self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
+        self.replays = WebhookReplay(database, salons, self.webhooks)
         self.sends = Sends(self.write, self.tags)
         self.changes = message_changes(database)
 
@@ -160,6 +162,12 @@ class MessagingService(CustomerRpcs):
         async with self.database.connection() as conn:
             failures = await list_failures(conn, request.salon_id, list_page)
         return list_page.fill(pb.ListWebhookFailuresResponse, failures, "create_time", "webhook_failure_id")
+
+    async def ReplayWebhookFailures(
+        self, request: pb.ReplayWebhookFailuresRequest, context: Any
+    ) -> pb.ReplayWebhookFailuresResponse:
+        """Record webhook items again that could not be recorded."""
+        return await self.replays.replay(request)
 
     async def ListConversations(self, request: pb.ListConversationsRequest, context: Any) -> Reply:
         """List a salon's conversations, each with an excerpt of its last message."""

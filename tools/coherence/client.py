@@ -16,6 +16,7 @@ from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
 from parlor.stats.v1 import stats_pb2, stats_pb2_grpc
 from tools.coherence.state import State
 
+SECRET = "parlor-dev"  # noqa: S105 - of the system that is tested
 TIMEOUT_SECONDS = 8
 RETRY_SECONDS = 0.05
 MOST_FINDINGS = 20  # of a process; all are counted

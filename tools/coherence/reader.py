@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from parlor.booking.v1 import booking_pb2
+from parlor.messaging.v1 import messaging_pb2
 from parlor.stats.v1 import stats_pb2
 from tools.coherence.client import DAY, RETRY_SECONDS, TIMEOUT_SECONDS, Client, chair, day, phone, request
 from tools.coherence.state import CUSTOMERS, INDEX, ITEMS, PERIODS, SALONS, SERVICES, WRITERS, line_items
@@ -234,10 +235,13 @@ class Reader(Client):
         return Read({"query": str(version)}, [item], shown)
 
     def ListMessages(self, salon: int) -> Read:
-        """Read the newest message of a customer."""
+        """Read the newest message of a customer, or the newest two answers: the last may not be sent yet."""
         customer = self._low(CUSTOMERS)
-        fields = {"phone_number": phone(customer), "page_size": 1}
-        return Read(fields, [INDEX["message", salon, customer]], _newest)
+        fields: dict[str, Any] = {"phone_number": phone(customer), "page_size": 2}
+        if self.random.random() < 0.5:
+            return Read(fields, [INDEX["message", salon, customer]], lambda reply: _newest(reply)[:1])
+        fields["direction"] = messaging_pb2.MESSAGE_DIRECTION_OUTBOUND
+        return Read(fields, [INDEX["sent", salon, customer]], _sent)
 
     def _low(self, end: int) -> int:
         return int(end * self.random.random() ** 2)
@@ -257,3 +261,8 @@ def _listed(names: dict[str, str], *replaced: str) -> list[int]:
 
 def _newest(reply: Any) -> list[int]:
     return [int(message.content) for message in reply.messages] or [0]
+
+
+def _sent(reply: Any) -> list[int]:
+    """Return the number in the last whatsapp_id of answers."""
+    return [max((int(each.whatsapp_id.rpartition(".")[2]) for each in reply.messages if each.whatsapp_id), default=0)]

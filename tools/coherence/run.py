@@ -41,7 +41,9 @@ VERSIONS = """
     UNION ALL SELECT salon_id, booking_code, revision FROM bookings
     UNION ALL SELECT salon_id, 'notes ' || customer_phone, notes::int FROM bookings WHERE notes <> ''
     UNION ALL SELECT salon_id, 'assignee ' || phone_number, assignee::int FROM conversations WHERE assignee <> ''
-    UNION ALL SELECT salon_id, phone_number, max(content::int) FROM messages GROUP BY salon_id, phone_number"""
+    UNION ALL SELECT salon_id, phone_number, max(content::int) FROM messages GROUP BY salon_id, phone_number
+    UNION ALL SELECT salon_id, 'sent ' || phone_number, max(substring(whatsapp_id FROM '[0-9]+$')::int) FROM messages
+        WHERE direction = 'OUTBOUND' AND whatsapp_id <> '' GROUP BY salon_id, phone_number"""
 COUNTED = ("status changes", "bookings moved")  # not to be found in one row
 
 Clients = list["Future[list[dict[str, Any]]]"]
@@ -119,6 +121,7 @@ def lost(dsn: str, state: State) -> list[str]:
     acknowledged = [state.acknowledged(item) for item in range(len(ITEMS))]
     names: dict[str | int, Callable[..., str]] = {
         "message": lambda item, customer: phone(customer),
+        "sent": lambda item, customer: f"sent {phone(customer)}",
         "assignee": lambda item, customer: f"assignee {phone(customer)}",
         "resource": lambda item, customer: chair(customer),
         "notes": lambda item, customer: f"notes {phone(customer)}",

@@ -22,7 +22,7 @@ ITEMS: tuple[tuple[str | int, ...], ...] = (
     *product(["name", "service", "status changes"], range(SALONS)),
     *product([f"{line} {what}" for line in LINES for what in ("created", "deleted")], range(SALONS)),
     *product(["bookings moved"], range(SALONS), range(PERIODS)),  # at least so many times
-    *product(["message", "assignee", "resource", "notes"], range(SALONS), range(CUSTOMERS)),
+    *product(["message", "sent", "assignee", "resource", "notes"], range(SALONS), range(CUSTOMERS)),
     *product(["booking"], range(SALONS), range(CUSTOMERS), range(SLOTS)),
 )
 INDEX = {item: index for index, item in enumerate(ITEMS)}

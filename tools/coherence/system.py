@@ -12,7 +12,7 @@ from ops.migrate import service_url
 from ops.process import Server, free_ports, is_free, spawn
 from ops.servers import Valkey
 from ops.up import Service
-from tools.coherence.client import Spec
+from tools.coherence.client import SECRET, Spec
 from tools.postgres_pair import Pair, pair
 
 POLL_MS = 1000
@@ -71,7 +71,7 @@ def running(folder: Path, mode: str) -> Iterator[System]:
         shared = {
             "HOST": "127.0.0.1",
             "BOOKING_ADDRESS": f"127.0.0.1:{ports['booking-1']}",
-            "WHATSAPP_APP_SECRET": "parlor-dev",
+            "WHATSAPP_APP_SECRET": SECRET,
             "REDIS_WITHOUT": mode,
             "REDIS_POLL": str(POLL_MS),
             "REDIS_NEAR_LEASE": str(NEAR_MS),

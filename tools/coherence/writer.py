@@ -5,6 +5,8 @@ whose outcome is unknown is repeated with its request_id, at any process, until 
 """
 
 import asyncio
+import hmac
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import grpc
 from ops.calls import ALWAYS
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
-from tools.coherence.client import RETRY_SECONDS, TIMEOUT_SECONDS, Client, chair, day, phone, request
+from tools.coherence.client import RETRY_SECONDS, SECRET, TIMEOUT_SECONDS, Client, chair, day, phone, request
 from tools.coherence.state import CUSTOMERS, INDEX, LINES, PERIODS, SALONS, SLOTS, WRITERS, line_items
 
 FIRST_BOOKINGS = 25  # of each customer, before the readers begin
@@ -72,7 +74,7 @@ class Writer(Client):
         """Write several times in a row, pause, and so on."""
         kinds = [
             *(self.create, self.move, self.move, self.change_status, self.update),
-            *(self.send, self.send, self.assign, self.replace_resource),
+            *(self.send, self.send, self.answer, self.assign, self.replace_resource),
         ]
         while self.running:
             writes = self.random.randint(1, MOST_IN_A_ROW)
@@ -185,13 +187,30 @@ class Writer(Client):
         await self.write("booking", "UpdateBooking", booking.item, item, booking=new)
 
     async def send(self, salon: int, customer: int) -> None:
-        """Record a message of a customer; its content is the version."""
+        """Record a message of a customer, also by a webhook body; its content is the version."""
         item = INDEX["message", salon, customer]
         version = self.state.acknowledged(item) + 1
-        new = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "send_time": day(-1000, version)}
-        content = {"whatsapp_id": f"wamid.{customer}.{version}", "content": str(version)}
+        sent, whatsapp_id = day(-1000, version), f"wamid.{customer}.{version}"
+        if self.random.random() < 0.5:
+            payload = _body(salon, customer, whatsapp_id, str(version), sent["seconds"])
+            signature = "sha256=" + hmac.new(SECRET.encode(), payload, "sha256").hexdigest()
+            await self.write("messaging", "IngestWebhook", item, payload=payload, signature=signature)
+            return
+        new = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "send_time": sent}
+        content = {"whatsapp_id": whatsapp_id, "content": str(version)}
         direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
         await self.write("messaging", "RecordMessage", item, **new, **content, direction=direction)
+
+    async def answer(self, salon: int, customer: int) -> None:
+        """Record an answer, then that it was sent; the number in its whatsapp_id is the version of what was sent."""
+        item, sent = INDEX["message", salon, customer], INDEX["sent", salon, customer]
+        version = self.state.acknowledged(item) + 1
+        new: dict[str, Any] = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "content": str(version)}
+        new |= {"direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND, "type": messaging_pb2.MESSAGE_TYPE_TEMPLATE}
+        if made := await self.write("messaging", "RecordMessage", item, **new, send_time=day(-1000, version)):
+            names = {"salon_id": made.salon_id, "message_id": made.message_id}
+            whatsapp_id = f"wamid.sent.{customer}.{self.state.acknowledged(sent) + 1}"
+            await self.write("messaging", "RecordMessageSent", sent, **names, whatsapp_id=whatsapp_id)
 
     async def assign(self, salon: int, customer: int) -> None:
         """Assign a customer's conversation; the assignee is the version."""
@@ -202,8 +221,9 @@ class Writer(Client):
 
     async def write(self, service: str, rpc: str, *items: int, **fields: Any) -> Any:
         """Write until it is acknowledged, which raises the versions of items; return the reply, None after the end."""
-        request_id = str(UUID(int=self.random.getrandbits(128), version=4))
-        new = request(service, rpc, **fields, request_id=request_id)
+        new = request(service, rpc, **fields)
+        if rpc != "IngestWebhook":  # which needs none
+            new.request_id = str(UUID(int=self.random.getrandbits(128), version=4))
         while self.running:
             try:
                 reply = await getattr(self.random.choice(self.stubs[service]), rpc)(new, timeout=TIMEOUT_SECONDS)
@@ -218,3 +238,10 @@ class Writer(Client):
             self.state.count("acknowledged")
             return reply
         return None
+
+
+def _body(salon: int, customer: int, whatsapp_id: str, content: str, seconds: int) -> bytes:
+    """Return a webhook body with a text message."""
+    item = {"from": phone(customer).removeprefix("+"), "id": whatsapp_id, "timestamp": str(seconds), "type": "text"}
+    value = {"metadata": {"phone_number_id": f"10{salon}"}, "messages": [item | {"text": {"body": content}}]}
+    return json.dumps({"entry": [{"changes": [{"field": "messages", "value": value}]}]}).encode()

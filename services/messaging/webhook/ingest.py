@@ -1,5 +1,6 @@
 """Records webhook bodies: their messages, their statuses, and the items that can't be recorded."""
 
+import hmac
 from collections.abc import AsyncIterator, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -45,14 +46,14 @@ class WebhookIngest:
         salons: dict[str, Salon | None] = {"": None}
         unknown: set[str] = set()
         failed: dict[str, Exception] = {}
-        async for number, change in self._changes(request.payload, request.signature):
+        async for number, change in self.changes(request.payload, request.signature):
             if number in failed:
                 continue
             try:
                 if number not in salons:
                     salons[number] = await self._salons.of_phone_number_id(number)
                 if (salon := salons[number]) is not None:
-                    await self._record(request, salon, change, reply)
+                    await self.record(request, salon, change, reply)
                 else:
                     unknown |= {number} - {""}
                     await self._store_without_salon(request, number, change, reply)
@@ -63,7 +64,7 @@ class WebhookIngest:
         reply.unknown_phone_number_ids.extend(sorted(unknown)[:MOST_UNKNOWN_IDS])
         return reply
 
-    async def _changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
+    async def changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
         """Yield the changes of a body; those of a large one in slices, between which other tasks run."""
         steps = read_webhook(payload, signature, self._secrets)
         if is_small(payload):
@@ -74,10 +75,22 @@ class WebhookIngest:
             async for found in self._slices.each(steps):
                 yield found
 
-    async def _record(
-        self, request: pb.IngestWebhookRequest, salon: Salon, change: Change, reply: pb.IngestWebhookResponse
+    def sign(self, payload: bytes) -> str:
+        """Return the signature of a body."""
+        return "sha256=" + hmac.new(self._secrets[0].encode(), payload, "sha256").hexdigest()
+
+    async def record(
+        self,
+        request: Any,
+        salon: Salon,
+        change: Change,
+        reply: pb.IngestWebhookResponse,
+        before: Sequence[Statement[Any]] = (),
     ) -> None:
-        """Record a change of a salon in one transaction, and count what is new."""
+        """Record a change of a salon in one transaction, and count what is new.
+
+        The statements `before` are executed first in the transaction; their results do not matter.
+        """
         salon_id = salon.salon_id
         messages = [
             NewMessage(
@@ -96,16 +109,16 @@ class WebhookIngest:
         ]
         statuses = [NewStatus(salon_id=salon_id, **vars(status)) for status in change.statuses]
         statements = _statements(salon_id, messages, statuses, change.failures)
-        if not statements:
+        if not statements and not before:
             return
         names = set(map(attrgetter("whatsapp_id"), statuses))
         for message in messages:
             names |= {message.whatsapp_id, message.user_id, message.phone_number}
         locks = {message_lock(salon_id, name) for name in names if name}
         claims = [claim for message in messages if (claim := message.claim)]
-        first = list(statements.values())
+        first = [*before, *statements.values()]
         async with self._write.of_customers(request, salon_id, claims, locks=locks, first=first) as write:
-            found = dict(zip(statements, write.first, strict=True))
+            found = dict(zip(statements, write.first[len(before) :], strict=True))
             inserted, changed = found.get("messages", ()), found.get("changed", ())
             conversations = map(attrgetter("conversation"), chain(inserted, changed))
             write.invalidate(*self._tags.of_conversations(salon_id, *conversations))

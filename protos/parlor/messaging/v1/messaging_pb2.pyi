@@ -1238,7 +1238,9 @@ Global___MessageStatusEvent: _TypeAlias = MessageStatusEvent  # noqa: Y015
 
 @_typing.final
 class WebhookFailure(_message.Message):
-    """A webhook item that could not be recorded. It is kept for RETENTION_FAILURES."""
+    """A webhook item that could not be recorded. It is kept for RETENTION_FAILURES, or until it is recorded by
+    ReplayWebhookFailures.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2232,6 +2234,74 @@ class ListWebhookFailuresResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListWebhookFailuresResponse: _TypeAlias = ListWebhookFailuresResponse  # noqa: Y015
+
+@_typing.final
+class ReplayWebhookFailuresRequest(_message.Message):
+    """Request of ReplayWebhookFailures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALON_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    salon_id: _builtins.str
+    """ID of the salon. Empty: items of phone_number_ids that belonged to no salon."""
+    page_size: _builtins.int
+    """Failures to replay: 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """next_page_token of the previous reply, made with the same salon_id; empty for the oldest failures."""
+    def __init__(
+        self,
+        *,
+        salon_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "salon_id", b"salon_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayWebhookFailuresRequest: _TypeAlias = ReplayWebhookFailuresRequest  # noqa: Y015
+
+@_typing.final
+class ReplayWebhookFailuresResponse(_message.Message):
+    """Reply of ReplayWebhookFailures: what became of the items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    messages: _builtins.int
+    """Messages recorded."""
+    statuses: _builtins.int
+    """Statuses recorded."""
+    duplicates: _builtins.int
+    """Items that had been recorded before. They are no failures any more."""
+    failures: _builtins.int
+    """Items that can't be recorded. ListWebhookFailures lists them."""
+    next_page_token: _builtins.str
+    """Token for the failures that follow; empty if there are none."""
+    def __init__(
+        self,
+        *,
+        messages: _builtins.int = ...,
+        statuses: _builtins.int = ...,
+        duplicates: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "failures", b"failures", "messages", b"messages", "next_page_token", b"next_page_token", "statuses", b"statuses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayWebhookFailuresResponse: _TypeAlias = ReplayWebhookFailuresResponse  # noqa: Y015
 
 @_typing.final
 class SearchMessagesRequest(_message.Message):

@@ -76,6 +76,11 @@ class MessagingServiceStub:
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresRequest.SerializeToString,
                 response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresResponse.FromString,
                 _registered_method=True)
+        self.ReplayWebhookFailures = channel.unary_unary(
+                '/parlor.messaging.v1.MessagingService/ReplayWebhookFailures',
+                request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ReplayWebhookFailuresRequest.SerializeToString,
+                response_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ReplayWebhookFailuresResponse.FromString,
+                _registered_method=True)
         self.ListConversations = channel.unary_unary(
                 '/parlor.messaging.v1.MessagingService/ListConversations',
                 request_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListConversationsRequest.SerializeToString,
@@ -233,7 +238,20 @@ class MessagingServiceServicer:
 
     def ListWebhookFailures(self, request, context):
         """Lists webhook items that could not be recorded or are of an unknown kind, newest first: those of a salon, or those
-        of phone_number_ids that belong to no salon. Not cached.
+        of phone_number_ids that belong to no salon. ReplayWebhookFailures records them again. Not cached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayWebhookFailures(self, request, context):
+        """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
+        kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
+        Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+        twice. Call it with next_page_token until that is empty.
+        Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
+        BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
+        same time, or a lock was not free within 2 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -416,6 +434,11 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     servicer.ListWebhookFailures,
                     request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresRequest.FromString,
                     response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresResponse.SerializeToString,
+            ),
+            'ReplayWebhookFailures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayWebhookFailures,
+                    request_deserializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ReplayWebhookFailuresRequest.FromString,
+                    response_serializer=parlor_dot_messaging_dot_v1_dot_messaging__pb2.ReplayWebhookFailuresResponse.SerializeToString,
             ),
             'ListConversations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConversations,
@@ -711,6 +734,33 @@ class MessagingService:
             '/parlor.messaging.v1.MessagingService/ListWebhookFailures',
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresRequest.SerializeToString,
             parlor_dot_messaging_dot_v1_dot_messaging__pb2.ListWebhookFailuresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayWebhookFailures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parlor.messaging.v1.MessagingService/ReplayWebhookFailures',
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ReplayWebhookFailuresRequest.SerializeToString,
+            parlor_dot_messaging_dot_v1_dot_messaging__pb2.ReplayWebhookFailuresResponse.FromString,
             options,
             channel_credentials,
             insecure,

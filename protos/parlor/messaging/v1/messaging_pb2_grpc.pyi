@@ -104,7 +104,16 @@ class MessagingServiceStub:
     """
     ListWebhookFailures: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListWebhookFailuresRequest, _messaging_pb2.ListWebhookFailuresResponse]
     """Lists webhook items that could not be recorded or are of an unknown kind, newest first: those of a salon, or those
-    of phone_number_ids that belong to no salon. Not cached.
+    of phone_number_ids that belong to no salon. ReplayWebhookFailures records them again. Not cached.
+    """
+    ReplayWebhookFailures: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ReplayWebhookFailuresRequest, _messaging_pb2.ReplayWebhookFailuresResponse]
+    """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
+    kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
+    Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+    twice. Call it with next_page_token until that is empty.
+    Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
+    BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
+    same time, or a lock was not free within 2 s.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]
     """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
@@ -235,7 +244,16 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
     ListWebhookFailures: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListWebhookFailuresRequest, _messaging_pb2.ListWebhookFailuresResponse]  # type: ignore[assignment]
     """Lists webhook items that could not be recorded or are of an unknown kind, newest first: those of a salon, or those
-    of phone_number_ids that belong to no salon. Not cached.
+    of phone_number_ids that belong to no salon. ReplayWebhookFailures records them again. Not cached.
+    """
+    ReplayWebhookFailures: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ReplayWebhookFailuresRequest, _messaging_pb2.ReplayWebhookFailuresResponse]  # type: ignore[assignment]
+    """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
+    kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
+    Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+    twice. Call it with next_page_token until that is empty.
+    Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
+    BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
+    same time, or a lock was not free within 2 s.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ListConversationsRequest, _messaging_pb2.ListConversationsResponse]  # type: ignore[assignment]
     """Lists a salon's conversations, each with an excerpt of its last message, latest activity first. Cached for 300 s;
@@ -411,7 +429,22 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.ListWebhookFailuresResponse, _abc.Awaitable[_messaging_pb2.ListWebhookFailuresResponse]]:
         """Lists webhook items that could not be recorded or are of an unknown kind, newest first: those of a salon, or those
-        of phone_number_ids that belong to no salon. Not cached.
+        of phone_number_ids that belong to no salon. ReplayWebhookFailures records them again. Not cached.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayWebhookFailures(
+        self,
+        request: _messaging_pb2.ReplayWebhookFailuresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messaging_pb2.ReplayWebhookFailuresResponse, _abc.Awaitable[_messaging_pb2.ReplayWebhookFailuresResponse]]:
+        """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
+        kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
+        Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+        twice. Call it with next_page_token until that is empty.
+        Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
+        BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
+        same time, or a lock was not free within 2 s.
         """
 
     @_abc_1.abstractmethod
