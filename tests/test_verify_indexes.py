@@ -131,9 +131,9 @@ def test_a_statement_with_a_missing_column_is_reported(sample_url: str) -> None:
 
 
 def test_an_unused_index_is_reported(sample_url: str, recorded: Sequence[Statement]) -> None:
-    rest = [statement for statement in recorded if "StatsService.GetAiAnalytics" not in statement.rpcs]
+    rest = [statement for statement in recorded if "StatsService.ListBookingStats" not in statement.rpcs]
     states = {index.name: index.state for index in verify(sample_url, rest).indexes}
-    assert [name for name, state in states.items() if state != "present"] == ["idx_ai_messages_salon_created"]
+    assert [name for name, state in states.items() if state != "present"] == ["idx_bookings_created"]
 
 
 def test_the_command_names_the_statements_that_need_a_missing_index(sample_url: str) -> None:
