@@ -194,7 +194,8 @@ def outbox(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding]:
 def unsealed_hours(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding]:
     """Yield hourly sums that end too long ago: statistics read all later messages row by row."""
     query = """
-        SELECT sealed_to > '-infinity' AS sealed, to_char(sealed_to AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') AS sealed_to
+        SELECT sealed_to > '-infinity' AS sealed,
+            to_char(sealed_to AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') AS sealed_to
         FROM rollups
         WHERE sealed_to < now() - %(unsealed)s * interval '1 second'
             AND (sealed_to > '-infinity' OR EXISTS (SELECT FROM messages))"""
