@@ -1,4 +1,4 @@
-"""Personal data planted in every RPC does not appear in logs, metrics, slow queries, key names or error texts."""
+"""Personal data planted in every RPC appears in no log, audit log, metric, slow query, key name or error text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ops.migrate import migrate
 from ops.servers import Postgres
+from parlor.booking.v1 import booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.ops.v1.ops_pb2 import GetCacheStatisticsRequest, GetDatabaseMetricsRequest
+from tests.callers import Issuer, bearer
 from tests.conftest import FAST
+from tests.fuzz.callers import LIVES
+from tests.fuzz.callers import settings as caller_settings
 from tests.hostile import rpcs, valid_requests
 from tests.processes import Processes, processes, stubs
-from tests.stack import SALON, Fields, Stack, booking_request, message_request, salon, webhook_body
+from tests.stack import SALON, Connect, Fields, Stack, booking_request, message_request, salon, webhook_body
 from tests.test_erase_failures import wamid
 from tests.test_webhook import signed, status, text
 
@@ -128,14 +132,14 @@ async def lived(stack: Stack, errors: Errors) -> None:
     assert booking.customer_name == NAME and conversation.customer_name == NAME
 
 
-async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
+async def driven(stack: Stack, running: Processes, errors: Errors, connect: Connect) -> int:
     """Call every RPC with a valid request and with MISTAKEN values; return the number of calls."""
     calls = 0
     valid = await valid_requests(stack)
     for name, service in running.services.items():
         async with (
-            grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel,
-            grpc.aio.insecure_channel(f"127.0.0.1:{running.ops_ports[name]}") as ops,
+            connect(f"127.0.0.1:{service.port}") as channel,
+            connect(f"127.0.0.1:{running.ops_ports[name]}") as ops,
         ):
             for rpc in rpcs(name, channel, ops):
                 if rpc.method.name in ("InvalidateSalon", "InvalidateNamespace", "InvalidatePattern"):
@@ -145,6 +149,21 @@ async def driven(stack: Stack, running: Processes, errors: Errors) -> int:
                     await errors.call(rpc.call(each.SerializeToString()))
                     calls += 1
     return calls
+
+
+async def refused(running: Processes, errors: Errors, issuer: Issuer) -> None:
+    """Make calls of callers without a right, whose names, salons and requests are numbers and IDs of a customer.
+
+    A caller that is a text is in the audit log: it is what the issuer of tokens calls a caller, not a customer.
+    """
+    booking = f"127.0.0.1:{running.services['booking'].port}"
+    request = booking_request(customer_phone=PHONE, customer_name=NAME, notes=WORDS)
+    for caller in ("nothing", "clerk", *MISTAKEN[:4]):
+        for salon_id in (SALON, PHONE, USER, WAMID):
+            request.salon_id = salon_id
+            async with bearer(issuer.token(caller))(booking) as channel:
+                stub: Any = booking_pb2_grpc.BookingServiceStub(channel)
+                assert await errors.call(stub.CreateBooking(request)) is None
 
 
 def broken(database_url: str) -> None:
@@ -173,11 +192,13 @@ async def test_logs_metrics_and_errors_contain_no_personal_data(
     monkeypatch.setenv("LOG_LEVEL", "debug")
     monkeypatch.setenv("DB_SLOW_QUERY_THRESHOLD", "0")
     monkeypatch.setenv("WHATSAPP_APP_SECRET", "parlor-test")
-    errors = Errors()
-    with processes(strict_postgres.dsn, redis_url, tmp_path) as running:
-        async with stubs(running) as stack:
+    errors, issuer = Errors(), Issuer()
+    connect = bearer(issuer.token(lives=LIVES))
+    with processes(strict_postgres.dsn, redis_url, tmp_path, caller_settings(tmp_path, issuer)) as running:
+        async with stubs(running, connect) as stack:
             await lived(stack, errors)
-            assert await driven(stack, running, errors) > 300
+            assert await driven(stack, running, errors, connect) > 300
+            await refused(running, errors, issuer)
             broken(strict_postgres.dsn)
             for service_name in ("never", "twice", "twice"):
                 request = booking_request(customer_phone=PHONE, customer_name=NAME, notes=WORDS)
@@ -197,6 +218,8 @@ async def test_logs_metrics_and_errors_contain_no_personal_data(
     with redis.Redis.from_url(redis_url) as client:
         shown["keys"] = "\n".join(key.decode() for key in client.keys("*"))
     shown |= {f"{name} log": service.log.read_text() for name, service in running.services.items()}
+    shown["audit log"] = (tmp_path / "audit.log").read_text()
+    assert "SALON_NOT_ALLOWED" in shown["audit log"] and "RecordAiMessage" in shown["audit log"]
     shown["postgres log"] = strict_postgres.log.read_text()
     assert "never" in shown["booking log"] and "never" in shown["postgres log"]  # the errors were logged
     # This one error offers the caller another spelling of the number that they sent.

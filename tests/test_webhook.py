@@ -142,7 +142,7 @@ async def test_unknown_kinds_are_counted(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     kinds = {"messages": [text(1, type="hologram"), text(2)], "statuses": [status(3, status="pondered"), status(4)]}
     assert await ingest(stack, webhook_body("1", **kinds)) == {"messages": 1, "statuses": 1, "unknown": 2}
-    assert await ingest(stack, webhook_body("1", calls=[{"id": "1"}])) == {"unknown": 1}
+    assert await ingest(stack, webhook_body("1", pigeons=[{"id": "1"}])) == {"unknown": 1}
     assert await ingest(stack, (BODIES / "template_status.json").read_bytes()) == {"unknown": 1}
 
 
@@ -174,8 +174,8 @@ async def test_misplaced_values_are_counted_as_rejected(stack: Stack) -> None:
 
 
 HOSTILE: list[Any] = ["", " ", "\0", "\ud800", "x" * 1_000_000, 0, -1, 2**64, 1e400, 1.5, True, [], {}, [[]], {"a": 1}]
-NO_TIMES: list[Any] = ["-1", "x", "253370764800", "9" * 5_000, -1, 1e400, 1.5, [], {}]
-NO_TEXTS: list[Any] = ["\0", "\udfff", "x" * 65_537, 7, True, [1], {"a": 1}]
+NO_TIMES: list[Any] = ["-1", "x", "9" * 5_000, -1, 1e400, 1.5, True, False, [], {}]
+NO_TEXTS: list[Any] = ["x" * 65_537, 7, True, [1], {"a": 1}]
 
 
 async def test_an_unreadable_item_does_not_lose_its_neighbors(stack: Stack) -> None:

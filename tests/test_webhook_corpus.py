@@ -10,9 +10,23 @@ from hypothesis import strategies as st
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import SALON, Fields, Stack, message_request, rows, salon
 from tests.test_webhook import ingest
-from tests.whatsapp import ANA_ID, BODIES, CASES, MIKA_ID, OWN, PABLO, PABLO_ID, PHONE_NUMBER_ID, SHEENA, items, payload
+from tests.whatsapp import (
+    ANA_ID,
+    BODIES,
+    CASES,
+    MIKA_ID,
+    NINA,
+    OWN,
+    PABLO,
+    PABLO_ID,
+    PHONE_NUMBER_ID,
+    SHEENA,
+    items,
+    messages,
+    payload,
+)
 
-TABLES = "conversations messages raw_messages message_status_events webhook_failures".split()
+TABLES = "conversations messages raw_messages message_amendments message_status_events webhook_failures".split()
 _numbers = itertools.count()
 _in_order: dict[str, Any] = {}
 
@@ -47,7 +61,7 @@ async def test_each_body_is_stored_once_with_all_its_fields(stack: Stack) -> Non
     for whatsapp_id in sent():
         await record(stack, SALON, whatsapp_id)
     for name, case in CASES.items():
-        for item, wanted in zip(items(name, "messages"), case.messages, strict=True):
+        for item, wanted in zip(messages(name), case.messages, strict=True):
             assert_received(await get(stack, item["id"]), item, wanted)
         for whatsapp_id, wanted in zip(
             dict.fromkeys(s["id"] for s in items(name, "statuses")), case.statuses, strict=True
@@ -63,10 +77,10 @@ async def test_each_body_is_stored_once_with_all_its_fields(stack: Stack) -> Non
 def assert_received(found: pb.Message, item: Any, wanted: Fields) -> None:
     """Check all fields of a message, and its raw item."""
     assert json.loads(found.raw_json) == item
-    fields = dict(wanted)
+    fields = {"direction": 1, "status": pb.MESSAGE_STATUS_RECEIVED, "status_events": found.status_events, **wanted}
     if "media_id" in fields:
         fields["media_id"] = item[item["type"]]["id"]
-    fields |= {"whatsapp_id": item["id"], "direction": 1, "status": pb.MESSAGE_STATUS_RECEIVED, "salon_id": SALON}
+    fields |= {"whatsapp_id": item["id"], "salon_id": SALON}
     fields |= {"create_time": {"seconds": int(item["timestamp"])}, "raw_json": found.raw_json}
     fields |= {"message_id": found.message_id, "conversation_id": found.conversation_id}
     assert found == pb.Message(**fields)
@@ -76,7 +90,8 @@ def assert_sent(found: pb.Message, wanted: Fields) -> None:
     """Check the fields set by the statuses of a message; all fields not in `wanted` must be empty."""
     names = ["status", "cost_micros", "currency_code", "error_code", "error_title", "pricing_category", "billable"]
     shown = pb.Message()
-    for name in (*names, "conversation_origin"):
+    names += ["conversation_origin", "error_details", "biz_opaque_callback_data", "pricing_type", "pricing_model"]
+    for name in names:
         if name != "billable" or found.HasField("billable"):
             setattr(shown, name, getattr(found, name))
     assert shown == pb.Message(**wanted)
@@ -90,8 +105,10 @@ async def test_each_customer_has_one_conversation(stack: Stack) -> None:
         await ingest(stack, payload(name))
     query = "SELECT coalesce(phone_number, ''), coalesce(user_id, ''), customer_name FROM conversations ORDER BY 1, 2"
     assert rows(stack.database_url, query) == [
+        ("", "", ""),  # the group
         ("", ANA_ID, "Ana Lima"),
         ("", MIKA_ID, "mika_82"),
+        (NINA, "", ""),
         (SHEENA, "", "Sheena Nelson"),
         (PABLO, PABLO_ID, "Pablo Morales"),
         ("+4915112345678", "", "Jörg Weiß 💈"),
@@ -100,17 +117,20 @@ async def test_each_customer_has_one_conversation(stack: Stack) -> None:
 
 
 def state(stack: Stack, salon_id: str) -> Any:
-    """Return all rows of a salon, without generated IDs and times of recording."""
+    """Return all rows of a salon, without generated IDs, times of recording and revisions."""
     customer = "coalesce(c.phone_number, c.user_id)"
     queries = [
-        "SELECT phone_number, user_id, customer_name, status, revision, unread_count, started_at, last_message_at,"
-        " service_window_expires_at FROM conversations AS c WHERE salon_id = '{}'",
+        "SELECT phone_number, user_id, customer_name, status, unread_count, started_at, last_message_at,"
+        " service_window_expires_at, kind, group_id, reopened_at FROM conversations AS c WHERE salon_id = '{}'",
         f"SELECT {customer}, m.phone_number, direction, whatsapp_id, type, content, m.status, cost_micros,"
         " currency_code, created_at, media_id, reply_to_whatsapp_id, error_code, error_title, pricing_category,"
-        " billable, conversation_origin, item::text FROM messages AS m JOIN conversations AS c USING (salon_id,"
-        " conversation_id) LEFT JOIN raw_messages USING (salon_id, message_id) WHERE m.salon_id = '{}'",
+        " billable, conversation_origin, counted, details, item::text FROM messages AS m"
+        " JOIN conversations AS c USING (salon_id, conversation_id)"
+        " LEFT JOIN raw_messages USING (salon_id, message_id) WHERE m.salon_id = '{}'",
         "SELECT whatsapp_id, status, occurred_at, error_code, error_title, pricing_category, billable, cost_micros,"
-        " currency_code, conversation_origin FROM message_status_events WHERE salon_id = '{}'",
+        " currency_code, conversation_origin, details FROM message_status_events WHERE salon_id = '{}'",
+        "SELECT whatsapp_id, target_whatsapp_id, kind, direction, phone_number, content, created_at, item::text"
+        " FROM message_amendments WHERE salon_id = '{}'",
         "SELECT kind, reason, replace(item, salon_id, '') FROM webhook_failures WHERE salon_id = '{}'",
     ]
     return [sorted(rows(stack.database_url, query.format(salon_id)), key=repr) for query in queries]
@@ -151,5 +171,5 @@ async def test_the_result_does_not_depend_on_the_order_of_delivery(
         played.insert(place, name)
     if stack.database_url not in _in_order:
         _in_order[stack.database_url] = await deliver(stack, DELIVERIES)
-    assert len(_in_order[stack.database_url][0]) == 6
+    assert len(_in_order[stack.database_url][0]) == 8
     assert await deliver(stack, played) == _in_order[stack.database_url]

@@ -11,7 +11,7 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.ops.v1.ops_pb2 import InvalidateSalonRequest
 from services.messaging import salons
 from services.messaging.message_write_queries import message_lock
-from services.messaging.webhook.parse import MOST_ITEMS
+from services.messaging.webhook.change import MOST_ITEMS
 from tests.load import tells_when_to_retry, until, waiting_for_a_lock
 from tests.locks import holding
 from tests.stack import SALON, Stack, failure, message_request, rows, running, salon, webhook_body

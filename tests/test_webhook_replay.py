@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from parlor.messaging.v1 import messaging_pb2 as pb
-from services.messaging.webhook.parse import Failure
+from services.messaging.webhook.change import Failure
 from tests.stack import PHONE, SALON, Stack, deadlocks, failure, fresh, message_request, rows, salon, warm, webhook_body
 from tests.test_webhook import ingest, status, text
 

@@ -5,17 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import Fields
 
 BODIES = Path(__file__).parent / "data" / "whatsapp"
 PHONE_NUMBER_ID = "106540352242922"
 SHEENA, PABLO, JOERG, JOAO = "+16505551234", "+16505555678", "+4915112345678", "+5511987654321"
+NINA = "+12195555358"  # +16505550199 until then
 PABLO_ID, ANA_ID, MIKA_ID = "US.13491208655302741918", "BR.2093847561029384", "FI.7719203348817720"
 # Sent by the salon, and named in statuses; the message that it replies to is not always recorded.
 REMINDER = "wamid.HRYLMTY1MDU1NTEyMzQVAgARGBIzN0FDM0E1QTJGODNCREYwN0Y2QgA="
-EDITED = "wamid.HBgLMTY1MDM4Nzk0MzkVAgASGBQzQTRBNjU5OUFFRTAzODEwMTQ0RgA="
 OWN: Fields = {"cost_micros": 50_000, "currency_code": "EUR"}
 FREE: Fields = {"billable": False, "cost_micros": 0, "currency_code": ""}
+SENT: Fields = {"direction": pb.MESSAGE_DIRECTION_OUTBOUND, "status": pb.MESSAGE_STATUS_SENT}
 
 
 @dataclass
@@ -42,12 +44,39 @@ def outbound(state: str, count: int = 1, **fields: Any) -> Case:
     return Case({"statuses": count}, [], [{"status": f"MESSAGE_STATUS_{state}", **OWN, **fields}])
 
 
-def failure(code: int, title: str) -> Fields:
-    return {"error_code": code, "error_title": title}
+def failure(code: int, title: str, details: str = "") -> Fields:
+    return {"error_code": code, "error_title": title, "error_details": details}
+
+
+def at(seconds: int) -> Fields:
+    """Return a Timestamp."""
+    return {"seconds": seconds}
+
+
+def prices(kind: str = "", model: str = "PMP") -> Fields:
+    """Return the pricing fields of a status."""
+    return {"pricing_type": kind, "pricing_model": model}
+
+
+REGULAR = prices("regular")
+
+
+def choice(kind: str, **fields: str) -> Fields:
+    """Return what a customer chose, in a reply to the reminder."""
+    return {"reply_to_whatsapp_id": REMINDER, "interactive_reply": {"kind": kind, **fields}}
+
+
+def product(name: str, quantity: int, micros: int) -> Fields:
+    """Return a product of an order."""
+    return {"product_retailer_id": name, "quantity": quantity, "item_price_micros": micros, "currency_code": "EUR"}
+
+
+# What a reaction, an edit or a revoke brings: it changes its message instead of being one.
+AMENDMENT = Case({"messages": 1})
 
 
 CASES = {
-    "text": inbound("TEXT", "Do you have a slot on Friday? 💇"),
+    "text": inbound("TEXT", edited_time=at(1749421740), revoked_time=at(1749421800)),
     "image": inbound("IMAGE", "Like in this picture, please", media_id=""),
     "image_without_caption": inbound("IMAGE", media_id=""),
     "audio": inbound("AUDIO", media_id=""),
@@ -57,34 +86,122 @@ CASES = {
     "document_filename": inbound("DOCUMENT", "voucher 2025.pdf", media_id=""),
     "sticker": inbound("STICKER", media_id=""),
     "sticker_animated": inbound("STICKER", media_id=""),
-    "location_named": inbound("LOCATION", "Alexanderplatz, 10178 Berlin"),
-    "location": inbound("LOCATION", "-23.5505199, -46.6333094"),
-    "contact": inbound("CONTACTS", "Barbara J. Johnson"),
-    "contacts": inbound("CONTACTS", "Mum, Dad 🎸, +49 30 654321"),
-    "contact_shared": inbound("CONTACTS", "+5511987654321", phone_number=""),
-    "reaction": inbound("REACTION", "❤️", reply_to_whatsapp_id=REMINDER),
-    "reaction_removed": inbound("REACTION", reply_to_whatsapp_id=REMINDER),
-    "button_reply": inbound("INTERACTIVE", "Friday 10:00", reply_to_whatsapp_id=REMINDER),
-    "list_reply": inbound("INTERACTIVE", "Cut and colour", reply_to_whatsapp_id=REMINDER),
-    "flow_reply": inbound("INTERACTIVE", "Sent", reply_to_whatsapp_id=REMINDER),
-    "call_permission_reply": inbound("INTERACTIVE", reply_to_whatsapp_id=REMINDER),
-    "template_button": inbound("BUTTON", "Cancel my appointment", reply_to_whatsapp_id=REMINDER),
-    "order": inbound("ORDER", "For both of us, please"),
-    "order_without_text": inbound("ORDER", "2 products"),
-    "number_change": inbound("SYSTEM", "User Sheena Nelson changed from 16505551234 to 12195555358"),
-    "identity_change": inbound("SYSTEM", "The security code of Jörg Weiß changed", phone_number=JOERG),
-    "unsupported": inbound("UNSUPPORTED", **failure(131051, "Message type unknown")),
-    "unsupported_unavailable": inbound("UNSUPPORTED", **failure(131060, "This message is currently unavailable.")),
+    "location_named": inbound(
+        "LOCATION",
+        "Alexanderplatz, 10178 Berlin",
+        location={
+            "latitude": 52.5200066,
+            "longitude": 13.404954,
+            "name": "Alexanderplatz",
+            "address": "10178 Berlin",
+            "url": "https://example.com/alex",
+        },
+    ),
+    "location": inbound(
+        "LOCATION", "-23.5505199, -46.6333094", location={"latitude": -23.5505199, "longitude": -46.6333094}
+    ),
+    "contact": inbound(
+        "CONTACTS",
+        "Barbara J. Johnson",
+        contacts=[{"name": "Barbara J. Johnson", "company": "Social Tsunami", "phones": ["+1 650 555 9999"]}],
+    ),
+    "contacts": inbound(
+        "CONTACTS",
+        "Mum, Dad 🎸, +49 30 654321",
+        contacts=[
+            {"name": "Mum", "phones": ["+49 30 123456"], "emails": ["mum@example.com"]},
+            {"name": "Dad 🎸"},
+            {"phones": ["+49 30 654321"]},
+        ],
+    ),
+    "contact_shared": inbound("CONTACTS", "+5511987654321", phone_number="", contacts=[{"phones": ["+5511987654321"]}]),
+    "reaction": AMENDMENT,
+    "reaction_removed": AMENDMENT,
+    "button_reply": inbound(
+        "INTERACTIVE", "Friday 10:00", **choice("button_reply", id="slot-10", title="Friday 10:00")
+    ),
+    "list_reply": inbound(
+        "INTERACTIVE",
+        "Cut and colour",
+        **choice("list_reply", id="svc-3", title="Cut and colour", description="120 minutes"),
+    ),
+    "flow_reply": inbound(
+        "INTERACTIVE",
+        "Sent",
+        **choice("nfm_reply", title="flow", flow_json='{"flow_token":"f-77","date":"2025-06-13"}'),
+    ),
+    "call_permission_reply": inbound("INTERACTIVE", **choice("call_permission_reply", title="accept")),
+    "template_button": inbound(
+        "BUTTON", "Cancel my appointment", **choice("button", id="CANCEL-83KMAT", title="Cancel my appointment")
+    ),
+    "order": inbound(
+        "ORDER",
+        "For both of us, please",
+        order={
+            "catalog_id": "194836987003835",
+            "text": "For both of us, please",
+            "items": [product("shampoo-1", 2, 9_990_000)],
+        },
+    ),
+    "order_without_text": inbound(
+        "ORDER",
+        "2 products",
+        order={
+            "catalog_id": "194836987003835",
+            "items": [product("shampoo-1", 1, 9_990_000), product("wax-7", 3, 14_500_000)],
+        },
+    ),
+    "number_change": inbound(
+        "SYSTEM",
+        "User Nina Mendez changed from 16505550199 to 12195555358",
+        phone_number=NINA,
+        system={"kind": "user_changed_number", "phone_number": "+12195555358"},
+    ),
+    "identity_change": inbound(
+        "SYSTEM",
+        "The security code of Jörg Weiß changed",
+        phone_number=JOERG,
+        system={"kind": "customer_identity_changed"},
+    ),
+    "unsupported": inbound(
+        "UNSUPPORTED", **failure(131051, "Message type unknown", "Message type is currently not supported.")
+    ),
+    "unsupported_unavailable": inbound(
+        "UNSUPPORTED",
+        **failure(131060, "This message is currently unavailable.", "The message can't be shown."),
+    ),
     "unknown_with_errors": inbound("UNKNOWN", phone_number=JOERG, **failure(131051, "Message type unknown")),
-    "edit": inbound("UNKNOWN", "Do you have a slot on Saturday?", reply_to_whatsapp_id=EDITED),
-    "revoke": inbound("UNKNOWN", reply_to_whatsapp_id=EDITED),
+    "edit": AMENDMENT,
+    "revoke": AMENDMENT,
     "request_welcome": inbound("UNKNOWN", phone_number=JOERG),
     "forwarded": inbound("TEXT", "50 % off everything!"),
     "forwarded_often": inbound("IMAGE", media_id=""),
     "reply": inbound("TEXT", "Yes, that one", reply_to_whatsapp_id=REMINDER),
-    "referral": inbound("TEXT", "I saw your ad", phone_number=JOERG),
-    "product_enquiry": inbound("TEXT", "Is this still there?", reply_to_whatsapp_id=REMINDER),
-    "group": inbound("TEXT", "Can we all come at once?", phone_number=JOERG),
+    "referral": inbound(
+        "TEXT",
+        "I saw your ad",
+        phone_number=JOERG,
+        referral={
+            "source_url": "https://fb.me/3cr4Wqqkv",
+            "source_id": "120226305854810726",
+            "source_type": "ad",
+            "headline": "Chat with us",
+            "body": "Summer cuts",
+            "media_type": "image",
+            "media_url": "https://scontent.example.com/ad.jpg",
+            "ctwa_clid": "Aff-n8ZTODiE79d22KtAwQKj9e",
+            "welcome_message": "Hi! What can we do for you?",
+        },
+    ),
+    "product_enquiry": inbound(
+        "TEXT",
+        "Is this still there?",
+        reply_to_whatsapp_id=REMINDER,
+        referred_product={"catalog_id": "194836987003835", "product_retailer_id": "shampoo-1"},
+    ),
+    "group": inbound(
+        "TEXT", "Can we all come at once?", phone_number="", sender={"phone_number": JOERG, "name": "Jörg Weiß 💈"}
+    ),
     "identity_key": inbound("TEXT", "New phone, same me"),
     "user_without_phone": inbound("TEXT", "Olá! Tem horário amanhã?", phone_number=""),
     "user_with_username_only": inbound("TEXT", "Moi", phone_number=""),
@@ -110,37 +227,55 @@ CASES = {
             message("TEXT", "second change", phone_number=JOERG),
             message("TEXT", "second entry", phone_number=PABLO),
         ],
-        [{"status": "MESSAGE_STATUS_DELIVERED", "pricing_category": "utility", "billable": True, **OWN}],
+        [{"status": "MESSAGE_STATUS_DELIVERED", "pricing_category": "utility", "billable": True, **OWN, **REGULAR}],
     ),
     **dict.fromkeys(
         ("sent", "delivered", "read"),
-        outbound("READ", pricing_category="service", conversation_origin="service", **FREE),
+        outbound(
+            "READ", pricing_category="service", conversation_origin="service", **FREE, **prices("free_customer_service")
+        ),
     ),
-    "status_marketing": outbound("SENT", pricing_category="marketing", billable=True, conversation_origin="marketing"),
+    "status_marketing": outbound(
+        "SENT", pricing_category="marketing", billable=True, conversation_origin="marketing", **prices(model="CBP")
+    ),
     "status_free_entry_point": outbound(
-        "DELIVERED", pricing_category="referral_conversion", conversation_origin="referral_conversion", **FREE
+        "DELIVERED",
+        pricing_category="referral_conversion",
+        conversation_origin="referral_conversion",
+        **FREE,
+        **prices(model="CBP"),
     ),
-    "status_pmp_regular": outbound("DELIVERED", pricing_category="authentication", billable=True),
-    "status_type_only": outbound("READ", pricing_category="utility", **FREE),
+    "status_pmp_regular": outbound("DELIVERED", pricing_category="authentication", billable=True, **REGULAR),
+    "status_type_only": outbound("READ", pricing_category="utility", **FREE, **prices("free_customer_service")),
     "status_with_amount": outbound(
-        "DELIVERED", pricing_category="marketing_lite", billable=True, cost_micros=113_100, currency_code="EUR"
+        "DELIVERED",
+        pricing_category="marketing_lite",
+        billable=True,
+        cost_micros=113_100,
+        currency_code="EUR",
+        **REGULAR,
     ),
     "status_with_decimal": outbound(
-        "DELIVERED", pricing_category="utility", billable=True, cost_micros=45_600, currency_code="USD"
+        "DELIVERED", pricing_category="utility", billable=True, cost_micros=45_600, currency_code="USD", **REGULAR
     ),
     "status_with_a_bad_price": outbound("READ"),
-    "status_failed": outbound("FAILED", **failure(131026, "Message undeliverable")),
+    "status_failed": outbound("FAILED", **failure(131026, "Message undeliverable", "The recipient can't be reached.")),
     "status_failed_then_read": outbound(
-        "READ", 2, pricing_category="marketing", billable=True, **failure(131049, "Held back to keep people engaged")
+        "READ",
+        2,
+        pricing_category="marketing",
+        billable=True,
+        **failure(131049, "Held back to keep people engaged"),
+        **REGULAR,
     ),
-    "status_to_user_id": outbound("DELIVERED", pricing_category="service", **FREE),
+    "status_to_user_id": outbound("DELIVERED", pricing_category="service", **FREE, **prices("free_customer_service")),
     "status_in_group": outbound("READ", 2),
-    "status_with_callback_data": outbound("SENT"),
+    "status_with_callback_data": outbound("SENT", biz_opaque_callback_data="campaign-7"),
     "status_played": Case({"unknown": 1}, [], [{"status": "MESSAGE_STATUS_SENT", **OWN}]),
     "status_of_the_future": Case({"unknown": 1, "statuses": 1}, [], [{"status": "MESSAGE_STATUS_SENT", **OWN}]),
     "errors_of_the_account": Case({"unknown": 1}),
-    "calls": Case({"unknown": 1}),
-    "message_echo": Case({"unknown": 1}),
+    "calls": inbound("CALL", call={"status": pb.CALL_STATUS_STARTED}),
+    "message_echo": inbound("TEXT", "From the app", **SENT, origin=pb.MESSAGE_ORIGIN_PHONE_APP),
     "template_status": Case({"unknown": 1}),
 }
 
@@ -150,7 +285,14 @@ def payload(name: str, phone_number_id: str = PHONE_NUMBER_ID) -> bytes:
     return (BODIES / f"{name}.json").read_bytes().replace(PHONE_NUMBER_ID.encode(), phone_number_id.encode())
 
 
-def items(name: str, kind: str) -> list[Any]:
-    """Return the `messages` or `statuses` of a body."""
+def items(name: str, *kinds: str) -> list[Any]:
+    """Return the elements of such lists of a body's changes: `messages`, `statuses`, `calls`..."""
     body = json.loads(payload(name))
-    return [item for entry in body["entry"] for change in entry["changes"] for item in change["value"].get(kind, [])]
+    values = [change["value"] for entry in body["entry"] for change in entry["changes"]]
+    return [item for value in values for kind in kinds for item in value.get(kind, [])]
+
+
+def messages(name: str) -> list[Any]:
+    """Return the items of a body that become messages, without those that change one."""
+    found = items(name, "messages", "message_echoes", "calls")
+    return [item for item in found if item.get("type") not in ("reaction", "edit", "revoke")]

@@ -18,25 +18,25 @@ class Rule(NamedTuple):
 
 FROM_CUSTOMER = Rule(unread=True, reopens=True, opens_window=True, counted=True)
 FROM_SALON = Rule(unread=False, reopens=True, opens_window=False, counted=True)
+# Edits and revokes, which change their message; system messages; calls by the salon.
+NO_EFFECT = Rule(unread=False, reopens=False, opens_window=False, counted=False)
 # Sent by a person of the salon on the phone app.
-ECHO = Rule(unread=False, reopens=False, opens_window=False, counted=True)
+ECHO = NO_EFFECT._replace(counted=True)
 # Sent or received before the salon's number was connected.
-HISTORY = Rule(unread=False, reopens=False, opens_window=False, counted=False)
+HISTORY = NO_EFFECT
 # A reaction is shown on its message, so it is no message that one could read.
-REACTION = Rule(unread=False, reopens=False, opens_window=True, counted=False)
-SYSTEM = Rule(unread=False, reopens=False, opens_window=False, counted=False)
-CALL = Rule(unread=False, reopens=True, opens_window=True, counted=False)
+REACTION = NO_EFFECT._replace(opens_window=True)
+CALL = NO_EFFECT._replace(reopens=True, opens_window=True)
 MISSED_CALL = CALL._replace(unread=True)
-CALL_BY_SALON = Rule(unread=False, reopens=False, opens_window=False, counted=False)
-# A group has no service window.
-IN_GROUP = FROM_CUSTOMER._replace(opens_window=False)
 
-_INBOUND = {"REACTION": REACTION, "SYSTEM": SYSTEM, "CALL": CALL}
-_OUTBOUND = {"REACTION": CALL_BY_SALON, "SYSTEM": SYSTEM, "CALL": CALL_BY_SALON}
+_OUTBOUND = dict.fromkeys(("REACTION", "EDIT", "REVOKE", "SYSTEM", "CALL"), NO_EFFECT)
+_INBOUND = {**_OUTBOUND, "REACTION": REACTION, "CALL": CALL}
 
 
-def rule(direction: str, kind: str) -> Rule:
-    """Return the rule of a live message by its direction and its type; edits and revokes have no effects at all."""
+def rule(direction: str, kind: str, *, in_group: bool = False) -> Rule:
+    """Return the rule of a live message by its direction and its type. A group has no service window."""
     if direction == "INBOUND":
-        return _INBOUND.get(kind, FROM_CUSTOMER)
-    return _OUTBOUND.get(kind, FROM_SALON)
+        found = _INBOUND.get(kind, FROM_CUSTOMER)
+    else:
+        found = _OUTBOUND.get(kind, FROM_SALON)
+    return found._replace(opens_window=False) if in_group else found

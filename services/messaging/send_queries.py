@@ -8,7 +8,12 @@ from libs.db import Statement
 from libs.messages import fetch_one
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging.message_queries import MESSAGE
-from services.messaging.message_write_queries import WrittenMessage, written_messages
+from services.messaging.message_write_queries import (
+    WrittenMessage,
+    inserted_messages,
+    is_amended,
+    written_messages,
+)
 from services.messaging.status_fold import FOLDED, RECORDED_COST, folded_status
 
 # Their conversation, which stays as it is until the transaction ends: an erased customer's has no name.
@@ -24,11 +29,12 @@ def set_sent(request: pb.RecordMessageSentRequest) -> Statement[list[WrittenMess
     """Give an OUTBOUND message its whatsapp_id, and fold the status events that came before; return it.
 
     Returns none if it has a whatsapp_id, if another message has that one, or if its customer was erased. The caller
-    holds the lock of the whatsapp_id.
-    Source: indexes messages_pkey, whatsapp_id, conversations_pkey, message_status_events_pkey.
+    holds the lock of the whatsapp_id, and folds the reactions, edits and revokes of a message that is `is_amended`.
+    Source: indexes messages_pkey, whatsapp_id, conversations_pkey, message_status_events_pkey,
+    idx_message_amendments_target.
     """
     params = {name: getattr(request, name) for name in ("salon_id", "message_id", "whatsapp_id")}
-    return Statement(_SET_SENT, params, written_messages)
+    return Statement(_SET_SENT, params, inserted_messages)
 
 
 _FOLDED = folded_status("m.salon_id", "%(whatsapp_id)s", *RECORDED_COST, "m.details - 'error_details'")
@@ -45,7 +51,7 @@ _SET_SENT = f"""
         AND NOT EXISTS (
             SELECT FROM messages AS other WHERE other.salon_id = of_salon AND other.whatsapp_id = %(whatsapp_id)s
         )
-    RETURNING {MESSAGE}"""
+    RETURNING {MESSAGE}, {is_amended("m")}"""
 
 
 def set_failed(request: pb.RecordMessageFailedRequest) -> Statement[list[WrittenMessage]]:

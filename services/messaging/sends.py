@@ -8,6 +8,7 @@ from google.rpc.error_details_pb2 import ResourceInfo
 from libs.server import RpcError, Write, errors
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.customer_writes import CustomerWrites
 from services.messaging.message_queries import message_by_whatsapp_id
 from services.messaging.message_write_queries import message_lock
@@ -26,6 +27,8 @@ class Sends:
         """Give a message its whatsapp_id. Raises: as RecordMessageSent."""
         locks = [message_lock(request.salon_id, request.whatsapp_id)]
         async with self._write(request, request.salon_id, locks=locks, first=[set_sent(request)]) as write:
+            if any(message.is_amended for message in write.first[0]):
+                write.first = await write.conn.run(fold_amendments(request.salon_id, [request.whatsapp_id]))
             if not self._reply(write, request):
                 found = write.reply = await _outbound(write, request)
                 if not found.whatsapp_id:

@@ -25,6 +25,7 @@ from services.messaging import (
     status_queries,
 )
 from services.messaging.ai_queries import AiMessageFilters
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
@@ -93,6 +94,8 @@ class MessagingService(CustomerRpcs):
             [inserted] = write.first
             conversations = [recorded.conversation for recorded in inserted]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
+            if inserted and inserted[0].is_amended:
+                (inserted,) = await write.conn.run(fold_amendments(salon_id, [message.whatsapp_id or ""]))
             recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await message_queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
@@ -373,6 +376,7 @@ def _new_message(request: pb.RecordMessageRequest, phone_number: str, *, salon_k
         user_id=request.user_id or None,
         customer_name="",
         direction=direction,
+        group_id=None,
         whatsapp_id=request.whatsapp_id or None,
         type=kind,
         content=request.content,

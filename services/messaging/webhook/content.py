@@ -18,22 +18,33 @@ def text_field(holder: Any, name: str, longest: int = 256) -> str | None:
     return text if isinstance(text, str) and 0 < len(text) <= longest and not _UNSTORABLE.search(text) else None
 
 
+def clean(text: str) -> str:
+    """Return a text with U+FFFD for what Postgres can't store: NUL, and halves of surrogate pairs."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def shown_text(holder: Any, name: str, longest: int = 256) -> str | None:
+    """Return a text to show, cleaned; None if it is not a text, or longer than `longest`."""
+    text = holder.get(name) if isinstance(holder, dict) else None
+    return clean(text) if isinstance(text, str) and 0 < len(text) <= longest else None
+
+
 def read_content(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields content, media_id and reply_to_whatsapp_id of a message.
 
     `content` is the text, the caption, or the title of what was chosen; not a str if the item has something else there.
     An edit has the text and the media that the message has now.
     """
-    kind, part = _typed_part(item)
+    kind, part = typed_part(item)
     reply_to = text_field(part, "message_id" if kind == "reaction" else "original_message_id")
     if kind == "edit" and isinstance(part, dict) and isinstance(edited := part.get("message"), dict):
-        kind, part = _typed_part(edited) if edited.get("type") != "edit" else (kind, part)
+        kind, part = typed_part(edited) if edited.get("type") != "edit" else (kind, part)
     if (name := _TEXT_FIELDS.get(kind)) is not None:
         content = part.get(name) or "" if isinstance(part, dict) else ""
     elif (reader := _READERS.get(kind)) is not None:
         content = reader(part) or "" if isinstance(part, dict) or kind == "contacts" else ""
     else:
-        content = text_field(part, "body", LONGEST_TEXT) or text_field(part, "caption", LONGEST_TEXT) or ""
+        content = shown_text(part, "body", LONGEST_TEXT) or shown_text(part, "caption", LONGEST_TEXT) or ""
     return {
         "content": content,
         "media_id": text_field(part, "id") if kind in _MEDIA else None,
@@ -41,7 +52,7 @@ def read_content(item: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _typed_part(item: Mapping[str, Any]) -> tuple[str, Any]:
+def typed_part(item: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the type of an item, and the member that its type names."""
     kind = item.get("type")
     kind = kind if isinstance(kind, str) else ""
@@ -53,7 +64,7 @@ def _document(part: Mapping[str, Any]) -> Any:
 
 
 def _location(part: Mapping[str, Any]) -> str:
-    names = [text for name in ("name", "address") if (text := text_field(part, name, 1000))]
+    names = [text for name in ("name", "address") if (text := shown_text(part, name, 1000))]
     degrees = [part.get("latitude"), part.get("longitude")]
     return ", ".join(names or (str(degree) for degree in degrees if isinstance(degree, float | int)))
 
@@ -65,14 +76,14 @@ def _contacts(part: Any) -> str:
         if isinstance(card, dict):
             phones = card.get("phones")
             phone = text_field(phones[0], "phone") if isinstance(phones, list) and phones else None
-            names.append(text_field(card.get("name"), "formatted_name", 1000) or phone)
+            names.append(shown_text(card.get("name"), "formatted_name", 1000) or phone)
     return ", ".join(filter(None, names))
 
 
 def _interactive(part: Mapping[str, Any]) -> Any:
     """Return the title of the chosen button or row, or the answer of a flow."""
-    _, chosen = _typed_part(part)
-    return text_field(chosen, "title", LONGEST_TEXT) or text_field(chosen, "body", LONGEST_TEXT)
+    _, chosen = typed_part(part)
+    return shown_text(chosen, "title", LONGEST_TEXT) or shown_text(chosen, "body", LONGEST_TEXT)
 
 
 def _order(part: Mapping[str, Any]) -> Any:

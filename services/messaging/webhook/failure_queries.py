@@ -10,7 +10,7 @@ from libs.db import Statement
 from libs.messages import fetch_encoded
 from libs.server import Page, errors
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
-from services.messaging.webhook.parse import Failure
+from services.messaging.webhook.change import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:

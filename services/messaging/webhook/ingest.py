@@ -11,16 +11,15 @@ from libs.server import Slices
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
-from services.messaging import message_write_queries, status_queries
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.customer_writes import CustomerWrites
-from services.messaging.kinds import rule
-from services.messaging.message_ids import message_ids
-from services.messaging.message_write_queries import NewMessage, message_lock
+from services.messaging.message_write_queries import message_lock
 from services.messaging.salons import Salons
-from services.messaging.status_queries import NewStatus
+from services.messaging.webhook.change import Change
 from services.messaging.webhook.failure_queries import insert_failures
 from services.messaging.webhook.json_scanner import is_small
-from services.messaging.webhook.parse import Change, Failure, read_webhook
+from services.messaging.webhook.parse import read_webhook
+from services.messaging.webhook.recording import WRITTEN, Items
 
 MOST_UNKNOWN_IDS = 100  # in a reply
 
@@ -92,45 +91,21 @@ class WebhookIngest:
         The statements `before` are executed first in the transaction; their results do not matter.
         """
         salon_id = salon.salon_id
-        messages = [
-            NewMessage(
-                message_id=message_ids.new(message.created_at),
-                salon_id=salon_id,
-                salon_known=True,
-                direction="INBOUND",
-                cost_micros=0,
-                currency_code=None,
-                language=salon.language_code,
-                in_window=False,
-                **rule("INBOUND", message.type)._asdict(),
-                **vars(message),
-            )
-            for message in change.messages
-        ]
-        statuses = [NewStatus(salon_id=salon_id, **vars(status)) for status in change.statuses]
-        statements = _statements(salon_id, messages, statuses, change.failures)
+        items = Items.of(salon, change)
+        statements = items.statements()
         if not statements and not before:
             return
-        names = set(map(attrgetter("whatsapp_id"), statuses))
-        for message in messages:
-            names |= {message.whatsapp_id, message.user_id, message.phone_number}
-        locks = {message_lock(salon_id, name) for name in names if name}
-        claims = [claim for message in messages if (claim := message.claim)]
+        locks = {message_lock(salon_id, name) for name in items.names() if name}
         first = [*before, *statements.values()]
-        async with self._write.of_customers(request, salon_id, claims, locks=locks, first=first) as write:
+        async with self._write.of_customers(request, salon_id, items.claims(), locks=locks, first=first) as write:
             found = dict(zip(statements, write.first[len(before) :], strict=True))
-            inserted, changed = found.get("messages", ()), found.get("changed", ())
-            conversations = map(attrgetter("conversation"), chain(inserted, changed))
-            write.invalidate(*self._tags.of_conversations(salon_id, *conversations))
-        recorded, failed = found.get("statuses", ()), found.get("failures", set())
-        unknown_kinds = failed.intersection(failure.digest for failure in change.failures if failure.is_unknown_kind)
-        unknown_types = sum(map(attrgetter("is_of_unknown_type"), inserted))
-        reply.messages += len(inserted) - unknown_types
-        reply.statuses += len(recorded)
-        reply.unknown += unknown_types + len(unknown_kinds)
-        reply.rejected += len(failed) - len(unknown_kinds)
-        items = len(messages) + len(statuses) + len(change.failures)
-        reply.duplicates += items - len(inserted) - len(recorded) - len(failed)
+            written = [message for name in WRITTEN for message in found.get(name, ())]
+            if amended := [message.whatsapp_id for message in written if message.is_amended]:
+                await write.conn.run(fold_amendments(salon_id, amended))
+            conversations = map(attrgetter("conversation"), written)
+            keys = chain(found.get("touched", ()), conversations)
+            write.invalidate(*self._tags.of_conversations(salon_id, *keys))
+        items.count(found, reply)
 
     async def _store_without_salon(
         self, request: pb.IngestWebhookRequest, number: str, change: Change, reply: pb.IngestWebhookResponse
@@ -142,18 +117,3 @@ class WebhookIngest:
                 pass
         reply.unknown += unknown
         reply.rejected += len(failures) - unknown
-
-
-def _statements(
-    salon_id: str, messages: Sequence[NewMessage], statuses: Sequence[NewStatus], failures: Sequence[Failure]
-) -> dict[str, Statement[Any]]:
-    """Return the statements that record items, in their order, by the name of their result."""
-    statements: dict[str, Statement[Any]] = {}
-    if messages:
-        statements["messages"] = message_write_queries.insert_messages(messages)
-    if statuses:
-        statements["statuses"] = status_queries.insert_statuses(statuses)
-        statements["changed"] = status_queries.fold_statuses(statuses)
-    if failures:
-        statements["failures"] = insert_failures(salon_id, "", failures)
-    return statements

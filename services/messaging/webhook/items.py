@@ -4,46 +4,40 @@ The fields that an item needs to be recorded (its id, time, sender and text) mus
 they are not, since the raw item is kept.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated, Any, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
-from services.messaging.webhook.content import LONGEST_TEXT, read_content, text_field
+from services.messaging.kinds import Rule
+from services.messaging.kinds import rule as rule_of
+from services.messaging.webhook.content import LONGEST_TEXT, clean, read_content, shown_text, text_field
+from services.messaging.webhook.details import error_details, read_details, status_details
 from services.messaging.webhook.json_scanner import Unreadable
 from services.messaging.webhook.pricing import read_pricing
-from services.phones import whatsapp_number
+from services.messaging.webhook.senders import e164
 
 TYPES = frozenset(
     "text image audio video document sticker location contacts reaction interactive button order system template"
-    " unsupported".split()
+    " unsupported edit revoke call".split()
 )
+AMENDMENTS = frozenset(("REACTION", "EDIT", "REVOKE"))
 STATUSES = frozenset(("sent", "delivered", "read", "failed"))
 LONGEST_ERROR = 1000
-_AFTER_9998 = 253_370_764_800  # s since 1970
-_PHONE = re.compile(r"\+?[1-9][0-9]{6,14}")
-_USER_ID = re.compile(r"[A-Z]{2}\.(ENT\.)?[A-Za-z0-9]{1,128}")
-
-
-def _e164(value: Any) -> Any:
-    """Read a phone number as WhatsApp writes it: E.164 without its `+`."""
-    if value is not None and not (isinstance(value, str) and _PHONE.fullmatch(value)):
-        raise ValueError("not a phone number")
-    return value and whatsapp_number("+" + value.removeprefix("+"))
+FUTURE = timedelta(minutes=10)  # by which a clock may be fast
+_IN_9998 = 253_370_764_799  # s since 1970
 
 
 def _moment(value: Any) -> datetime:
-    """Read WhatsApp's timestamp: seconds since 1970, as a string."""
+    """Read WhatsApp's timestamp: seconds since 1970, as a string; the last moment of 9998 for later ones."""
     try:
-        seconds = int(value) if isinstance(value, str | int) else -1
+        seconds = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else -1
     except ValueError:
         seconds = -1
-    if not 0 <= seconds < _AFTER_9998:
-        raise ValueError("not from 1970 to 9998")
-    return datetime.fromtimestamp(seconds, UTC)
+    if seconds < 0:
+        raise ValueError("not the seconds since 1970")
+    return datetime.fromtimestamp(min(seconds, _IN_9998), UTC)
 
 
 def _storable(value: Any) -> Any:
@@ -59,28 +53,45 @@ def _storable(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_storable)]
+# A text with U+FFFD for what can't be stored: one odd character must not hide a message.
+Cleaned = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
 Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 MessageType = Annotated[Identifier, AfterValidator(lambda kind: kind.upper() if kind in TYPES else "UNKNOWN")]
-Phone = Annotated[str | None, BeforeValidator(_e164)]
+Phone = Annotated[str | None, BeforeValidator(e164)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
 class Incoming(BaseModel):
-    """An inbound message, with the names and values of the database's columns; `item` is its JSON."""
+    """A message, a reaction, an edit or a revoke, with the names and values of the database's columns.
+
+    `group_id`: it was sent in that group, by the named person. `details`: fields of a Message. `item`: its JSON. The
+    effects on its conversation are those of a `Rule`.
+    """
 
     whatsapp_id: Identifier = Field(alias="id")
     phone_number: Phone = Field(alias="from")
     user_id: str | None
     customer_name: str
+    direction: str
+    group_id: str | None
     type: MessageType
     created_at: Moment = Field(alias="timestamp")
-    content: Annotated[Text, StringConstraints(max_length=LONGEST_TEXT)]
+    content: Annotated[Cleaned, StringConstraints(max_length=LONGEST_TEXT)]
     media_id: str | None
     reply_to_whatsapp_id: str | None
     error_code: int | None
     error_title: str | None
-    details: dict[str, Any] | None = None
+    unread: bool
+    reopens: bool
+    opens_window: bool
+    counted: bool
+    details: dict[str, Any] | None
     item: str
+
+    @property
+    def is_amendment(self) -> bool:
+        """Whether it changes another message instead of being one."""
+        return self.type in AMENDMENTS
 
 
 class Status(BaseModel):
@@ -88,7 +99,7 @@ class Status(BaseModel):
 
     whatsapp_id: Identifier = Field(alias="id")
     status: Identifier
-    occurred_at: Moment = Field(alias="timestamp")
+    occurred_at: Moment | None = Field(alias="timestamp")
     error_code: int | None
     error_title: str | None
     pricing_category: str | None
@@ -96,67 +107,40 @@ class Status(BaseModel):
     cost_micros: int | None
     currency_code: str | None
     conversation_origin: str | None
-    details: dict[str, Any] | None = None
+    details: dict[str, Any] | None
 
 
-# A contact's wa_id, user_id and name. 100,000 objects of a class would slow down the garbage collector.
-Contact: TypeAlias = tuple[str | None, str | None, str]
+def read_message(
+    item: Any, person: tuple[Any, str | None, str], raw: str, *, direction: str = "INBOUND", rule: Rule | None = None
+) -> Incoming:
+    """Return a message, or what changes one; `person` is the customer: phone number, user_id and name.
 
-
-@dataclass(slots=True)
-class Senders:
-    """The senders of a change's messages: its `contacts`, by WhatsApp's ids. `is_only_message`: it has one message."""
-
-    is_only_message: bool
-    _count: int = 0
-    _last: Contact = (None, None, "")
-    _by_id: dict[str, Contact] = field(default_factory=dict)
-
-    def add(self, contact: Any) -> None:
-        """Add an element of `contacts`."""
-        if not isinstance(contact, dict):
-            return
-        self._count += 1
-        profile = contact.get("profile")
-        name = text_field(profile, "name", 1000) or text_field(profile, "username") or ""
-        self._last = text_field(contact, "wa_id"), text_field(contact, "user_id"), name
-        for identifier in filter(None, self._last[:2]):
-            self._by_id[identifier] = self._last
-
-    def of(self, item: Mapping[str, Any]) -> tuple[Any, str | None, str]:
-        """Return the phone number (not validated), the user_id and the name of a message's sender.
-
-        The only contact belongs to the only message, even if it spells the phone number in another way.
-        """
-        phone, user_id = item.get("from") or None, text_field(item, "from_user_id")
-        if isinstance(phone, str) and _USER_ID.fullmatch(phone):
-            phone, user_id = None, user_id or phone
-        contact = self._by_id.get(user_id or "") or self._by_id.get(str(phone))
-        if contact is None and self.is_only_message and self._count == 1:
-            contact = self._last
-        if contact is None:
-            return phone, user_id, ""
-        wa_id, contact_user_id, name = contact
-        return phone or (wa_id if _PHONE.fullmatch(wa_id or "") else None), user_id or contact_user_id, name
-
-    def names(self, item: Any) -> tuple[str | None, str | None]:
-        """Return the phone number (E.164) and user_id of the sender of an unreadable item, each None if not known."""
-        if not isinstance(item, dict):
-            return None, None
-        phone, user_id, _ = self.of(item)
-        return _e164(phone) if isinstance(phone, str) and _PHONE.fullmatch(phone) else None, user_id
-
-
-def read_message(item: Any, senders: Senders, raw: str) -> Incoming:
-    """Return a message. Raises: Unreadable; ValidationError."""
+    `rule` None: that of its type. Raises: Unreadable; ValidationError.
+    """
     if not isinstance(item, dict):
         raise Unreadable("is not an object")
-    content = read_content(item)
-    phone, user_id, name = senders.of(item)
+    content, details = read_content(item), read_details(item)
+    phone, user_id, name = person
     if not phone and not user_id:
         raise Unreadable("from: neither a phone number nor a user id")
-    sender = {"from": phone, "user_id": user_id, "customer_name": name}
-    return Incoming.model_validate({**item, **sender, **_first_error(item), **content, "item": raw})
+    group_id = text_field(item, "group_id") if "group_id" in item else None
+    if rule is None:
+        rule = rule_of(direction, str(item.get("type")).upper(), in_group=group_id is not None)
+    given = {"from": phone, "user_id": user_id, "customer_name": name, "direction": direction, "group_id": group_id}
+    message = Incoming.model_validate(
+        {**item, **given, **_first_error(item), **content, **rule._asdict(), "details": details, "item": raw}
+    )
+    if message.is_amendment and not message.reply_to_whatsapp_id:
+        raise Unreadable(f"{message.type.lower()}: names no message")
+    if group_id is not None:
+        sender = {"phone_number": message.phone_number, "user_id": user_id, "name": name}
+        message.details = {**(details or {}), "sender": {key: text for key, text in sender.items() if text}}
+    if "errors" in item and (text := error_details(item)):
+        message.details = {**(message.details or {}), "error_details": text}
+    if message.created_at > (now := datetime.now(UTC)) + FUTURE:
+        message.created_at = now
+        message.details = {**(message.details or {}), "time_adjusted": True}
+    return message
 
 
 def read_status(item: Any) -> Status:
@@ -165,9 +149,13 @@ def read_status(item: Any) -> Status:
         raise Unreadable("is not an object")
     conversation = item.get("conversation")
     origin = conversation.get("origin") if isinstance(conversation, dict) else None
-    conversation_origin = {"conversation_origin": text_field(origin, "type", 64)}
+    given = {"conversation_origin": text_field(origin, "type", 64), "details": status_details(item)}
     price = read_pricing(item.get("pricing"))
-    return Status.model_validate({**item, **_first_error(item), **price, **conversation_origin})
+    status = Status.model_validate({**item, **_first_error(item), **price, **given})
+    if status.occurred_at is None or status.occurred_at > datetime.now(UTC) + FUTURE:
+        status.occurred_at = None  # now; a repeat must be seen as one
+        status.details = {**(status.details or {}), "time_adjusted": True}
+    return status
 
 
 def reason_of(error: Unreadable | ValidationError) -> str:
@@ -184,5 +172,5 @@ def _first_error(item: Mapping[str, Any]) -> dict[str, Any]:
     error = errors[0] if isinstance(errors, list) and errors else None
     code = error.get("code") if isinstance(error, dict) else None
     is_code = isinstance(code, int) and 0 < code < 2**31 and not isinstance(code, bool)
-    title = text_field(error, "title", LONGEST_ERROR) or text_field(error, "message", LONGEST_ERROR)
+    title = shown_text(error, "title", LONGEST_ERROR) or shown_text(error, "message", LONGEST_ERROR)
     return {"error_code": code if is_code else None, "error_title": title}

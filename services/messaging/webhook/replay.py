@@ -7,9 +7,9 @@ from libs.server import page
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging.salons import Salons
+from services.messaging.webhook.change import Change
 from services.messaging.webhook.failure_queries import StoredFailure, delete_failure, failures_after
 from services.messaging.webhook.ingest import WebhookIngest
-from services.messaging.webhook.parse import Change
 
 
 class WebhookReplay:

@@ -1,0 +1,122 @@
+"""What each kind of webhook item does to its conversation, and to the statistics (the table of rules)."""
+
+from typing import Any
+
+from parlor.messaging.v1 import messaging_pb2 as pb
+from parlor.stats.v1 import stats_pb2
+from tests.kinds import NUMBER, PERSON, body, call, echo, edit, history, message, past, reaction, revoke, system
+from tests.stack import Stack, salon
+from tests.test_webhook import ingest, text
+
+FIRST, LATER, DAY = 1_749_400_000, 1_749_410_000, 86_400
+CUSTOMER, NUMBER_ID = f"+{PERSON}", b"NUMBER_ID"
+CLOSED, ACTIVE = pb.CONVERSATION_STATUS_CLOSED, pb.CONVERSATION_STATUS_ACTIVE
+GROUP = {"group_id": "Y2FwaV9ncm91cA"}
+
+
+def live(kind: str, part: Any, **fields: Any) -> bytes:
+    """Return the body of one message."""
+    return body("NUMBER_ID", "messages", messages=[message("wamid.2", kind, LATER, part, **fields)])
+
+
+def calls(*events: Any) -> bytes:
+    """Return the body of events of calls."""
+    return body("NUMBER_ID", "calls", calls=list(events))
+
+
+def echoes(*items: Any) -> bytes:
+    """Return the body of messages that were sent on the phone app."""
+    return body("NUMBER_ID", "smb_message_echoes", message_echoes=list(items))
+
+
+MEDIA = {kind: live(kind, {"id": "77"}) for kind in ("image", "audio", "video", "document", "sticker")}
+# As the customer writes: unread + 1, ACTIVE, the window opens, counted.
+WRITTEN = {
+    **MEDIA,
+    "text": live("text", {"body": "hi"}),
+    "interactive": live("interactive", {"type": "button_reply", "button_reply": {"id": "1", "title": "Yes"}}),
+    "button": live("button", {"payload": "1", "text": "Yes"}),
+    "order": live("order", {"catalog_id": "1", "product_items": []}),
+    "location": live("location", {"latitude": 1, "longitude": 2}),
+    "contacts": live("contacts", [{"name": {"formatted_name": "Ann"}}]),
+    "a type of the future": live("hologram", {}),
+    "unsupported": live("unsupported", None),
+}
+NOTHING = {
+    "an edit": body("NUMBER_ID", "messages", messages=[edit("wamid.2", "wamid.1", LATER, "new")]),
+    "an edit before its message": body("NUMBER_ID", "messages", messages=[edit("wamid.2", "wamid.9", LATER, "new")]),
+    "a revoke": body("NUMBER_ID", "messages", messages=[revoke("wamid.2", "wamid.1", LATER)]),
+    "a system message": body("NUMBER_ID", "messages", messages=[system("wamid.2", LATER)]),
+    "history": history("NUMBER_ID", past("wamid.2", LATER)),
+    "sent history": history("NUMBER_ID", past("wamid.2", LATER, sent=True)),
+    "media of history": body(
+        "NUMBER_ID", "history", messages=[past("wamid.2", LATER, type="image", image={"id": "77"})]
+    ),
+    "a call by the salon": calls(
+        {**call("wacid.2", "connect", LATER), "direction": "BUSINESS_INITIATED", "from": NUMBER, "to": PERSON}
+    ),
+    "a reaction by the salon": echoes(reaction("wamid.2", "wamid.1", LATER, **{"from": NUMBER, "to": PERSON})),
+    "a message in a group": live("text", {"body": "hi"}, **GROUP),
+    "a reaction in a group": body("NUMBER_ID", "messages", messages=[reaction("wamid.2", "wamid.1", LATER, **GROUP)]),
+}
+# unread_count, reopened, window opened, counted
+CASES: dict[str, tuple[bytes, int, bool, bool, int]] = {
+    **{name: (payload, 1, True, True, 1) for name, payload in WRITTEN.items()},
+    **{name: (payload, 0, False, False, 0) for name, payload in NOTHING.items() if "in a group" not in name},
+    "a message in a group": (NOTHING["a message in a group"], 0, False, False, 1),
+    "a reaction in a group": (NOTHING["a reaction in a group"], 0, False, False, 0),
+    "a reaction": (body("NUMBER_ID", "messages", messages=[reaction("wamid.2", "wamid.1", LATER)]), 0, False, True, 0),
+    "a reaction taken back": (
+        body("NUMBER_ID", "messages", messages=[reaction("wamid.2", "wamid.1", LATER, None)]),
+        0,
+        False,
+        True,
+        0,
+    ),
+    "a call that rings": (calls(call("wacid.2", "connect", LATER)), 0, True, True, 0),
+    "a missed call": (calls(call("wacid.2", "connect", LATER), call("wacid.2", "terminate", LATER)), 1, True, True, 0),
+    "a call that was taken": (
+        calls(call("wacid.2", "connect", LATER), call("wacid.2", "terminate", LATER, 60)),
+        0,
+        True,
+        True,
+        0,
+    ),
+    "an echo": (echoes(echo("wamid.2", LATER)), 0, False, False, 1),
+}
+
+
+async def conversation(stack: Stack, salon_id: str) -> pb.Conversation:
+    """Return the customer's conversation."""
+    return await stack.messaging.GetConversation(pb.GetConversationRequest(salon_id=salon_id, phone_number=CUSTOMER))
+
+
+async def counted(stack: Stack, salon_id: str) -> int:
+    """Return the number of messages in the statistics."""
+    request = stats_pb2.GetSalonStatsRequest(salon_id=salon_id)
+    request.start_time.FromSeconds(FIRST - DAY)
+    request.end_time.FromSeconds(LATER + DAY)
+    return (await stack.stats.GetSalonStats(request)).messages
+
+
+async def effects(stack: Stack, salon_id: str, payload: bytes) -> tuple[int, bool, bool, int]:
+    """Return what a body does to a closed conversation: unread, reopened, window opened, counted."""
+    await salon(stack, salon_id, phone_number_id=salon_id)
+    await ingest(stack, body(salon_id, "messages", messages=[text(1, timestamp=str(FIRST))]))
+    named = {"salon_id": salon_id, "phone_number": CUSTOMER}
+    await stack.messaging.UpdateConversationStatus(pb.UpdateConversationStatusRequest(status=CLOSED, **named))
+    await stack.messaging.MarkConversationRead(pb.MarkConversationReadRequest(**named))
+    assert sum((await ingest(stack, payload.replace(NUMBER_ID, salon_id.encode()))).values()) >= 1
+    found = await conversation(stack, salon_id)
+    until = found.service_window_expires_time.seconds - DAY
+    assert until in (FIRST, LATER)
+    return found.unread_count, found.status == ACTIVE, until == LATER, await counted(stack, salon_id) - 1
+
+
+async def test_each_kind_has_the_effects_of_its_rule(stack: Stack) -> None:
+    wrong = {}
+    for number, (name, (payload, *wanted)) in enumerate(CASES.items()):
+        found = await effects(stack, f"salon-{number}", payload)
+        if found != tuple(wanted):
+            wrong[name] = found
+    assert wrong == {}
