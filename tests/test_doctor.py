@@ -142,7 +142,7 @@ def test_messages_of_which_none_is_summed_are_found(database_url: str) -> None:
     assert not found(examine(database_url, []), "unsealed hours", "rollups")
     execute(
         database_url,
-        "INSERT INTO salons (salon_id, phone_number_id, name) VALUES ('s1', '1', 'Hair')",
+        "INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s1', '1', 'Hair', 'Asia/Tokyo')",
         "INSERT INTO conversations (salon_id, user_id) VALUES ('s1', 'u1')",
         "INSERT INTO messages (salon_id, conversation_id, direction, type, status, created_at)"
         " SELECT salon_id, conversation_id, 'INBOUND', 'TEXT', 'RECEIVED', now() FROM conversations",
