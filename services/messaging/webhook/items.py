@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
-from services.messaging.kinds import Rule
+from services.messaging.kinds import AMENDMENTS, Rule
 from services.messaging.kinds import rule as rule_of
 from services.messaging.webhook.content import LONGEST_TEXT, clean, read_content, shown_text, text_field
 from services.messaging.webhook.details import error_details, read_details, status_details
@@ -22,7 +22,6 @@ TYPES = frozenset(
     "text image audio video document sticker location contacts reaction interactive button order system template"
     " unsupported edit revoke call".split()
 )
-AMENDMENTS = frozenset(("REACTION", "EDIT", "REVOKE"))
 STATUSES = frozenset(("sent", "delivered", "read", "failed"))
 LONGEST_ERROR = 1000
 FUTURE = timedelta(minutes=10)  # by which a clock may be fast
