@@ -191,6 +191,7 @@ class MessagingService(CustomerRpcs):
             batch=inbox_queries.statement_key,
             rows=list_page.rows,
             repeatable=not is_national(request.query),
+            replica=bool(request.page_token),
         )
 
     async def UpdateConversationStatus(
@@ -256,6 +257,7 @@ class MessagingService(CustomerRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=not is_national(request.phone_number),
+            replica=bool(request.page_token),
         )
 
     async def SearchMessages(self, request: pb.SearchMessagesRequest, context: Any) -> Reply:
@@ -305,6 +307,7 @@ class MessagingService(CustomerRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=True,
+            replica=bool(request.page_token),
         )
 
     async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
