@@ -76,6 +76,7 @@ def up(
         typer.Option(help="Folder of `parlor dev-certs`: speak TLS, to callers with an identity only.", exists=True),
     ] = None,
     policy: Annotated[Path, typer.Option(help="With --certs, the file of the callers and their rights.")] = POLICY,
+    replica: Annotated[bool, typer.Option("--replica", help="Start a standby, too, and read from it.")] = False,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
@@ -88,7 +89,7 @@ def up(
         sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
     chosen = scale if sample_data else None
-    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy)
+    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy, replica)
     try:
         run(plan, console)
     except (StartError, OSError) as error:
@@ -232,6 +233,30 @@ def load_sample_data(
         console.print(f"[red]{error}; --replace deletes everything first[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
     console.print(", ".join(f"{rows:,} {table}" for table, rows in written.items()), highlight=False)
+
+
+@app.command()
+def maintain(
+    database_url: DatabaseUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Do what the database needs from time to time; exit with 1 if a step fails.
+
+    rollups: sums messages, conversations and AI messages by hour, so that statistics need not read every row. The
+    messaging service does this every 10 minutes; run it where that is not running, or after a restore.
+
+    Safe at any time, beside the services and beside another run.
+    """
+    from ops.maintain import maintain as run
+
+    outcomes = run(database_url)
+    if as_json:
+        typer.echo(json.dumps({outcome.step: {"ok": outcome.ok, **outcome.details} for outcome in outcomes}, indent=2))
+    else:
+        for outcome in outcomes:
+            style = "" if outcome.ok else "[red]"
+            console.print(f"{style}{outcome.step}: {escape(outcome.text)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(0 if all(outcome.ok for outcome in outcomes) else 1)
 
 
 @app.command()
