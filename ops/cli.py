@@ -76,6 +76,7 @@ def up(
         typer.Option(help="Folder of `parlor dev-certs`: speak TLS, to callers with an identity only.", exists=True),
     ] = None,
     policy: Annotated[Path, typer.Option(help="With --certs, the file of the callers and their rights.")] = POLICY,
+    replica: Annotated[bool, typer.Option("--replica", help="Start a standby, too, and read from it.")] = False,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
@@ -88,7 +89,7 @@ def up(
         sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
     chosen = scale if sample_data else None
-    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy)
+    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy, replica)
     try:
         run(plan, console)
     except (StartError, OSError) as error:

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import psycopg
@@ -98,6 +100,18 @@ def test_up_starts_three_services_with_data_prints_working_calls_and_ends_on_ctr
         assert running.wait() == 0
         assert not logs.parent.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_up_with_a_replica_reads_statistics_from_it(tmp_path: Path) -> None:
+    with up(tmp_path, "--ephemeral", "--replica") as running:
+        [line] = [line for line in re.findall("^buf .*$", running.printed, re.MULTILINE) if "GetSalonStats" in line]
+        metrics = f"http://127.0.0.1:{running.metrics_port + 2}/metrics"
+        end = time.monotonic() + END_SECONDS
+        while "parlor_cache_replica_loads_total 0.0" in urlopen(metrics, timeout=5).read().decode():
+            assert time.monotonic() < end
+            call(line.replace("2025-01-01T00:00:00Z", f"2025-01-01T00:00:0{int(time.monotonic()) % 10}Z"))
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0
 
 
 def test_a_killed_up_leaves_no_process_behind_and_starts_again_on_its_data(tmp_path: Path) -> None:

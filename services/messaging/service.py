@@ -190,6 +190,7 @@ class MessagingService(CustomerRpcs):
             batch=inbox_queries.statement_key,
             rows=list_page.rows,
             repeatable=not is_national(request.query),
+            replica=bool(request.page_token),
         )
 
     async def UpdateConversationStatus(
@@ -255,6 +256,7 @@ class MessagingService(CustomerRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=not is_national(request.phone_number),
+            replica=bool(request.page_token),
         )
 
     async def SearchMessages(self, request: pb.SearchMessagesRequest, context: Any) -> Reply:
@@ -304,6 +306,7 @@ class MessagingService(CustomerRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=True,
+            replica=bool(request.page_token),
         )
 
     async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:

@@ -48,7 +48,7 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         start, end = period(request)
         key = tag.key(name, _compact(start), _compact(end))
         return await self.cache.get_batched(
-            key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True
+            key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True, replica=True
         )
 
     async def _in_buckets(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
@@ -57,7 +57,7 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
         key = tag.key(name, bucket, _compact(start), _compact(end))
         buckets = Buckets(request.salon_id, start, end, bucket)
-        return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True)
+        return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True, replica=True)
 
 
 def build(cache: Cache, database: Database) -> Service:
