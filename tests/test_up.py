@@ -105,7 +105,7 @@ def test_up_starts_three_services_with_data_prints_working_calls_and_ends_on_ctr
 def test_up_with_a_replica_reads_statistics_from_it(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral", "--replica") as running:
         [line] = [line for line in re.findall("^buf .*$", running.printed, re.MULTILINE) if "GetSalonStats" in line]
-        metrics = f"http://127.0.0.1:{running.metrics_port + 2}/metrics"
+        metrics = f"http://127.0.0.1:{running.metrics_ports[2]}/metrics"
         end = time.monotonic() + END_SECONDS
         while "parlor_cache_replica_loads_total 0.0" in urlopen(metrics, timeout=5).read().decode():
             assert time.monotonic() < end
