@@ -36,6 +36,7 @@ from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
+from services.messaging.rollups import Rollups
 from services.messaging.salons import Salons, SalonUnknown
 from services.messaging.search_backfill_queries import backfill
 from services.messaging.sends import Sends
@@ -367,6 +368,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
             lambda: backfill(cache, database),
             messaging.changes.run,
             messaging.changes.purge,
+            Rollups(database.connection).run,
         ],
         metrics=[messaging.changes],
         close=to_booking.close,

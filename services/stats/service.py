@@ -10,6 +10,7 @@ from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
 from services.cache_tags import CacheTags
 from services.stats import queries
+from services.stats.ai_queries import ai_analytics
 from services.stats.queries import Buckets, Period
 
 
@@ -41,7 +42,7 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
         """Count the AI messages of a period by model, and by bucket."""
-        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
+        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, ai_analytics)
 
     async def _counted(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures, cached under `name` and the period."""
