@@ -151,7 +151,8 @@ def test_conversations_of_one_customer_are_merged(
             conn.execute(
                 "WITH c AS (INSERT INTO conversations (salon_id, phone_number, user_id, unread_count, started_at,"
                 " last_message_at, tags) VALUES ('s', %(number)s, %(user)s, %(unread)s, %(day)s, %(day)s,"
-                " ARRAY[%(tag)s]) RETURNING *), ai AS (INSERT INTO ai_messages (salon_id, conversation_id, model, role, content)"
+                " ARRAY[%(tag)s]) RETURNING *), ai AS ("
+                " INSERT INTO ai_messages (salon_id, conversation_id, model, role, content)"
                 " SELECT salon_id, conversation_id, 'm', 'USER', 'x' FROM c)"
                 " INSERT INTO messages (salon_id, conversation_id, phone_number, direction, type, content, status,"
                 " created_at) SELECT salon_id, conversation_id, phone_number, 'INBOUND', 'TEXT', 'x', 'RECEIVED',"
