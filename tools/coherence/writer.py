@@ -30,6 +30,7 @@ MOST_IN_A_ROW = 5
 MOST_IN_LINE = 4
 HOUR = 3600
 MINUTES = 20  # of each day for each booking of a customer
+SENT = -10_000  # the day of messages: WhatsApp's times that are ahead of the clock are not kept
 HOLD_EVERY, LONGEST_HOLD_SECONDS = 8, 10
 STATUSES = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_CANCELLED
 
