@@ -184,7 +184,7 @@ class Day:
             self._in_groups.append((group, name))
             self._unread[group] += 1
             self.inbound += 1
-            yield self._from(person, text(name, timestamp=str(second), group_id=group), second)
+            yield self._from(person, text(id=name, timestamp=str(second), group_id=group), second)
 
     def echoed(self) -> Iterator[Event]:
         """A person of the salon writes on the phone app, edits, deletes or reacts."""
@@ -200,7 +200,7 @@ class Day:
             self.outbound += 1
             self._echoed.append((person, name))
             self._sent.append((person, name))
-            item = text(name, timestamp=str(second))
+            item = text(id=name, timestamp=str(second))
         item = {**item, "from": NUMBER, **person.as_sender("to")}
         echo = {name: value for name, value in item.items() if value is not None}
         yield Event(second, "smb_message_echoes", {"contacts": [person.contact], "message_echoes": [echo]})

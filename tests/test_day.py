@@ -104,6 +104,8 @@ def check(day: Day, found: dict[str, Any]) -> None:
     assert {name: seconds(time) for name, time in windows.items() if time} == day.window
     assert int(found["directions"]["inbound_messages"]) == day.inbound
     assert int(found["directions"]["outbound_messages"]) == day.outbound
+    for name in ("reactions", "edited_time", "revoked_time", "call", "sender", "origin", "system"):
+        assert sum(name in one for one in found["messages"]) > 5, name
     times = [one["create_time"] for one in found["messages"]]
     assert times == sorted(times, reverse=True)
 

@@ -205,7 +205,7 @@ class CustomerFact(NamedTuple):
     @property
     def claim(self) -> Claim | None:
         """What it says of who the customer is; None if it makes nobody a customer."""
-        return Claim(self.phone_number, self.user_id, self.at) if self.contact_name != "" else None
+        return Claim(self.phone_number, self.user_id, self.at, is_fact=True) if self.contact_name != "" else None
 
 
 def write_facts(salon_id: str, facts: Sequence[CustomerFact]) -> Statement[list[tuple[str, list[str]]]]:

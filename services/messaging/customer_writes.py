@@ -57,11 +57,11 @@ class CustomerWrites:
     ) -> AsyncIterator[Write]:
         """Begin a write whose messages and events claim who a customer is; the statements `first` follow from that.
 
-        Claims that change nothing cost one statement in the first round trip, none if there are none. Others are
-        settled in this transaction, alone: customers are merged, get identities or lose them, and all replies about
-        them are invalidated.
+        Claims of messages that change nothing cost one statement in the first round trip. Others are settled in this
+        transaction, alone: customers are merged, get identities or lose them, and all replies about them are
+        invalidated.
         """
-        if not any(claim.former for claim in claims):
+        if not any(claim.former or claim.is_fact for claim in claims):
             checks = [unsettled(salon_id, claims)] if claims else []
             try:
                 async with self(request, salon_id, locks=locks, first=[*checks, *first]) as write:

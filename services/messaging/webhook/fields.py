@@ -1,7 +1,8 @@
 """Reads the changes of a webhook body, by what is in their value.
 
 `messages`, `statuses` and `errors` come with the field messages. `message_echoes` are what a person sent on the phone
-app, `history` is what was said before the number was connected, `calls` are calls. Anything else is a failure.
+app, `history` is what was said before the number was connected, `calls` are calls; `statuses` with them are those of
+calls by the salon. `state_sync` is the address book of the phone app. Anything else is a failure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,19 +12,21 @@ from typing import Any, TypeAlias
 from services.messaging.kinds import CALL, ECHO, HISTORY, MISSED_CALL, NO_EFFECT
 from services.messaging.webhook.change import Change
 from services.messaging.webhook.content import text_field
+from services.messaging.webhook.facts import read_contact, read_preference
 from services.messaging.webhook.items import Incoming, Status, read_message
 from services.messaging.webhook.json_scanner import Unreadable, elements, json_text, load_or_none, members
 from services.messaging.webhook.senders import Senders
 
-LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls")
+LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls", "state_sync", "user_preferences")
 _OF_HISTORY = {"SENT": "SENT", "DELIVERED": "DELIVERED", "READ": "READ", "PLAYED": "READ", "ERROR": "FAILED"}
+_CALL_STATUSES = {"RINGING": "STARTED", "ACCEPTED": "STARTED", "REJECTED": "MISSED"}
 Current: TypeAlias = Callable[[], Change]  # the change to add to: a full one is followed by another
 
 
 def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterator[None]:
     """Add the items of a change, whose `value` is an object, to `change`; yield after each."""
     field = str(load_or_none((members(item) or {}).get("field")))
-    if not value.keys() & {"messages", "statuses", "errors", "message_echoes", "calls", "history"}:
+    if not value.keys() & _KINDS.keys():
         change().fail("OTHER", f"field: {field[:64]!a} is not known", item, is_unknown_kind=True)
     parts = {name: listed(value, name, kind, change) for name, kind in _KINDS.items() if name in value}
     messages = parts.get("messages", ())
@@ -49,8 +52,16 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
     for chunk in parts.get("history", ()):
         yield from _read_chunk(chunk, value, senders, change)
     for status in parts.get("statuses", ()):
-        change().add_status(status)
+        if field == "calls":
+            stored = partial(_in_change, "calls", "statuses")
+            change().add(status, partial(_call_status, senders=senders), senders.names, "OTHER", stored)
+        else:
+            change().add_status(status)
         yield
+    for name, read in _FACTS.items():
+        for item in parts.get(name, ()):
+            change().add_fact(item, read, partial(_in_change, field, name))
+            yield
     for error in parts.get("errors", ()):
         change().fail("OTHER", "errors: WhatsApp reports an error", error, is_unknown_kind=True)
         yield
@@ -63,7 +74,10 @@ _KINDS = {
     "history": "OTHER",
     "statuses": "STATUS",
     "errors": "OTHER",
+    "state_sync": "OTHER",
+    "user_preferences": "OTHER",
 }
+_FACTS = {"state_sync": read_contact, "user_preferences": read_preference}
 
 
 def listed(holder: Any, name: str, kind: str, change: Current) -> Sequence[Any]:
@@ -128,16 +142,30 @@ def _call(item: Any, senders: Senders) -> Incoming:
         raise Unreadable("event: is neither connect nor terminate")
     by_salon = item.get("direction") == "BUSINESS_INITIATED"
     seconds = duration if isinstance(duration, int) and not isinstance(duration, bool) and 0 < duration < 2**31 else 0
-    missed = event == "terminate" and not seconds
     person = senders.of(_with_sender(item, "to" if by_salon else "from"))
+    status = "STARTED" if event == "connect" else "COMPLETED" if seconds else "MISSED"
+    return _call_message(item, person, status, seconds, by_salon=by_salon)
+
+
+def _call_status(item: Any, senders: Senders) -> Incoming:
+    """Return a status of a call by the salon as an event of the call."""
+    status = _CALL_STATUSES.get(str(_object(item).get("status")))
+    if status is None:
+        raise Unreadable("status: is none of a call")
+    person = senders.named(item.get("recipient_id"), text_field(item, "recipient_user_id"))
+    return _call_message(item, person, status, 0, by_salon=True)
+
+
+def _call_message(
+    item: dict[str, Any], person: tuple[Any, str | None, str], status: str, seconds: int, *, by_salon: bool
+) -> Incoming:
     message = read_message(
         {"id": item.get("id"), "timestamp": item.get("timestamp"), "type": "call"},
         person,
         json_text(item),
         direction="OUTBOUND" if by_salon else "INBOUND",
-        rule=NO_EFFECT if by_salon else MISSED_CALL if missed else CALL,
+        rule=NO_EFFECT if by_salon else MISSED_CALL if status == "MISSED" else CALL,
     )
-    status = "STARTED" if event == "connect" else "MISSED" if missed else "COMPLETED"
     call = {"status": f"CALL_STATUS_{status}", "duration_seconds": seconds}
     message.details = {**(message.details or {}), "call": call}
     return message

@@ -105,6 +105,7 @@ class WebhookIngest:
             conversations = map(attrgetter("conversation"), written)
             keys = chain(found.get("touched", ()), conversations)
             write.invalidate(*self._tags.of_conversations(salon_id, *keys))
+            write.invalidate(*self._tags.of_facts(salon_id, found.get("facts", ())))
         items.count(found, reply)
 
     async def _store_without_salon(

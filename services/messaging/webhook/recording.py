@@ -8,6 +8,7 @@ from libs.db import Statement
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import amendment_queries, merge_queries, message_write_queries, status_queries
+from services.messaging.customer_queries import CustomerFact, write_facts
 from services.messaging.identities import Claim
 from services.messaging.message_ids import message_ids
 from services.messaging.message_write_queries import NewMessage
@@ -23,7 +24,10 @@ WRITTEN = (*INSERTED, *MERGED, *CHANGED)
 
 @dataclass(slots=True)
 class Items:
-    """The items of a change as rows: messages of customers and of groups, what amends messages, events of calls."""
+    """The items of a change as rows: messages of customers and of groups, what amends messages, events of calls...
+
+    `facts` is what the change says of customers otherwise.
+    """
 
     salon_id: str
     messages: list[NewMessage]
@@ -32,6 +36,7 @@ class Items:
     calls: list[NewMessage]
     statuses: list[NewStatus]
     derived: list[NewStatus]
+    facts: list[CustomerFact]
     failures: list[Failure]
 
     @classmethod
@@ -51,6 +56,7 @@ class Items:
             calls=calls,
             statuses=statuses,
             derived=derived,
+            facts=change.facts,
             failures=change.failures,
         )
 
@@ -62,10 +68,13 @@ class Items:
             yield amendment.reply_to_whatsapp_id
         for status in self.statuses:
             yield status.whatsapp_id
+        for fact in self.facts:
+            yield from (fact.phone_number, fact.user_id)
 
     def claims(self) -> list[Claim]:
         """Return what the items say of who the customers are."""
-        return [claim for one in (*self.messages, *self.amendments) if (claim := one.claim)]
+        claims = [one.claim for one in (*self.messages, *self.amendments)] + [fact.claim for fact in self.facts]
+        return [claim for claim in claims if claim]
 
     def statements(self) -> dict[str, Statement[Any]]:
         """Return the statements that record the items, in their order, by the name of their result."""
@@ -78,6 +87,7 @@ class Items:
             found["called"] = merge_queries.fold_calls(self.calls)
         if media := [one for one in self.messages if one.media_id and not one.counted]:
             found["filled"] = merge_queries.fill_media(media)
+            found["items"] = merge_queries.insert_media_items(media)
         if self.statuses:
             found["statuses"] = status_queries.insert_statuses(self.statuses)
         if self.derived:
@@ -86,6 +96,8 @@ class Items:
             found["changed"] = status_queries.fold_statuses([*self.statuses, *self.derived])
         if self.amendments:
             found |= self._amend()
+        if self.facts:
+            found["facts"] = write_facts(self.salon_id, self.facts)
         if self.failures:
             found["failures"] = insert_failures(self.salon_id, "", self.failures)
         return found
@@ -109,6 +121,7 @@ class Items:
         statuses = len(found.get("statuses", ()))
         reply.messages += recorded - unknown_types
         reply.statuses += statuses
+        reply.customers += len(self.facts)
         reply.unknown += unknown_types + len(unknown_kinds)
         reply.rejected += len(failed) - len(unknown_kinds)
         given = len(self.messages) + len(self.of_groups) + len(self.amendments) + len(self.statuses)

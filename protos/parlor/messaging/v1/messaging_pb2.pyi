@@ -1542,6 +1542,7 @@ class IngestWebhookResponse(_message.Message):
     UNKNOWN_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     UNKNOWN_PHONE_NUMBER_IDS_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
     messages: _builtins.int
     """Messages recorded."""
     statuses: _builtins.int
@@ -1556,6 +1557,8 @@ class IngestWebhookResponse(_message.Message):
     """Items that could not be recorded and are kept as failures: their phone_number_id belongs to no salon, a required
     part is missing, they are nested more than 64 levels deep, or they are larger than 128 KiB.
     """
+    customers: _builtins.int
+    """Entries of the salon's address book, and choices about marketing messages, that were recorded; also repeated ones."""
     @_builtins.property
     def unknown_phone_number_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The phone_number_ids in the body that belong to no salon, at most 100, sorted. Their items are kept as failures
@@ -1571,10 +1574,11 @@ class IngestWebhookResponse(_message.Message):
         unknown: _builtins.int = ...,
         rejected: _builtins.int = ...,
         unknown_phone_number_ids: _abc.Iterable[_builtins.str] | None = ...,
+        customers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "messages", b"messages", "rejected", b"rejected", "statuses", b"statuses", "unknown", b"unknown", "unknown_phone_number_ids", b"unknown_phone_number_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "duplicates", b"duplicates", "messages", b"messages", "rejected", b"rejected", "statuses", b"statuses", "unknown", b"unknown", "unknown_phone_number_ids", b"unknown_phone_number_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
