@@ -16,6 +16,7 @@ from ops.servers import running_url
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, fill and check Parlor.")
 console = Console()
 DATA = Path(".parlor")
+POLICY = Path("deploy/policy.toml")
 METRICS_URLS = [f"http://127.0.0.1:{port}/metrics" for port in (9051, 9052, 9053)]  # of `parlor up`
 SECRETS = ("DATABASE_URL", *(f"{name}_DATABASE_URL" for name in ("BOOKING", "MESSAGING", "STATS")), "REDIS_URL")
 FILE = {"dir_okay": False, "exists": True, "show_default": False}
@@ -70,6 +71,11 @@ def up(
     metrics_port: Annotated[int, typer.Option(help="Metrics port of booking; the others use the next two.")] = 9051,
     ops_port: Annotated[int, typer.Option(help="OpsService's port of booking; the others use the next two.")] = 50061,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes of each service, which share its port.")] = 1,
+    certs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `parlor dev-certs`: speak TLS, to callers with an identity only.", exists=True),
+    ] = None,
+    policy: Annotated[Path, typer.Option(help="With --certs, the file of the callers and their rights.")] = POLICY,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
@@ -81,10 +87,11 @@ def up(
         console.print("[yellow]--seed and --no-seed are now --sample-data and --no-sample-data[/yellow]")
         sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
-    plan = Plan(data, pg_bin, ephemeral, scale if sample_data else None, ports, metrics_port, workers, ops_port)
+    chosen = scale if sample_data else None
+    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy)
     try:
         run(plan, console)
-    except StartError as error:
+    except (StartError, OSError) as error:
         console.print(f"[red]{error}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
 
@@ -138,14 +145,15 @@ def health(
 def dev_certs(
     folder: Annotated[Path, typer.Argument(help="Folder for the files.", file_okay=False)],
 ) -> None:
-    """Make a CA and certificates for trying TLS: of a server, and of the clients bot, dashboard, booking and so on.
+    """Make a CA and certificates for trying TLS, of a server and of clients (bot, dashboard and so on), and a token.
 
     For development: the CA's key lies beside the certificates. A second run makes new certificates of the same CA.
+    `parlor up --certs FOLDER` uses them.
     """
-    from ops.dev_certs import FolderInUse, write_certificates
+    from ops.dev_certs import FolderInUse, write_certificates, write_token
 
     try:
-        written = write_certificates(folder)
+        written = write_certificates(folder) + write_token(folder)
     except (OSError, ValueError, FolderInUse) as error:
         console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None

@@ -1,5 +1,6 @@
-"""Certificates for trying TLS: a CA, a server's certificate, and one for each client."""
+"""Certificates for trying TLS, of a server and of clients, and a token."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -18,6 +20,16 @@ SPIFFE = "spiffe://parlor.example/"
 CLIENTS = ("bot", "dashboard", "operator", "booking", "messaging", "stats")
 SERVERS = ("postgres", "valkey", "booking", "messaging", "stats")  # hosts of docker-compose.yml
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+BEARER, AUDIENCE = "dashboard", "parlor"  # of the token
+SETTINGS = {  # of a service that uses the files; booking's are those of messaging, which calls booking
+    "TLS_CERT_FILE": "server.pem",
+    "TLS_KEY_FILE": "server.key",
+    "TLS_CLIENT_CA_FILE": "ca.pem",
+    "AUTH_JWKS": "jwks.json",
+    "BOOKING_TLS_CA_FILE": "ca.pem",
+    "BOOKING_TLS_CERT_FILE": "messaging.pem",
+    "BOOKING_TLS_KEY_FILE": "messaging.key",
+}
 
 
 class FolderInUse(Exception):
@@ -42,10 +54,7 @@ class Authority:
     @classmethod
     def read(cls, folder: Path) -> "Authority":
         """Read that of a folder. Raises: OSError, ValueError."""
-        key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("ca.key was not made by `parlor dev-certs`")
-        return cls(key, x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes()))
+        return cls(_read_key(folder / "ca.key"), x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes()))
 
     def issue(self, common_name: str, names: Sequence[x509.GeneralName], *, serves: bool) -> tuple[bytes, bytes]:
         """Return a certificate and its key, both PEM, for a client and, if it `serves`, for a server, too."""
@@ -86,6 +95,31 @@ def write_certificates(folder: Path) -> list[Path]:
     return [folder / f"{name}.pem" for name in ("ca", "server", *CLIENTS)]
 
 
+def write_token(folder: Path) -> list[Path]:
+    """Write `dashboard.jwt`, a token valid for a year, and `jwks.json`, its key; return the files.
+
+    Its name is that of dashboard's certificate, whose key signs it: write_certificates comes first. Raises: OSError,
+    ValueError.
+    """
+    key = _read_key(folder / f"{BEARER}.key")
+    claims = {"sub": f"{SPIFFE}{BEARER}", "aud": AUDIENCE, "exp": datetime.now(UTC) + timedelta(days=DAYS)}
+    public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
+    token, keys = folder / f"{BEARER}.jwt", folder / "jwks.json"
+    token.unlink(missing_ok=True)
+    token.touch(mode=0o600)
+    token.write_text(jwt.encode(claims, key, "ES256"))
+    keys.write_text(json.dumps({"keys": [{**public, "alg": "ES256", "use": "sig"}]}))
+    return [token, keys]
+
+
+def settings(folder: Path, policy: Path) -> dict[str, str]:
+    """Return the settings of a service that speaks TLS and asks for identities, with the files of a folder."""
+    files = {name: str((folder / file).absolute()) for name, file in SETTINGS.items()}
+    # Reflection tells what a service can do, which nobody has to hide on a machine for trying.
+    auth = {"AUTH_MODE": "mtls,jwt", "AUTH_POLICY": str(policy.absolute()), "AUTH_AUDIENCE": AUDIENCE}
+    return files | auth | {"REFLECTION": "true"}
+
+
 def _host(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ip_address(name))
@@ -105,6 +139,13 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .not_valid_after(now + timedelta(days=DAYS))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
+
+
+def _read_key(file: Path) -> ec.EllipticCurvePrivateKey:
+    key = load_pem_private_key(file.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{file.name} was not made by `parlor dev-certs`")
+    return key
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

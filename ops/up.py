@@ -21,7 +21,8 @@ from rich.table import Table
 
 from libs.db.settings import DatabaseSettings, split_pool_parameters
 from libs.server.settings import explain
-from ops.health import is_serving
+from ops.dev_certs import settings as identity_settings
+from ops.health import credentials, is_serving
 from ops.migrate import migrate, passwords, service_url
 from ops.process import Server, StartError, is_free, spawn
 from ops.sample_data import load_sample_data
@@ -33,6 +34,7 @@ SERVICES = {
     "stats": "parlor.stats.v1.StatsService",
 }
 SPARE_CONNECTIONS = 20
+CALLER = {"cacert": "ca.pem", "cert": "dashboard.pem", "key": "dashboard.key"}  # with TLS, who calls
 VALKEY_OPTIONS = ("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")
 CALLS = (
     ("booking", "ListSalons", '{"page_size": 2}'),
@@ -47,7 +49,7 @@ CALLS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The options of `parlor up`; a scale of None writes no data."""
+    """The options of `parlor up`; a scale of None writes no data. Without `certs` there is no TLS and no `policy`."""
 
     data: Path
     pg_bin: Path | None
@@ -57,15 +59,18 @@ class Plan:
     metrics_port: int
     workers: int = 1
     ops_port: int | None = None
+    certs: Path | None = None
+    policy: Path = Path()
 
 
 class Service(Server):
     """One of the three services, in a separate process."""
 
-    def __init__(self, name: str, port: int, log: Path, environment: dict[str, str]) -> None:
-        """Don't start it yet."""
+    def __init__(self, name: str, port: int, log: Path, environment: dict[str, str], certs: Path | None = None) -> None:
+        """Don't start it yet. With the folder `certs` it speaks TLS."""
         super().__init__(name, port, log)
         self.environment = environment
+        self._credentials = credentials(*(certs / file for file in CALLER.values())) if certs else None
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the service with this Python."""
@@ -74,7 +79,7 @@ class Service(Server):
 
     def is_ready(self) -> bool:
         """Return whether it is SERVING."""
-        return is_serving(f"127.0.0.1:{self.port}", SERVICES[self.name], timeout=1.0)
+        return is_serving(f"127.0.0.1:{self.port}", SERVICES[self.name], timeout=1.0, credentials=self._credentials)
 
 
 class Stopped(Exception):
@@ -203,6 +208,8 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
         "BOOKING_ADDRESS": f"127.0.0.1:{plan.ports['booking']}",
         "WHATSAPP_APP_SECRET": os.environ.get("WHATSAPP_APP_SECRET") or "parlor-dev",
     }
+    if plan.certs:
+        shared |= identity_settings(plan.certs, plan.policy)
     for name in SERVICES:
         variable = f"{name.upper()}_DATABASE_URL"
         shared[variable] = os.environ.get(variable) or service_url(database_url, f"parlor_{name}")
@@ -216,7 +223,9 @@ def _own_ports(plan: Plan, name: str, offset: int) -> dict[str, str]:
 
 def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Path, stack: ExitStack) -> list[Service]:
     """Start the services concurrently; the stack stops them concurrently."""
-    services = [Service(name, plan.ports[name], data / f"log/{name}.log", own) for name, own in environments.items()]
+    services = [
+        Service(name, plan.ports[name], data / f"log/{name}.log", own, plan.certs) for name, own in environments.items()
+    ]
     for service in services:
         stack.callback(service.stop)
     for service in services:
@@ -230,22 +239,29 @@ def start_services(environments: dict[str, dict[str, str]], plan: Plan, data: Pa
 
 def show(plan: Plan, servers: list[Server], data: Path, console: Console, seconds: float) -> None:
     """Print the addresses, and calls to try."""
-    table = Table("service", "health", "gRPC", "OpsService", "metrics", title=f"Parlor, after {seconds:.1f} s")
+    table = Table("SERVING", "gRPC", "OpsService", "metrics", title=f"Parlor, after {seconds:.1f} s")
     for offset, name in enumerate(SERVICES):
         metrics = f"127.0.0.1:{plan.metrics_port + offset}/metrics"
         ops = "" if plan.ops_port is None else f"127.0.0.1:{plan.ops_port + offset}"
-        table.add_row(name, "[green]SERVING[/green]", f"127.0.0.1:{plan.ports[name]}", ops, metrics)
+        table.add_row(f"[green]{name}[/green]", f"127.0.0.1:{plan.ports[name]}", ops, metrics)
     console.print(table)
     lines = [f"{server.name}: {server.dsn}" for server in servers if isinstance(server, Postgres)]
     lines += [f"{server.name}: {server.url}" for server in servers if isinstance(server, Valkey)]
     lines += [f"logs: {data / 'log'}", "", "Try, with grpcurl or with buf:"]
+    grpcurl, buf, scheme = flags(plan.certs)
     for name, method, request in CALLS:
         path = f"{SERVICES[name]}/{method}"
-        lines.append(f"grpcurl -plaintext -d '{request}' 127.0.0.1:{plan.ports[name]} {path}")
-        lines.append(
-            f"buf curl --http2-prior-knowledge --protocol grpc -d '{request}' http://127.0.0.1:{plan.ports[name]}/{path}"
-        )
+        lines.append(f"grpcurl {grpcurl} -d '{request}' 127.0.0.1:{plan.ports[name]} {path}")
+        lines.append(f"buf curl {buf} --protocol grpc -d '{request}' {scheme}://127.0.0.1:{plan.ports[name]}/{path}")
     console.print("\n".join(lines), "", "Ctrl-C stops it all.", sep="\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def flags(certs: Path | None) -> tuple[str, str, str]:
+    """Return how to connect: options of grpcurl, options of buf, and the scheme of URLs."""
+    if certs is None:
+        return "-plaintext", "--http2-prior-knowledge", "http"
+    options = [f"{name} {certs / file}" for name, file in CALLER.items()]
+    return "-" + " -".join(options), "--" + " --".join(options), "https"
 
 
 def watch(servers: list[Server]) -> None:

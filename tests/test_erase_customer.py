@@ -160,7 +160,7 @@ async def test_erasure_by_phone_number_or_user_id_covers_all_names_of_a_customer
 async def test_an_erased_customer_who_writes_again_gets_a_new_conversation(stack: Stack) -> None:
     found = await customer(stack)
     await erase(stack, user_id=USER)
-    again = await stack.messaging.RecordMessage(message_request("wamid.mine.0", content="again"))
+    again = await stack.messaging.RecordMessage(message_request("wamid.again", content="again"))
     assert again.conversation_id != found
     conversation = await stack.messaging.GetConversation(pb.GetConversationRequest(salon_id=SALON, phone_number=PHONE))
     assert [message.content for message in conversation.messages] == ["again"]

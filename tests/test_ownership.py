@@ -28,6 +28,8 @@ TABLES = [
     "ai_messages",
     "messaging_requests",
     "message_changes",
+    "erasure_salts",
+    "erased_whatsapp_ids",
     "cache_outbox",
     "cache_in_force",
 ]
@@ -61,6 +63,8 @@ ALLOWED = {
         "webhook_failures": QUEUE,
         "messaging_requests": KEEPER,
         "message_changes": QUEUE,
+        "erasure_salts": "SELECT INSERT",
+        "erased_whatsapp_ids": "SELECT INSERT",
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },

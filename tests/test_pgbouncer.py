@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from libs.db import Connection, Database, DatabaseSettings
-from ops.migrate import migrate
+from ops.migrate import migrate, service_url
 from ops.servers import Postgres, postgres_url
 from tests.load import Writer, running_load
 from tests.pgbouncer import PREPARES, PROGRAM, PgBouncer, pgbouncer, version
@@ -36,8 +36,8 @@ def pooler(tmp_path: Path, postgres: Postgres, request: pytest.FixtureRequest) -
 
 @pytest.fixture
 def url(pooler: PgBouncer, database_url: str) -> str:
-    """The URL of the test's database, through the pooler."""
-    return pooler.url(database_url.rpartition("/")[2])
+    """The URL of a service's login, whose defaults are set, through the pooler."""
+    return service_url(pooler.url(database_url.rpartition("/")[2]), "parlor_booking")
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
 from tests.benchmarks.client import Call, Client, Result, calls_of
 from tests.callers import POLICY, Issuer, bearer, jwt_settings
-from tests.stack import SALON, Stack, failure, running, salon
+from tests.stack import SALON, Stack, failure, running, salon, warm
 
 QUOTA = 50  # calls per second of a flood's caller and salon
 TIMES = 10
@@ -137,6 +137,23 @@ async def test_a_salon_over_its_calls_per_second_is_refused_to_all_callers_and_o
     assert await reasons(stack.booking, 1, GET_OTHER) == ["OK"]
     both = pb.BatchGetSalonsRequest(salon_ids=["salon-2", SALON])
     assert await reasons(stack.booking, 1, both) == ["QUOTA_EXCEEDED"]
+
+
+async def test_a_call_over_the_quota_of_its_salon_counts_once_for_its_caller(
+    stack: Stack, issuer: Issuer, tmp_path: Path
+) -> None:
+    await warm(stack.booking.GetSalon, GET)
+    await warm(stack.booking.GetSalon, GET)  # the near cache has it
+    await limit(stack, tmp_path, ONE_CALL_FOR_A_SALON + ONE_CALL)
+    assert await reasons(stack.booking, 1) == ["OK"]
+    async with channel(stack, issuer.token("once")) as opened:
+        booking = booking_pb2_grpc.BookingServiceStub(opened)
+        not_counted = await failure(
+            booking.DeleteResource(pb.DeleteResourceRequest(salon_id=SALON, resource_id="anna"))
+        )
+        assert not_counted.reason == "METHOD_NOT_ALLOWED"  # now the caller is known
+        refused = await failure(booking.GetSalon(GET))
+    assert refused.message.startswith("the salon has too many calls")
 
 
 async def test_calls_under_way_are_counted_until_they_end(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Up:
         """Read the output until it has started or failed."""
         self.process = process
         self.ports = dict(zip(SERVICES, ports, strict=False))
+        self.ops_port = ports[6]
         self.printed = ""
         for line in process.stdout or ():
             self.printed += line
@@ -119,24 +120,56 @@ def test_up_names_a_port_in_use_and_starts_nothing(tmp_path: Path, place: int) -
     assert running.children == []
 
 
+def script_of(running: Up, text: str) -> str:
+    """Return the script of the README that contains a text, for the ports of a running `parlor up`."""
+    scripts = re.findall("^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    [script] = [each for each in scripts if text in each]
+    ports = {50051: running.ports["booking"], 50052: running.ports["messaging"], 50053: running.ports["stats"]}
+    for before, port in (ports | {50061: running.ops_port}).items():
+        script = script.replace(f"localhost:{before}", f"localhost:{port}")
+    return f"set -e -o pipefail\n{script}"
+
+
+def replies_of(output: str) -> list[Any]:
+    """Return the JSON documents in an output."""
+    decode, place, replies = json.JSONDecoder().raw_decode, 0, []
+    while place < len(output.rstrip()):
+        reply, place = decode(output, re.compile(r"\s*").match(output, place).end())  # type: ignore[union-attr]
+        replies.append(reply)
+    return replies
+
+
+def test_with_certificates_callers_have_the_rights_of_the_policy(tmp_path: Path) -> None:
+    subprocess.run([BIN / "parlor", "dev-certs", ".certs"], cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+    options = "--ephemeral", "--certs=.certs", f"--policy={README.parent / 'deploy/policy.toml'}"
+    with up(tmp_path, *options) as running:
+        assert "Ctrl-C stops it all" in running.printed
+        script = f"export PATH={BIN}:$PATH\n{script_of(running, 'dashboard.jwt')}"
+        done = subprocess.run(["bash"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=60)  # noqa: S607
+        assert done.returncode == 0, done.stderr
+        found, counted, statistics = replies_of(done.stdout)
+        assert (found["salon_id"], int(counted["bookings"]) > 100) == ("salon-123", True)
+        assert statistics["redis"]["connected"]
+        assert re.findall(r"Code: (\w+)", done.stderr) == ["PermissionDenied", "Unauthenticated"]
+        assert re.findall(r'"reason": ?"(\w+)"', done.stderr) == ["METHOD_NOT_ALLOWED", "UNAUTHENTICATED"]
+        for line in re.findall("^(?:buf|grpcurl) .*$", running.printed, re.MULTILINE):
+            command, *arguments = shlex.split(line)
+            subprocess.run([BIN / command, *arguments], cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0
+
+
 def talk(running: Up) -> None:
     """Run the conversation of the README twice; the second time the first free slots are other ones."""
-    [script] = re.findall("^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-    for port, name in ((50051, "booking"), (50052, "messaging"), (50053, "stats")):
-        script = script.replace(f"localhost:{port}", f"localhost:{running.ports[name]}")
-    script = "set -e -o pipefail\n" + script.replace(".venv/bin/buf", str(BIN / "buf"))
+    script = script_of(running, "# A salon, when it is open").replace(".venv/bin/buf", str(BIN / "buf"))
     booked: list[int] = []
     for _ in range(2):
         done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60)  # noqa: S607
         assert done.returncode == 0, done.stderr
-        decode, place, replies = json.JSONDecoder().raw_decode, 0, []
-        while place < len(done.stdout.rstrip()):
-            reply, place = decode(done.stdout, re.compile(r"\s*").match(done.stdout, place).end())  # type: ignore[union-attr]
-            replies.append(reply)
-        *_, anna, _, cut, ingested, conversation, free, confirmed, sent, moved, updated, events, found, counted = (
-            replies
-        )
-        assert (len(replies), anna["resourceId"], cut["serviceId"]) == (14, "anna", "cut")
+        replies = replies_of(done.stdout)
+        *_, anna, _, cut, ingested, conversation, free, confirmed, sent, moved, updated = replies[:-4]
+        inbox, events, found, counted = replies[-4:]
+        assert (len(replies), anna["resourceId"], cut["serviceId"]) == (15, "anna", "cut")
         assert ingested == {"messages": 1}
         if not booked:  # WhatsApp's times are whole seconds: the second question may look older than the answer
             assert conversation["messages"][0]["content"] == "Hallo! Habt ihr am Montag noch etwas frei?"
@@ -155,6 +188,7 @@ def talk(running: Up) -> None:
             "RESCHEDULED",
             "UPDATED",
         ]
+        assert [each["customerName"] for each in inbox["conversations"]] == ["Mia"]
         assert "<b>" in found["messages"][0]["snippet"]
         booked.append(int(counted["bookings"]))
     assert booked[1] == booked[0] + 1

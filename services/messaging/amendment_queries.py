@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from libs.db import Statement, json_rows
 from libs.messages import text_array
 from services.messaging.conversation_upsert_queries import GIVEN, of_customers
+from services.messaging.erased_ids import is_erased
 from services.messaging.message_queries import MESSAGE
 from services.messaging.message_write_queries import (
     ConversationKey,
@@ -18,7 +19,7 @@ from services.messaging.message_write_queries import (
 
 
 def insert_amendments(amendments: Sequence[NewMessage]) -> Statement[list[str]]:
-    """Insert reactions, edits and revokes that are not recorded yet; return the whatsapp_id of each.
+    """Insert reactions, edits and revokes that are not recorded yet; return the whatsapp_id of each. Not erased ones.
 
     Their `reply_to_whatsapp_id` names the message. The caller holds the locks of both ids, and runs `fold_amendments`
     next.
@@ -30,7 +31,8 @@ def insert_amendments(amendments: Sequence[NewMessage]) -> Statement[list[str]]:
             user_id, content, media_id, created_at, item)
         SELECT salon_id, whatsapp_id, reply_to_whatsapp_id, type, direction, phone_number, user_id, content, media_id,
             created_at, item::json
-        FROM given ORDER BY salon_id, whatsapp_id
+        FROM given WHERE NOT {is_erased("given.salon_id", "given.reply_to_whatsapp_id")}
+        ORDER BY salon_id, whatsapp_id
         ON CONFLICT ON CONSTRAINT message_amendments_pkey DO NOTHING
         RETURNING whatsapp_id"""
     return Statement(query, {"messages": json_rows(amendments)}, lambda _, rows: [name.decode() for (name,) in rows])

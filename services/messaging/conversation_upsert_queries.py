@@ -4,6 +4,8 @@ They are CTEs for `json_rows` of NewMessage in the parameter `messages`. The las
 with its conversation.
 """
 
+from services.messaging.erased_ids import is_erased
+
 ROWS = """json_to_recordset(%(messages)s::json) AS given (place int, message_id uuid, salon_id text,
             salon_known boolean, phone_number text, user_id text, customer_name text, direction text,
             group_id text, whatsapp_id text, type text, content text, media_id text, reply_to_whatsapp_id text,
@@ -12,7 +14,7 @@ ROWS = """json_to_recordset(%(messages)s::json) AS given (place int, message_id 
             counted boolean, details jsonb, item text)"""
 GIVEN = f"""given AS (
         SELECT DISTINCT ON (salon_id, coalesce('w' || whatsapp_id, place::text)) *
-        FROM {ROWS}
+        FROM {ROWS} WHERE NOT {is_erased("given.salon_id", "given.whatsapp_id")}
         ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
     )"""
 # The activity of the rows of one conversation.

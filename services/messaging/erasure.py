@@ -6,19 +6,26 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
+from libs.db import Connection
 from parlor.messaging.v1.messaging_pb2 import EraseCustomerResponse, Message
+from services.messaging.amendment_queries import fold_amendments
 from services.messaging.conversation_queries import Named
+from services.messaging.erased_ids import WAMIDS, add_salt, hash_ids, is_erased
 from services.messaging.number_patterns import in_whatsapp_id, pattern
 from services.phones import spellings
 
 
 class Erased(NamedTuple):
-    """All customers of a salon who are to be erased, with every number, ID and conversation that they have had."""
+    """All customers of a salon who are to be erased, with every number, ID and conversation that they have had.
+
+    `group_ids` are the conversations of all groups of the salon.
+    """
 
     salon_id: str
     conversation_ids: list[str]
     phone_numbers: list[str]
     user_ids: list[str]
+    group_ids: list[str]
 
     @property
     def written_numbers(self) -> list[str]:
@@ -34,16 +41,42 @@ class Erased(NamedTuple):
 # The tag of a Message's whatsapp_id, which precedes its length.
 WHATSAPP_ID_TAG = Message(whatsapp_id="x").SerializeToString()[:1]
 
+_IN_GROUPS = "m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(group_ids)s::uuid[])"
+_NAMES_CUSTOMER = "EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE {} ~ pattern)"
 
-async def erase_customer(conn: AsyncConnection[Any], customer: Erased) -> EraseCustomerResponse:
+
+def _of_customer(column: str) -> str:
+    """Return the condition that a person is the customer; `column` is the SQL of their phone_number and user_id."""
+    phone_number, user_id = column.format("phone_number"), column.format("user_id")
+    return f"({phone_number} = ANY(%(written_numbers)s) OR {user_id} = ANY(%(user_ids)s))"
+
+
+def _params(customer: Erased) -> dict[str, Any]:
+    """Return the parameters of statements that find what names a customer."""
+    users = [re.escape(json.dumps(user)) for user in customer.user_ids]
+    patterns = [*map(pattern, customer.written_numbers), *users, customer.in_whatsapp_ids]
+    return {
+        **customer._asdict(),
+        "written_numbers": customer.written_numbers,
+        "in_whatsapp_ids": customer.in_whatsapp_ids,
+        "patterns": patterns,
+    }
+
+
+async def erase_customer(conn: Connection, customer: Erased) -> EraseCustomerResponse:
     """Erase customers in a write that runs alone; return the counts of rows."""
     await erase_replies(conn, customer)
     await erase_identities(conn, customer)
+    await add_salt(conn, customer.salon_id)
     response = EraseCustomerResponse(
         conversations=await erase_conversations(conn, customer),
         messages=await erase_messages(conn, customer),
         ai_messages=await erase_ai_messages(conn, customer),
     )
+    if targets := await erase_amendments(conn, customer):
+        await conn.run(fold_amendments(customer.salon_id, targets))
+    if customer.group_ids:
+        await erase_from_groups(conn, customer)
     await erase_webhook_failures(conn, customer)
     await erase_early_statuses(conn, customer)
     return response
@@ -70,7 +103,13 @@ async def find_erased(conn: AsyncConnection[Any], named: Named) -> Erased:
     conversations, numbers, users = (
         sorted(names.get(kind, set()) - {""}) for kind in ("CONVERSATION_ID", "PHONE_NUMBER", "USER_ID")
     )
-    return Erased(named.salon_id, conversations, numbers, users)
+    return Erased(named.salon_id, conversations, numbers, users, await _group_ids(conn, named.salon_id))
+
+
+async def _group_ids(conn: AsyncConnection[Any], salon_id: str) -> list[str]:
+    """Return the conversations of a salon's groups. Source: index conversations_group_id_key."""
+    query = b"SELECT conversation_id::text FROM conversations WHERE salon_id = %s AND group_id IS NOT NULL"
+    return [found for (found,) in await (await conn.execute(query, (salon_id,))).fetchall()]
 
 
 async def erase_identities(conn: AsyncConnection[Any], customer: Erased) -> None:
@@ -98,13 +137,19 @@ async def erase_conversations(conn: AsyncConnection[Any], customer: Erased) -> i
 async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
     """Keep of the customer's messages only what counts and sums need; return their number.
 
+    Those are all of their conversations, and those that they sent in groups.
     Source: indexes idx_messages_conversation_created, messages_pkey, raw_messages_pkey, message_status_events_pkey,
     idx_message_amendments_target.
     """
-    query = """
+    query = f"""
         WITH written AS (
             SELECT message_id, whatsapp_id FROM messages
-            WHERE salon_id = %(salon_id)s AND conversation_id = ANY(%(conversation_ids)s::uuid[])
+            WHERE salon_id = %(salon_id)s AND message_id IN (
+                SELECT m.message_id FROM messages AS m
+                WHERE m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
+                UNION ALL SELECT m.message_id FROM messages AS m
+                WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
+            )
             ORDER BY message_id FOR UPDATE
         ), item AS (
             DELETE FROM raw_messages AS r USING written
@@ -115,11 +160,56 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
         ), amendment AS (
             DELETE FROM message_amendments AS a USING written
             WHERE a.salon_id = %(salon_id)s AND a.target_whatsapp_id = written.whatsapp_id
-        )
+            RETURNING a.whatsapp_id
+        ), hashed AS ({hash_ids("(SELECT whatsapp_id FROM written UNION ALL TABLE amendment) AS known")})
         UPDATE messages SET content = '', phone_number = NULL, whatsapp_id = NULL, media_id = NULL,
             reply_to_whatsapp_id = NULL, error_title = NULL, details = NULL
         FROM written WHERE messages.salon_id = %(salon_id)s AND messages.message_id = written.message_id"""
-    return (await conn.execute(query, customer._asdict())).rowcount
+    return (await conn.execute(query.encode(), _params(customer))).rowcount
+
+
+async def erase_amendments(conn: AsyncConnection[Any], customer: Erased) -> list[str]:
+    """Delete the reactions, edits and revokes of the customer that are left; return the whatsapp_ids of their messages.
+
+    Those are messages in groups, and messages that have not come yet: these are the customer's if they are edited.
+    Source: index message_amendments_pkey, whatsapp_id. Reads all of the salon.
+    """
+    query = f"""
+        WITH gone AS (
+            DELETE FROM message_amendments AS a WHERE a.salon_id = %(salon_id)s AND {_of_customer("a.{}")}
+            RETURNING a.whatsapp_id, a.target_whatsapp_id, a.kind
+        ), target AS (
+            SELECT DISTINCT target_whatsapp_id, kind, EXISTS (
+                SELECT FROM messages AS m
+                WHERE m.salon_id = %(salon_id)s AND m.whatsapp_id = target_whatsapp_id
+            ) AS is_recorded FROM gone
+        ), known AS (
+            SELECT whatsapp_id FROM gone
+            UNION ALL SELECT target_whatsapp_id FROM target
+            WHERE NOT is_recorded AND (kind <> 'REACTION' OR target_whatsapp_id ~ %(in_whatsapp_ids)s)
+        ), hashed AS ({hash_ids("known")})
+        SELECT DISTINCT target_whatsapp_id FROM target WHERE is_recorded"""
+    return [target for (target,) in await (await conn.execute(query.encode(), _params(customer))).fetchall()]
+
+
+async def erase_from_groups(conn: AsyncConnection[Any], customer: Erased) -> None:
+    """Remove what the messages of others in groups say of the customer: their raw items, and which message they quote.
+
+    Source: indexes idx_messages_conversation_created, raw_messages_pkey. Reads all messages of the salon's groups.
+    """
+    query = f"""
+        WITH quoting AS (
+            SELECT m.message_id FROM messages AS m
+            WHERE {_IN_GROUPS} AND m.reply_to_whatsapp_id IS NOT NULL
+                AND {is_erased("m.salon_id", "m.reply_to_whatsapp_id")}
+        ), item AS (
+            DELETE FROM raw_messages AS r USING messages AS m
+            WHERE {_IN_GROUPS} AND r.salon_id = m.salon_id AND r.message_id = m.message_id
+                AND {_NAMES_CUSTOMER.format("r.item::text")}
+        )
+        UPDATE messages SET reply_to_whatsapp_id = NULL FROM quoting
+        WHERE messages.salon_id = %(salon_id)s AND messages.message_id = quoting.message_id"""
+    await conn.execute(query.encode(), _params(customer))
 
 
 async def erase_ai_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
@@ -133,20 +223,22 @@ async def erase_ai_messages(conn: AsyncConnection[Any], customer: Erased) -> int
 
 
 async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Erased) -> None:
-    """Delete stored webhook items that the customer sent, or that name the customer.
+    """Delete stored webhook items that the customer sent, or that name the customer; repeats of them are not stored.
 
     Source: index webhook_failures_pkey. Reads all failures of the salon.
     """
-    query = """
-        DELETE FROM webhook_failures
-        WHERE salon_id = %(salon_id)s AND (
-            phone_number = ANY(%(written_numbers)s) OR user_id = ANY(%(user_ids)s)
-            OR EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE item ~ pattern)
-        )"""
-    users = [re.escape(json.dumps(user)) for user in customer.user_ids]
-    patterns = [*map(pattern, customer.written_numbers), *users, customer.in_whatsapp_ids]
-    written = {"written_numbers": customer.written_numbers, "patterns": patterns}
-    await conn.execute(query, customer._asdict() | written)
+    query = f"""
+        WITH gone AS (
+            DELETE FROM webhook_failures AS f
+            WHERE f.salon_id = %(salon_id)s AND ({_of_customer("f.{}")} OR {_NAMES_CUSTOMER.format("f.item")})
+            RETURNING encode(f.digest, 'hex') AS digest, f.item
+        ), known AS (
+            SELECT digest AS whatsapp_id FROM gone
+            UNION ALL SELECT found[1] FROM gone, regexp_matches(item, {WAMIDS}, 'g') AS found
+            WHERE found[1] ~ %(in_whatsapp_ids)s
+        ), hashed AS ({hash_ids("known")})
+        SELECT FROM gone"""
+    await conn.execute(query.encode(), _params(customer))
 
 
 async def erase_early_statuses(conn: AsyncConnection[Any], customer: Erased) -> None:
@@ -154,10 +246,14 @@ async def erase_early_statuses(conn: AsyncConnection[Any], customer: Erased) -> 
 
     Source: index message_status_events_pkey. Reads all ids of the salon.
     """
-    query = """
-        DELETE FROM message_status_events
-        WHERE salon_id = %s AND whatsapp_id ~ %s"""
-    await conn.execute(query, (customer.salon_id, customer.in_whatsapp_ids))
+    query = f"""
+        WITH gone AS (
+            DELETE FROM message_status_events
+            WHERE salon_id = %(salon_id)s AND whatsapp_id ~ %(in_whatsapp_ids)s
+            RETURNING whatsapp_id
+        ), hashed AS ({hash_ids("gone")})
+        SELECT FROM gone"""
+    await conn.execute(query.encode(), _params(customer))
 
 
 async def erase_replies(conn: AsyncConnection[Any], customer: Erased) -> None:

@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 
 from libs.db import Statement, no_result
 from libs.messages import NOT_STORED, text_array
+from services.messaging.erased_ids import is_erased
 from services.messaging.identities import Claim, Identity, Owned, Settlement
 
 
@@ -62,24 +63,29 @@ def unsettled(salon_id: str, claims: Sequence[Claim]) -> Statement[bool]:
     """Return whether one of the claims names two customers, or an identity that its customer does not have yet.
 
     Not if all identities of a claim are new, and no other claim has one of them: then its first message makes them
-    those of a new customer. A claim of a recorded message counts for nothing.
-    Source: indexes whatsapp_id, customer_identities_pkey.
+    those of a new customer. A claim of a recorded or erased message counts for nothing.
+    Source: indexes whatsapp_id, customer_identities_pkey, and those of `is_erased`.
     """
-    rows = [
-        {"phone_number": claim.phone_number, "user_id": claim.user_id, "whatsapp_id": claim.whatsapp_id}
-        for claim in claims
-    ]
-    params = {"salon_id": salon_id, "claims": json.dumps(rows)}
-    return Statement(_UNSETTLED, params, lambda _, rows: bool(rows))
+    return Statement(_UNSETTLED, {"salon_id": salon_id, "claims": _rows(claims)}, lambda _, rows: bool(rows))
 
 
-_UNSETTLED = """
+def _rows(claims: Sequence[Claim]) -> str:
+    columns = ("phone_number", "user_id", "whatsapp_id", "amends")
+    rows = [{column: getattr(claim, column) for column in columns} for claim in claims]
+    return json.dumps([{"place": place, **row} for place, row in enumerate(rows)])
+
+
+_GIVEN = """json_to_recordset(%(claims)s::json)
+            AS given (place int, phone_number text, user_id text, whatsapp_id text, amends text)"""
+_IS_OLD = f"""({is_erased("%(salon_id)s", "given.whatsapp_id")} OR {is_erased("%(salon_id)s", "given.amends")}
+            OR EXISTS (
+                SELECT FROM messages AS m WHERE m.salon_id = %(salon_id)s AND m.whatsapp_id = given.whatsapp_id
+            ))"""
+_UNSETTLED = f"""
     WITH given AS (
         SELECT DISTINCT phone_number, user_id
-        FROM json_to_recordset(%(claims)s::json) AS given (phone_number text, user_id text, whatsapp_id text)
-        WHERE NOT EXISTS (
-            SELECT FROM messages AS m WHERE m.salon_id = %(salon_id)s AND m.whatsapp_id = given.whatsapp_id
-        )
+        FROM {_GIVEN}
+        WHERE NOT {_IS_OLD}
     )
     SELECT given.user_id FROM given
     LEFT JOIN customer_identities AS p
@@ -94,14 +100,14 @@ _UNSETTLED = """
 
 
 async def new_claims(conn: AsyncConnection[Any], salon_id: str, claims: Sequence[Claim]) -> list[Claim]:
-    """Return the claims whose message is not recorded yet.
+    """Return the claims whose message is not recorded yet, and was not erased, nor what it amends.
 
-    Source: index whatsapp_id.
+    Source: index whatsapp_id, and those of `is_erased`.
     """
-    query = b"SELECT whatsapp_id FROM messages WHERE salon_id = %s AND whatsapp_id = ANY(%s)"
-    rows = await (await conn.execute(query, (salon_id, [claim.whatsapp_id for claim in claims]))).fetchall()
-    recorded = {whatsapp_id for (whatsapp_id,) in rows}
-    return [claim for claim in claims if claim.whatsapp_id not in recorded]
+    query = f"SELECT given.place FROM {_GIVEN} WHERE NOT {_IS_OLD}"
+    params = {"salon_id": salon_id, "claims": _rows(claims)}
+    rows = await (await conn.execute(query.encode(), params)).fetchall()
+    return [claims[place] for place in sorted(place for (place,) in rows)]
 
 
 async def owned_identities(conn: AsyncConnection[Any], salon_id: str, names: Sequence[Identity]) -> list[Owned]:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+AMENDMENTS = frozenset(("REACTION", "EDIT", "REVOKE"))  # change a message instead of being one
+
 
 class Rule(NamedTuple):
     """The effects of a message.

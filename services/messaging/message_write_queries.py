@@ -12,6 +12,7 @@ from libs.messages import encode_row
 from parlor.messaging.v1.messaging_pb2 import Message
 from services.messaging.conversation_upsert_queries import of_customers, of_groups
 from services.messaging.identities import Claim
+from services.messaging.kinds import AMENDMENTS
 from services.messaging.message_queries import MESSAGE
 from services.messaging.status_fold import folded_status
 
@@ -62,7 +63,8 @@ class NewMessage(NamedTuple):
         if notice.get("kind", "").startswith("user_changed_"):
             return self._change_of_identity(notice)
         if self.phone_number and self.user_id:
-            return Claim(self.phone_number, self.user_id, self.created_at, self.whatsapp_id)
+            amends = self.reply_to_whatsapp_id if self.type in AMENDMENTS else None
+            return Claim(self.phone_number, self.user_id, self.created_at, self.whatsapp_id, amends=amends)
         return None
 
     def _change_of_identity(self, notice: Mapping[str, str]) -> Claim | None:

@@ -10,6 +10,7 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from services.cache_tags import CacheTags
 from services.messaging.amendment_queries import fold_amendments
 from services.messaging.customer_writes import CustomerWrites
+from services.messaging.erased_ids import customer_erased, keep_hash
 from services.messaging.message_queries import message_by_whatsapp_id
 from services.messaging.message_write_queries import message_lock
 from services.messaging.send_queries import message_by_id, set_failed, set_sent
@@ -26,16 +27,25 @@ class Sends:
     async def sent(self, request: pb.RecordMessageSentRequest) -> Any:
         """Give a message its whatsapp_id. Raises: as RecordMessageSent."""
         locks = [message_lock(request.salon_id, request.whatsapp_id)]
+        refusal = None
         async with self._write(request, request.salon_id, locks=locks, first=[set_sent(request)]) as write:
             if any(message.is_amended for message in write.first[0]):
                 write.first = await write.conn.run(fold_amendments(request.salon_id, [request.whatsapp_id]))
             if not self._reply(write, request):
-                found = write.reply = await _outbound(write, request)
+                found = await _outbound(write, request)
                 if not found.whatsapp_id:
                     other = await message_by_whatsapp_id(write.conn, request.salon_id, request.whatsapp_id)
-                    raise _whatsapp_id_taken(request, other) if other else _customer_erased(request)
-                if found.whatsapp_id != request.whatsapp_id:
+                    if other:
+                        raise _whatsapp_id_taken(request, other)
+                    # WhatsApp's statuses of it are to come.
+                    await keep_hash(write.conn, request.salon_id, request.whatsapp_id)
+                    refusal = customer_erased(_name(request))
+                elif found.whatsapp_id != request.whatsapp_id:
                     raise _already_sent(request, "it has another whatsapp_id")
+                else:
+                    write.reply = found
+        if refusal is not None:
+            raise refusal
         return write.reply
 
     async def failed(self, request: pb.RecordMessageFailedRequest) -> Any:
@@ -46,7 +56,7 @@ class Sends:
                 if found.whatsapp_id:
                     raise _already_sent(request, "WhatsApp reports its failure as a status")
                 if found.status != pb.MESSAGE_STATUS_FAILED:
-                    raise _customer_erased(request)
+                    raise customer_erased(_name(request))
         return write.reply
 
     def _reply(self, write: Write, request: Any) -> bool:
@@ -70,11 +80,6 @@ async def _outbound(write: Write, request: Any) -> pb.Message:
 
 def _already_sent(request: Any, why: str) -> RpcError:
     return errors.failed_precondition("ALREADY_SENT", f"message/{_name(request)}", f"the message was sent: {why}")
-
-
-def _customer_erased(request: Any) -> RpcError:
-    text = "the customer was erased: nothing of their messages is recorded any more"
-    return errors.failed_precondition("CUSTOMER_ERASED", f"message/{_name(request)}", text)
 
 
 def _whatsapp_id_taken(request: Any, other: pb.Message) -> RpcError:

@@ -30,6 +30,7 @@ from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
+from services.messaging.erased_ids import refuse_erased
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
@@ -98,6 +99,8 @@ class MessagingService(CustomerRpcs):
             recorded = inserted[0].encoded() if inserted else None
             if recorded is None and request.whatsapp_id:
                 recorded = await message_queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
+                if recorded is None:
+                    await refuse_erased(write.conn, salon_id, request.whatsapp_id)
             if recorded is None:
                 raise _window_closed(message) if message.salon_known else SalonUnknown
             write.reply = recorded
@@ -109,15 +112,19 @@ class MessagingService(CustomerRpcs):
         status = [_new_status(request)]
         first: list[Statement[Any]] = [status_queries.insert_statuses(status), status_queries.fold_statuses(status)]
         async with self.write(request, salon_id, locks=[message_lock(salon_id, whatsapp_id)], first=first) as write:
-            _, changed = write.first
+            recorded, changed = write.first
             conversations = [message.conversation for message in changed]
             write.invalidate(*self.tags.of_conversations(salon_id, *conversations))
-            message = write.reply = (
+            message = (
                 changed[0].encoded()
                 if changed
                 else await message_queries.message_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
-                or await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
             )
+            if message is None:
+                if not recorded:
+                    await refuse_erased(write.conn, salon_id, whatsapp_id)
+                message = await status_queries.status_by_whatsapp_id(write.conn, salon_id, whatsapp_id)
+            write.reply = message
         return message
 
     async def RecordMessageSent(self, request: pb.RecordMessageSentRequest, context: Any) -> Any:
@@ -268,7 +275,8 @@ class MessagingService(CustomerRpcs):
         try:
             async with self.write.alone(request, salon_id) as write:
                 erased = await erasure.find_erased(write.conn, named)
-                customers = [(conversation_id, "") for conversation_id in erased.conversation_ids]
+                conversation_ids = [*erased.conversation_ids, *erased.group_ids]
+                customers = [(conversation_id, "") for conversation_id in conversation_ids]
                 customers += [("", phone_number) for phone_number in erased.phone_numbers]
                 write.invalidate(*tags.of_customers(salon_id, *customers))
                 reply = write.reply = await erasure.erase_customer(write.conn, erased)

@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 from libs.db import Statement, json_rows
 from libs.messages import fetch_returned, text_array
 from parlor.messaging.v1.messaging_pb2 import Message
+from services.messaging.erased_ids import is_erased
 from services.messaging.message_queries import MESSAGE
 from services.messaging.message_write_queries import WrittenMessage, written_messages
 from services.messaging.status_fold import FOLDED, RECORDED_COST, folded_status
@@ -39,11 +40,11 @@ def _details(row: str) -> str:
 
 
 def insert_statuses(statuses: Sequence[NewStatus]) -> Statement[list[tuple[str, str]]]:
-    """Insert the events that are not recorded yet; return the salon_id and whatsapp_id of each.
+    """Insert the events that are not recorded yet; return the salon_id and whatsapp_id of each. Not of erased messages.
 
     The caller holds the locks of the whatsapp_ids and runs `fold_statuses` next: a statement does not see its own rows.
     An event without occurred_at equals any event with the same status and details.
-    Source: indexes message_status_events_pkey, whatsapp_id.
+    Source: indexes message_status_events_pkey, whatsapp_id, and those of `is_erased`.
     """
     return Statement(
         _INSERT_STATUSES,
@@ -63,11 +64,11 @@ _INSERT_STATUSES = f"""
     FROM json_to_recordset(%(statuses)s::json) AS given (place int, salon_id text, whatsapp_id text, status text,
         occurred_at timestamptz, error_code int, error_title text, pricing_category text, billable boolean,
         cost_micros bigint, currency_code text, conversation_origin text, details jsonb)
-    WHERE occurred_at IS NOT NULL OR NOT EXISTS (
+    WHERE NOT {is_erased("given.salon_id", "given.whatsapp_id")} AND (occurred_at IS NOT NULL OR NOT EXISTS (
         SELECT FROM message_status_events AS e
         WHERE e.salon_id = given.salon_id AND e.whatsapp_id = given.whatsapp_id AND e.status = given.status
             AND (num_nonnulls({_details("given")}) = 0 OR ({_details("e")}) IS NOT DISTINCT FROM ({_details("given")}))
-    )
+    ))
     ORDER BY salon_id, whatsapp_id, status, coalesce(occurred_at, now()), place
     ON CONFLICT DO NOTHING
     RETURNING salon_id, whatsapp_id"""

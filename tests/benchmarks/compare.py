@@ -122,6 +122,9 @@ def main(
     a_tree: Tree = None,
     b_tree: Tree = None,
     turns: Annotated[int, typer.Option(min=3, max=200, help="Rounds of each variant.")] = 21,
+    own_schemas: Annotated[
+        bool, typer.Option("--own-schemas", help="A tree runs on its own schema. Only writes can be compared then.")
+    ] = False,
     only: Annotated[
         str, typer.Option(help=f"Regular expression of the rows to measure. Rows: {', '.join(ROWS)}.")
     ] = "",
@@ -140,7 +143,9 @@ def main(
     ):
         task = progress.add_task("starting", total=len(names))
         Path(folder).chmod(0o711)  # PostgreSQL may have to run as nobody
-        with running(Path(folder), {"a": environment(a, a_tree), "b": environment(b, b_tree)}) as system:
+        with running(
+            Path(folder), {"a": environment(a, a_tree), "b": environment(b, b_tree)}, own_schemas=own_schemas
+        ) as system:
             for name in names:
                 progress.update(task, description=name)
                 rows += uvloop.run(measure(system, name, turns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from tests.benchmarks.cases import Case, Writes, add_calendar, add_open_salons, 
 from tests.benchmarks.load import Target
 
 SERVICES = ("booking", "messaging", "stats")
+FILL = "import sys, ops.migrate as m, ops.sample_data as d; m.migrate(sys.argv[1]); d.load_sample_data(sys.argv[1], 1)"
 WITHOUT_REFILLS = {"REDIS_REFILL": "0"}  # a removed entry stays a miss
 
 
@@ -76,31 +78,50 @@ class System:
 
 
 @contextmanager
-def running(folder: Path, settings: Mapping[str, Mapping[str, str]]) -> Iterator[System]:
+def running(folder: Path, settings: Mapping[str, Mapping[str, str]], *, own_schemas: bool = False) -> Iterator[System]:
     """Run the echo, and a variant of the services for each name, with its additional environment.
 
     Each has a copy of the sample data at scale 1, so that the same writes are valid for all. The salons are open around
-    the clock. The logs of a variant are in `folder`/NAME.
+    the clock. The logs of a variant are in `folder`/NAME. With `own_schemas` a variant from another source tree has the
+    schema of that tree; the ids of its sample data are other ones, so that only writes can be compared.
     """
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres"))
         migrate(postgres.dsn)
         load_sample_data(postgres.dsn, 1)
-        open_salons(postgres.dsn)
-        add_salons(postgres.dsn)
-        add_open_salons(postgres.dsn)
-        add_calendar(postgres.dsn)
+        _add(postgres.dsn)
         made = {case.method: case for case in cases(postgres.dsn)}
         variants = {
-            name: _start(stack, postgres, folder / name, name, environment) for name, environment in settings.items()
+            name: _start(stack, postgres, folder / name, name, environment, own_schemas)
+            for name, environment in settings.items()
         }
         yield System(stack.enter_context(Echo(folder / "echo.log")), variants, made)
 
 
-def _start(stack: ExitStack, postgres: Postgres, folder: Path, name: str, environment: Mapping[str, str]) -> Variant:
+def _add(database_url: str) -> None:
+    """Add what the requests need besides the sample data."""
+    open_salons(database_url)
+    add_salons(database_url)
+    add_open_salons(database_url)
+    add_calendar(database_url)
+
+
+def _start(
+    stack: ExitStack,
+    postgres: Postgres,
+    folder: Path,
+    name: str,
+    environment: Mapping[str, str],
+    own_schemas: bool,
+) -> Variant:
     database = f"variant_{name}"
+    is_own = own_schemas and "PYTHONPATH" in environment
     with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {database} TEMPLATE parlor".encode())
+        conn.execute(f"CREATE DATABASE {database} TEMPLATE {'template0' if is_own else 'parlor'}".encode())
+    if is_own:
+        filled = postgres_url(postgres.port, database)
+        subprocess.run([sys.executable, "-c", FILL, filled], env=os.environ | environment, check=True)  # noqa: S603
+        _add(filled)
     valkey = stack.enter_context(Valkey())
     ports = {service: free_port() for service in SERVICES}
     plan = Plan(folder, None, False, 1, ports, free_ports(len(ports))[0])

@@ -15,7 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from libs.server.auth.audit import Audit
 from libs.server.auth.methods import MethodInfo, Salons, changes_data, describe, salons_of
 from libs.server.auth.policy import Caller, Policy, PolicyError
-from libs.server.auth.quotas import Usage
+from libs.server.auth.quotas import Usage, take_all
 from libs.server.auth.refusals import method_not_allowed, salon_not_allowed, unauthenticated
 from libs.server.auth.settings import AccessError, AuthSettings
 from libs.server.auth.tokens import REFRESH_SECONDS, KeysError, Tokens
@@ -165,10 +165,8 @@ class Guard:
         caller = self.access.known(context)
         if caller is None or self.path not in caller.methods or not caller.may_use(salons):
             return False
-        if caller.usage is not None and not caller.usage.take():
-            return False
-        usages = map(self.access.policy.salon_usages.of, salons)
-        return all(usage is None or usage.take() for usage in usages)
+        of_salons = map(self.access.policy.salon_usages.of, salons)
+        return take_all([usage for usage in (caller.usage, *of_salons) if usage is not None])
 
 
 class Visit:

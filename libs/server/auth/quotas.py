@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -53,12 +54,26 @@ class Usage:
         self._tokens = tokens - 1
         return True
 
+    def give_back(self) -> None:
+        """Undo `take`."""
+        self._tokens += 1
+
     def refusal(self, whose: str) -> RpcError:
         """Return the error of a call for which `take` has returned False; `whose` is the subject of its message."""
         if self._rate is None or self.under_way >= self._most:
             return quota_exceeded(whose, "under way")
         wait_ms = math.ceil((1 - self._tokens) / self._rate * 1000)
         return quota_exceeded(whose, "per second", max(RETRY_MS, wait_ms))
+
+
+def take_all(usages: Sequence[Usage]) -> bool:
+    """Take a token of each; return False, and take none, if one has none."""
+    for number, usage in enumerate(usages):
+        if not usage.take():
+            for taken in usages[:number]:
+                taken.give_back()
+            return False
+    return True
 
 
 class SalonUsages:

@@ -10,22 +10,26 @@ from libs.db import Statement
 from libs.messages import fetch_encoded
 from libs.server import Page, errors
 from parlor.messaging.v1.messaging_pb2 import WebhookFailure
+from services.messaging.erased_ids import WAMIDS, is_erased
 from services.messaging.webhook.change import Failure
 
 
 def insert_failures(salon_id: str, phone_number_id: str, failures: Sequence[Failure]) -> Statement[set[bytes]]:
-    """Store the failures that are not stored yet; return the digest of each. Their times keep their order.
+    """Store the failures that are neither stored nor erased, and name no erased message; return the digest of each.
 
-    They belong to a salon or, if its id is "", to a phone_number_id that belongs to no salon.
-    Source: index webhook_failures_digest_key.
+    Their times keep their order. They belong to a salon or, if its id is "", to a phone_number_id of no salon.
+    Source: index webhook_failures_digest_key, and those of `is_erased`.
     """
-    query = """
+    query = f"""
         INSERT INTO webhook_failures (salon_id, phone_number_id, digest, kind, reason, item, phone_number, user_id,
             created_at)
         SELECT DISTINCT ON (digest) %(salon_id)s::text, %(phone_number_id)s::text, decode(digest, 'hex'), kind, reason,
             item, phone_number, user_id, now() + place * interval '1 us'
         FROM json_to_recordset(%(failures)s::json) AS given (place int, digest text, kind text, reason text, item text,
             phone_number text, user_id text)
+        WHERE NOT {is_erased("%(salon_id)s::text", "given.digest")} AND NOT EXISTS (
+            SELECT FROM regexp_matches(item, {WAMIDS}, 'g') AS found WHERE {is_erased("%(salon_id)s::text", "found[1]")}
+        )
         ORDER BY digest, place
         ON CONFLICT ON CONSTRAINT webhook_failures_digest_key DO NOTHING
         RETURNING digest"""

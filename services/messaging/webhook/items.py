@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
-from services.messaging.kinds import Rule
+from services.messaging.kinds import AMENDMENTS, Rule
 from services.messaging.kinds import rule as rule_of
 from services.messaging.webhook.content import LONGEST_TEXT, clean, read_content, shown_text, text_field
 from services.messaging.webhook.details import error_details, read_details, status_details
@@ -23,7 +23,6 @@ TYPES = frozenset(
     "text image audio video document sticker location contacts reaction interactive button order system template"
     " unsupported edit revoke call".split()
 )
-AMENDMENTS = frozenset(("REACTION", "EDIT", "REVOKE"))
 # A voice message that was played was read.
 STATUSES = {"sent": "SENT", "delivered": "DELIVERED", "read": "READ", "played": "READ", "failed": "FAILED"}
 LONGEST_ERROR = 1000

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class MessagingServiceStub:
     """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
-    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
+    raw_messages, message_status_events, webhook_failures, ai_messages, message_changes, erasure_salts and
+    erased_whatsapp_ids.
     """
 
     def __init__(self, channel):
@@ -160,7 +161,8 @@ class MessagingServiceStub:
 
 class MessagingServiceServicer:
     """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
-    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
+    raw_messages, message_status_events, webhook_failures, ai_messages, message_changes, erasure_salts and
+    erased_whatsapp_ids.
     """
 
     def RecordMessage(self, request, context):
@@ -168,8 +170,8 @@ class MessagingServiceServicer:
         already has a message with the whatsapp_id, returns that message and writes nothing.
         An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
         customer's last message. WhatsApp accepts only templates later.
-        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE if
-        the salon of a new conversation can't be checked.
+        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
+        whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +182,7 @@ class MessagingServiceServicer:
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        Errors: FAILED_PRECONDITION CUSTOMER_ERASED if the message was erased.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -323,7 +326,8 @@ class MessagingServiceServicer:
     def EraseCustomer(self, request, context):
         """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
         raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-        finds none. If the customer writes again, a new conversation begins.
+        finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
+        salted hash of each message id stays. If the customer writes again, a new conversation begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -525,7 +529,8 @@ def add_MessagingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class MessagingService:
     """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
-    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
+    raw_messages, message_status_events, webhook_failures, ai_messages, message_changes, erasure_salts and
+    erased_whatsapp_ids.
     """
 
     @staticmethod

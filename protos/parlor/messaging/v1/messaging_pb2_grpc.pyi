@@ -50,7 +50,8 @@ GRPC_VERSION: str
 
 class MessagingServiceStub:
     """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
-    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
+    raw_messages, message_status_events, webhook_failures, ai_messages, message_changes, erasure_salts and
+    erased_whatsapp_ids.
     """
 
     @_typing.overload
@@ -62,14 +63,15 @@ class MessagingServiceStub:
     already has a message with the whatsapp_id, returns that message and writes nothing.
     An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
     customer's last message. WhatsApp accepts only templates later.
-    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE if
-    the salon of a new conversation can't be checked.
+    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
+    whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
     """
     RecordMessageStatus: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageStatusRequest, _messaging_pb2.Message]
     """Records a status that WhatsApp reported for a message. Statuses may repeat, be missing or come in any order: a
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    Errors: FAILED_PRECONDITION CUSTOMER_ERASED if the message was erased.
     """
     RecordMessageSent: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]
     """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
@@ -153,7 +155,8 @@ class MessagingServiceStub:
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
     raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-    finds none. If the customer writes again, a new conversation begins.
+    finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
+    salted hash of each message id stays. If the customer writes again, a new conversation begins.
     """
     RecordAiMessage: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]
     """Records what was sent to or received from an AI model in a conversation; without the text if the customer was
@@ -193,7 +196,8 @@ class MessagingServiceStub:
 @_typing.type_check_only
 class MessagingServiceAsyncStub(MessagingServiceStub):
     """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
-    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
+    raw_messages, message_status_events, webhook_failures, ai_messages, message_changes, erasure_salts and
+    erased_whatsapp_ids.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -202,14 +206,15 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     already has a message with the whatsapp_id, returns that message and writes nothing.
     An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
     customer's last message. WhatsApp accepts only templates later.
-    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE if
-    the salon of a new conversation can't be checked.
+    Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
+    whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
     """
     RecordMessageStatus: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageStatusRequest, _messaging_pb2.Message]  # type: ignore[assignment]
     """Records a status that WhatsApp reported for a message. Statuses may repeat, be missing or come in any order: a
     message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
     applied later; the reply then has no message_id. The price of the highest status that has one replaces the
     message's cost; a message that is not billable costs nothing.
+    Errors: FAILED_PRECONDITION CUSTOMER_ERASED if the message was erased.
     """
     RecordMessageSent: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageSentRequest, _messaging_pb2.Message]  # type: ignore[assignment]
     """Records that an OUTBOUND message, recorded before it was sent, was accepted by WhatsApp: gives it the whatsapp_id,
@@ -293,7 +298,8 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
     raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-    finds none. If the customer writes again, a new conversation begins.
+    finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
+    salted hash of each message id stays. If the customer writes again, a new conversation begins.
     """
     RecordAiMessage: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]  # type: ignore[assignment]
     """Records what was sent to or received from an AI model in a conversation; without the text if the customer was
@@ -332,7 +338,8 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Conversations and their messages. Owns the tables customers, customer_identities, conversations, messages,
-    raw_messages, message_status_events, webhook_failures, ai_messages and message_changes.
+    raw_messages, message_status_events, webhook_failures, ai_messages, message_changes, erasure_salts and
+    erased_whatsapp_ids.
     """
 
     @_abc_1.abstractmethod
@@ -345,8 +352,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         already has a message with the whatsapp_id, returns that message and writes nothing.
         An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
         customer's last message. WhatsApp accepts only templates later.
-        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED; UNAVAILABLE BOOKING_UNAVAILABLE if
-        the salon of a new conversation can't be checked.
+        Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
+        whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
         """
 
     @_abc_1.abstractmethod
@@ -359,6 +366,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         message has the highest of SENT, FAILED, DELIVERED, READ. A status that arrives before its message is kept and
         applied later; the reply then has no message_id. The price of the highest status that has one replaces the
         message's cost; a message that is not billable costs nothing.
+        Errors: FAILED_PRECONDITION CUSTOMER_ERASED if the message was erased.
         """
 
     @_abc_1.abstractmethod
@@ -532,7 +540,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_messaging_pb2.EraseCustomerResponse, _abc.Awaitable[_messaging_pb2.EraseCustomerResponse]]:
         """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
         raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-        finds none. If the customer writes again, a new conversation begins.
+        finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
+        salted hash of each message id stays. If the customer writes again, a new conversation begins.
         """
 
     @_abc_1.abstractmethod
