@@ -1,6 +1,7 @@
 """Times of the future, texts that can't be stored, details of statuses: what is odd does not hide a message."""
 
 import time
+from typing import Any
 
 import pytest
 
