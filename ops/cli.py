@@ -76,6 +76,7 @@ def up(
         typer.Option(help="Folder of `parlor dev-certs`: speak TLS, to callers with an identity only.", exists=True),
     ] = None,
     policy: Annotated[Path, typer.Option(help="With --certs, the file of the callers and their rights.")] = POLICY,
+    replica: Annotated[bool, typer.Option("--replica", help="Start a standby, too, and read from it.")] = False,
 ) -> None:
     """Start everything: PostgreSQL, Valkey, the schema, the data and the three services. Ctrl-C stops it all.
 
@@ -88,7 +89,7 @@ def up(
         sample_data = seed
     ports = {"booking": booking_port, "messaging": messaging_port, "stats": stats_port}
     chosen = scale if sample_data else None
-    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy)
+    plan = Plan(data, pg_bin, ephemeral, chosen, ports, metrics_port, workers, ops_port, certs, policy, replica)
     try:
         run(plan, console)
     except (StartError, OSError) as error:
@@ -235,6 +236,30 @@ def load_sample_data(
 
 
 @app.command()
+def maintain(
+    database_url: DatabaseUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Do what the database needs from time to time; exit with 1 if a step fails.
+
+    rollups: sums messages, conversations and AI messages by hour, so that statistics need not read every row. The
+    messaging service does this every 10 minutes; run it where that is not running, or after a restore.
+
+    Safe at any time, beside the services and beside another run.
+    """
+    from ops.maintain import maintain as run
+
+    outcomes = run(database_url)
+    if as_json:
+        typer.echo(json.dumps({outcome.step: {"ok": outcome.ok, **outcome.details} for outcome in outcomes}, indent=2))
+    else:
+        for outcome in outcomes:
+            style = "" if outcome.ok else "[red]"
+            console.print(f"{style}{outcome.step}: {escape(outcome.text)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(0 if all(outcome.ok for outcome in outcomes) else 1)
+
+
+@app.command()
 def verify_indexes(
     database_url: DatabaseUrl,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -269,21 +294,29 @@ def doctor(
         list[str],
         typer.Option(envvar="METRICS_URLS", help="Metrics of a service; may be given again for each process."),
     ] = METRICS_URLS,
+    ca: Annotated[Path | None, typer.Option(help="CA of the metrics' certificates, for https.", **FILE)] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate to show to the metrics' servers.", **FILE)] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.", **FILE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Look for what is wrong with the database and the services, and say what mends it. Changes nothing.
 
     Exits with 0 if nothing is found, with 1 if something is, with 2 if the database can't be read. What can't be looked
-    at is listed. For metrics over TLS, SSL_CERT_FILE names the CA.
+    at is listed.
     """
+    import ssl
+
     import psycopg
 
     from ops.doctor import examine
     from ops.doctor.report import table
 
     try:
-        diagnosis = examine(database_url, metrics_url)
-    except psycopg.Error as error:
+        tls = ssl.create_default_context(cafile=ca)
+        if cert:
+            tls.load_cert_chain(cert, key)
+        diagnosis = examine(database_url, metrics_url, tls=tls)
+    except (psycopg.Error, ssl.SSLError) as error:
         reason = escape(" ".join(str(error).split()))
         Console(stderr=True).print(f"[red]{reason}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None

@@ -32,6 +32,7 @@ LOGINS = ("postgres", "parlor_booking", "parlor_messaging", "parlor_stats")
 HOST_BASED_AUTHENTICATION = """\
 local all all scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
+host replication postgres 127.0.0.1/32 scram-sha-256
 """
 
 PASSFILE = "parlor.pgpass"

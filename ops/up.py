@@ -27,6 +27,7 @@ from ops.migrate import migrate, passwords, service_url
 from ops.process import Server, StartError, is_free, spawn
 from ops.sample_data import load_sample_data
 from ops.servers import Postgres, Valkey
+from ops.standby import Standby
 
 SERVICES = {
     "booking": "parlor.booking.v1.BookingService",
@@ -61,6 +62,7 @@ class Plan:
     ops_port: int | None = None
     certs: Path | None = None
     policy: Path = Path()
+    replica: bool = False
 
 
 class Service(Server):
@@ -177,10 +179,27 @@ def start(plan: Plan, data: Path, stack: ExitStack, progress: Progress) -> list[
     progress.update(steps, advance=1, description="data")
     if plan.scale and is_empty(database_url):
         load_sample_data(database_url, plan.scale, progress=progress, redis_url=redis_url)
+    replica_url = ""
+    if plan.replica:
+        progress.update(steps, description="replica")
+        standby = start_standby(servers, data, stack)
+        servers.append(standby)
+        replica_url = standby.local_dsn
     progress.update(steps, advance=1, description="services")
-    services = start_services(environments(plan, services_url, redis_url), plan, data, stack)
+    services = start_services(environments(plan, services_url, redis_url, replica_url), plan, data, stack)
     progress.update(steps, advance=1, description="started")
     return [*servers, *services]
+
+
+def start_standby(servers: list[Server], data: Path, stack: ExitStack) -> Standby:
+    """Start a standby of the embedded Postgres, made anew. Raises: StartError."""
+    primary = next((server for server in servers if isinstance(server, Postgres)), None)
+    if primary is None:
+        raise StartError("--replica needs the embedded PostgreSQL; unset DATABASE_URL, or set *_REPLICA_URL yourself")
+    settings = {"max_connections": primary.settings["max_connections"]}  # at least those of the primary
+    standby = Standby(data / "standby", primary, settings, log=data / "log/standby.log")
+    standby.remove()
+    return stack.enter_context(standby)
 
 
 def connections(workers: int) -> int:
@@ -199,7 +218,7 @@ def is_empty(database_url: str) -> bool:
         return connection.execute("SELECT FROM salons LIMIT 1").rowcount == 0
 
 
-def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dict[str, str]]:
+def environments(plan: Plan, database_url: str, redis_url: str, replica_url: str = "") -> dict[str, dict[str, str]]:
     """Return the environment of each service, in addition to that of this process."""
     shared = {
         "HOST": "127.0.0.1",
@@ -213,6 +232,8 @@ def environments(plan: Plan, database_url: str, redis_url: str) -> dict[str, dic
     for name in SERVICES:
         variable = f"{name.upper()}_DATABASE_URL"
         shared[variable] = os.environ.get(variable) or service_url(database_url, f"parlor_{name}")
+        if replica_url:
+            shared[f"{name.upper()}_REPLICA_URL"] = service_url(replica_url, f"parlor_{name}")
     return {name: shared | _own_ports(plan, name, offset) for offset, name in enumerate(SERVICES)}
 
 

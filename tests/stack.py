@@ -19,7 +19,7 @@ from google.rpc.status_pb2 import Status
 from pydantic import SecretStr
 
 from libs.cache import Cache, CacheSettings
-from libs.db import Database, DatabaseSettings
+from libs.db import Database, DatabaseSettings, Replica
 from libs.server import Server, ServerSettings, serve
 from ops.migrate import service_url
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
@@ -77,6 +77,7 @@ async def running(
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     messaging: dict[str, Any] | None = None,
     connect: Connect = grpc.aio.insecure_channel,
+    replica_url: str = "",
 ) -> AsyncIterator[Stack]:
     """Run the three services; the dicts are settings that differ from the defaults, `now` is the clock of booking.
 
@@ -89,9 +90,15 @@ async def running(
             url = SecretStr(service_url(database_url, f"parlor_{name}"))
             pool = Database(DatabaseSettings(url=url, **(database or {})), f"test-{name}")
             settings = CacheSettings(**{"url": redis_url, "refill": 0, **(cache or {})})  # removed entries stay misses
-            cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only)
+            replica = None
+            if replica_url:
+                standby = DatabaseSettings(url=SecretStr(service_url(replica_url, f"parlor_{name}")))
+                replica = Replica(standby, f"test-{name}", pool)
+            cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only, replica=replica)
             listen = ServerSettings(**{"port": 0, "ops_port": 0, **(server or {})})
-            servers[name] = await exits.enter_async_context(serve(listen, pool, cached, build(cached, pool)))
+            servers[name] = await exits.enter_async_context(
+                serve(listen, pool, cached, build(cached, pool), replica=replica)
+            )
             return [
                 await exits.enter_async_context(connect(f"127.0.0.1:{port}"))
                 for port in (servers[name].port, servers[name].ops_port)

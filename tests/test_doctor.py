@@ -74,6 +74,11 @@ PLANTED = {
         ("invalidation outbox", "cache_outbox"),
         "start the services; if they run, look for `redis away` in their logs",
     ),
+    "hours that nobody summed": (
+        ["UPDATE rollups SET horizon = now(), sealed_to = now() - interval '181 minutes'"],
+        ("unsealed hours", "rollups"),
+        "parlor maintain; it says what is in the way",
+    ),
     "a replication slot that nobody reads": (
         ["SELECT pg_create_physical_replication_slot('planted', true)"],
         ("replication slot", "planted"),
@@ -131,6 +136,21 @@ def test_a_planted_ill_is_found(database_url: str, ill: str) -> None:
     finally:
         execute(database_url, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
     assert finding.remedy == remedy
+
+
+def test_messages_of_which_none_is_summed_are_found(database_url: str) -> None:
+    assert not found(examine(database_url, []), "unsealed hours", "rollups")
+    execute(
+        database_url,
+        "INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s1', '1', 'Hair', 'Asia/Tokyo')",
+        "INSERT INTO conversations (salon_id, user_id) VALUES ('s1', 'u1')",
+        "INSERT INTO messages (salon_id, conversation_id, direction, type, status, created_at)"
+        " SELECT salon_id, conversation_id, 'INBOUND', 'TEXT', 'RECEIVED', now() FROM conversations",
+    )
+    (finding,) = found(examine(database_url, []), "unsealed hours", "rollups")
+    assert finding.seen == "nothing is summed"
+    execute(database_url, "UPDATE rollups SET horizon = now(), sealed_to = now() - interval '179 minutes'")
+    assert not found(examine(database_url, []), "unsealed hours", "rollups")
 
 
 def test_an_index_whose_creation_failed_is_found(database_url: str) -> None:

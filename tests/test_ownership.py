@@ -30,6 +30,13 @@ TABLES = [
     "message_changes",
     "erasure_salts",
     "erased_whatsapp_ids",
+    "rollups",
+    "message_hours",
+    "message_deltas",
+    "conversation_hours",
+    "conversation_deltas",
+    "ai_message_hours",
+    "ai_message_changes",
     "cache_outbox",
     "cache_in_force",
 ]
@@ -65,10 +72,24 @@ ALLOWED = {
         "message_changes": QUEUE,
         "erasure_salts": "SELECT INSERT",
         "erased_whatsapp_ids": "SELECT INSERT",
+        "rollups": "SELECT UPDATE",
+        "message_hours": WRITER,
+        "message_deltas": QUEUE,
+        "conversation_hours": WRITER,
+        "conversation_deltas": QUEUE,
+        "ai_message_hours": WRITER,
+        "ai_message_changes": QUEUE,
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },
     "stats": {
+        "rollups": "SELECT",
+        "message_hours": "SELECT",
+        "message_deltas": "SELECT",
+        "conversation_hours": "SELECT",
+        "conversation_deltas": "SELECT",
+        "ai_message_hours": "SELECT",
+        "ai_message_changes": "SELECT",
         "cache_outbox": "SELECT",
         "cache_in_force": "SELECT",
     },  # and columns of other tables, see tests/test_privileges.py
@@ -120,7 +141,7 @@ def test_other_statements_are_denied(database_url: str, service: str, statement:
 
 
 TRIED = {
-    "SELECT": "SELECT salon_id FROM {table}",
+    "SELECT": "SELECT {column} FROM {table}",
     "INSERT": "INSERT INTO {table} DEFAULT VALUES",
     "UPDATE": "UPDATE {table} SET {column} = {column}",
     "DELETE": "DELETE FROM {table}",

@@ -11,10 +11,9 @@ from pathlib import Path
 import psycopg
 
 from ops.migrate import migrate
-from ops.process import StartError
 from ops.servers import Postgres, child_ids
+from ops.standby import STANDBY, Standby
 
-STANDBY = "standby"
 SETTINGS = {
     "max_connections": "100",
     "fsync": "off",
@@ -23,41 +22,6 @@ SETTINGS = {
     "wal_retrieve_retry_interval": "100ms",
 }
 WAIT_SECONDS = 20
-
-
-class Standby(Postgres):
-    """A streaming copy of a primary, made by pg_basebackup at its first start."""
-
-    def __init__(self, data: Path, primary: Postgres, settings: Mapping[str, str], port: int | None = None) -> None:
-        """Copy nothing yet."""
-        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={STANDBY}"
-        super().__init__(data, port, settings={**settings, "primary_conninfo": source})
-        self._source = source
-
-    def _initialize(self) -> None:
-        self.data.mkdir(parents=True, mode=0o700)
-        options = (
-            f"--pgdata={self.data}",
-            "--dbname",
-            self._source,
-            "--wal-method=stream",
-            "--checkpoint=fast",
-            "--no-sync",
-            "--write-recovery-conf",
-        )
-        if self._run("pg_basebackup", self.data, *options).wait():
-            raise StartError(f"pg_basebackup failed; {self.log} ends:\n{self.last_words()}")
-        with (self.data / "postgresql.auto.conf").open("a") as settings:  # once promoted it has no standby itself
-            settings.write("synchronous_standby_names = ''\n")
-
-    def wait(self) -> None:
-        """Return when it answers, as a standby, which can't create a database."""
-        super(Postgres, self).wait()
-
-    def promote(self) -> None:
-        """Make it a primary; return when it is one."""
-        with psycopg.connect(self.dsn, autocommit=True) as conn:
-            conn.execute("SELECT pg_promote()")
 
 
 class Pair:

@@ -23,7 +23,7 @@ from libs.cache.keys import Key, Namespace, Tag
 from libs.cache.loader import InFlightLoad, Loader
 from libs.cache.recovery import Recovery
 from libs.cache.refresh_ahead import Refiller, is_due
-from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, LoadResult, Read, Reply
+from libs.cache.reply import MAX_AGE, Connect, LoadMany, LoadOne, LoadResult, Read, Replica, Reply
 from libs.cache.settings import CacheSettings, WithoutRedis
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
@@ -49,6 +49,7 @@ class Cache:
         namespaces: Iterable[Namespace] = (),
         *,
         read_only: bool = False,
+        replica: Replica | None = None,
     ) -> None:
         """Prepare; nothing connects before `open`. The settings override the namespaces' TTLs."""
         self.settings = settings
@@ -58,7 +59,7 @@ class Cache:
         tracked = map(self.namespace, {*self.namespaces, *(settings.near or ())})
         self.store = Store(settings, tracked, self._batcher)
         self._connect = connect
-        self.loader = Loader(self.store, self._batcher, self.counters, connect, encode, settings.ttl_negative)
+        self.loader = Loader(self.store, self._batcher, self.counters, connect, encode, settings.ttl_negative, replica)
         leases = settings.without is WithoutRedis.WAIT
         self._recovery = Recovery(self.store, connect, settings.poll / 1000, read_only=read_only, leases=leases)
         self.refiller = Refiller(settings.refill, self.counters, self._refill)
@@ -117,6 +118,7 @@ class Cache:
         batch: Callable[[Any], Hashable] | None = None,
         rows: int = 1,
         repeatable: bool = False,
+        replica: bool = False,
     ) -> Reply:
         """Return the reply of `key`. On a miss `load` runs for all keys that are read in the same tick.
 
@@ -124,9 +126,10 @@ class Cache:
         is an error is raised to the callers of that argument alone, and is not cached. `load` must be the same function
         in each call: a bound method or a module's function, no lambda. `batch` makes a batch key of an argument: only
         arguments with equal batch keys are loaded together. `rows` estimates how many rows `load` reads for the
-        argument; a batch has up to MAX_ROWS in all, or one argument. `repeatable` is as for `get`.
+        argument; a batch has up to MAX_ROWS in all, or one argument. `repeatable` is as for `get`. `replica`: try the
+        replica first, if there is one; what it has read is used only if it could be stored.
         """
-        return await self.resolve(Read(key, argument, load, batch, rows, repeatable))
+        return await self.resolve(Read(key, argument, load, batch, rows, repeatable, replica))
 
     async def get_many(self, keys: Sequence[Key], arguments: Sequence[Hashable], load: LoadMany) -> list[Reply]:
         """Return the replies of distinct keys, as `get_batched` does: with one MGET, and one load for all misses.

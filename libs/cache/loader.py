@@ -20,7 +20,7 @@ import psycopg
 from libs.cache.batcher import MAX_BATCH, Batcher
 from libs.cache.codec import Entry, Fill, TagVersion, now_ms
 from libs.cache.keys import Key
-from libs.cache.reply import Connect, LoadMany, LoadOne, LoadResult, Read
+from libs.cache.reply import Connect, LoadMany, LoadOne, LoadResult, Read, Replica
 from libs.cache.statistics import Counters
 from libs.cache.store import Store, StoreAway
 
@@ -83,8 +83,10 @@ class Loader:
         connect: Connect,
         encode: Callable[[Any], bytes],
         ttl_negative: int,
+        replica: Replica | None = None,
     ) -> None:
         """Prepare. The answer that there is nothing is kept for `ttl_negative` s at most."""
+        self._replica = replica
         self.connect = connect
         self.barrier_statement = BARRIER
         self.unstored: set[str] = set()  # entries that wait to be stored
@@ -123,7 +125,7 @@ class Loader:
         load = InFlightLoad(read, tag_version)
         if tag_version is not None:
             self._in_flight[read.key.entry, tag_version.version] = load
-        batch_key = read.load, read.batch and read.batch(read.argument), behind
+        batch_key = read.load, read.batch and read.batch(read.argument), behind, read.replica
         self._queue(batch_key, [load], read.load)
         return load
 
@@ -171,17 +173,11 @@ class Loader:
                 distinct[load.read.argument] = None
                 unverified = unverified or (load.tag_version is not None and load.tag_version.unverified)
             barrier = await self._batcher.ask("barrier", None, self._take_barrier) if unverified else 0
-            loaded_ms, arguments = now_ms(), list(distinct)
-            connect = (run.connect if isinstance(run, LoadOne) else None) or self.connect
-            async with connect() as conn:  # no timer before: loads may queue while this waits for a connection
-                timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, overtake)
-                try:
-                    found = await run(conn, arguments)
-                finally:
-                    timer.cancel()
-            if len(found) != len(arguments):
-                raise ValueError(f"{len(found)} results for {len(arguments)} arguments")
-            results = dict(zip(arguments, found, strict=True))
+            loaded_ms = now_ms()
+            results = await self._from_replica(loads, run, list(distinct), overtake)
+            arguments = [argument for argument in distinct if argument not in results]
+            if arguments:
+                results |= await self._from_primary(run, arguments, overtake)
             for load in loads:
                 self._resolve(load, results[load.read.argument], barrier, loaded_ms)
         except BaseException as error:  # also a cancellation: no caller may wait forever
@@ -190,6 +186,44 @@ class Loader:
             self._fail(loads, error)
             if not isinstance(error, Exception):
                 raise
+
+    async def _from_primary(
+        self, run: LoadMany, arguments: Sequence[Hashable], overtake: Callable[[], None]
+    ) -> dict[Hashable, LoadResult[Any]]:
+        """Return the result for each argument; call `overtake` if the statement is slow."""
+        connect = (run.connect if isinstance(run, LoadOne) else None) or self.connect
+        async with connect() as conn:
+            return dict(zip(arguments, await _run(run, conn, arguments, overtake), strict=True))
+
+    async def _from_replica(
+        self,
+        loads: Sequence[InFlightLoad],
+        run: LoadMany,
+        arguments: Sequence[Hashable],
+        overtake: Callable[[], None],
+    ) -> dict[Hashable, LoadResult[Any]]:
+        """Return the results that show every registered write; none if the replica can't be used."""
+        replica = self._replica
+        if replica is None or not replica.usable or not loads[0].read.replica:
+            return {}
+        last_xids: dict[Hashable, int] = {}
+        for load in loads:
+            if load.tag_version is None or load.tag_version.unverified:  # it is unknown which writes it must show
+                return {}
+            name = load.read.argument
+            last_xids[name] = max(last_xids.get(name, 0), load.tag_version.last_xid)
+        try:
+            found = await replica.read(lambda conn: _run(run, conn, arguments, overtake))
+        except Exception:  # the primary answers, or has the same error
+            return {}
+        results = {
+            argument: result
+            for argument, result in zip(arguments, found, strict=True)
+            if result.xmin > last_xids[argument] and not isinstance(result.value, Exception)
+        }
+        self._counters.replica_loads += len(results)
+        self._counters.replica_behind += len(arguments) - len(results)
+        return results
 
     async def _take_barrier(self, _: Sequence[None]) -> list[int]:
         """Return a barrier, valid for every load that begins after it was asked for."""
@@ -257,6 +291,20 @@ class Loader:
             name = load.read.key.entry, load.tag_version.version
             if self._in_flight.get(name) is load:
                 del self._in_flight[name]
+
+
+async def _run(
+    run: LoadMany, conn: psycopg.AsyncConnection[Any], arguments: Sequence[Hashable], overtake: Callable[[], None]
+) -> Sequence[LoadResult[Any]]:
+    """Return what `run` loads; call `overtake` if it is slow. Before, loads may queue while a connection is awaited."""
+    timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, overtake)
+    try:
+        found = await run(conn, arguments)
+    finally:
+        timer.cancel()
+    if len(found) != len(arguments):
+        raise ValueError(f"{len(found)} results for {len(arguments)} arguments")
+    return found
 
 
 def _take(queue: list[Any], most: int, sizes: Sequence[int]) -> list[Any]:

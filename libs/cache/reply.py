@@ -36,6 +36,17 @@ Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConne
 LoadMany: TypeAlias = Callable[[psycopg.AsyncConnection[Any], Sequence[Any]], Awaitable[Sequence[LoadResult[Any]]]]
 
 
+class Replica(Protocol):
+    """A standby of the primary, for loads that may be tried there first."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether to try it now."""
+
+    async def read(self, run: Callable[[Any], Awaitable[Sequence[LoadResult[Any]]]]) -> Sequence[LoadResult[Any]]:
+        """Return what `run` reads on a connection to it. Raises: any Exception, after which the primary is read."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOne:
     """A load of one entry, on a connection that `connect` lends. Loads of the same entry are equal."""
@@ -52,7 +63,7 @@ class LoadOne:
 class Read(NamedTuple):
     """A read: its key, and how to load it. See `Cache.get_batched` for the fields.
 
-    `repeatable`: all of it follows from the request's bytes alone.
+    `repeatable`: all of it follows from the request's bytes alone. `replica`: it may be loaded from the replica.
     """
 
     key: Key
@@ -61,6 +72,7 @@ class Read(NamedTuple):
     batch: Callable[[Any], Hashable] | None = None
     rows: int = 1
     repeatable: bool = False
+    replica: bool = False
 
 
 class Reply(NamedTuple):

@@ -24,6 +24,8 @@ class Counters:
     invalidations: int = 0
     refused_fills: int = 0
     refreshes: int = 0
+    replica_loads: int = 0
+    replica_behind: int = 0
     refills: int = 0
     refill_hits: int = 0
 

@@ -4,6 +4,7 @@ from libs.db.connection import BEGIN, COMMIT, ROLLBACK, Connection, NotReplicate
 from libs.db.fairness import FairLimit, for_searches, for_writes
 from libs.db.history import History, OtherNumbering
 from libs.db.pool import Database, DatabaseUnavailable, PoolExhausted
+from libs.db.replica import Replica, ReplicaAway
 from libs.db.settings import DatabaseSettings, split_pool_parameters
 from libs.db.statement import Statement, json_rows, no_result
 from libs.db.stats import STATEMENT_LOST, QueryStats, SlowQuery
@@ -23,6 +24,8 @@ __all__ = [
     "OtherNumbering",
     "PoolExhausted",
     "QueryStats",
+    "Replica",
+    "ReplicaAway",
     "SlowQuery",
     "Statement",
     "for_searches",

@@ -60,6 +60,15 @@ def _timeouts(settings: DatabaseSettings) -> list[str]:
     return [f"-c{names[name]}={getattr(settings, name)}" for name in sorted(names.keys() & settings.model_fields_set)]
 
 
+def conninfo(settings: DatabaseSettings, application_name: str) -> str:
+    """Return the connection string of the settings' URL, with our defaults."""
+    url = psycopg.conninfo.conninfo_to_dict(settings.url.get_secret_value())
+    parameters: dict[str, Any] = {**CONNECTION_DEFAULTS, **url, "application_name": application_name}
+    if options := " ".join(filter(None, [str(url.get("options") or ""), *_timeouts(settings)])):
+        parameters["options"] = options
+    return psycopg.conninfo.make_conninfo("", **parameters)
+
+
 class DatabaseUnavailable(Exception):
     """No primary answers."""
 
@@ -89,13 +98,9 @@ class Database:
         self.canary: str | None = None
         self.on_move: Callable[[], None] = lambda: None
         self._on_change: OnChange = _ignore
-        url = psycopg.conninfo.conninfo_to_dict(settings.url.get_secret_value())
-        parameters: dict[str, Any] = {**CONNECTION_DEFAULTS, **url, "application_name": application_name}
-        if options := " ".join(filter(None, [str(url.get("options") or ""), *_timeouts(settings)])):
-            parameters["options"] = options
-        conninfo = psycopg.conninfo.make_conninfo("", **parameters)
         self._host_changed = asyncio.Event()
-        self._hosts = [Host(each, self._host_changed.set) for each in split_hosts(conninfo)]
+        hosts = split_hosts(conninfo(settings, application_name))
+        self._hosts = [Host(each, self._host_changed.set) for each in hosts]
         self._primary: Host | None = None
         self._connects = 0
         self._checked_history: History | None = None

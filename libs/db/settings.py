@@ -93,13 +93,17 @@ class DatabaseSettings(BaseSettings):
     pgbouncer: bool = Field(False, description="A pooler assigns servers per transaction: prepare no statements.")
     query_timeout: int = Field(10_000, ge=1, le=3_600_000, description="Longest time of a statement, in ms.")
     lock_timeout: int = Field(2_000, ge=1, le=3_600_000, description="Longest wait for a lock, in ms.")
+    replica_max_lag: int = Field(
+        1_000, ge=300, le=60_000, description="How far a replica may be behind to be read, in ms."
+    )
     slow_query_threshold: int = Field(1_000, ge=0, le=3_600_000, description="From when a statement is slow, in ms.")
 
     @classmethod
-    def read(cls, *variables: str, environ: Mapping[str, str] = os.environ) -> Self:
+    def read(cls, *variables: str, environ: Mapping[str, str] = os.environ, primary: bool = True) -> Self:
         """Return the settings of the environment; the URL is that of the first of `variables` that is set.
 
-        The URL may have pool parameters; an explicit DB_* variable overrides them.
+        The URL may have pool parameters; an explicit DB_* variable overrides them. That of a `primary` must not ask for
+        a standby.
         Raises: ValueError, which names the variable, if the URL is missing or a value is invalid.
         """
         name = next((variable for variable in variables if environ.get(variable)), None)
@@ -107,7 +111,8 @@ class DatabaseSettings(BaseSettings):
             raise ValueError(f"{variables[0]} is not set")
         try:
             url, parameters = split_pool_parameters(environ[name])
-            _check_attributes(url)
+            if primary:
+                _check_attributes(url)
         except ProgrammingError as error:
             raise ValueError(f"{name} is not a connection string of Postgres") from error
         except ValueError as error:

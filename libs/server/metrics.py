@@ -89,6 +89,8 @@ def _cache_metrics(cache: Cache) -> Iterator[Metric]:
         ("parlor_cache_sets", "Entries stored", counters.sets),
         ("parlor_cache_refused_fills", "Loads not stored: they might lack a write", counters.refused_fills),
         ("parlor_cache_refreshes", "Entries loaded again before their TTL ended", counters.refreshes),
+        ("parlor_cache_replica_loads", "Loads answered by the replica", counters.replica_loads),
+        ("parlor_cache_replica_behind", "Loads that the replica could not show yet", counters.replica_behind),
         ("parlor_cache_refills", "Entries loaded again after a write of this service", counters.refills),
         ("parlor_cache_refill_hits", "First hits on these entries", counters.refill_hits),
         ("parlor_cache_invalidations", "Tags invalidated", counters.invalidations),

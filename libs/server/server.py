@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.registry import Collector
 
 from libs.cache import Cache, CacheSettings, Namespace, Tag
-from libs.db import Database, DatabaseSettings, OtherNumbering
+from libs.db import Database, DatabaseSettings, OtherNumbering, Replica
 from libs.server import logs
 from libs.server.auth import Access, AccessError
 from libs.server.dispatcher import Dispatcher
@@ -84,6 +85,7 @@ async def serve(
     cache: Cache,
     service: Service,
     worker: Worker = ALONE,
+    replica: Replica | None = None,
 ) -> AsyncIterator[Server]:
     """Serve until the block ends; then drain and close everything. Workers share the ports, which must be reserved.
 
@@ -135,6 +137,9 @@ async def serve(
         stack.push_async_callback(database.close)
         database.on_move = cache.database_moved
         await database.open(lambda available: healths.set(name, SERVING if available else NOT_SERVING))
+        if replica is not None:
+            stack.push_async_callback(replica.close)
+            await replica.open()
         stack.push_async_callback(cache.close)
         await cache.open()
         await healths.set(OPS, SERVING)
@@ -203,15 +208,18 @@ def main(
 ) -> None:
     """Run a service as a process until SIGTERM or SIGINT. A failure to start is one line on standard error.
 
-    Reads <NAME>_DATABASE_URL, else DATABASE_URL. The login of a `read_only` service may only read. `secrets` are the
-    variables of the service's own secrets; each secret may also be in a file (secret_files.py).
+    Reads <NAME>_DATABASE_URL, else DATABASE_URL, and <NAME>_REPLICA_URL. The login of a `read_only` service may only
+    read. `secrets` are the variables of the service's own secrets; each secret may also be in a file (secret_files.py).
     """
     urls = (f"{name.upper()}_DATABASE_URL", "DATABASE_URL")
-    secrets = (*urls, "REDIS_URL", "CACHE_KEY", *secrets)
+    replica_url = f"{name.upper()}_REPLICA_URL"
+    secrets = (*urls, replica_url, "REDIS_URL", "CACHE_KEY", *secrets)
     try:
         read_secret_files(secrets)
         server_settings = ServerSettings.read(port)
         database_settings = DatabaseSettings.read(*urls)
+        has_replica = bool(os.environ.get(replica_url))
+        replica_settings = DatabaseSettings.read(replica_url, primary=False) if has_replica else None
         cache_settings = CacheSettings()
     except ValueError as error:
         _fail(name, explain(error))
@@ -223,8 +231,10 @@ def main(
 
     async def run(settings: ServerSettings, worker: Worker) -> None:
         database = Database(database_settings, f"parlor-{name}")
+        replica = Replica(replica_settings, f"parlor-{name}", database) if replica_settings else None
         try:
-            cache = Cache(cache_settings, database.connection, bytes, namespaces, read_only=read_only)
+            connect = database.connection
+            cache = Cache(cache_settings, connect, bytes, namespaces, read_only=read_only, replica=replica)
             service = build(cache, database)
         except ValueError as error:  # of the service's own settings
             _fail(name, explain(error))
@@ -236,7 +246,7 @@ def main(
         if settings.auth_mode != "none":
             loop.add_signal_handler(signal.SIGHUP, hangup.set)
         worker.watch_parent(loop, over.set)
-        async with serve(settings, database, cache, service, worker) as server:
+        async with serve(settings, database, cache, service, worker, replica) as server:
             structlog.get_logger().info("serving", port=server.port)
             worker.report_ready()
             gc.collect()

@@ -191,6 +191,19 @@ def outbox(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding]:
         yield Finding("invalidation outbox", "cache_outbox", f"{row['count']:,} invalidations wait", remedy)
 
 
+def unsealed_hours(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding]:
+    """Yield hourly sums that end too long ago: statistics read all later messages row by row."""
+    query = """
+        SELECT sealed_to > '-infinity' AS sealed,
+            to_char(sealed_to AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') AS sealed_to
+        FROM rollups
+        WHERE sealed_to < now() - %(unsealed)s * interval '1 second'
+            AND (sealed_to > '-infinity' OR EXISTS (SELECT FROM messages))"""
+    for row in _rows(conn, query, limits):
+        seen = f"summed up to {row['sealed_to']} UTC" if row["sealed"] else "nothing is summed"
+        yield Finding("unsealed hours", "rollups", seen, "parlor maintain; it says what is in the way")
+
+
 CHECKS: tuple[Check, ...] = (
     missing_indexes,
     unused_indexes,
@@ -202,6 +215,7 @@ CHECKS: tuple[Check, ...] = (
     replicas,
     capacity,
     outbox,
+    unsealed_hours,
 )
 
 

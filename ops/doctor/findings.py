@@ -26,6 +26,7 @@ class Limits:
     replica_lag: float = 10.0
     transaction_age: float = 300.0
     outbox_rows: int = 1_000
+    unsealed: float = 3 * 3600.0
     transaction_ids: float = 0.25  # of the 2^31 that Postgres has before it must freeze
 
 

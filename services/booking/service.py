@@ -72,6 +72,7 @@ class BookingService(BookingWriteRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=not is_national(request.customer_phone),
+            replica=bool(request.page_token),
         )
 
     async def ListBookingEvents(self, request: pb.ListBookingEventsRequest, context: Any) -> Reply:
@@ -85,6 +86,7 @@ class BookingService(BookingWriteRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=True,
+            replica=bool(request.page_token),
         )
 
     async def SearchAvailability(self, request: pb.SearchAvailabilityRequest, context: Any) -> bytes:

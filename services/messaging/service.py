@@ -36,6 +36,7 @@ from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
 from services.messaging.message_write_queries import NewMessage, message_lock
 from services.messaging.retention import Retention
+from services.messaging.rollups import Rollups
 from services.messaging.salons import Salons, SalonUnknown
 from services.messaging.search_backfill_queries import backfill
 from services.messaging.sends import Sends
@@ -190,6 +191,7 @@ class MessagingService(CustomerRpcs):
             batch=inbox_queries.statement_key,
             rows=list_page.rows,
             repeatable=not is_national(request.query),
+            replica=bool(request.page_token),
         )
 
     async def UpdateConversationStatus(
@@ -255,6 +257,7 @@ class MessagingService(CustomerRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=not is_national(request.phone_number),
+            replica=bool(request.page_token),
         )
 
     async def SearchMessages(self, request: pb.SearchMessagesRequest, context: Any) -> Reply:
@@ -304,6 +307,7 @@ class MessagingService(CustomerRpcs):
             batch=names_given,
             rows=list_page.rows,
             repeatable=True,
+            replica=bool(request.page_token),
         )
 
     async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
@@ -364,6 +368,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
             lambda: backfill(cache, database),
             messaging.changes.run,
             messaging.changes.purge,
+            Rollups(database.connection).run,
         ],
         metrics=[messaging.changes],
         close=to_booking.close,

@@ -14,7 +14,6 @@ from libs.messages import NOT_STORED, SNAPSHOT_XMIN, Loaded, encode_repeated, en
 from libs.server import RpcError
 from libs.server.errors import not_found
 from parlor.stats.v1.stats_pb2 import (
-    AiAnalytics,
     BookingStats,
     ConversationStats,
     ListBookingStatsResponse,
@@ -22,6 +21,7 @@ from parlor.stats.v1.stats_pb2 import (
     MessageDirectionStats,
     SalonStats,
 )
+from services.stats.hours import ROLLED, after_hours, before_hours, in_hours
 
 # A sum that fits the proto's int64.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
@@ -52,55 +52,80 @@ PERIODS = f"{SNAPSHOT_XMIN}, {unnest(TYPES, Period._fields)}, {SALON}"
 PERIOD = "wanted.start_time, wanted.end_time"
 
 
-def _in_period(time: str) -> str:
+def in_period(time: str) -> str:
+    """Return the condition for rows of the wanted period."""
     return f"salon_id = wanted.salon_id AND {time} >= wanted.start_time AND {time} < wanted.end_time"
 
 
+# An index alone counts them; a condition on `counted` would read the rows.
+_COUNTED = """(SELECT count(*) FROM messages WHERE {rows})
+                    - (SELECT count(*) FROM messages WHERE {rows} AND NOT counted)"""
 SALON_STATS = f"""
-    SELECT xmin, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, p.costs, p.total_cost_micros,
+    SELECT xmin, place, s.salon_id, {PERIOD}, b.bookings, m.messages, c.conversations, m.costs, m.total_cost_micros,
         now() AS as_of
     FROM {PERIODS}
-    CROSS JOIN LATERAL (SELECT count(*) AS bookings FROM bookings WHERE {_in_period("start_ts")}) AS b
+    CROSS JOIN {ROLLED}
+    CROSS JOIN LATERAL (SELECT count(*) AS bookings FROM bookings WHERE {in_period("start_ts")}) AS b
     CROSS JOIN LATERAL (
-        -- An index alone counts them; a condition on `counted` would read the rows.
-        SELECT (SELECT count(*) FROM messages WHERE {_in_period("created_at")})
-            - (SELECT count(*) FROM messages WHERE {_in_period("created_at")} AND NOT counted) AS messages
-    ) AS m
-    CROSS JOIN LATERAL (
-        SELECT coalesce(jsonb_agg({COST} ORDER BY currency_code), '[]') AS costs,
-            CASE WHEN count(*) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
+        SELECT coalesce(sum(messages), 0)::bigint AS messages,
+            coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE cost > 0), '[]') AS costs,
+            CASE WHEN count(*) FILTER (WHERE cost > 0) <= 1 THEN coalesce(max(cost), 0) END AS total_cost_micros
         FROM (
-            SELECT currency_code, {SUM.format("cost_micros")} AS cost FROM messages
-            WHERE {_in_period("created_at")} AND cost_micros > 0
+            SELECT currency_code, sum(messages) AS messages, {SUM.format("cost_micros")} AS cost
+            FROM (
+                SELECT currency_code, messages, cost_micros FROM message_hours WHERE {in_hours("hour")}
+                UNION ALL SELECT currency_code, messages, cost_micros FROM message_deltas WHERE {in_hours("created_at")}
+                UNION ALL SELECT '', {_COUNTED.format(rows=before_hours("created_at"))}, 0
+                UNION ALL SELECT '', {_COUNTED.format(rows=after_hours("created_at"))}, 0
+                UNION ALL SELECT currency_code, 0, cost_micros FROM messages
+                WHERE {before_hours("created_at")} AND cost_micros > 0
+                UNION ALL SELECT currency_code, 0, cost_micros FROM messages
+                WHERE {after_hours("created_at")} AND cost_micros > 0
+            ) AS part
             GROUP BY currency_code
         ) AS of_currency
-    ) AS p
+    ) AS m
     CROSS JOIN LATERAL (
-        SELECT count(*) AS conversations FROM conversations WHERE {_in_period("started_at")}
+        SELECT coalesce(sum(conversations), 0)::bigint AS conversations FROM (
+            SELECT conversations FROM conversation_hours WHERE {in_hours("hour")}
+            UNION ALL SELECT conversations FROM conversation_deltas WHERE {in_hours("started_at")}
+            UNION ALL SELECT count(*) FROM conversations WHERE {before_hours("started_at")}
+            UNION ALL SELECT count(*) FROM conversations WHERE {after_hours("started_at")}
+        ) AS part
     ) AS c"""
 
 
 async def salon_stats(conn: AsyncConnection[Any], periods: Sequence[Period]) -> list[Loaded[bytes | RpcError]]:
     """Count the bookings, messages, costs and new conversations of each period, by index-only scans.
 
-    Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, idx_messages_salon_created,
-    idx_messages_salon_uncounted, idx_messages_salon_priced, idx_conversations_salon_started.
+    Source: report, "Raw SQL for Analytics"; indexes idx_bookings_salon_start, message_hours_pkey,
+    idx_message_deltas_salon_created, conversation_hours_pkey, idx_conversation_deltas_salon_started; before and after
+    the whole hours idx_messages_salon_created, idx_messages_salon_uncounted, idx_messages_salon_priced,
+    idx_conversations_salon_started.
     """
-    return await _counted(conn, SalonStats, SALON_STATS, periods)
+    return await counted(conn, SalonStats, SALON_STATS, periods)
 
 
 _COSTS = f"coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE direction = '{{}}' AND cost > 0), '[]')"
 _COUNT = "coalesce(sum(messages) FILTER (WHERE direction = '{}'), 0)::bigint"
+_MESSAGE = """direction, CASE WHEN cost_micros > 0 THEN currency_code ELSE '' END, counted::int, cost_micros
+                FROM messages"""
 MESSAGE_DIRECTION_STATS = f"""
     SELECT xmin, place, s.salon_id, {PERIOD}, m.*, now() AS as_of
     FROM {PERIODS}
+    CROSS JOIN {ROLLED}
     CROSS JOIN LATERAL (
         SELECT {_COUNT.format("INBOUND")} AS inbound_messages, {_COUNT.format("OUTBOUND")} AS outbound_messages,
             {_COSTS.format("INBOUND")} AS inbound_costs, {_COSTS.format("OUTBOUND")} AS outbound_costs
         FROM (
-            SELECT direction, currency_code, count(*) FILTER (WHERE counted) AS messages,
-                {SUM.format("cost_micros")} AS cost
-            FROM messages WHERE {_in_period("created_at")}
+            SELECT direction, currency_code, sum(messages) AS messages, {SUM.format("cost_micros")} AS cost
+            FROM (
+                SELECT direction, currency_code, messages, cost_micros FROM message_hours WHERE {in_hours("hour")}
+                UNION ALL SELECT direction, currency_code, messages, cost_micros FROM message_deltas
+                WHERE {in_hours("created_at")}
+                UNION ALL SELECT {_MESSAGE} WHERE {before_hours("created_at")}
+                UNION ALL SELECT {_MESSAGE} WHERE {after_hours("created_at")}
+            ) AS part
             GROUP BY direction, currency_code
         ) AS of_direction
     ) AS m"""
@@ -111,9 +136,10 @@ async def message_direction_stats(
 ) -> list[Loaded[bytes | RpcError]]:
     """Count the messages of each period and their cost by direction.
 
-    Source: report, "Direction statistics"; of a period index idx_messages_salon_created.
+    Source: report, "Direction statistics"; indexes message_hours_pkey, idx_message_deltas_salon_created; before and
+    after the whole hours idx_messages_salon_created.
     """
-    return await _counted(conn, MessageDirectionStats, MESSAGE_DIRECTION_STATS, periods)
+    return await counted(conn, MessageDirectionStats, MESSAGE_DIRECTION_STATS, periods)
 
 
 def _bucketed(table: str, time: str, counted: Mapping[str, str]) -> str:
@@ -127,38 +153,34 @@ def _bucketed(table: str, time: str, counted: Mapping[str, str]) -> str:
         SELECT xmin, place, now() AS as_of, buckets.*
         FROM {SNAPSHOT_XMIN}, {unnest(TYPES, Buckets._fields)}, {SALON}
         CROSS JOIN LATERAL (
-            SELECT {_bucket_start()} AS start_time, {_bucket_end()} AS end_time, {filled}
+            SELECT {bucket_start()} AS start_time, {bucket_end()} AS end_time, {filled}
             FROM generate_series(
-                {_bucket_of("wanted.start_time")},
+                {bucket_of("wanted.start_time")},
                 (wanted.end_time - interval '1 us') AT TIME ZONE time_zone,
                 ('1 ' || wanted.bucket)::interval
             ) AS bucket LEFT JOIN (
-                SELECT {_bucket_of(time)} AS bucket, {counts}
-                FROM {table} WHERE {_in_period(time)}
+                SELECT {bucket_of(time)} AS bucket, {counts}
+                FROM {table} WHERE {in_period(time)}
                 GROUP BY 1
             ) AS counted USING (bucket)
             ORDER BY bucket
         ) AS buckets"""
 
 
-def _bucket_of(time: str) -> str:
+def bucket_of(time: str) -> str:
     """Return the wall time at which the bucket of a moment begins."""
     return f"date_trunc(wanted.bucket, {time} AT TIME ZONE time_zone)"
 
 
-def _bucket_start() -> str:
+def bucket_start() -> str:
+    """Return the start of a bucket in its period."""
     return f"greatest({_first_moment('bucket')}, wanted.start_time)"
 
 
-def _bucket_end() -> str:
+def bucket_end() -> str:
+    """Return the end of a bucket in its period."""
     next_bucket = "(bucket + ('1 ' || wanted.bucket)::interval)"
     return f"least({_first_moment(next_bucket)}, wanted.end_time)"
-
-
-def _json_time(moment: str) -> str:
-    """Return a moment as the JSON of a Timestamp's fields."""
-    micros = f"(extract(epoch FROM {moment}) * 1000000)::bigint"
-    return f"jsonb_build_object('seconds', {micros} / 1000000, 'nanos', {micros} % 1000000 * 1000)"
 
 
 def _first_moment(wall_time: str) -> str:
@@ -166,60 +188,6 @@ def _first_moment(wall_time: str) -> str:
     moment = f"({wall_time} AT TIME ZONE time_zone)"
     earlier = f"({moment} - interval '1 hour')"
     return f"CASE WHEN {earlier} AT TIME ZONE time_zone = {wall_time} THEN {earlier} ELSE {moment} END"
-
-
-AI_ANALYTICS = f"""
-    SELECT xmin, place, s.salon_id, {PERIOD}, coalesce(m.models, '[]') AS models,
-        coalesce(m.buckets, '[]') AS buckets, now() AS as_of
-    FROM {SNAPSHOT_XMIN}, {unnest(TYPES, Buckets._fields)}, {SALON}
-    CROSS JOIN LATERAL (
-        WITH of_booking AS MATERIALIZED (
-            SELECT {_bucket_of("created_at")} AS bucket, model, currency_code, booking_code, count(*) AS messages,
-                sum(cost_micros) AS cost, sum(prompt_tokens) AS prompt_tokens,
-                sum(completion_tokens) AS completion_tokens, sum(latency_ms) AS latency_ms,
-                max(latency_ms) AS max_latency_ms
-            FROM ai_messages WHERE {_in_period("created_at")}
-            GROUP BY 1, model, currency_code, booking_code
-        ), of_currency AS (
-            SELECT model, sum(messages) AS messages, currency_code, {SUM.format("cost")} AS cost,
-                sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
-                sum(latency_ms) AS latency_ms, max(max_latency_ms) AS max_latency_ms
-            FROM of_booking GROUP BY model, currency_code
-        ), bucket_currency AS (
-            SELECT bucket, currency_code, sum(messages) AS messages, {SUM.format("cost")} AS cost,
-                sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens
-            FROM of_booking GROUP BY bucket, currency_code
-        ), of_bucket AS (
-            SELECT bucket, jsonb_build_object(
-                'start_time', {_json_time(_bucket_start())}, 'end_time', {_json_time(_bucket_end())},
-                'messages', sum(messages)::bigint, 'prompt_tokens', {SUM.format("prompt_tokens")},
-                'completion_tokens', {SUM.format("completion_tokens")},
-                'costs', coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE cost > 0), '[]')
-            ) AS usage
-            FROM bucket_currency GROUP BY bucket
-        ), of_model AS (
-            SELECT model, jsonb_build_object(
-                'model', model, 'messages', sum(messages)::bigint,
-                'bookings', (SELECT count(DISTINCT booking_code) FROM of_booking AS b WHERE b.model = c.model),
-                'prompt_tokens', {SUM.format("prompt_tokens")}, 'completion_tokens', {SUM.format("completion_tokens")},
-                'costs', coalesce(jsonb_agg({COST} ORDER BY currency_code) FILTER (WHERE cost > 0), '[]'),
-                'average_latency_ms', round(sum(latency_ms) / sum(messages), 2), 'max_latency_ms', max(max_latency_ms)
-            ) AS usage
-            FROM of_currency AS c GROUP BY model
-        )
-        SELECT (SELECT jsonb_agg(usage ORDER BY model) FROM of_model) AS models,
-            (SELECT jsonb_agg(usage ORDER BY bucket) FROM of_bucket) AS buckets
-    ) AS m"""
-
-
-async def ai_analytics(conn: AsyncConnection[Any], buckets: Sequence[Buckets]) -> list[Loaded[bytes | RpcError]]:
-    """Count the AI messages of each period, their tokens and cost, by model and by bucket; empty buckets are left out.
-
-    By model also their latency and the bookings they led to.
-
-    Source: report, "AI Message Indexes" 12; index idx_ai_messages_salon_created.
-    """
-    return await _counted(conn, AiAnalytics, AI_ANALYTICS, buckets)
 
 
 BOOKING_STATS = _bucketed(
@@ -250,7 +218,7 @@ async def conversation_stats(conn: AsyncConnection[Any], buckets: Sequence[Bucke
     return await _listed(conn, ConversationStats, ListConversationStatsResponse, CONVERSATION_STATS, buckets)
 
 
-async def _counted(
+async def counted(
     conn: AsyncConnection[Any], kind: type[Message], query: str, periods: Sequence[Period | Buckets]
 ) -> list[Loaded[bytes | RpcError]]:
     """Return the one row of each period as a message."""

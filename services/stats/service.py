@@ -10,6 +10,7 @@ from parlor.stats.v1 import stats_pb2 as pb
 from parlor.stats.v1 import stats_pb2_grpc
 from services.cache_tags import CacheTags
 from services.stats import queries
+from services.stats.ai_queries import ai_analytics
 from services.stats.queries import Buckets, Period
 
 
@@ -41,14 +42,14 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
 
     async def GetAiAnalytics(self, request: pb.GetAiAnalyticsRequest, context: Any) -> Reply:
         """Count the AI messages of a period by model, and by bucket."""
-        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, queries.ai_analytics)
+        return await self._in_buckets(self.tags.ai(request.salon_id), "models", request, ai_analytics)
 
     async def _counted(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
         """Return a period's figures, cached under `name` and the period."""
         start, end = period(request)
         key = tag.key(name, _compact(start), _compact(end))
         return await self.cache.get_batched(
-            key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True
+            key, Period(request.salon_id, start, end), load, rows=_rows(start, end), repeatable=True, replica=True
         )
 
     async def _in_buckets(self, tag: Tag, name: str, request: Any, load: LoadMany) -> Reply:
@@ -57,7 +58,7 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         bucket = pb.TimeBucket.Name(request.bucket or pb.TIME_BUCKET_DAY).removeprefix("TIME_BUCKET_").lower()
         key = tag.key(name, bucket, _compact(start), _compact(end))
         buckets = Buckets(request.salon_id, start, end, bucket)
-        return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True)
+        return await self.cache.get_batched(key, buckets, load, rows=_rows(start, end), repeatable=True, replica=True)
 
 
 def build(cache: Cache, database: Database) -> Service:

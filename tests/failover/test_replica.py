@@ -1,0 +1,166 @@
+"""Reads from a standby: never behind a write that was answered, whether it is paused, killed, promoted or behind."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from parlor.booking.v1 import booking_pb2
+from parlor.stats.v1 import stats_pb2
+from tests.load import DAY, FIRST, until
+from tests.stack import SALON, Stack, booking_request, running, salon
+from tools.postgres_pair import Pair, pair
+
+WRITES = 40
+NUMBERS = itertools.count(1)
+PAST_THE_CACHE = (("cache-control", "no-cache"),)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Pair]:
+    """A primary with an asynchronous standby."""
+    with pair(tmp_path) as both:
+        yield both
+
+
+@asynccontextmanager
+async def reading(both: Pair, redis_url: str) -> AsyncIterator[Stack]:
+    """Run the services with the standby as their replica, and a salon."""
+    async with running(both.primary.dsn, redis_url, replica_url=both.standby.dsn) as stack:
+        await salon(stack)
+        await until(lambda: is_used(stack))
+        yield stack
+
+
+def counters(stack: Stack, service: str = "stats") -> Any:
+    return stack.servers[service].cache.counters
+
+
+async def is_used(stack: Stack) -> bool:
+    """Read figures that are not cached; return whether the replica answered."""
+    before = counters(stack).replica_loads
+    await bookings(stack, next(NUMBERS))
+    return bool(counters(stack).replica_loads > before)
+
+
+async def bookings(stack: Stack, number: int = 0) -> int:
+    """Return the number of bookings of a period, which differs with each number."""
+    request = stats_pb2.GetSalonStatsRequest(salon_id=SALON)
+    request.start_time.seconds, request.end_time.seconds = FIRST - DAY - number, FIRST + 60 * DAY
+    return (await stack.stats.GetSalonStats(request)).bookings
+
+
+async def write(stack: Stack, number: int) -> None:
+    await stack.booking.CreateBooking(booking_request(FIRST + 7200 * number))
+
+
+async def check(stack: Stack, first: int) -> None:
+    """Write bookings, and read their number after each."""
+    for number in range(first, first + WRITES):
+        await write(stack, number)
+        assert await bookings(stack) == number + 1
+
+
+async def test_figures_are_read_from_the_replica(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        await write(stack, 0)
+        both.caught_up()
+        assert await bookings(stack) == 1
+        assert await is_used(stack)
+
+
+async def test_pages_after_the_first_are_read_from_the_replica(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        await write(stack, 0)
+        numbers = itertools.count(1)
+
+        async def is_read() -> bool:
+            number = next(numbers)
+            await write(stack, number)
+            both.caught_up()
+            request = booking_pb2.ListBookingsRequest(salon_id=SALON, page_size=number)
+            first = await stack.booking.ListBookings(request)
+            await stack.servers["booking"].cache.settle()  # from here on the tag's writes are known
+            before = counters(stack, "booking").replica_loads
+            request.page_token = first.next_page_token
+            second = await stack.booking.ListBookings(request)
+            assert len(first.bookings) + len(second.bookings) == number + 1
+            return bool(counters(stack, "booking").replica_loads > before)
+
+        await until(is_read)
+
+
+async def test_reads_past_the_cache_are_read_from_the_primary(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        before = counters(stack).replica_loads
+        request = stats_pb2.GetSalonStatsRequest(salon_id=SALON)
+        request.start_time.seconds, request.end_time.seconds = FIRST, FIRST + DAY
+        await stack.stats.GetSalonStats(request, metadata=PAST_THE_CACHE)
+        assert counters(stack).replica_loads == before
+
+
+async def test_each_write_is_seen_at_once(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        await check(stack, 0)
+        assert counters(stack).replica_loads + counters(stack).replica_behind > 0
+
+
+async def test_each_write_is_seen_while_the_standby_does_not_replay(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        execute(both.standby.dsn, "SELECT pg_wal_replay_pause()")
+        await check(stack, 0)
+        execute(both.standby.dsn, "SELECT pg_wal_replay_resume()")
+        await until(lambda: is_used(stack))
+        await check(stack, WRITES)
+
+
+async def test_figures_that_no_write_invalidates_are_at_most_as_old_as_the_setting(both: Pair, redis_url: str) -> None:
+    """Messages are counted by stats and invalidate nothing there: only the lag of the replica bounds its snapshot."""
+    async with reading(both, redis_url) as stack:
+        execute(both.standby.dsn, "SELECT pg_wal_replay_pause()")
+        execute(both.primary.dsn, "SELECT pg_switch_wal()")  # something to replay
+
+        async def is_left() -> bool:
+            return not await is_used(stack)
+
+        await until(is_left)
+
+
+async def test_a_killed_standby_is_left_and_used_again(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        both.standby.kill()
+        await check(stack, 0)
+        await asyncio.to_thread(both.standby.start)
+        await until(lambda: is_used(stack))
+        await check(stack, WRITES)
+
+
+async def test_a_promoted_standby_is_left(both: Pair, redis_url: str) -> None:
+    async with reading(both, redis_url) as stack:
+        await asyncio.to_thread(both.standby.promote)
+        execute(both.standby.dsn, *["SELECT pg_current_xact_id()"] * 200)  # numbers that the primary gives, too
+        before = counters(stack).replica_loads
+        await check(stack, 0)
+        assert counters(stack).replica_loads == before
+
+
+async def test_a_standby_of_another_cluster_is_never_used(both: Pair, redis_url: str, database_url: str) -> None:
+    async with running(database_url, redis_url, replica_url=both.standby.dsn) as stack:
+        await salon(stack)
+        replica = stack.servers["stats"].cache
+        for _ in range(20):
+            assert not await is_used(stack)
+            await asyncio.sleep(0.02)
+        assert replica.counters.replica_behind == 0
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run statements, each in a transaction of its own."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
