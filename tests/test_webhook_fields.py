@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import grpc
-
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.kinds import PERSON, body, call, echo, past, reaction, system
 from tests.kinds import history as history_body
-from tests.stack import SALON, Stack, failure, rows, salon, walk, webhook_body
+from tests.stack import SALON, Stack, rows, salon, walk, webhook_body
 from tests.test_webhook import ingest, text
 from tests.whatsapp import PHONE_NUMBER_ID, payload
-from tests.whatsapp_cases import ANA_ID, JOERG, SHEENA
+from tests.whatsapp_cases import SHEENA
 from tests.whatsapp_fields import UNPLACED
 
 BEGIN = 1_749_416_383
@@ -34,72 +32,6 @@ def choice(wa_id: str, second: Any, value: str = "stop", **fields: Any) -> dict[
     """Return a customer's choice about marketing messages."""
     preference = {"wa_id": wa_id, "category": "marketing_messages", "value": value, "timestamp": second}
     return preference | {"detail": f"User requested to {value}", **fields}
-
-
-async def test_the_address_book_names_customers_and_the_newest_entry_counts(stack: Stack) -> None:
-    await salon(stack, phone_number_id="1")
-    await ingest(
-        stack, webhook_body("1", messages=[text(1)], contacts=[{"wa_id": PERSON, "profile": {"name": "Shee"}}])
-    )
-    assert (await customer(stack, phone_number=SHEENA)).customer_name == "Shee"
-    entries = [contact(PERSON, BEGIN, "Sheena (regular)"), contact("4915112345678", BEGIN, "Jörg")]
-    assert await ingest(stack, body("1", "smb_app_state_sync", state_sync=entries)) == {"customers": 2}
-    assert (await customer(stack, phone_number=SHEENA)).customer_name == "Sheena (regular)"
-    known = await customer(stack, phone_number=JOERG)
-    assert (known.customer_name, known.conversation_id) == ("Jörg", "")
-    late = contact(PERSON, BEGIN - 60, "Before")
-    changed = contact(PERSON, BEGIN + 60, "After", "edit")
-    for entry in (changed, late):
-        await ingest(stack, body("1", "smb_app_state_sync", state_sync=[entry]))
-        assert (await customer(stack, phone_number=SHEENA)).customer_name == "After"
-    removed = contact(PERSON, BEGIN + 90, action="remove")
-    await ingest(stack, body("1", "smb_app_state_sync", state_sync=[removed]))
-    assert (await customer(stack, phone_number=SHEENA)).customer_name == "Shee"
-
-
-async def test_a_removed_entry_makes_nobody_a_customer(stack: Stack) -> None:
-    await salon(stack, phone_number_id="1")
-    entries = [contact(PERSON, BEGIN, action="remove")]
-    assert await ingest(stack, body("1", "smb_app_state_sync", state_sync=entries)) == {"customers": 1}
-    error = await failure(customer(stack, phone_number=SHEENA))
-    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
-
-
-async def test_choices_about_marketing_messages_opt_customers_out_and_in(stack: Stack) -> None:
-    await salon(stack, phone_number_id="1")
-    choices = [choice(PERSON, BEGIN), choice("", BEGIN, user_id=ANA_ID)]
-    assert await ingest(stack, body("1", "user_preferences", user_preferences=choices)) == {"customers": 2}
-    for named in ({"phone_number": SHEENA}, {"user_id": ANA_ID}):
-        found = await customer(stack, **named)
-        assert (found.opted_out, found.opt_out_reason) == (True, "User requested to stop")
-        assert found.opt_out_time.seconds == BEGIN
-    later = [choice(PERSON, str(BEGIN + 60), "resume")]
-    for again in (later, [choice(PERSON, BEGIN + 30)]):
-        await ingest(stack, body("1", "user_preferences", user_preferences=again))
-        assert not (await customer(stack, phone_number=SHEENA)).opted_out
-    conversations = pb.ListConversationsRequest(salon_id=SALON)
-    assert not (await stack.messaging.ListConversations(conversations)).conversations
-
-
-async def test_an_entry_that_says_nothing_is_kept_and_does_not_lose_its_neighbors(stack: Stack) -> None:
-    await salon(stack, phone_number_id="1")
-    bad = [
-        (contact("x", BEGIN), "phone_number: not a phone number"),
-        (contact("", BEGIN), "phone_number: neither a phone number nor a user id"),
-        (contact(PERSON, BEGIN) | {"metadata": {"timestamp": True}}, "timestamp: not the seconds since 1970"),
-        (contact(PERSON, BEGIN) | {"contact": 7}, "is not an object"),
-        (7, "is not an object"),
-    ]
-    entries = [*(entry for entry, _ in bad), contact(PERSON, BEGIN, "Sheena")]
-    counted = await ingest(stack, body("1", "smb_app_state_sync", state_sync=entries))
-    assert counted == {"customers": 1, "rejected": len(bad)}
-    unknown = [contact(PERSON, BEGIN) | {"type": "label"}, contact(PERSON, BEGIN, action="pin")]
-    assert await ingest(stack, body("1", "smb_app_state_sync", state_sync=unknown)) == {"unknown": 2}
-    odd = [choice(PERSON, BEGIN, "pause"), choice(PERSON, BEGIN, category="surveys"), choice(PERSON, -1)]
-    assert await ingest(stack, body("1", "user_preferences", user_preferences=odd)) == {"unknown": 2, "rejected": 1}
-    reasons = {one.reason for one in await failures(stack)}
-    assert reasons > {reason for _, reason in bad}
-    assert "user_preferences: 'marketing_messages' 'pause' is not known" in reasons
 
 
 async def test_what_has_no_place_is_kept_with_the_name_of_its_field(stack: Stack) -> None:

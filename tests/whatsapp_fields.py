@@ -30,7 +30,6 @@ ON_THE_PHONE_APP = {
     "history_to_user_id": inbound(
         "TEXT", "Hei Mika", phone_number="", **{**SENT, **PAST, "status": pb.MESSAGE_STATUS_FAILED}
     ),
-    "app_state_sync": Case({"customers": 2}),
 }
 
 
@@ -94,7 +93,7 @@ OTHER_FIELDS = {
     **ON_THE_PHONE_APP,
     **CALLS,
     **dict.fromkeys(UNPLACED, Case({"unknown": 1})),
-    **dict.fromkeys(("user_preferences", "user_preferences_resume"), Case({"customers": 1})),
+    **dict.fromkeys(("user_preferences", "user_preferences_resume", "smb_app_state_sync"), Case({"customers": 1})),
     "user_id_change": inbound(
         "SYSTEM",
         "User Pablo Morales changed from US.11111111111111111111 to US.13491208655302741918",

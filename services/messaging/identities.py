@@ -24,8 +24,7 @@ class Claim(NamedTuple):
     """What a message or an event says of one person: their number and user ID, and those that they had before.
 
     `at` is when that was so. `whatsapp_id`: the claim counts only if no message with it is recorded yet, or was erased;
-    nor does it count if the message that it `amends` was erased. `is_fact`: the person becomes a customer without a
-    message.
+    nor does it count if the message that it `amends` was erased.
     """
 
     phone_number: str | None
@@ -35,7 +34,6 @@ class Claim(NamedTuple):
     former_phone_number: str | None = None
     former_user_id: str | None = None
     amends: str | None = None
-    is_fact: bool = False
 
     @property
     def number(self) -> Identity | None:

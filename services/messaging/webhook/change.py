@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.messaging.customer_queries import CustomerFact
-from services.messaging.webhook.facts import UnknownKind
 from services.messaging.webhook.items import STATUSES, Incoming, Status, read_status, reason_of
 from services.messaging.webhook.json_scanner import Unreadable, load, stored_item
 
@@ -45,7 +44,7 @@ class Change:
     """Items that one phone_number_id received.
 
     `amendments` are reactions, edits and revokes; `calls` are events of calls; `derived` are statuses that messages
-    bring with them; `facts` is what is said of customers. `items` are the items with their kind and sender. `size` is
+    bring with them; `facts` are what is said of customers. `items` are the items with their kind and sender. `size` is
     about the number of bytes to be stored.
     """
 
@@ -109,12 +108,12 @@ class Change:
             self.fail("STATUS", f"status: {status.status[:64]!a} is not known", item, is_unknown_kind=True)
 
     def add_fact(self, item: Any, read: Callable[[Any], CustomerFact], stored: Callable[[Any], Any]) -> None:
-        """Add what `read` finds that an item says of a customer, or its failure; `stored` returns the item's JSON."""
+        """Add what `read` finds in an item, or its failure; `stored` returns its JSON."""
         try:
             item = load(item)
             fact = read(item)
-        except Unreadable as error:
-            self.fail("OTHER", str(error), stored(item), is_unknown_kind=isinstance(error, UnknownKind))
+        except (Unreadable, ValidationError) as error:
+            self.fail("OTHER", reason_of(error), stored(item))
             return
         self.facts.append(fact)
         self.items.append(("OTHER", stored(item), fact.phone_number, fact.user_id))

@@ -1,77 +1,56 @@
-"""What a webhook body says of customers besides their messages: the salon's address book, and who opted out.
+"""Reads what WhatsApp says of customers besides their messages: opt-outs, and names in the salon's address book.
 
-`smb_app_state_sync` has the contacts of the phone app, `user_preferences` the choices about marketing messages.
+Source: Meta, "Webhooks, user_preferences reference" and "smb_app_state_sync reference".
 """
 
-from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
+
+from pydantic import BaseModel
 
 from services.messaging.customer_queries import CustomerFact
 from services.messaging.webhook.content import shown_text, text_field
+from services.messaging.webhook.items import Moment, Phone
 from services.messaging.webhook.json_scanner import Unreadable
-from services.messaging.webhook.senders import e164
-from services.messaging.webhook.times import clamped, moment
+from services.messaging.webhook.senders import Senders
 
-LONGEST_NAME = 1000
-_OPTED_OUT = {"stop": True, "resume": False}
+LONGEST = 1000
 
 
-class UnknownKind(Unreadable):
-    """An item is valid but of a kind that we do not know."""
+class _Said(BaseModel):
+    """Of whom something is said, and when."""
+
+    phone_number: Phone
+    timestamp: Moment
+
+
+def read_preference(item: Any, senders: Senders) -> CustomerFact:
+    """Return the choice of a customer: to get marketing messages or not. Raises: Unreadable; ValidationError."""
+    if not isinstance(item, dict):
+        raise Unreadable("is not an object")
+    if item.get("category") != "marketing_messages":
+        raise Unreadable("category: is not known")
+    if (value := item.get("value")) not in ("stop", "resume"):
+        raise Unreadable("value: is neither stop nor resume")
+    phone, user_id, _ = senders.named(item.get("wa_id"), text_field(item, "user_id"))
+    if not phone and not user_id:
+        raise Unreadable("wa_id: neither a phone number nor a user id")
+    said = _Said.model_validate({"phone_number": phone, "timestamp": item.get("timestamp")})
+    reason = shown_text(item, "detail", LONGEST) or ""
+    return CustomerFact(said.phone_number, user_id, said.timestamp, None, value == "stop", reason)
 
 
 def read_contact(item: Any) -> CustomerFact:
-    """Return what an element of `state_sync` says: a contact was added or changed, or removed (an empty name).
-
-    Raises: Unreadable.
-    """
-    entry = _object(item)
-    action = text_field(entry, "action")
-    if entry.get("type") != "contact" or action not in ("add", "edit", "remove"):
-        raise UnknownKind(f"state_sync: {text_field(entry, 'type')!a} {action!a} is not known")
-    contact = _object(entry.get("contact"))
-    phone, user_id = _person(contact, "phone_number")
-    names = (shown_text(contact, name, LONGEST_NAME) for name in ("full_name", "first_name"))
-    name = "" if action == "remove" else next(filter(None, names), "")
-    at = _moment(_object(entry.get("metadata")).get("timestamp"))
-    return CustomerFact(phone, user_id, at, contact_name=name)
-
-
-def read_preference(item: Any) -> CustomerFact:
-    """Return what an element of `user_preferences` says: a customer opted out of marketing messages, or in again.
-
-    Raises: Unreadable.
-    """
-    entry = _object(item)
-    category, value = text_field(entry, "category"), text_field(entry, "value")
-    if category != "marketing_messages" or value not in _OPTED_OUT:
-        raise UnknownKind(f"user_preferences: {category!a} {value!a} is not known")
-    phone, user_id = _person(entry, "wa_id")
-    reason = shown_text(entry, "detail", LONGEST_NAME) or ""
-    return CustomerFact(phone, user_id, _moment(entry.get("timestamp")), opted_out=_OPTED_OUT[value], reason=reason)
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise Unreadable("is not an object")
-    return value
-
-
-def _person(holder: Mapping[str, Any], name: str) -> tuple[str | None, str | None]:
-    """Return the phone number and the user ID that an object has, the number under this name."""
-    try:
-        phone = e164(holder.get(name) or None)
-    except ValueError as error:
-        raise Unreadable(f"{name}: {error}") from None
-    user_id = text_field(holder, "user_id")
+    """Return the name of a customer in the address book, empty if it was removed. Raises: as `read_preference`."""
+    contact = item.get("contact") if isinstance(item, dict) else None
+    if not isinstance(contact, dict) or item.get("type") != "contact":
+        raise Unreadable("type: is not a contact")
+    if (action := item.get("action")) not in ("add", "remove"):
+        raise Unreadable("action: is neither add nor remove")
+    phone, user_id = contact.get("phone_number"), text_field(contact, "user_id")
     if not phone and not user_id:
-        raise Unreadable(f"{name}: neither a phone number nor a user id")
-    return phone, user_id
-
-
-def _moment(value: Any) -> datetime:
-    try:
-        return clamped(moment(value))[0]
-    except ValueError as error:
-        raise Unreadable(f"timestamp: {error}") from None
+        raise Unreadable("phone_number: neither a phone number nor a user id")
+    metadata = item.get("metadata")
+    timestamp = metadata.get("timestamp") if isinstance(metadata, dict) else None
+    said = _Said.model_validate({"phone_number": phone or None, "timestamp": timestamp})
+    name = shown_text(contact, "full_name", LONGEST) or shown_text(contact, "first_name", LONGEST) or ""
+    return CustomerFact(said.phone_number, user_id, said.timestamp, name if action == "add" else "")

@@ -2,7 +2,7 @@
 
 `messages`, `statuses` and `errors` come with the field messages. `message_echoes` are what a person sent on the phone
 app, `history` is what was said before the number was connected, `calls` are calls; `statuses` with them are those of
-calls by the salon. `state_sync` is the address book of the phone app. Anything else is a failure.
+calls by the salon. `user_preferences` and `state_sync` say something of customers. Anything else is a failure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from services.messaging.webhook.items import Incoming, Status, read_message
 from services.messaging.webhook.json_scanner import Unreadable, elements, json_text, load_or_none, members
 from services.messaging.webhook.senders import Senders
 
-LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls", "state_sync", "user_preferences")
+LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls", "user_preferences", "state_sync")
 _OF_HISTORY = {"SENT": "SENT", "DELIVERED": "DELIVERED", "READ": "READ", "PLAYED": "READ", "ERROR": "FAILED"}
 _CALL_STATUSES = {"RINGING": "STARTED", "ACCEPTED": "STARTED", "REJECTED": "MISSED"}
 Current: TypeAlias = Callable[[], Change]  # the change to add to: a full one is followed by another
@@ -30,7 +30,8 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
         change().fail("OTHER", f"field: {field[:64]!a} is not known", item, is_unknown_kind=True)
     parts = {name: listed(value, name, kind, change) for name, kind in _KINDS.items() if name in value}
     messages = parts.get("messages", ())
-    senders = Senders(is_only_message=len(messages) + len(parts.get("calls", ())) == 1)
+    persons = sum(len(parts.get(name, ())) for name in ("messages", "calls", "user_preferences"))
+    senders = Senders(is_only_message=persons == 1)
     for contact in elements(value.get("contacts")) or ():
         senders.add(load_or_none(contact))
         yield
@@ -49,6 +50,13 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
             call, partial(_call, senders=senders), senders.names, "OTHER", partial(_in_change, "calls", "calls")
         )
         yield
+    for preference in parts.get("user_preferences", ()):
+        stored = partial(_in_change, "user_preferences", "user_preferences")
+        change().add_fact(preference, partial(read_preference, senders=senders), stored)
+        yield
+    for contact in parts.get("state_sync", ()):
+        change().add_fact(contact, read_contact, partial(_in_change, "smb_app_state_sync", "state_sync"))
+        yield
     for chunk in parts.get("history", ()):
         yield from _read_chunk(chunk, value, senders, change)
     for status in parts.get("statuses", ()):
@@ -58,10 +66,6 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
         else:
             change().add_status(status)
         yield
-    for name, read in _FACTS.items():
-        for item in parts.get(name, ()):
-            change().add_fact(item, read, partial(_in_change, field, name))
-            yield
     for error in parts.get("errors", ()):
         change().fail("OTHER", "errors: WhatsApp reports an error", error, is_unknown_kind=True)
         yield
@@ -74,10 +78,9 @@ _KINDS = {
     "history": "OTHER",
     "statuses": "STATUS",
     "errors": "OTHER",
-    "state_sync": "OTHER",
     "user_preferences": "OTHER",
+    "state_sync": "OTHER",
 }
-_FACTS = {"state_sync": read_contact, "user_preferences": read_preference}
 
 
 def listed(holder: Any, name: str, kind: str, change: Current) -> Sequence[Any]:

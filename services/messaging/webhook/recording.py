@@ -24,10 +24,7 @@ WRITTEN = (*INSERTED, *MERGED, *CHANGED)
 
 @dataclass(slots=True)
 class Items:
-    """The items of a change as rows: messages of customers and of groups, what amends messages, events of calls...
-
-    `facts` is what the change says of customers otherwise.
-    """
+    """The items of a change as rows: messages of customers and of groups, what amends messages, events of calls."""
 
     salon_id: str
     messages: list[NewMessage]
@@ -68,13 +65,11 @@ class Items:
             yield amendment.reply_to_whatsapp_id
         for status in self.statuses:
             yield status.whatsapp_id
-        for fact in self.facts:
-            yield from (fact.phone_number, fact.user_id)
 
     def claims(self) -> list[Claim]:
         """Return what the items say of who the customers are."""
-        claims = [one.claim for one in (*self.messages, *self.amendments)] + [fact.claim for fact in self.facts]
-        return [claim for claim in claims if claim]
+        said: list[NewMessage | CustomerFact] = [*self.messages, *self.amendments, *self.facts]
+        return [claim for one in said if (claim := one.claim)]
 
     def statements(self) -> dict[str, Statement[Any]]:
         """Return the statements that record the items, in their order, by the name of their result."""
@@ -118,14 +113,15 @@ class Items:
         unknown_kinds = failed.intersection(one.digest for one in self.failures if one.is_unknown_kind)
         unknown_types = sum(message.is_of_unknown_type for message in inserted)
         recorded = len(inserted) + merged + len(found.get("amendments", ()))
-        statuses = len(found.get("statuses", ()))
+        statuses, customers = len(found.get("statuses", ())), len(found.get("facts", ()))
         reply.messages += recorded - unknown_types
         reply.statuses += statuses
-        reply.customers += len(self.facts)
+        reply.customers += customers
         reply.unknown += unknown_types + len(unknown_kinds)
         reply.rejected += len(failed) - len(unknown_kinds)
         given = len(self.messages) + len(self.of_groups) + len(self.amendments) + len(self.statuses)
-        reply.duplicates += given + len(self.failures) - recorded - statuses - len(failed)
+        given += len(self.facts) + len(self.failures)
+        reply.duplicates += given - recorded - statuses - customers - len(failed)
 
 
 def _new_message(salon: Salon, message: Incoming) -> NewMessage:
