@@ -75,7 +75,7 @@ class Items:
         """Return the statements that record the items, in their order, by the name of their result."""
         found: dict[str, Statement[Any]] = {}
         if self.messages:
-            found["messages"] = message_write_queries.insert_messages(self.messages)
+            found["messages"] = message_write_queries.insert_messages(self.messages, briefly=True)
         if self.of_groups:
             found["of_groups"] = message_write_queries.insert_group_messages(self.of_groups)
         if self.calls:
