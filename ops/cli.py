@@ -294,21 +294,29 @@ def doctor(
         list[str],
         typer.Option(envvar="METRICS_URLS", help="Metrics of a service; may be given again for each process."),
     ] = METRICS_URLS,
+    ca: Annotated[Path | None, typer.Option(help="CA of the metrics' certificates, for https.", **FILE)] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate to show to the metrics' servers.", **FILE)] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.", **FILE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Look for what is wrong with the database and the services, and say what mends it. Changes nothing.
 
     Exits with 0 if nothing is found, with 1 if something is, with 2 if the database can't be read. What can't be looked
-    at is listed. For metrics over TLS, SSL_CERT_FILE names the CA.
+    at is listed.
     """
+    import ssl
+
     import psycopg
 
     from ops.doctor import examine
     from ops.doctor.report import table
 
     try:
-        diagnosis = examine(database_url, metrics_url)
-    except psycopg.Error as error:
+        tls = ssl.create_default_context(cafile=ca)
+        if cert:
+            tls.load_cert_chain(cert, key)
+        diagnosis = examine(database_url, metrics_url, tls=tls)
+    except (psycopg.Error, ssl.SSLError) as error:
         reason = escape(" ".join(str(error).split()))
         Console(stderr=True).print(f"[red]{reason}[/red]", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None

@@ -12,7 +12,11 @@ import grpc
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
 from tests.http2_abuse.neighbor import repeat
-from tests.stack import PHONE, message_request
+from tests.stack import PHONE, message_request, webhook_body
+from tests.test_webhook import signed, text
+
+DEV_SECRET = "parlor-dev"  # noqa: S105
+QUIET_NUMBER = "2"  # phone_number_id of the salon
 
 
 def call_of(rpc: str, salon_id: str, channel: grpc.aio.Channel) -> Callable[[], Awaitable[Any]]:
@@ -28,6 +32,9 @@ def call_of(rpc: str, salon_id: str, channel: grpc.aio.Channel) -> Callable[[], 
         "GetSalon uncached": lambda: booking.GetSalon(salon, timeout=10, metadata=uncached),
         "GetConversation": lambda: messaging.GetConversation(conversation, timeout=10),
         "GetConversation uncached": lambda: messaging.GetConversation(conversation, timeout=10, metadata=uncached),
+        "IngestWebhook": lambda: messaging.IngestWebhook(
+            signed(webhook_body(QUIET_NUMBER, messages=[text(next(ids))]), DEV_SECRET), timeout=10
+        ),
         "RecordMessage": lambda: messaging.RecordMessage(message_request(next(ids), salon_id=salon_id), timeout=10),
     }
     return calls[rpc]

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from parlor.messaging.v1 import messaging_pb2 as pb
+from tests import kinds
 from tests.stack import SALON, Fields, Stack, failure, message_request, rows, salon, warm, webhook_body
 from tests.test_erase_customer import erase
 from tests.test_erase_failures import wamid
@@ -24,9 +25,12 @@ WORD, DEGREES = "quincanary", 47.1234567
 # What the keys of JSON have that is not a text of the customer: names of kinds, times, the salon's own numbers.
 KINDS = set(
     "object field messaging_product type status timestamp phone_number_id display_phone_number event direction"
-    " category pricing_model currency mime_type sha256 recipient_type start_time end_time expiration_timestamp".split()
+    " category pricing_model value action currency mime_type sha256 recipient_type start_time end_time"
+    " expiration_timestamp".split()
 )
 OF_NOBODY = {"errors_of_the_account", "template_status"}  # name no customer
+# What is said of a customer has no ID: said again, it makes a new customer.
+FACTS = {"user_preferences", "smb_app_state_sync"}
 NAMES = sorted(path.stem for path in BODIES.glob("*.json") if path.stem not in OF_NOBODY)
 
 
@@ -57,6 +61,19 @@ def planted(value: Any, key: str = "") -> Any:
 def body(name: str) -> bytes:
     """Return a body of the corpus with the customer in each of its fields."""
     return json.dumps(planted(json.loads((BODIES / f"{name}.json").read_text()))).encode()
+
+
+def history() -> list[bytes]:
+    """Return bodies of the history, in both directions, with the customer in each field."""
+    mine: Fields = {"from": PHONE[1:], "from_user_id": USER, "text": {"body": WORD}}
+    picture: Fields = {"from": PHONE[1:], "type": "image", "image": {"id": WORD, "caption": WORD}}
+    sent = kinds.past("1", 1, sent=True) | {"id": wamid_of("past 1"), "to": PHONE[1:], "text": {"body": WORD}}
+    got = kinds.past("2", 2) | {"id": wamid_of("past 2"), **mine}
+    late = kinds.past("2", 2) | {"id": wamid_of("past 2"), **picture}
+    return [
+        kinds.history(PHONE_NUMBER_ID, sent, got, person=PHONE[1:]),
+        kinds.body(PHONE_NUMBER_ID, "history", messages=[late]),
+    ]
 
 
 def wamids(*bodies: bytes) -> list[str]:
@@ -140,7 +157,8 @@ def late(ids: list[str]) -> Iterator[bytes]:
 async def test_nothing_is_left_of_any_kind_of_event_and_nothing_comes_back(
     stack: Stack, redis_url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bodies = [body(name) for name in NAMES]
+    past = history()
+    bodies = [*map(body, NAMES), *past]
     await lived(stack, bodies)
     await read(stack)
     ids = sorted({*wamids(*bodies), *map(wamid_of, ("first", "sent", "early"))})
@@ -152,7 +170,8 @@ async def test_nothing_is_left_of_any_kind_of_event_and_nothing_comes_back(
     assert (await erase(stack, phone_number=PHONE)).conversations == 1
     assert left(stack, redis_url, ids) == set()
     conversations = rows(stack.database_url, "SELECT count(*) FROM conversations")
-    for payload in (*late(ids), *bodies):
+    again = [body(name) for name in NAMES if name not in FACTS]
+    for payload in (*late(ids), *again, *past):
         await ingest(stack, payload)
     assert left(stack, redis_url, ids) == set()
     assert rows(stack.database_url, "SELECT count(*) FROM conversations") == conversations

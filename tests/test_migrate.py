@@ -124,6 +124,61 @@ def test_a_migrated_invalid_actor_is_removed_from_events_and_the_cache(
         rows(empty_url, "UPDATE booking_events SET actor = 'Anna' RETURNING 1")
 
 
+def test_conversations_of_one_customer_are_merged(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in MIGRATIONS.glob("*.sql"):
+        if path.name < "0017":
+            copy(path, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
+        migrate(empty_url)
+    # Number, user ID and unread messages of each, the oldest first; what is separated by a line becomes one.
+    conversations = [
+        ("+551187654321", None, 1),
+        ("+5511987654321", None, 2),
+        ("+5215512345678", None, 3),
+        ("+525512345678", None, 4),
+        ("+4915100000001", "DE.1", 5),
+        ("+4915100000002", "DE.1", 6),
+        (None, "DE.1", 7),
+        ("+4915100000003", "DE.2", 8),
+        (None, None, 9),  # erased
+    ]
+    with psycopg.connect(empty_url) as conn:
+        conn.execute("INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s', '1', 's', 'UTC')")
+        for day, (number, user, unread) in enumerate(conversations, 1):
+            conn.execute(
+                "WITH c AS (INSERT INTO conversations (salon_id, phone_number, user_id, unread_count, started_at,"
+                " last_message_at, tags) VALUES ('s', %(number)s, %(user)s, %(unread)s, %(day)s, %(day)s,"
+                " ARRAY[%(tag)s]) RETURNING *), ai AS ("
+                " INSERT INTO ai_messages (salon_id, conversation_id, model, role, content)"
+                " SELECT salon_id, conversation_id, 'm', 'USER', 'x' FROM c)"
+                " INSERT INTO messages (salon_id, conversation_id, phone_number, direction, type, content, status,"
+                " created_at) SELECT salon_id, conversation_id, phone_number, 'INBOUND', 'TEXT', 'x', 'RECEIVED',"
+                " started_at FROM c",
+                {"number": number, "user": user, "unread": unread, "day": f"2025-01-0{day}Z", "tag": f"t{day}"},
+            )
+    migrate(empty_url)
+    query = """
+        SELECT phone_number, user_id, unread_count, array_to_string(tags, ' '), extract(day FROM started_at)::int,
+            (SELECT count(*) FROM messages AS m WHERE m.conversation_id = c.conversation_id
+                AND m.phone_number IS NOT DISTINCT FROM c.phone_number),
+            (SELECT count(*) FROM ai_messages AS a WHERE a.conversation_id = c.conversation_id)
+        FROM conversations AS c ORDER BY started_at"""
+    assert rows(empty_url, query) == [
+        ("+5511987654321", None, 3, "t1 t2", 1, 2, 2),
+        ("+525512345678", None, 7, "t3 t4", 3, 2, 2),
+        ("+4915100000002", "DE.1", 18, "t5 t6 t7", 5, 3, 3),
+        ("+4915100000003", "DE.2", 8, "t8", 8, 1, 1),
+        (None, None, 9, "t9", 9, 1, 1),
+    ]
+    query = "SELECT count(*) FILTER (WHERE kind = %s), count(DISTINCT customer_id) FROM customer_identities"
+    assert rows(empty_url, query, "PHONE_NUMBER") == [(5, 4)]
+    assert rows(empty_url, query, "CONVERSATION_ID") == [(4, 4)]
+    assert rows(empty_url, "SELECT count(*) FROM customers") == [(4,)]
+
+
 def test_two_concurrent_runs_apply_every_file_once(empty_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         applied = sorted(threads.map(migrate, [empty_url] * 4))

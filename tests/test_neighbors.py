@@ -19,6 +19,7 @@ from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from tests.http2_abuse.attacker import ECHO, Peer, headers, reset, streams
 from tests.http2_abuse.conftest import Neighbor, running
+from tests.neighbor import DEV_SECRET, QUIET_NUMBER
 from tests.processes import Processes, processes, stubs
 from tests.stack import PHONE, Stack, message_request, salon, webhook_body
 from tests.test_webhook import signed, text
@@ -26,7 +27,6 @@ from tests.test_webhook import signed, text
 MOST_P99_MS = 50
 QUIET_SECONDS = 0.5
 ATTEMPTS = 4
-DEV_SECRET = "parlor-dev"  # noqa: S105
 QUIET, LOUD = "quiet", "loud"
 WHOLE_WEEK: list[Any] = [
     {"day_of_week": day, "open_time": {"hours": 0}, "close_time": {"hours": 24}} for day in range(1, 8)
@@ -48,13 +48,13 @@ class Street:
         The best of some attempts counts, because other work of the machine only makes times longer.
         """
         with ExitStack() as exits:
-            neighbors = [self._neighbor(rpc, exits) for rpc in rpcs]
+            neighbors = [self.neighbor(rpc, exits) for rpc in rpcs]
             for attempt in range(1, ATTEMPTS + 1):
-                await self._round(neighbors)
+                await self.round(neighbors)
                 await asyncio.sleep(QUIET_SECONDS)
-                quiet = await self._round(neighbors)
+                quiet = await self.round(neighbors)
                 await attack()
-                loud = await self._round(neighbors)
+                loud = await self.round(neighbors)
                 for rpc, before, during in zip(rpcs, quiet, loud, strict=True):
                     print(f"{rpc}: quiet {shown(before)}, loud {shown(during)}")
                 if all(
@@ -63,12 +63,13 @@ class Street:
                     return
                 assert attempt < ATTEMPTS
 
-    def _neighbor(self, rpc: str, exits: ExitStack) -> Neighbor:
+    def neighbor(self, rpc: str, exits: ExitStack) -> Neighbor:
+        """Start calls of the quiet salon, in a process."""
         service = self.processes.services["booking" if "Salon" in rpc else "messaging"]
         pid = str(service.pid)
         return Neighbor(exits.enter_context(running("tests.neighbor", rpc, QUIET, str(service.port), pid)))
 
-    async def _round(self, neighbors: list[Neighbor]) -> list[list[float]]:
+    async def round(self, neighbors: list[Neighbor]) -> list[list[float]]:
         """End a round of all neighbors; return the times, in ms. No call may fail."""
         rounds = [await neighbor.round() for neighbor in neighbors]
         assert [found.failures for found in rounds] == [[]] * len(neighbors)
@@ -91,7 +92,7 @@ async def street(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIter
     with processes(database_url, redis_url, tmp_path) as started:
         async with stubs(started) as stack:
             await salon(stack, LOUD, phone_number_id="1", opening_hours=WHOLE_WEEK)
-            await salon(stack, QUIET, phone_number_id="2")
+            await salon(stack, QUIET, phone_number_id=QUIET_NUMBER)
             for number in range(10):
                 await stack.booking.UpsertResource(
                     booking_pb2.UpsertResourceRequest(salon_id=LOUD, resource_id=f"r{number}", name="R")

@@ -4,7 +4,6 @@ from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
 import asyncio
 import ssl
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from libs.cache import Cache, CacheSettings
 from libs.db import Database, DatabaseSettings
 from libs.server import Server, ServerSettings, serve
 from ops.dev_certs import CLIENTS, FolderInUse, write_certificates
+from ops.doctor.metrics import read_metrics
 from ops.health import credentials, is_serving
 from ops.migrate import service_url
 from ops.process import free_port
@@ -165,13 +165,8 @@ async def test_a_renewed_certificate_is_shown_on_every_port_without_a_dropped_ca
 
 
 async def test_metrics_and_health_answer_over_tls(service: Secured) -> None:
-    def scraped() -> bytes:
-        url = f"https://localhost:{service.ports['metrics']}/metrics"
-        with urllib.request.urlopen(url, timeout=5, context=service.context("metrics")) as page:
-            found: bytes = page.read()
-        return found
-
-    assert b"parlor_db_available 1.0" in await asyncio.to_thread(scraped)
+    url = f"https://localhost:{service.ports['metrics']}/metrics"
+    assert (await asyncio.to_thread(read_metrics, url, service.context("metrics")))["parlor_db_available"] == 1
     address, ca = f"localhost:{service.server.port}", service.folder / "ca.pem"
     own = credentials(ca, service.folder / "booking.pem", service.folder / "booking.key")
     assert await asyncio.to_thread(is_serving, address, BOOKING.full_name, 2.0, own)

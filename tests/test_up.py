@@ -27,6 +27,7 @@ from ops.up import SERVICES
 
 BIN = Path(sys.executable).parent
 README = Path(__file__).parents[1] / "README.md"
+CALLER = {"ca": "ca.pem", "cert": "operator.pem", "key": "operator.key"}
 LONGEST_SECONDS = 180
 END_SECONDS = 20
 
@@ -38,8 +39,7 @@ class Up:
         """Read the output until it has started or failed."""
         self.process = process
         self.ports = dict(zip(SERVICES, ports, strict=False))
-        self.metrics_port = ports[len(SERVICES)]
-        self.ops_port = ports[6]
+        self.metrics_ports, self.ops_port = ports[3:6], ports[6]
         self.printed = ""
         for line in process.stdout or ():
             self.printed += line
@@ -105,7 +105,7 @@ def test_up_starts_three_services_with_data_prints_working_calls_and_ends_on_ctr
 def test_up_with_a_replica_reads_statistics_from_it(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral", "--replica") as running:
         [line] = [line for line in re.findall("^buf .*$", running.printed, re.MULTILINE) if "GetSalonStats" in line]
-        metrics = f"http://127.0.0.1:{running.metrics_port + 2}/metrics"
+        metrics = f"http://127.0.0.1:{running.metrics_ports[2]}/metrics"
         end = time.monotonic() + END_SECONDS
         while "parlor_cache_replica_loads_total 0.0" in urlopen(metrics, timeout=5).read().decode():
             assert time.monotonic() < end
@@ -170,8 +170,20 @@ def test_with_certificates_callers_have_the_rights_of_the_policy(tmp_path: Path)
         for line in re.findall("^(?:buf|grpcurl) .*$", running.printed, re.MULTILINE):
             command, *arguments = shlex.split(line)
             subprocess.run([BIN / command, *arguments], cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+        assert "not checked: https" not in examined(running, tmp_path)
         running.process.send_signal(signal.SIGINT)
         assert running.wait() == 0
+
+
+def examined(running: Up, folder: Path) -> str:
+    """Return what `parlor doctor` says of a system with certificates."""
+    [dsn] = re.findall("^PostgreSQL: (.*)$", running.printed, re.MULTILINE)
+    files = [f"--{name}=.certs/{file}" for name, file in CALLER.items()]
+    urls = [f"--metrics-url=https://localhost:{port}/metrics" for port in running.metrics_ports]
+    command = [str(BIN / "parlor"), "doctor", f"--database-url={dsn}", *files, *urls]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout
 
 
 def talk(running: Up) -> None:

@@ -273,6 +273,8 @@ CASES = {
     "status_with_callback_data": outbound("SENT", biz_opaque_callback_data="campaign-7"),
     "status_played": Case({"unknown": 1}, [], [{"status": "MESSAGE_STATUS_SENT", **OWN}]),
     "status_of_the_future": Case({"unknown": 1, "statuses": 1}, [], [{"status": "MESSAGE_STATUS_SENT", **OWN}]),
+    "user_preferences": Case({"customers": 1}),
+    "smb_app_state_sync": Case({"customers": 1}),
     "errors_of_the_account": Case({"unknown": 1}),
     "calls": inbound("CALL", call={"status": pb.CALL_STATUS_STARTED}),
     "message_echo": inbound("TEXT", "From the app", **SENT, origin=pb.MESSAGE_ORIGIN_PHONE_APP),

@@ -1,6 +1,7 @@
 """Runs all checks."""
 
 from collections.abc import Iterable
+from ssl import SSLContext
 
 import psycopg
 
@@ -10,8 +11,13 @@ from ops.doctor.findings import Diagnosis, Finding, Limits
 from ops.doctor.metrics import examine_metrics, read_metrics
 
 
-def examine(database_url: str, metrics_urls: Iterable[str], limits: Limits | None = None) -> Diagnosis:
-    """Return what is wrong in a database and in the services at these URLs. Only reads. Raises: psycopg.Error."""
+def examine(
+    database_url: str, metrics_urls: Iterable[str], limits: Limits | None = None, tls: SSLContext | None = None
+) -> Diagnosis:
+    """Return what is wrong in a database and in the services at these URLs. Only reads. Raises: psycopg.Error.
+
+    `tls` is for URLs of https, see read_metrics.
+    """
     limits = limits or Limits()
     findings: list[Finding] = []
     unchecked: list[str] = []
@@ -24,7 +30,7 @@ def examine(database_url: str, metrics_urls: Iterable[str], limits: Limits | Non
                 unchecked.append(str(error))
     for url in metrics_urls:
         try:
-            findings += examine_metrics(url, read_metrics(url), limits)
+            findings += examine_metrics(url, read_metrics(url, tls), limits)
         except (OSError, ValueError) as error:
             unchecked.append(f"{url}: {error}")
     return Diagnosis(findings, unchecked)

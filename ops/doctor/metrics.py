@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from ssl import SSLContext
 from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,11 +13,14 @@ TIMEOUT_SECONDS = 5.0
 Metrics = dict[str, float]
 
 
-def read_metrics(url: str) -> Metrics:
-    """Return the metrics at a URL, summed by name; cached reads also by source. Raises: OSError, ValueError."""
+def read_metrics(url: str, tls: SSLContext | None = None) -> Metrics:
+    """Return the metrics at a URL, summed by name; cached reads also by source. Raises: OSError, ValueError.
+
+    `tls` is how to verify a server of https, and what to show it. Default: the authorities of the system, nothing.
+    """
     if not url.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
-    with urlopen(url, timeout=TIMEOUT_SECONDS) as reply:  # noqa: S310 - the schemes are checked above
+    with urlopen(url, timeout=TIMEOUT_SECONDS, context=tls) as reply:  # noqa: S310 - the schemes are checked above
         text = reply.read().decode()
     sums: Metrics = defaultdict(float)
     for family in text_string_to_metric_families(text):

@@ -213,7 +213,7 @@ def write_facts(salon_id: str, facts: Sequence[CustomerFact]) -> Statement[list[
 
     Source: indexes customer_identities_pkey, customers_pkey, idx_customer_identities_customer.
     """
-    rows = [{"place": place, **fact._asdict()} for place, fact in enumerate(facts)]
+    rows = [fact._asdict() for fact in facts]
     params = {"salon_id": salon_id, "facts": json.dumps(rows, default=datetime.isoformat)}
     return Statement(_WRITE_FACTS, params, _changed)
 
@@ -224,35 +224,35 @@ def _changed(_: list[str], rows: list[Any]) -> list[tuple[str, list[str]]]:
 
 _WRITE_FACTS = """
     WITH given AS (
-        SELECT i.customer_id, contact_name, opted_out, reason, place, least(at, now()) AS at
-        FROM json_to_recordset(%(facts)s::json) AS given (place int, phone_number text, user_id text, at timestamptz,
+        SELECT i.customer_id, contact_name, opted_out, reason, least(at, now()) AS at
+        FROM json_to_recordset(%(facts)s::json) AS given (phone_number text, user_id text, at timestamptz,
             contact_name text, opted_out boolean, reason text)
         JOIN customer_identities AS i ON i.salon_id = %(salon_id)s AND (i.identity, i.kind) = (
             coalesce(user_id, phone_number), CASE WHEN user_id IS NULL THEN 'PHONE_NUMBER' ELSE 'USER_ID' END)
     ), contact AS (
         SELECT DISTINCT ON (customer_id) * FROM given WHERE contact_name IS NOT NULL
-        ORDER BY customer_id, at DESC, place DESC
+        ORDER BY customer_id, at DESC, contact_name DESC
     ), choice AS (
         SELECT DISTINCT ON (customer_id) * FROM given WHERE opted_out IS NOT NULL
-        ORDER BY customer_id, at DESC, place DESC
+        ORDER BY customer_id, at DESC, opted_out DESC, reason DESC
     ), newest AS (
         SELECT customer_id, contact.contact_name, contact.at AS contact_named_at, choice.opted_out,
             choice.reason, choice.at AS opt_out_changed_at
         FROM contact FULL JOIN choice USING (customer_id)
     )
     UPDATE customers AS c SET
-        contact_name = CASE WHEN n.contact_named_at >= coalesce(c.contact_named_at, '-infinity')
-            THEN n.contact_name ELSE c.contact_name END,
+        contact_name = CASE WHEN is_newer_name THEN n.contact_name ELSE c.contact_name END,
         contact_named_at = greatest(c.contact_named_at, n.contact_named_at),
-        opted_out = CASE WHEN n.opt_out_changed_at >= coalesce(c.opt_out_changed_at, '-infinity')
-            THEN n.opted_out ELSE c.opted_out END,
-        opt_out_reason = CASE WHEN n.opt_out_changed_at >= coalesce(c.opt_out_changed_at, '-infinity')
-            THEN n.reason ELSE c.opt_out_reason END,
+        opted_out = CASE WHEN is_newer_choice THEN n.opted_out ELSE c.opted_out END,
+        opt_out_reason = CASE WHEN is_newer_choice THEN n.reason ELSE c.opt_out_reason END,
         opt_out_changed_at = greatest(c.opt_out_changed_at, n.opt_out_changed_at)
-    FROM newest AS n WHERE c.salon_id = %(salon_id)s AND c.customer_id = n.customer_id AND (
-        n.contact_named_at >= coalesce(c.contact_named_at, '-infinity')
-        OR n.opt_out_changed_at >= coalesce(c.opt_out_changed_at, '-infinity')
-    )
+    FROM newest AS n JOIN customers AS k ON k.salon_id = %(salon_id)s AND k.customer_id = n.customer_id, LATERAL (
+        SELECT (n.contact_named_at, n.contact_name)
+                > (coalesce(k.contact_named_at, '-infinity'), k.contact_name) AS is_newer_name,
+            (n.opt_out_changed_at, n.opted_out, n.reason)
+                > (coalesce(k.opt_out_changed_at, '-infinity'), k.opted_out, k.opt_out_reason) AS is_newer_choice
+    ) AS compared
+    WHERE c.salon_id = %(salon_id)s AND c.customer_id = n.customer_id AND (is_newer_name OR is_newer_choice)
     RETURNING c.customer_id::text, (
         SELECT coalesce(json_agg(i.identity), '[]') FROM customer_identities AS i
         WHERE i.salon_id = c.salon_id AND i.customer_id = c.customer_id AND i.kind = 'PHONE_NUMBER'

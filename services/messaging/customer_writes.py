@@ -54,14 +54,15 @@ class CustomerWrites:
         *,
         locks: Iterable[str],
         first: Sequence[Statement[Any]],
+        alone: bool = False,
     ) -> AsyncIterator[Write]:
         """Begin a write whose messages and events claim who a customer is; the statements `first` follow from that.
 
         Claims that change nothing cost one statement in the first round trip, none if there are none. Others are
         settled in this transaction, alone: customers are merged, get identities or lose them, and all replies about
-        them are invalidated.
+        them are invalidated. `alone`: also a claim of one identity that nobody has makes a customer.
         """
-        if not any(claim.former for claim in claims):
+        if not alone and not any(claim.former for claim in claims):
             checks = [unsettled(salon_id, claims)] if claims else []
             try:
                 async with self(request, salon_id, locks=locks, first=[*checks, *first]) as write:

@@ -22,8 +22,10 @@ VALID_MS = """(
     WHERE salon_id = wanted.salon_id AND service_window_expires_at > now()
 )"""
 STATUSES = "'{ACTIVE,CLOSED,ARCHIVED}'"
-# Filters that leave few conversations, or have an index in the order of the list; see `_page_of_conversations`.
-SELECTIVE = {"status", "tags_any", "tags_all", "unread_only", "assignee", "unassigned", "name", "number"}
+# Filters with an index in the order of the list, and those that are looked up; see `_page_of_conversations`.
+ORDERED = {"status", "unread_only", "assignee", "unassigned"}
+LOOKED_UP = ("tags_any", "tags_all", "number")
+FEW = 1000
 
 
 class ConversationFilters(NamedTuple):
@@ -145,10 +147,40 @@ def conversations_statement(names: tuple[str, ...], window: str) -> str:
 def _page_of_conversations(names: tuple[str, ...], window: str) -> str:
     """Return the query of one page.
 
-    Unless another filter has an index, it takes a page of each status and merges them: the index has the order within
-    each.
+    A name is looked up. So are tags or a number that FEW conversations have; of many, a page in the order of the list
+    is found sooner. Postgres can't know which: the plan does not depend on the arguments.
     """
-    conditions = {
+    conditions = _conditions(window)
+    looked_up = tuple(name for name in LOOKED_UP if name in names)
+    if {"name", "number"} <= set(names):
+        named = f"SELECT conversation_id FROM conversations WHERE {where(conditions, ('salon_id', 'name'))}"
+        conditions["number"] = f"({conditions['number']} OR conversation_id = ANY (ARRAY({named})))"
+        conditions["name"] = "true"
+    elif "name" in names:
+        looked_up = ("name",)
+    if not looked_up:
+        return _in_order(conditions, names, window)
+    others = where(conditions, tuple(name for name in names if name not in looked_up))
+    found = f"SELECT * FROM conversations WHERE {where(conditions, ('salon_id', *looked_up))}"
+    if looked_up == ("name",):
+        return f"""
+        WITH found AS MATERIALIZED ({found})
+        SELECT {CONVERSATION} FROM found AS conversations WHERE {others} {NEWEST} wanted.rows"""
+    # IS TRUE: no index is used for the condition, only for the order.
+    in_order = _in_order(conditions | {name: f"({conditions[name]}) IS TRUE" for name in looked_up}, names, window)
+    return f"""
+        WITH found AS MATERIALIZED ({found} LIMIT {FEW})
+        (
+            SELECT {CONVERSATION} FROM found AS conversations
+            WHERE (SELECT count(*) FROM found) < {FEW} AND {others} {NEWEST} wanted.rows
+        ) UNION ALL (
+            SELECT * FROM ({in_order}) AS listed WHERE (SELECT count(*) FROM found) = {FEW}
+        )"""
+
+
+def _conditions(window: str) -> dict[str, str]:
+    """Return the condition of each filter by name."""
+    return {
         "salon_id": "salon_id = wanted.salon_id",
         "status": "status = wanted.status",
         "statuses": "status = ANY (wanted.statuses::text[])",
@@ -168,13 +200,19 @@ def _page_of_conversations(names: tuple[str, ...], window: str) -> str:
             "(last_message_at, conversation_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)"
         ),
     }
-    if {"name", "number"} <= set(names):
-        conditions["name"], conditions["number"] = f"({conditions['name']} OR {conditions['number']})", "true"
+
+
+def _in_order(conditions: dict[str, str], names: tuple[str, ...], window: str) -> str:
+    """Return the query of one page, read in the order of the list.
+
+    Without a filter whose index has the order it takes a page of each status and merges them: the index has the order
+    within each.
+    """
     order = f"{NEWEST} wanted.rows"
-    if window == "open" or SELECTIVE & set(names):
+    if window == "open" or ORDERED & set(names):
         return f"SELECT {CONVERSATION} FROM conversations WHERE {where(conditions, names)} {order}"
-    conditions["statuses"] = "status = each.status"
-    listed = where(conditions, names if "statuses" in names else (*names, "statuses"))
+    by_status = conditions | {"statuses": "status = each.status"}
+    listed = where(by_status, names if "statuses" in names else (*names, "statuses"))
     statuses = "wanted.statuses" if "statuses" in names else STATUSES
     return f"""
         SELECT page.* FROM unnest({statuses}::text[]) AS each (status), LATERAL (

@@ -146,8 +146,10 @@ def message_lock(salon_id: str, name: str) -> str:
     return f"message {salon_id} {crc32(name.encode()) % MOST_LOCKS}"
 
 
-def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
+def insert_messages(messages: Sequence[NewMessage], *, briefly: bool = False) -> Statement[list[WrittenMessage]]:
     """Insert messages, and create or revive their conversations; return the inserted messages.
+
+    With `briefly` they can't be encoded: their contents are not returned.
 
     Messages are left out if the salon already has their whatsapp_id, if the service window does not allow them (the
     caller rolls back then), or if they would begin a conversation and not `salon_known`. A message belongs to the
@@ -157,11 +159,12 @@ def insert_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMes
     records messages or statuses of them meanwhile.
     Source: indexes whatsapp_id, customer_identities_pkey, conversations_pkey, message_status_events_pkey.
     """
-    return Statement(_INSERT_MESSAGES, {"messages": json_rows(messages)}, inserted_messages)
+    query = _INSERT_BRIEFLY if briefly else _INSERT_MESSAGES
+    return Statement(query, {"messages": json_rows(messages)}, inserted_messages)
 
 
 def insert_group_messages(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
-    """Insert messages of groups, as `insert_messages` does; the conversation is that of the group.
+    """Insert messages of groups, as `insert_messages` does briefly; the conversation is that of the group.
 
     Source: indexes whatsapp_id, conversations_group_id_key, message_status_events_pkey.
     """
@@ -199,10 +202,13 @@ _RECORD = f"""recorded AS (
     ), raw AS (
         INSERT INTO raw_messages (salon_id, message_id, item)
         SELECT salon_id, message_id, item::json FROM placed WHERE item IS NOT NULL
-    )
-    SELECT * FROM recorded"""
-_INSERT_MESSAGES = f"WITH {of_customers(_NOT_RECORDED, has_messages=True)}, {_RECORD}"
-_INSERT_GROUP_MESSAGES = f"WITH {of_groups(_NOT_RECORDED)}, {_RECORD}"
+    )"""
+_BRIEFLY = """
+    SELECT message_id, salon_id, conversation_id, phone_number, whatsapp_id, type, is_amended FROM recorded"""
+_OF_CUSTOMERS = f"WITH {of_customers(_NOT_RECORDED, has_messages=True)}, {_RECORD}"
+_INSERT_MESSAGES = f"{_OF_CUSTOMERS} SELECT * FROM recorded"
+_INSERT_BRIEFLY = f"{_OF_CUSTOMERS} {_BRIEFLY}"
+_INSERT_GROUP_MESSAGES = f"WITH {of_groups(_NOT_RECORDED)}, {_RECORD} {_BRIEFLY}"
 
 
 async def has_customer(conn: AsyncConnection[Any], message: NewMessage) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.benchmarks import large_salon
 from tests.benchmarks.conftest import Report
 from tests.benchmarks.large_salon import MESSAGES, SALON, conversation_id, message_id, phone, sent
 
-TITLE = f"A page of 50 at {MESSAGES:,} messages of one salon: ms of Postgres."
+TITLE = f"A page of 50 at {MESSAGES:,} messages of one salon: ms of the statements' run time, and of Postgres's CPU."
 ROUNDS, MOST_MS = 9, 50
 FIRST = Page(50, None, None, "")
 OLDER = sent(MESSAGES // 2)
@@ -92,14 +93,16 @@ async def test_a_page_takes_less_than_50_ms_of_postgres(url: str, report: Report
         conn.add_notice_handler(lambda notice: durations.extend(_duration(notice.message_primary or "")))
         slow = {}
         for name, read in pages(conn).items():
-            times, size = [], 0
+            times, used, size = [], [], 0
             for _ in range(ROUNDS):
                 durations.clear()
+                before = cpu_ms(conn)
                 size = len(await read())
+                used.append(cpu_ms(conn) - before)
                 times.append(sum(durations))
-            report.add(TITLE, name, ms=f"{median(times):.1f}", most=f"{max(times):.1f}", bytes=f"{size:,}")
-            if median(times) >= MOST_MS:
-                slow[name] = times
+            report.add(TITLE, name, ms=f"{median(times):.1f}", CPU=f"{median(used):.1f}", bytes=f"{size:,}")
+            if median(used) >= MOST_MS:  # on a busy machine the run time is mostly that of others
+                slow[name] = used
     report.add(TITLE, "(the index of words, MB)", ms=f"{index_mb(url):.0f}")
     assert slow == {}
 
@@ -138,6 +141,11 @@ def pages(conn: Connection) -> dict[str, Callable[[], Awaitable[bytes]]]:
         **{f"search: {name}": partial(search, FIRST, query) for name, query in SEARCHES.items()},
         "search: a very common word, a later block": partial(search, FIRST._replace(block=block), "termin"),
     }
+
+
+def cpu_ms(conn: Connection) -> float:
+    """Return the CPU time of a connection's backend, in ms; Linux only."""
+    return int(Path(f"/proc/{conn.pgconn.backend_pid}/schedstat").read_text().split()[0]) / 1e6
 
 
 def bytes_of(value: object) -> bytes:

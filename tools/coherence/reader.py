@@ -222,6 +222,22 @@ class Reader(Client):
 
         return Read(self.random.choice([*filters, {"query": phone(0)[:4]}]), items, shown)
 
+    def GetCustomer(self, salon: int) -> Read:
+        """Read a customer's opt-out, and how many user IDs they have."""
+        customer = self._low(CUSTOMERS)
+        items = [INDEX[what, salon, customer] for what in ("opt-out", "user IDs")]
+        return Read({"phone_number": phone(customer)}, items, lambda reply: _said(reply))
+
+    def ListCustomers(self, salon: int) -> Read:
+        """List the customers, also those that are not merged yet."""
+        items = [INDEX[what, salon, customer] for customer in range(CUSTOMERS) for what in ("opt-out", "user IDs")]
+
+        def shown(reply: Any) -> list[int]:
+            rows = {number: row for row in reply.customers for number in row.phone_numbers}
+            return [number for customer in range(CUSTOMERS) for number in _said(rows.get(phone(customer)))]
+
+        return Read(self.random.choice([{}, {"query": phone(0)[:4]}]), items, shown)
+
     def SearchMessages(self, salon: int) -> Read:
         """Search for the newest message of a customer, whose text is its version."""
         customer = self._low(CUSTOMERS)
@@ -250,6 +266,11 @@ class Reader(Client):
         """Return a booking that has a code."""
         items = self.state.bookings(salon, [self._low(CUSTOMERS)])
         return items[int(len(items) * self.random.random() ** 6)]
+
+
+def _said(customer: Any) -> list[int]:
+    """Return the version of a customer's opt-out, and the number of their user IDs."""
+    return [int(customer.opt_out_reason or 0), len(customer.user_ids)] if customer else [0, 0]
 
 
 def _listed(names: dict[str, str], *replaced: str) -> list[int]:

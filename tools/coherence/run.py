@@ -40,6 +40,12 @@ VERSIONS = """
     UNION ALL SELECT salon_id, line || ' deleted', min(number) - 1 FROM line GROUP BY salon_id, line
     UNION ALL SELECT salon_id, booking_code, revision FROM bookings
     UNION ALL SELECT salon_id, 'notes ' || customer_phone, notes::int FROM bookings WHERE notes <> ''
+    UNION ALL SELECT salon_id, 'opt-out ' || identity, opt_out_reason::int
+        FROM customers JOIN customer_identities USING (salon_id, customer_id)
+        WHERE opt_out_reason <> '' AND kind = 'PHONE_NUMBER'
+    UNION ALL SELECT n.salon_id, 'user IDs ' || n.identity, count(*)
+        FROM customer_identities AS n JOIN customer_identities AS u USING (salon_id, customer_id)
+        WHERE n.kind = 'PHONE_NUMBER' AND u.kind = 'USER_ID' GROUP BY n.salon_id, n.identity
     UNION ALL SELECT salon_id, 'assignee ' || phone_number, assignee::int FROM conversations WHERE assignee <> ''
     UNION ALL SELECT salon_id, phone_number, max(content::int) FROM messages GROUP BY salon_id, phone_number
     UNION ALL SELECT salon_id, 'sent ' || phone_number, max(substring(whatsapp_id FROM '[0-9]+$')::int) FROM messages
@@ -123,6 +129,8 @@ def lost(dsn: str, state: State) -> list[str]:
         "message": lambda item, customer: phone(customer),
         "sent": lambda item, customer: f"sent {phone(customer)}",
         "assignee": lambda item, customer: f"assignee {phone(customer)}",
+        "opt-out": lambda item, customer: f"opt-out {phone(customer)}",
+        "user IDs": lambda item, customer: f"user IDs {phone(customer)}",
         "resource": lambda item, customer: chair(customer),
         "notes": lambda item, customer: f"notes {phone(customer)}",
         "booking": lambda item, *_: state.code(item),  # "" until the writer has noted it

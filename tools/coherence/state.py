@@ -22,7 +22,9 @@ ITEMS: tuple[tuple[str | int, ...], ...] = (
     *product(["name", "service", "status changes"], range(SALONS)),
     *product([f"{line} {what}" for line in LINES for what in ("created", "deleted")], range(SALONS)),
     *product(["bookings moved"], range(SALONS), range(PERIODS)),  # at least so many times
-    *product(["message", "sent", "assignee", "resource", "notes"], range(SALONS), range(CUSTOMERS)),
+    *product(
+        ["message", "sent", "assignee", "opt-out", "user IDs", "resource", "notes"], range(SALONS), range(CUSTOMERS)
+    ),
     *product(["booking"], range(SALONS), range(CUSTOMERS), range(SLOTS)),
 )
 INDEX = {item: index for index, item in enumerate(ITEMS)}
@@ -34,7 +36,10 @@ SERVICES = {
         *("GetService", "ListServices", "ListResources", "ListTimeOff"),
     ),
     "stats": ("GetSalonStats", "ListBookingStats"),
-    "messaging": ("GetConversation", "ListConversations", "ListMessages", "SearchMessages"),
+    "messaging": (
+        *("GetConversation", "ListConversations", "ListMessages", "SearchMessages"),
+        *("GetCustomer", "ListCustomers"),
+    ),
 }
 RPCS = [rpc for rpcs in SERVICES.values() for rpc in rpcs]
 SOURCES = ("near", "hit", "miss", "bypass")

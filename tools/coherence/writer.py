@@ -28,6 +28,7 @@ PAUSE_SECONDS = 0.6  # after each write, on average
 LONGEST_PAUSE_SECONDS = 5.0
 MOST_IN_A_ROW = 5
 MOST_IN_LINE = 4
+HOUR = 3600
 MINUTES = 20  # of each day for each booking of a customer
 HOLD_EVERY, LONGEST_HOLD_SECONDS = 8, 10
 STATUSES = booking_pb2.BOOKING_STATUS_CONFIRMED, booking_pb2.BOOKING_STATUS_CANCELLED
@@ -75,6 +76,7 @@ class Writer(Client):
         kinds = [
             *(self.create, self.move, self.move, self.change_status, self.update),
             *(self.send, self.send, self.answer, self.assign, self.replace_resource),
+            *(self.opt_out, self.merge),
         ]
         while self.running:
             writes = self.random.randint(1, MOST_IN_A_ROW)
@@ -190,16 +192,49 @@ class Writer(Client):
         """Record a message of a customer, also by a webhook body; its content is the version."""
         item = INDEX["message", salon, customer]
         version = self.state.acknowledged(item) + 1
-        sent, whatsapp_id = day(-1000, version), f"wamid.{customer}.{version}"
+        sent, whatsapp_id = self.sent(version), f"wamid.{customer}.{version}"
         if self.random.random() < 0.5:
-            payload = _body(salon, customer, whatsapp_id, str(version), sent["seconds"])
-            signature = "sha256=" + hmac.new(SECRET.encode(), payload, "sha256").hexdigest()
-            await self.write("messaging", "IngestWebhook", item, payload=payload, signature=signature)
+            text = {"type": "text", "text": {"body": str(version)}}
+            await self.ingest(_body(salon, customer, whatsapp_id, sent["seconds"], **text), item)
             return
         new = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "send_time": sent}
         content = {"whatsapp_id": whatsapp_id, "content": str(version)}
         direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
         await self.write("messaging", "RecordMessage", item, **new, **content, direction=direction)
+
+    def sent(self, version: int) -> dict[str, int]:
+        """Return when a message was sent: not in the future, and within the service window."""
+        return {"seconds": self.spec.began - HOUR + version}
+
+    async def opt_out(self, salon: int, customer: int) -> None:
+        """Record an opt-out of a customer, or the opposite; the reason and the time are the version."""
+        item = INDEX["opt-out", salon, customer]
+        version = self.state.acknowledged(item) + 1
+        new = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "opted_in": bool(version % 2)}
+        await self.write("messaging", "RecordOptOut", item, **new, event_time={"seconds": version}, reason=str(version))
+
+    async def merge(self, salon: int, customer: int) -> None:
+        """Make a customer of a user ID, then record that it belongs to another one, in a message with its version."""
+        items = INDEX["user IDs", salon, customer], INDEX["message", salon, customer]
+        number, version = (self.state.acknowledged(item) + 1 for item in items)
+        former, new = (f"DE.{customer}x{each}" for each in (number - 1, number))
+        names = {"salon_id": f"salon-{salon}", "user_id": new}
+        if not await self.write("messaging", "RecordOptOut", **names, event_time={"seconds": 0}):
+            return
+        whatsapp_id, sent = f"wamid.{customer}.{version}", self.sent(version)
+        if number > 1:
+            system = {"type": "user_changed_user_id", "user_id": new, "previous_user_id": former}
+            notice = {"type": "system", "system": system | {"body": str(version)}}
+            await self.ingest(_body(salon, customer, whatsapp_id, sent["seconds"], **notice), *items)
+            return
+        content = {**names, "whatsapp_id": whatsapp_id, "content": str(version), "phone_number": phone(customer)}
+        direction = messaging_pb2.MESSAGE_DIRECTION_INBOUND
+        await self.write("messaging", "RecordMessage", *items, **content, send_time=sent, direction=direction)
+
+    async def ingest(self, payload: bytes, *items: int) -> None:
+        """Record a webhook body."""
+        signature = "sha256=" + hmac.new(SECRET.encode(), payload, "sha256").hexdigest()
+        await self.write("messaging", "IngestWebhook", *items, payload=payload, signature=signature)
 
     async def answer(self, salon: int, customer: int) -> None:
         """Record an answer, then that it was sent; the number in its whatsapp_id is the version of what was sent."""
@@ -207,7 +242,7 @@ class Writer(Client):
         version = self.state.acknowledged(item) + 1
         new: dict[str, Any] = {"salon_id": f"salon-{salon}", "phone_number": phone(customer), "content": str(version)}
         new |= {"direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND, "type": messaging_pb2.MESSAGE_TYPE_TEMPLATE}
-        if made := await self.write("messaging", "RecordMessage", item, **new, send_time=day(-1000, version)):
+        if made := await self.write("messaging", "RecordMessage", item, **new, send_time=self.sent(version)):
             names = {"salon_id": made.salon_id, "message_id": made.message_id}
             whatsapp_id = f"wamid.sent.{customer}.{self.state.acknowledged(sent) + 1}"
             await self.write("messaging", "RecordMessageSent", sent, **names, whatsapp_id=whatsapp_id)
@@ -240,8 +275,8 @@ class Writer(Client):
         return None
 
 
-def _body(salon: int, customer: int, whatsapp_id: str, content: str, seconds: int) -> bytes:
-    """Return a webhook body with a text message."""
-    item = {"from": phone(customer).removeprefix("+"), "id": whatsapp_id, "timestamp": str(seconds), "type": "text"}
-    value = {"metadata": {"phone_number_id": f"10{salon}"}, "messages": [item | {"text": {"body": content}}]}
+def _body(salon: int, customer: int, whatsapp_id: str, seconds: int, **content: Any) -> bytes:
+    """Return a webhook body with a message."""
+    item = {"from": phone(customer).removeprefix("+"), "id": whatsapp_id, "timestamp": str(seconds)}
+    value = {"metadata": {"phone_number_id": f"10{salon}"}, "messages": [item | content]}
     return json.dumps({"entry": [{"changes": [{"field": "messages", "value": value}]}]}).encode()

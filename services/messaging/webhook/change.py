@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from services.messaging.customer_queries import CustomerFact
 from services.messaging.webhook.items import STATUSES, Incoming, Status, read_status, reason_of
 from services.messaging.webhook.json_scanner import Unreadable, load, stored_item
 
@@ -43,7 +44,8 @@ class Change:
     """Items that one phone_number_id received.
 
     `amendments` are reactions, edits and revokes; `calls` are events of calls; `derived` are statuses that messages
-    bring with them. `items` are the items with their kind and sender. `size` is about the number of bytes to be stored.
+    bring with them; `facts` are what is said of customers. `items` are the items with their kind and sender. `size` is
+    about the number of bytes to be stored.
     """
 
     messages: list[Incoming] = field(default_factory=list)
@@ -51,6 +53,7 @@ class Change:
     calls: list[Incoming] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
     derived: list[Status] = field(default_factory=list)
+    facts: list[CustomerFact] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     items: list[tuple[str, Any, str | None, str | None]] = field(default_factory=list)
     size: int = 0
@@ -101,6 +104,17 @@ class Change:
             self.items.append(("STATUS", item, None, None))
         else:
             self.fail("STATUS", f"status: {status.status[:64]!a} is not known", item, is_unknown_kind=True)
+
+    def add_fact(self, item: Any, read: Callable[[Any], CustomerFact], stored: Callable[[Any], Any]) -> None:
+        """Add what `read` finds in an item, or its failure; `stored` returns its JSON."""
+        try:
+            item = load(item)
+            fact = read(item)
+        except (Unreadable, ValidationError) as error:
+            self.fail("OTHER", reason_of(error), stored(item))
+            return
+        self.facts.append(fact)
+        self.items.append(("OTHER", stored(item), fact.phone_number, fact.user_id))
 
     def fail(self, kind: str, reason: str, item: Any, *sender: str | None, is_unknown_kind: bool = False) -> None:
         """Add an item that can't be recorded; `sender` is its phone_number and user_id, if known."""

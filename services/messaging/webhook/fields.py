@@ -1,7 +1,8 @@
 """Reads the changes of a webhook body, by what is in their value.
 
 `messages`, `statuses` and `errors` come with the field messages. `message_echoes` are what a person sent on the phone
-app, `history` is what was said before the number was connected, `calls` are calls. Anything else is a failure.
+app, `history` is what was said before the number was connected, `calls` are calls. `user_preferences` and `state_sync`
+say something of customers. Anything else is a failure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any, TypeAlias
 from services.messaging.kinds import CALL, ECHO, HISTORY, MISSED_CALL, NO_EFFECT
 from services.messaging.webhook.change import Change
 from services.messaging.webhook.content import text_field
+from services.messaging.webhook.facts import read_contact, read_preference
 from services.messaging.webhook.items import Incoming, Status, read_message
 from services.messaging.webhook.json_scanner import Unreadable, elements, json_text, load_or_none, members
 from services.messaging.webhook.senders import Senders
 
-LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls")
+LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls", "user_preferences", "state_sync")
 _OF_HISTORY = {"SENT": "SENT", "DELIVERED": "DELIVERED", "READ": "READ", "PLAYED": "READ", "ERROR": "FAILED"}
 Current: TypeAlias = Callable[[], Change]  # the change to add to: a full one is followed by another
 
@@ -23,11 +25,12 @@ Current: TypeAlias = Callable[[], Change]  # the change to add to: a full one is
 def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterator[None]:
     """Add the items of a change, whose `value` is an object, to `change`; yield after each."""
     field = str(load_or_none((members(item) or {}).get("field")))
-    if not value.keys() & {"messages", "statuses", "errors", "message_echoes", "calls", "history"}:
+    if not value.keys() & _KINDS.keys():
         change().fail("OTHER", f"field: {field[:64]!a} is not known", item, is_unknown_kind=True)
     parts = {name: listed(value, name, kind, change) for name, kind in _KINDS.items() if name in value}
     messages = parts.get("messages", ())
-    senders = Senders(is_only_message=len(messages) + len(parts.get("calls", ())) == 1)
+    persons = sum(len(parts.get(name, ())) for name in ("messages", "calls", "user_preferences"))
+    senders = Senders(is_only_message=persons == 1)
     for contact in elements(value.get("contacts")) or ():
         senders.add(load_or_none(contact))
         yield
@@ -46,6 +49,13 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
             call, partial(_call, senders=senders), senders.names, "OTHER", partial(_in_change, "calls", "calls")
         )
         yield
+    for preference in parts.get("user_preferences", ()):
+        stored = partial(_in_change, "user_preferences", "user_preferences")
+        change().add_fact(preference, partial(read_preference, senders=senders), stored)
+        yield
+    for contact in parts.get("state_sync", ()):
+        change().add_fact(contact, read_contact, partial(_in_change, "smb_app_state_sync", "state_sync"))
+        yield
     for chunk in parts.get("history", ()):
         yield from _read_chunk(chunk, value, senders, change)
     for status in parts.get("statuses", ()):
@@ -63,6 +73,8 @@ _KINDS = {
     "history": "OTHER",
     "statuses": "STATUS",
     "errors": "OTHER",
+    "user_preferences": "OTHER",
+    "state_sync": "OTHER",
 }
 
 

@@ -97,7 +97,10 @@ class WebhookIngest:
             return
         locks = {message_lock(salon_id, name) for name in items.names() if name}
         first = [*before, *statements.values()]
-        async with self._write.of_customers(request, salon_id, items.claims(), locks=locks, first=first) as write:
+        writing = self._write.of_customers(
+            request, salon_id, items.claims(), locks=locks, first=first, alone=bool(items.facts)
+        )
+        async with writing as write:
             found = dict(zip(statements, write.first[len(before) :], strict=True))
             written = [message for name in WRITTEN for message in found.get(name, ())]
             if amended := [message.whatsapp_id for message in written if message.is_amended]:
@@ -105,6 +108,7 @@ class WebhookIngest:
             conversations = map(attrgetter("conversation"), written)
             keys = chain(found.get("touched", ()), conversations)
             write.invalidate(*self._tags.of_conversations(salon_id, *keys))
+            write.invalidate(*self._tags.of_facts(salon_id, found.get("facts", ())))
         items.count(found, reply)
 
     async def _store_without_salon(

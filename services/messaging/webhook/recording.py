@@ -8,6 +8,7 @@ from libs.db import Statement
 from parlor.booking.v1.booking_pb2 import Salon
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import amendment_queries, merge_queries, message_write_queries, status_queries
+from services.messaging.customer_queries import CustomerFact, write_facts
 from services.messaging.identities import Claim
 from services.messaging.message_ids import message_ids
 from services.messaging.message_write_queries import NewMessage
@@ -32,6 +33,7 @@ class Items:
     calls: list[NewMessage]
     statuses: list[NewStatus]
     derived: list[NewStatus]
+    facts: list[CustomerFact]
     failures: list[Failure]
 
     @classmethod
@@ -51,6 +53,7 @@ class Items:
             calls=calls,
             statuses=statuses,
             derived=derived,
+            facts=change.facts,
             failures=change.failures,
         )
 
@@ -65,13 +68,14 @@ class Items:
 
     def claims(self) -> list[Claim]:
         """Return what the items say of who the customers are."""
-        return [claim for one in (*self.messages, *self.amendments) if (claim := one.claim)]
+        said: list[NewMessage | CustomerFact] = [*self.messages, *self.amendments, *self.facts]
+        return [claim for one in said if (claim := one.claim)]
 
     def statements(self) -> dict[str, Statement[Any]]:
         """Return the statements that record the items, in their order, by the name of their result."""
         found: dict[str, Statement[Any]] = {}
         if self.messages:
-            found["messages"] = message_write_queries.insert_messages(self.messages)
+            found["messages"] = message_write_queries.insert_messages(self.messages, briefly=True)
         if self.of_groups:
             found["of_groups"] = message_write_queries.insert_group_messages(self.of_groups)
         if self.calls:
@@ -86,6 +90,8 @@ class Items:
             found["changed"] = status_queries.fold_statuses([*self.statuses, *self.derived])
         if self.amendments:
             found |= self._amend()
+        if self.facts:
+            found["facts"] = write_facts(self.salon_id, self.facts)
         if self.failures:
             found["failures"] = insert_failures(self.salon_id, "", self.failures)
         return found
@@ -106,13 +112,15 @@ class Items:
         unknown_kinds = failed.intersection(one.digest for one in self.failures if one.is_unknown_kind)
         unknown_types = sum(message.is_of_unknown_type for message in inserted)
         recorded = len(inserted) + merged + len(found.get("amendments", ()))
-        statuses = len(found.get("statuses", ()))
+        statuses, customers = len(found.get("statuses", ())), len(found.get("facts", ()))
         reply.messages += recorded - unknown_types
         reply.statuses += statuses
+        reply.customers += customers
         reply.unknown += unknown_types + len(unknown_kinds)
         reply.rejected += len(failed) - len(unknown_kinds)
         given = len(self.messages) + len(self.of_groups) + len(self.amendments) + len(self.statuses)
-        reply.duplicates += given + len(self.failures) - recorded - statuses - len(failed)
+        given += len(self.facts) + len(self.failures)
+        reply.duplicates += given - recorded - statuses - customers - len(failed)
 
 
 def _new_message(salon: Salon, message: Incoming) -> NewMessage:

@@ -69,6 +69,7 @@ class WebhookReplay:
         unknown_types = counts.unknown - sum(failed.is_unknown_kind for failed in failures)
         reply.messages += counts.messages + unknown_types
         reply.statuses += counts.statuses
+        reply.customers += counts.customers
         reply.duplicates += counts.duplicates
         reply.failures += len(failures)
         return True

@@ -1542,12 +1542,13 @@ class IngestWebhookResponse(_message.Message):
     UNKNOWN_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     UNKNOWN_PHONE_NUMBER_IDS_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
     messages: _builtins.int
     """Messages recorded."""
     statuses: _builtins.int
     """Statuses recorded."""
     duplicates: _builtins.int
-    """Messages and statuses that had been recorded before."""
+    """Items that had been recorded before, or that belong to erased messages."""
     unknown: _builtins.int
     """Items of an unknown kind, and changes without messages and statuses. A message of an unknown type is recorded with
     the type UNKNOWN; the other items are kept as failures.
@@ -1555,6 +1556,10 @@ class IngestWebhookResponse(_message.Message):
     rejected: _builtins.int
     """Items that could not be recorded and are kept as failures: their phone_number_id belongs to no salon, a required
     part is missing, they are nested more than 64 levels deep, or they are larger than 128 KiB.
+    """
+    customers: _builtins.int
+    """Customers who opted out or in (user_preferences), or whose name in the salon's address book changed
+    (smb_app_state_sync). Also those whom this makes a customer.
     """
     @_builtins.property
     def unknown_phone_number_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1571,10 +1576,11 @@ class IngestWebhookResponse(_message.Message):
         unknown: _builtins.int = ...,
         rejected: _builtins.int = ...,
         unknown_phone_number_ids: _abc.Iterable[_builtins.str] | None = ...,
+        customers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "messages", b"messages", "rejected", b"rejected", "statuses", b"statuses", "unknown", b"unknown", "unknown_phone_number_ids", b"unknown_phone_number_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "duplicates", b"duplicates", "messages", b"messages", "rejected", b"rejected", "statuses", b"statuses", "unknown", b"unknown", "unknown_phone_number_ids", b"unknown_phone_number_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2276,6 +2282,7 @@ class ReplayWebhookFailuresResponse(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
     messages: _builtins.int
     """Messages recorded."""
     statuses: _builtins.int
@@ -2286,6 +2293,8 @@ class ReplayWebhookFailuresResponse(_message.Message):
     """Items that can't be recorded. ListWebhookFailures lists them."""
     next_page_token: _builtins.str
     """Token for the failures that follow; empty if there are none."""
+    customers: _builtins.int
+    """Customers of whom something new was recorded, see IngestWebhookResponse."""
     def __init__(
         self,
         *,
@@ -2294,10 +2303,11 @@ class ReplayWebhookFailuresResponse(_message.Message):
         duplicates: _builtins.int = ...,
         failures: _builtins.int = ...,
         next_page_token: _builtins.str = ...,
+        customers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "failures", b"failures", "messages", b"messages", "next_page_token", b"next_page_token", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "duplicates", b"duplicates", "failures", b"failures", "messages", b"messages", "next_page_token", b"next_page_token", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -211,9 +211,9 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def IngestWebhook(self, request, context):
-        """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
-        of one salon. Repeating the body writes nothing. Items that can't be recorded are kept with the reason, see
-        ListWebhookFailures.
+        """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, and what it says of customers, in
+        transactions of at most 100 items of one salon. Repeating the body writes nothing. Items that can't be recorded are
+        kept with the reason, see ListWebhookFailures.
         After an error, part of the body may have been recorded. Send the whole body again, as WhatsApp does if it gets no
         success reply; items recorded before then count as duplicates.
         Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED

@@ -88,9 +88,9 @@ class MessagingServiceStub:
     NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]
-    """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
-    of one salon. Repeating the body writes nothing. Items that can't be recorded are kept with the reason, see
-    ListWebhookFailures.
+    """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, and what it says of customers, in
+    transactions of at most 100 items of one salon. Repeating the body writes nothing. Items that can't be recorded are
+    kept with the reason, see ListWebhookFailures.
     After an error, part of the body may have been recorded. Send the whole body again, as WhatsApp does if it gets no
     success reply; items recorded before then count as duplicates.
     Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED
@@ -231,9 +231,9 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     NOT_OUTBOUND, CUSTOMER_ERASED.
     """
     IngestWebhook: _aio.UnaryUnaryMultiCallable[_messaging_pb2.IngestWebhookRequest, _messaging_pb2.IngestWebhookResponse]  # type: ignore[assignment]
-    """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
-    of one salon. Repeating the body writes nothing. Items that can't be recorded are kept with the reason, see
-    ListWebhookFailures.
+    """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, and what it says of customers, in
+    transactions of at most 100 items of one salon. Repeating the body writes nothing. Items that can't be recorded are
+    kept with the reason, see ListWebhookFailures.
     After an error, part of the body may have been recorded. Send the whole body again, as WhatsApp does if it gets no
     success reply; items recorded before then count as duplicates.
     Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED
@@ -401,9 +401,9 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_pb2.IngestWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.IngestWebhookResponse, _abc.Awaitable[_messaging_pb2.IngestWebhookResponse]]:
-        """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, in transactions of at most 100 items
-        of one salon. Repeating the body writes nothing. Items that can't be recorded are kept with the reason, see
-        ListWebhookFailures.
+        """Records all messages and statuses in a webhook body of the WhatsApp Cloud API, and what it says of customers, in
+        transactions of at most 100 items of one salon. Repeating the body writes nothing. Items that can't be recorded are
+        kept with the reason, see ListWebhookFailures.
         After an error, part of the body may have been recorded. Send the whole body again, as WhatsApp does if it gets no
         success reply; items recorded before then count as duplicates.
         Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED
