@@ -125,7 +125,7 @@ CREATE TEMP TABLE named ON COMMIT DROP AS
 SELECT salon_id, conversation_id, last_message_at, of_customer.kind, of_customer.identity FROM conversations, LATERAL (
     VALUES ('USER_ID', user_id), ('PHONE_NUMBER', regexp_replace(regexp_replace(regexp_replace(phone_number,
         '^\+521([0-9]{10})$', '+52\1'),
-        '^\+55([1-9][0-9])([6-9][0-9]{7})$', '+55\19\2'),
+        '^\+55([1-9][0-9])([16-9][0-9]{7})$', '+55\19\2'),
         '^\+54([1-3][0-9]{9})$', '+549\1'))
 ) AS of_customer (kind, identity)
 WHERE of_customer.identity IS NOT NULL;

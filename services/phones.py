@@ -19,11 +19,11 @@ _COUNTRIES = frozenset(map(str, phonenumbers.COUNTRY_CODE_TO_REGION_CODE))
 # Mobile numbers as WhatsApp writes them by plans that have changed, by country, and the numbers of today.
 _OLD_PLANS = {
     "52": (re.compile(r"\+521([0-9]{10})"), r"+52\1"),  # Mexico
-    "55": (re.compile(r"\+55([1-9][0-9])([6-9][0-9]{7})"), r"+55\g<1>9\2"),  # Brazil
+    "55": (re.compile(r"\+55([1-9][0-9])([16-9][0-9]{7})"), r"+55\g<1>9\2"),  # Brazil; landlines begin with 2 to 5
 }
 _NUMBERS_OF_TODAY = {
     "52": (re.compile(r"\+52([0-9]{10})"), r"+521\1"),
-    "55": (re.compile(r"\+55([1-9][0-9])9([6-9][0-9]{7})"), r"+55\1\2"),
+    "55": (re.compile(r"\+55([1-9][0-9])9([16-9][0-9]{7})"), r"+55\1\2"),
 }
 # Argentina's mobile numbers have a 9 if they are dialed from abroad, which some leave out.
 _WITHOUT_9 = re.compile(r"\+54([1-3][0-9]{9})")

@@ -152,6 +152,7 @@ async def test_a_customer_s_new_number_is_theirs_and_the_old_one_still_finds_the
 
 VARIANTS = {
     "Brazil": ("+5511987654321", "+551187654321"),
+    "Brazil, a number that begins with 1": ("+5511912345678", "+551112345678"),
     "Mexico": ("+525512345678", "+5215512345678"),
     "Argentina": ("+5491112345678", "+541112345678"),
     "Argentina, inland": ("+5491112345678", "+54 11 15 1234-5678"),

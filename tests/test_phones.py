@@ -142,6 +142,7 @@ async def test_a_trunk_prefix_after_the_country_code_makes_no_other_customer(sta
         ("+390612345678", "+390612345678"),  # Italy's numbers begin with 0
         ("+5215512345678", "+525512345678"),  # no longer valid, but WhatsApp's
         ("+551187654321", "+5511987654321"),
+        ("+551112345678", "+5511912345678"),  # only landlines begin with 2 to 5
         ("+551132345678", "+551132345678"),  # a landline
         ("+541112345678", "+541112345678"),  # may be a landline: only WhatsApp means a mobile number
         ("+999123456789", "+999123456789"),
