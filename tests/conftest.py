@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cache-server", help=what)
     parser.addoption("--transport", help="run only the tests that call RPCs of the services, on this transport")
     parser.addoption("--restarts", type=int, help="number of restarts under load (default: 3)")
+    parser.addoption("--deliveries", type=int, help="number of random deliveries in tests/test_day.py (default: 2)")
     parser.addoption("--machine-examples", type=int, help="number of random runs of tests/cache/test_machine.py")
 
 

@@ -19,7 +19,7 @@ def body(phone_number_id: str, field: str, **value: Any) -> bytes:
 
 def message(name: str, kind: str, second: int, part: Any, **fields: Any) -> Item:
     """Return a message of a type; `part` is the member that the type names."""
-    return text(name, **{"timestamp": str(second), "type": kind, "text": None, kind: part, **fields})
+    return text(**{"id": name, "timestamp": str(second), "type": kind, "text": None, kind: part, **fields})
 
 
 def reaction(name: str, target: str, second: int, emoji: str | None = "❤️", **fields: Any) -> Item:
@@ -53,13 +53,15 @@ def call(name: str, event: str, second: int, duration: int | None = None, **fiel
 
 def echo(name: str, second: int, content: str = "From the app", **fields: Any) -> Item:
     """Return what a person of the salon sent on the phone app."""
-    return text(name, **{"from": NUMBER, "to": PERSON, "timestamp": str(second), "text": {"body": content}, **fields})
+    return text(
+        **{"id": name, "from": NUMBER, "to": PERSON, "timestamp": str(second), "text": {"body": content}, **fields}
+    )
 
 
 def past(name: str, second: int, *, sent: bool = False, status: str = "READ", **fields: Any) -> Item:
     """Return a message of the history, from or to the customer."""
     sides = {"from": NUMBER, "to": PERSON} if sent else {}
-    return text(name, **{"timestamp": str(second), **sides, "history_context": {"status": status}, **fields})
+    return text(**{"id": name, "timestamp": str(second), **sides, "history_context": {"status": status}, **fields})
 
 
 def history(phone_number_id: str, *messages: Item, person: str = PERSON, chunk: int = 1, phase: int = 0) -> bytes:

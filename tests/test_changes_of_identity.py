@@ -28,7 +28,7 @@ def wrote(name: str, second: int, number: str | None, user: str | None = None) -
 def changed(kind: str, second: int, number: str | None, user: str | None = None, **notice: Any) -> bytes:
     """Return a body with a system message in the name that the customer had."""
     sender: Fields = {"from": number, "from_user_id": user}
-    message = kinds.system("changed", second, f"user_changed_{kind}", **notice) | sender
+    message = kinds.system("wamid.changed", second, f"user_changed_{kind}", **notice) | sender
     return webhook_body("1", messages=[{name: value for name, value in message.items() if value is not None}])
 
 

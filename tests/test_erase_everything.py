@@ -19,6 +19,7 @@ from tests.test_erase_customer import erase
 from tests.test_erase_failures import wamid
 from tests.test_webhook import ingest, status, text
 from tests.whatsapp import BODIES, PHONE_NUMBER_ID
+from tests.whatsapp_fields import UNPLACED
 
 PHONE, USER, OTHER = "+4917698765432", "DE.55443322110099", "+4915100000002"
 WORD, DEGREES = "quincanary", 47.1234567
@@ -28,9 +29,9 @@ KINDS = set(
     " category pricing_model value action currency mime_type sha256 recipient_type start_time end_time"
     " expiration_timestamp".split()
 )
-OF_NOBODY = {"errors_of_the_account", "template_status"}  # name no customer
+OF_NOBODY = UNPLACED.keys() - {"group_participants", "automatic_events"}  # name no customer
 # What is said of a customer has no ID: said again, it makes a new customer.
-FACTS = {"user_preferences", "smb_app_state_sync"}
+FACTS = {"user_preferences", "user_preferences_resume", "smb_app_state_sync"}
 NAMES = sorted(path.stem for path in BODIES.glob("*.json") if path.stem not in OF_NOBODY)
 
 

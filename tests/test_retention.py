@@ -10,6 +10,7 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import retention
 from services.messaging.retention import Retention
 from services.messaging.settings import MessagingSettings
+from tests.kinds import edit, reaction
 from tests.stack import SALON, SECRET, Fields, Stack, message_request, rows, salon, warm, webhook_body
 from tests.test_erase_customer import figures
 from tests.test_webhook import ingest, status, text
@@ -172,3 +173,15 @@ async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> 
         await getattr(retention, delete)(Explaining(), 5)
     index = {"delete_raw_items": "raw_messages_received", "delete_failures": "idx_webhook_failures_salon_created"}
     assert any(index.get(delete, "message_status_events_early") in line for line in plans), plans
+
+
+async def test_old_raw_items_of_amendments_are_deleted_and_what_they_did_stays(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    items = [text(1), edit("wamid.2", "wamid.1", 1749416390, "new"), reaction("wamid.3", "wamid.9", 1749416391)]
+    await ingest(stack, webhook_body("1", messages=items))
+    older(stack, "message_amendments", 10, "kind = 'EDIT'", column="received_at")
+    await retain(stack, raw_items=7)
+    kept = "SELECT whatsapp_id, content, item IS NULL FROM message_amendments ORDER BY 1"
+    assert rows(stack.database_url, kept) == [("wamid.2", "new", True), ("wamid.3", "❤️", False)]
+    listed = await stack.messaging.ListMessages(pb.ListMessagesRequest(salon_id=SALON))
+    assert [(one.content, one.HasField("edited_time")) for one in listed.messages] == [("new", True)]

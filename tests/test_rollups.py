@@ -16,6 +16,7 @@ from libs.db import Connection
 from ops.sample_data import load_sample_data
 from parlor.messaging.v1 import messaging_pb2
 from parlor.stats.v1 import stats_pb2 as pb
+from services.messaging import rollups
 from services.messaging.rollup_queries import RollupBusy
 from services.messaging.rollups import Rollups
 from tests.rollups import (
@@ -156,7 +157,10 @@ async def test_days_of_every_time_zone_are_exact_around_midnight(database_url: s
     assert await is_exact(database_url)
 
 
-async def test_the_job_runs_as_the_messaging_service_starts(database_url: str, redis_url: str) -> None:
+async def test_the_job_runs_soon_after_the_messaging_service_starts(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollups, "FIRST_SECONDS", 0.5)
     create_salons(database_url)
     async with await connection(database_url) as conn:
         await insert_message(conn, hours_ago(5))

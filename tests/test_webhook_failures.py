@@ -71,7 +71,7 @@ async def test_items_of_unknown_kinds_are_stored(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     error = {"code": 130429, "title": "Rate limit hit"}
     bodies = [
-        (webhook_body("1", statuses=[status(1, status="played")]), STATUS, "status: 'played' is not known"),
+        (webhook_body("1", statuses=[status(1, status="pondered")]), STATUS, "status: 'pondered' is not known"),
         (webhook_body("1", errors=[error]), OTHER, "errors: WhatsApp reports an error"),
         (webhook_body("1", pigeons=[{"id": "1"}]), OTHER, "field: 'messages' is not known"),
     ]

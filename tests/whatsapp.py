@@ -1,79 +1,33 @@
 """The expected result of each body in tests/data/whatsapp; the bodies follow Meta's reference of webhooks."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parlor.messaging.v1 import messaging_pb2 as pb
-from tests.stack import Fields
+from tests.whatsapp_cases import (
+    AMENDMENT,
+    FREE,
+    JOAO,
+    JOERG,
+    NINA,
+    OWN,
+    PABLO,
+    REGULAR,
+    REMINDER,
+    Case,
+    at,
+    choice,
+    failure,
+    inbound,
+    message,
+    outbound,
+    prices,
+    product,
+)
+from tests.whatsapp_fields import OTHER_FIELDS
 
 BODIES = Path(__file__).parent / "data" / "whatsapp"
 PHONE_NUMBER_ID = "106540352242922"
-SHEENA, PABLO, JOERG, JOAO = "+16505551234", "+16505555678", "+4915112345678", "+5511987654321"
-NINA = "+12195555358"  # +16505550199 until then
-PABLO_ID, ANA_ID, MIKA_ID = "US.13491208655302741918", "BR.2093847561029384", "FI.7719203348817720"
-# Sent by the salon, and named in statuses; the message that it replies to is not always recorded.
-REMINDER = "wamid.HRYLMTY1MDU1NTEyMzQVAgARGBIzN0FDM0E1QTJGODNCREYwN0Y2QgA="
-OWN: Fields = {"cost_micros": 50_000, "currency_code": "EUR"}
-FREE: Fields = {"billable": False, "cost_micros": 0, "currency_code": ""}
-SENT: Fields = {"direction": pb.MESSAGE_DIRECTION_OUTBOUND, "status": pb.MESSAGE_STATUS_SENT}
-
-
-@dataclass
-class Case:
-    """The counts of a body, and the expected final fields of its messages and of its statuses' messages, in order."""
-
-    counts: dict[str, int]
-    messages: list[Fields] = field(default_factory=list)
-    statuses: list[Fields] = field(default_factory=list)
-
-
-def inbound(kind: str, content: str = "", **fields: Any) -> Case:
-    """Return the case of one message, by default from Sheena."""
-    return Case({"unknown" if kind == "UNKNOWN" else "messages": 1}, [message(kind, content, **fields)])
-
-
-def message(kind: str, content: str = "", **fields: Any) -> Fields:
-    """Return all expected fields of a message."""
-    return {"type": f"MESSAGE_TYPE_{kind}", "content": content, "phone_number": SHEENA, **fields}
-
-
-def outbound(state: str, count: int = 1, **fields: Any) -> Case:
-    """Return the case of `count` statuses of one message that was recorded with the cost OWN."""
-    return Case({"statuses": count}, [], [{"status": f"MESSAGE_STATUS_{state}", **OWN, **fields}])
-
-
-def failure(code: int, title: str, details: str = "") -> Fields:
-    return {"error_code": code, "error_title": title, "error_details": details}
-
-
-def at(seconds: int) -> Fields:
-    """Return a Timestamp."""
-    return {"seconds": seconds}
-
-
-def prices(kind: str = "", model: str = "PMP") -> Fields:
-    """Return the pricing fields of a status."""
-    return {"pricing_type": kind, "pricing_model": model}
-
-
-REGULAR = prices("regular")
-
-
-def choice(kind: str, **fields: str) -> Fields:
-    """Return what a customer chose, in a reply to the reminder."""
-    return {"reply_to_whatsapp_id": REMINDER, "interactive_reply": {"kind": kind, **fields}}
-
-
-def product(name: str, quantity: int, micros: int) -> Fields:
-    """Return a product of an order."""
-    return {"product_retailer_id": name, "quantity": quantity, "item_price_micros": micros, "currency_code": "EUR"}
-
-
-# What a reaction, an edit or a revoke brings: it changes its message instead of being one.
-AMENDMENT = Case({"messages": 1})
-
 
 CASES = {
     "text": inbound("TEXT", edited_time=at(1749421740), revoked_time=at(1749421800)),
@@ -271,14 +225,10 @@ CASES = {
     "status_to_user_id": outbound("DELIVERED", pricing_category="service", **FREE, **prices("free_customer_service")),
     "status_in_group": outbound("READ", 2),
     "status_with_callback_data": outbound("SENT", biz_opaque_callback_data="campaign-7"),
-    "status_played": Case({"unknown": 1}, [], [{"status": "MESSAGE_STATUS_SENT", **OWN}]),
-    "status_of_the_future": Case({"unknown": 1, "statuses": 1}, [], [{"status": "MESSAGE_STATUS_SENT", **OWN}]),
-    "user_preferences": Case({"customers": 1}),
-    "smb_app_state_sync": Case({"customers": 1}),
-    "errors_of_the_account": Case({"unknown": 1}),
-    "calls": inbound("CALL", call={"status": pb.CALL_STATUS_STARTED}),
-    "message_echo": inbound("TEXT", "From the app", **SENT, origin=pb.MESSAGE_ORIGIN_PHONE_APP),
-    "template_status": Case({"unknown": 1}),
+    "status_played": outbound("READ"),
+    "status_payment": Case({"unknown": 1}, [], [{"status": "MESSAGE_STATUS_READ", **OWN}]),
+    "status_of_the_future": Case({"unknown": 1, "statuses": 1}, [], [{"status": "MESSAGE_STATUS_READ", **OWN}]),
+    **OTHER_FIELDS,
 }
 
 
@@ -287,14 +237,32 @@ def payload(name: str, phone_number_id: str = PHONE_NUMBER_ID) -> bytes:
     return (BODIES / f"{name}.json").read_bytes().replace(PHONE_NUMBER_ID.encode(), phone_number_id.encode())
 
 
-def items(name: str, *kinds: str) -> list[Any]:
-    """Return the elements of such lists of a body's changes: `messages`, `statuses`, `calls`..."""
-    body = json.loads(payload(name))
-    values = [change["value"] for entry in body["entry"] for change in entry["changes"]]
-    return [item for value in values for kind in kinds for item in value.get(kind, [])]
+def items(name: str, kind: str) -> list[Any]:
+    """Return the `messages` or the `statuses` of messages in a body."""
+    return [item for field, value in _values(name) if field != "calls" for item in value.get(kind, [])]
 
 
 def messages(name: str) -> list[Any]:
-    """Return the items of a body that become messages, without those that change one."""
-    found = items(name, "messages", "message_echoes", "calls")
-    return [item for item in found if item.get("type") not in ("reaction", "edit", "revoke")]
+    """Return the items of a body that become messages, without those that change or complete one."""
+    found = []
+    for field, value in _values(name):
+        found += [*value.get("messages", []), *value.get("message_echoes", []), *value.get("calls", [])]
+        found += value.get("statuses", []) if field == "calls" else []
+        threads = [thread for chunk in value.get("history", []) for thread in chunk.get("threads", [])]
+        found += [message for thread in threads for message in thread["messages"]]
+    first: dict[str, Any] = {}
+    for item in found:
+        if item.get("type") not in ("reaction", "edit", "revoke", "media_placeholder"):
+            first.setdefault(item["id"], item)
+    return list(first.values())
+
+
+def _values(name: str) -> list[tuple[str, Any]]:
+    """Return the field and the value of each change of a body."""
+    entries = json.loads(payload(name))["entry"]
+    return [(change["field"], change["value"]) for entry in entries for change in entry["changes"]]
+
+
+def names_salon(name: str) -> bool:
+    """Return whether a body has the salon's phone_number_id."""
+    return PHONE_NUMBER_ID in payload(name).decode()

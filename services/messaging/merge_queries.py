@@ -63,21 +63,38 @@ _FOLD_CALLS = f"""
 def fill_media(messages: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
     """Add the media of the history to its messages that came without them; return the messages that changed.
 
-    Source: indexes whatsapp_id, messages_pkey.
+    Their raw items are deleted: `insert_media_items` runs next.
+    Source: indexes whatsapp_id, messages_pkey, raw_messages_pkey.
     """
     return Statement(_FILL_MEDIA, {"messages": json_rows(messages)}, written_messages)
 
 
 _FILL_MEDIA = f"""
-    UPDATE messages AS m SET type = of_type, media_id = of_media,
-        content = CASE WHEN m.content = '' THEN caption ELSE m.content END
-    FROM (
+    WITH named AS (
         SELECT sent.salon_id AS of_salon, sent.message_id AS of_message, given.type AS of_type,
             given.media_id AS of_media, given.content AS caption
         FROM {ROWS} JOIN messages AS sent USING (salon_id, whatsapp_id)
         WHERE sent.media_id IS NULL AND given.media_id IS NOT NULL AND NOT sent.details ? 'revoked_time'
             AND sent.details->>'origin' = 'MESSAGE_ORIGIN_HISTORY'
         ORDER BY sent.message_id FOR NO KEY UPDATE OF sent
-    ) AS named
-    WHERE m.salon_id = of_salon AND m.message_id = of_message
+    ), raw AS (
+        DELETE FROM raw_messages USING named WHERE salon_id = of_salon AND message_id = of_message
+    )
+    UPDATE messages AS m SET type = of_type, media_id = of_media,
+        content = CASE WHEN m.content = '' THEN caption ELSE m.content END
+    FROM named WHERE m.salon_id = of_salon AND m.message_id = of_message
     RETURNING {MESSAGE}"""
+
+
+def insert_media_items(messages: Sequence[NewMessage]) -> Statement[None]:
+    """Insert the raw items of media of the history whose messages have none.
+
+    Source: indexes whatsapp_id, raw_messages_pkey.
+    """
+    query = f"""
+        INSERT INTO raw_messages (salon_id, message_id, item)
+        SELECT sent.salon_id, sent.message_id, given.item::json
+        FROM {ROWS} JOIN messages AS sent USING (salon_id, whatsapp_id)
+        WHERE sent.media_id = given.media_id AND sent.details->>'origin' = 'MESSAGE_ORIGIN_HISTORY'
+        ON CONFLICT DO NOTHING"""
+    return Statement(query, {"messages": json_rows(messages)}, lambda *_: None)

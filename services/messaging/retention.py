@@ -41,6 +41,7 @@ class Retention:
         self._ai_days = settings.retention_ai_messages
         self._deletes: list[tuple[Delete, int | None]] = [
             (delete_raw_items, settings.retention_raw_items),
+            (delete_amendment_items, settings.retention_raw_items),
             (delete_failures, settings.retention_failures),
             (delete_early_statuses, EARLY_DAYS),
         ]
@@ -108,6 +109,20 @@ async def delete_raw_items(conn: AsyncConnection[Any], days: int) -> int:
     query = f"""
         DELETE FROM raw_messages WHERE (salon_id, message_id) IN (
             SELECT salon_id, message_id FROM raw_messages WHERE {_ALONE} AND received_at {_OLD}
+            ORDER BY received_at LIMIT {ROWS}
+        )"""
+    return (await conn.execute(query.encode(), {"days": days})).rowcount
+
+
+async def delete_amendment_items(conn: AsyncConnection[Any], days: int) -> int:
+    """Delete raw items of reactions, edits and revokes older than `days`; return how many.
+
+    Source: index message_amendments_received.
+    """
+    query = f"""
+        UPDATE message_amendments SET item = NULL WHERE (salon_id, whatsapp_id) IN (
+            SELECT salon_id, whatsapp_id FROM message_amendments
+            WHERE {_ALONE} AND item IS NOT NULL AND received_at {_OLD}
             ORDER BY received_at LIMIT {ROWS}
         )"""
     return (await conn.execute(query.encode(), {"days": days})).rowcount

@@ -98,8 +98,10 @@ class Change:
         except (Unreadable, ValidationError) as error:
             self.fail("STATUS", reason_of(error), item)
             return
-        if status.status in STATUSES:
-            status.status = status.status.upper()
+        if isinstance(item, dict) and item.get("type") == "payment":  # of an order; its `failed` is not the message's
+            self.fail("STATUS", "type: 'payment' is not known", item, is_unknown_kind=True)
+        elif status.status in STATUSES:
+            status.status = STATUSES[status.status]
             self.statuses.append(status)
             self.items.append(("STATUS", item, None, None))
         else:

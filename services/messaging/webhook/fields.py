@@ -1,8 +1,8 @@
 """Reads the changes of a webhook body, by what is in their value.
 
 `messages`, `statuses` and `errors` come with the field messages. `message_echoes` are what a person sent on the phone
-app, `history` is what was said before the number was connected, `calls` are calls. `user_preferences` and `state_sync`
-say something of customers. Anything else is a failure.
+app, `history` is what was said before the number was connected, `calls` are calls; `statuses` with them are those of
+calls by the salon. `user_preferences` and `state_sync` say something of customers. Anything else is a failure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from services.messaging.webhook.senders import Senders
 
 LISTS = ("contacts", "messages", "statuses", "errors", "message_echoes", "calls", "user_preferences", "state_sync")
 _OF_HISTORY = {"SENT": "SENT", "DELIVERED": "DELIVERED", "READ": "READ", "PLAYED": "READ", "ERROR": "FAILED"}
+_CALL_STATUSES = {"RINGING": "STARTED", "ACCEPTED": "STARTED", "REJECTED": "MISSED"}
 Current: TypeAlias = Callable[[], Change]  # the change to add to: a full one is followed by another
 
 
@@ -59,7 +60,11 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
     for chunk in parts.get("history", ()):
         yield from _read_chunk(chunk, value, senders, change)
     for status in parts.get("statuses", ()):
-        change().add_status(status)
+        if field == "calls":
+            stored = partial(_in_change, "calls", "statuses")
+            change().add(status, partial(_call_status, senders=senders), senders.names, "OTHER", stored)
+        else:
+            change().add_status(status)
         yield
     for error in parts.get("errors", ()):
         change().fail("OTHER", "errors: WhatsApp reports an error", error, is_unknown_kind=True)
@@ -140,16 +145,30 @@ def _call(item: Any, senders: Senders) -> Incoming:
         raise Unreadable("event: is neither connect nor terminate")
     by_salon = item.get("direction") == "BUSINESS_INITIATED"
     seconds = duration if isinstance(duration, int) and not isinstance(duration, bool) and 0 < duration < 2**31 else 0
-    missed = event == "terminate" and not seconds
     person = senders.of(_with_sender(item, "to" if by_salon else "from"))
+    status = "STARTED" if event == "connect" else "COMPLETED" if seconds else "MISSED"
+    return _call_message(item, person, status, seconds, by_salon=by_salon)
+
+
+def _call_status(item: Any, senders: Senders) -> Incoming:
+    """Return a status of a call by the salon as an event of the call."""
+    status = _CALL_STATUSES.get(str(_object(item).get("status")))
+    if status is None:
+        raise Unreadable("status: is none of a call")
+    person = senders.named(item.get("recipient_id"), text_field(item, "recipient_user_id"))
+    return _call_message(item, person, status, 0, by_salon=True)
+
+
+def _call_message(
+    item: dict[str, Any], person: tuple[Any, str | None, str], status: str, seconds: int, *, by_salon: bool
+) -> Incoming:
     message = read_message(
         {"id": item.get("id"), "timestamp": item.get("timestamp"), "type": "call"},
         person,
         json_text(item),
         direction="OUTBOUND" if by_salon else "INBOUND",
-        rule=NO_EFFECT if by_salon else MISSED_CALL if missed else CALL,
+        rule=NO_EFFECT if by_salon else MISSED_CALL if status == "MISSED" else CALL,
     )
-    status = "STARTED" if event == "connect" else "MISSED" if missed else "COMPLETED"
     call = {"status": f"CALL_STATUS_{status}", "duration_seconds": seconds}
     message.details = {**(message.details or {}), "call": call}
     return message

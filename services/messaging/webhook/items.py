@@ -5,7 +5,7 @@ they are not, since the raw item is kept.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
@@ -17,26 +17,15 @@ from services.messaging.webhook.details import error_details, read_details, stat
 from services.messaging.webhook.json_scanner import Unreadable
 from services.messaging.webhook.pricing import read_pricing
 from services.messaging.webhook.senders import e164
+from services.messaging.webhook.times import clamped, moment
 
 TYPES = frozenset(
     "text image audio video document sticker location contacts reaction interactive button order system template"
     " unsupported edit revoke call".split()
 )
-STATUSES = frozenset(("sent", "delivered", "read", "failed"))
+# A voice message that was played was read.
+STATUSES = {"sent": "SENT", "delivered": "DELIVERED", "read": "READ", "played": "READ", "failed": "FAILED"}
 LONGEST_ERROR = 1000
-FUTURE = timedelta(minutes=10)  # by which a clock may be fast
-_IN_9998 = 253_370_764_799  # s since 1970
-
-
-def _moment(value: Any) -> datetime:
-    """Read WhatsApp's timestamp: seconds since 1970, as a string; the last moment of 9998 for later ones."""
-    try:
-        seconds = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else -1
-    except ValueError:
-        seconds = -1
-    if seconds < 0:
-        raise ValueError("not the seconds since 1970")
-    return datetime.fromtimestamp(min(seconds, _IN_9998), UTC)
 
 
 def _storable(value: Any) -> Any:
@@ -57,7 +46,7 @@ Cleaned = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstanc
 Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 MessageType = Annotated[Identifier, AfterValidator(lambda kind: kind.upper() if kind in TYPES else "UNKNOWN")]
 Phone = Annotated[str | None, BeforeValidator(e164)]
-Moment = Annotated[datetime, BeforeValidator(_moment)]
+Moment = Annotated[datetime, BeforeValidator(moment)]
 
 
 class Incoming(BaseModel):
@@ -136,8 +125,8 @@ def read_message(
         message.details = {**(details or {}), "sender": {key: text for key, text in sender.items() if text}}
     if "errors" in item and (text := error_details(item)):
         message.details = {**(message.details or {}), "error_details": text}
-    if message.created_at > (now := datetime.now(UTC)) + FUTURE:
-        message.created_at = now
+    message.created_at, adjusted = clamped(message.created_at)
+    if adjusted:
         message.details = {**(message.details or {}), "time_adjusted": True}
     return message
 
@@ -151,7 +140,7 @@ def read_status(item: Any) -> Status:
     given = {"conversation_origin": text_field(origin, "type", 64), "details": status_details(item)}
     price = read_pricing(item.get("pricing"))
     status = Status.model_validate({**item, **_first_error(item), **price, **given})
-    if status.occurred_at is None or status.occurred_at > datetime.now(UTC) + FUTURE:
+    if status.occurred_at is None or clamped(status.occurred_at)[1]:
         status.occurred_at = None  # now; a repeat must be seen as one
         status.details = {**(status.details or {}), "time_adjusted": True}
     return status

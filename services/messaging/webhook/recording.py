@@ -82,6 +82,7 @@ class Items:
             found["called"] = merge_queries.fold_calls(self.calls)
         if media := [one for one in self.messages if one.media_id and not one.counted]:
             found["filled"] = merge_queries.fill_media(media)
+            found["items"] = merge_queries.insert_media_items(media)
         if self.statuses:
             found["statuses"] = status_queries.insert_statuses(self.statuses)
         if self.derived:
