@@ -56,6 +56,8 @@ def load_sample_data(
             table: _copy(conn, table, rows, advance if table in ROWS else _ignore) for table, rows in data_set(scale)
         }
         conn.execute("ALTER TABLE messages ENABLE TRIGGER message_changes_created")
+        # Nothing is summed yet, so these deltas change no sum.
+        conn.execute("TRUNCATE message_deltas, conversation_deltas, ai_message_changes")
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(_TABLE_LIST))
     if redis_url:
@@ -68,13 +70,15 @@ def _ignore(_: float) -> None:
 
 
 def _claim_tables(conn: psycopg.Connection, replace: bool) -> None:
+    conn.execute("LOCK TABLE rollups IN SHARE UPDATE EXCLUSIVE MODE")  # no step of the rollup job runs meanwhile
     # A second run waits here until the first has committed, and then finds rows.
     conn.execute(sql.SQL("LOCK TABLE {}").format(_TABLE_LIST))
     for table in () if replace else _TABLES:
         if conn.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(table))).fetchone():
             raise DataExistsError(f"table {table} already has rows")
     conn.execute(sql.SQL("TRUNCATE {}").format(_TABLE_LIST))  # even if empty: COPY FREEZE requires it
-    conn.execute("UPDATE rollups SET horizon = '-infinity', sealed_to = '-infinity'")  # else each row leaves a delta
+    # The horizon stays: a job that published it may be under way.
+    conn.execute("UPDATE rollups SET sealed_to = '-infinity'")
 
 
 def _copy(conn: psycopg.Connection, table: str, rows: Iterable[Row], advance: Callable[[float], None]) -> int:

@@ -148,7 +148,7 @@ class Load:
                 await conn.execute(f"DELETE FROM {table}_hours".encode())
             for table in ("message_deltas", "conversation_deltas", "ai_message_changes"):
                 await conn.execute(f"DELETE FROM {table}".encode())
-            await conn.execute(b"UPDATE rollups SET horizon = '-infinity', sealed_to = '-infinity'")
+            await conn.execute(b"UPDATE rollups SET sealed_to = '-infinity'")
 
     async def _fold(self) -> None:
         while True:

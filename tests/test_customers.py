@@ -323,3 +323,24 @@ async def test_a_current_name_is_read_from_the_cache_and_a_former_one_is_not(sta
             _, source = await cached(rpc(request))
             await stack.servers["messaging"].cache.settle()
             assert source == "miss"
+
+
+async def test_conversations_of_processes_of_0_3_have_a_customer(stack: Stack) -> None:
+    """They know no customers while both releases run, and name the unique index of user IDs."""
+    await salon(stack)
+    insert = (
+        "INSERT INTO conversations AS c (salon_id, phone_number, user_id) VALUES ('{}', {}, {}) ON CONFLICT"
+        " (salon_id, user_id) WHERE phone_number IS NULL DO UPDATE SET revision = c.revision + 1"
+        " RETURNING conversation_id::text"
+    )
+    users = "NULL", f"'{USER}'"
+    [[by_number]] = rows(stack.database_url, insert.format(SALON, f"'{PHONE}'", "NULL"))
+    [[by_user]] = rows(stack.database_url, insert.format(SALON, *users))
+    assert rows(stack.database_url, insert.format(SALON, *users)) == [(by_user,)]
+    assert (await record(stack, 1, phone_number=PHONE)).conversation_id == by_number
+    assert (await record(stack, 2, user_id=USER)).conversation_id == by_user
+    update = f"UPDATE conversations SET user_id = '{USER_2}' WHERE phone_number = '{PHONE}' RETURNING 1"
+    assert rows(stack.database_url, update) == [(1,)]
+    assert (await record(stack, 3, user_id=USER_2)).conversation_id == by_number
+    assert (await customer(stack, phone_number=PHONE)).user_ids == [USER_2]
+    assert ids(await conversation(stack, phone_number=PHONE)) == ["wamid.1", "wamid.3"]
