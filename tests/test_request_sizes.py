@@ -52,8 +52,11 @@ class Served:
         self._holds = holds
         self._loop = loop
         self._channels = {
-            name: exits.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.port}", OPTIONS))
-            for name, server in stack.servers.items()
+            name: exits.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", OPTIONS))
+            for name, port in {
+                **{name: server.port for name, server in stack.servers.items()},
+                "ops": stack.servers["booking"].ops_port,
+            }.items()
         }
         self.requests: dict[str, dict[str, Any]] = asyncio.run_coroutine_threadsafe(
             valid_requests(stack), loop
@@ -78,7 +81,7 @@ class Served:
     def measure(self, method: MethodDescriptor, data: bytes, compressed: bool) -> tuple[Any, float, int]:
         """Call a method; return its error, how long it held the loop at most, in s, and the bytes that it took."""
         service = method.containing_service
-        channel = self._channels[next((name for name in OWN if f".{name}." in service.full_name), "booking")]
+        channel = self._channels[next((name for name in OWN if f".{name}." in service.full_name), "ops")]
         path = f"/{service.full_name}/{method.name}"
         call: Any = channel.unary_stream(path) if method.server_streaming else channel.unary_unary(path)
         self._loop.call_soon_threadsafe(self._holds.clear)
