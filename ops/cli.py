@@ -238,18 +238,21 @@ def load_sample_data(
 @app.command()
 def maintain(
     database_url: DatabaseUrl,
+    reindex: Annotated[bool, typer.Option("--reindex", help="Build bloated indexes anew, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Do what the database needs from time to time; exit with 1 if a step fails.
 
     rollups: sums messages, conversations and AI messages by hour, so that statistics need not read every row. The
     messaging service does this every 10 minutes; run it where that is not running, or after a restore.
+    vacuum: VACUUM (ANALYZE) of the tables with more than 10 % of dead rows, or 20 % of changed ones.
+    reindex: REINDEX CONCURRENTLY of indexes of which about half is empty; reads and writes go on.
 
     Safe at any time, beside the services and beside another run.
     """
     from ops.maintain import maintain as run
 
-    outcomes = run(database_url)
+    outcomes = run(database_url, with_reindex=reindex)
     if as_json:
         typer.echo(json.dumps({outcome.step: {"ok": outcome.ok, **outcome.details} for outcome in outcomes}, indent=2))
     else:

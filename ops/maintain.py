@@ -6,10 +6,15 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import sql
 
 from libs.db import split_pool_parameters
+from ops.doctor import Limits
+from ops.doctor.database import bloat, dead_rows, old_statistics
 from services.messaging.rollup_queries import RollupBusy
-from services.messaging.rollups import Connect, Rollups
+from services.messaging.rollups import Rollups
+
+NAME = "parlor maintain"
 
 
 class Outcome(NamedTuple):
@@ -21,38 +26,68 @@ class Outcome(NamedTuple):
     details: Mapping[str, Any]
 
 
-async def advance_rollups(connect: Connect) -> tuple[str, Mapping[str, Any]]:
+Step = Callable[[str], Awaitable[tuple[str, Mapping[str, Any]]]]
+
+
+async def advance_rollups(url: str) -> tuple[str, Mapping[str, Any]]:
     """Sum messages, conversations and AI messages by hour, for statistics."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with await psycopg.AsyncConnection.connect(
+            url, autocommit=True, prepare_threshold=None, application_name=NAME
+        ) as conn:
+            yield conn
+
     progress = await Rollups(connect).advance()
     text = f"rows older than {progress.sealed_to:%Y-%m-%d %H:%M:%S %Z} are summed, {progress.folded:,} deltas folded"
     return text, {"sealed_to": progress.sealed_to.isoformat(), "folded": progress.folded}
 
 
-STEPS: Mapping[str, Callable[[Connect], Awaitable[tuple[str, Mapping[str, Any]]]]] = {"rollups": advance_rollups}
+async def vacuum(url: str) -> tuple[str, Mapping[str, Any]]:
+    """VACUUM and ANALYZE the tables of which `parlor doctor` says that they need it."""
+
+    def run() -> list[str]:
+        with psycopg.connect(url, autocommit=True, application_name=NAME) as conn:
+            found = [finding.subject for check in (dead_rows, old_statistics) for finding in check(conn, Limits())]
+            for table in dict.fromkeys(found):
+                conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(table)))
+        return sorted(set(found))
+
+    tables = await asyncio.to_thread(run)
+    return ", ".join(tables) or "no table needs it", {"tables": tables}
 
 
-def maintain(database_url: str) -> list[Outcome]:
+async def reindex(url: str) -> tuple[str, Mapping[str, Any]]:
+    """Build the indexes anew of which `parlor doctor` says that they are bloated, while they are used."""
+
+    def run() -> list[str]:
+        with psycopg.connect(url, autocommit=True, application_name=NAME) as conn:
+            found = [finding.subject for finding in bloat(conn, Limits()) if finding.check == "index bloat"]
+            for index in found:  # quoted by Postgres
+                conn.execute(f"REINDEX INDEX CONCURRENTLY {index}".encode())
+        return sorted(found)
+
+    indexes = await asyncio.to_thread(run)
+    return ", ".join(indexes) or "no index needs it", {"indexes": indexes}
+
+
+def maintain(database_url: str, *, with_reindex: bool = False) -> list[Outcome]:
     """Run each step, also after one that fails, and return their outcomes. `database_url` is the owner's."""
     url, _ = split_pool_parameters(database_url)
-
-    @asynccontextmanager
-    async def connect() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        async with await psycopg.AsyncConnection.connect(
-            url, autocommit=True, prepare_threshold=None, application_name="parlor maintain"
-        ) as conn:
-            yield conn
+    steps: dict[str, Step] = {"rollups": advance_rollups, "vacuum": vacuum}
+    if with_reindex:
+        steps["reindex"] = reindex
 
     async def run() -> list[Outcome]:
-        return [await _outcome(name, step, connect) for name, step in STEPS.items()]
+        return [await _outcome(name, step, url) for name, step in steps.items()]
 
     return asyncio.run(run())
 
 
-async def _outcome(
-    name: str, step: Callable[[Connect], Awaitable[tuple[str, Mapping[str, Any]]]], connect: Connect
-) -> Outcome:
+async def _outcome(name: str, step: Step, url: str) -> Outcome:
     try:
-        text, details = await step(connect)
+        text, details = await step(url)
     except (psycopg.Error, RollupBusy) as error:
         text = " ".join(str(error).split())
         return Outcome(name, False, text, {"error": text})

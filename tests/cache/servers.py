@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import redis
 
 from ops.servers import Valkey
+from tests.conftest import PASSWORD, USER
 from tools.cluster import Cluster
 
 CacheServer: TypeAlias = Valkey | Cluster
@@ -31,7 +32,8 @@ def each(url: str) -> Iterator[Any]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[Any]:
-    """Return a client that finds the server of any key."""
+    """Return a client that finds the server of any key. If the URL has the user of the cache, it may do everything."""
+    url = url.replace(f"{USER}:{PASSWORD}@", "")
     with redis.Redis.from_url(url) as client:
         clustered = is_cluster(client)
     with (redis.RedisCluster if clustered else redis.Redis).from_url(url) as client:
