@@ -28,10 +28,21 @@ RAW = [
 ]
 
 
+# What the job of hourly sums writes, 10 s after the start.
+SUMS = {
+    *("rollups", "message_hours", "message_deltas", "conversation_hours", "conversation_deltas"),
+    *("ai_message_hours", "ai_message_changes"),
+}
+
+
 async def contents(conn: psycopg.Connection[Any]) -> Any:
     """Return a number that changes with any row of the database, once the outbox is empty."""
     await until(lambda: not conn.execute("SELECT FROM cache_outbox").rowcount)  # on a busy machine Redis may time out
-    sums = (f"(SELECT coalesce(sum(hashtext(t::text)::bigint), 0) FROM {table} AS t)" for table in TABLES)
+    sums = (
+        f"(SELECT coalesce(sum(hashtext(t::text)::bigint), 0) FROM {table} AS t)"
+        for table in TABLES
+        if table not in SUMS
+    )
     return conn.execute(f"SELECT {', '.join(sums)}".encode()).fetchone()
 
 

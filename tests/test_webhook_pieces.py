@@ -79,7 +79,7 @@ async def test_several_transactions_give_the_same_counts_as_one(stack: Stack) ->
     """Duplicates, failures and unknown kinds are in different pieces, in any order of the keys of the body."""
     await salon(stack, phone_number_id="1")
     items = [text(n % 450) for n in range(500)] + [7, text("u", type="hologram")]
-    statuses = [status(n % 300) for n in range(350)] + [status(1, status="played"), {}]
+    statuses = [status(n % 300) for n in range(350)] + [status(1, status="hologram"), {}]
     change = {"statuses": statuses, "messages": items, "metadata": {"phone_number_id": "1"}, "errors": [{"code": 1}]}
     body = json.dumps({"entry": [{"changes": [{"value": change}]}], "object": "whatsapp_business_account"}).encode()
     assert await ingest(stack, body) == {

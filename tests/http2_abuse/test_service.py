@@ -270,7 +270,7 @@ async def test_a_call_counts_until_its_reply_is_sent(database_url: str, redis_ur
 
 
 async def test_1000_large_searches_that_are_not_read_delay_no_small_call(database_url: str, redis_url: str) -> None:
-    async with booking(database_url, redis_url, send_timeout=3000) as service:
+    async with booking(database_url, redis_url, send_timeout=3000, max_concurrent_rpcs=2000) as service:
         await upsert_salon(service)
         start = 1_893_456_000
         times = {"start_time": {"seconds": start}, "end_time": {"seconds": start + 8 * 86_400}}
