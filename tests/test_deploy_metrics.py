@@ -38,7 +38,7 @@ Exported = dict[str, dict[str, set[str]]]
 @pytest.fixture
 async def exported(tmp_path: Path, database_url: str, redis_url: str) -> Exported:
     """The values of each label of each metric of the three services, after a call that succeeds and one that fails."""
-    with processes(database_url, redis_url, tmp_path) as system:
+    with processes(database_url, redis_url, tmp_path, {"SERVER_TRANSPORT": "http2"}) as system:
         async with stubs(system) as stack:
             await salon(stack)
             await failure(stack.booking.GetSalon(booking_pb2.GetSalonRequest(salon_id="nobody")))
