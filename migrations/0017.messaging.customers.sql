@@ -159,7 +159,7 @@ BEGIN
     PERFORM name_conversation(salon_id, customer_id) FROM customers;
 END $$;
 
--- The table message_changes comes with migration 0019. A new customer needs no change of their own: their first message,
+-- The table message_changes comes with migration 0019. A new customer needs no separate change: their first message,
 -- or what is recorded of them, has one. Nor does an erased one whose conversation has it.
 CREATE FUNCTION write_customer_change() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,6 +1,6 @@
 """A day of one salon as webhook changes of all kinds, and what it should come to.
 
-Each event has a second of its own, so that the order of messages does not depend on that of delivery.
+No two events have the same second, so that the order of messages does not depend on that of delivery.
 """
 
 from collections import Counter

@@ -76,7 +76,7 @@ async def test_only_the_sender_of_a_message_can_edit_or_revoke_it(stack: Stack) 
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_revoked_message_has_no_content_whatever_edits_follow(stack: Stack, late: bool) -> None:
+async def test_a_revoked_message_has_no_content_even_if_edits_follow(stack: Stack, late: bool) -> None:
     await salon(stack, phone_number_id="1")
     image = message("wamid.1", "image", SECOND, {"id": "77", "caption": "Look"}, referral={"source_id": "7"})
     changes = [revoke("wamid.2", "wamid.1", SECOND + 5), edit("wamid.3", "wamid.1", SECOND + 6, "again")]

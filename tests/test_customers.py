@@ -1,4 +1,4 @@
-"""Customers: one each, and one conversation, whatever numbers and user IDs they have had."""
+"""A person is one customer with one conversation, under all the numbers and user IDs they have had."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tools.postgres_pair import pair
 
 PARLOR = Path(sys.executable).parent / "parlor"
 LIMITS = Limits()
-SOON = 30.0  # s, for what Postgres reports a little later
+SOON = 30.0  # s; Postgres reports some things a little later
 
 READS = "DO $$ BEGIN FOR n IN 1..1000 LOOP PERFORM FROM bookings WHERE booking_code = 'b'; END LOOP; END $$"
 ROWS = "CREATE TABLE planted (n bigint, text text) WITH (autovacuum_enabled = off)"
@@ -88,7 +88,7 @@ PLANTED = {
 
 
 def execute(url: str, *statements: str) -> None:
-    """Run statements, each in a transaction of its own."""
+    """Run statements, each in a separate transaction."""
     with psycopg.connect(url, autocommit=True) as conn:
         for statement in statements:
             conn.execute(statement.encode())

@@ -122,7 +122,7 @@ async def test_a_large_history_is_recorded_completely(stack: Stack) -> None:
     assert await counts(stack) == (0, 0)
 
 
-async def test_a_call_is_one_message_whatever_the_order_of_its_events(stack: Stack) -> None:
+async def test_a_call_is_one_message_in_any_order_of_its_events(stack: Stack) -> None:
     events = [call("wacid.1", "connect", SECOND), call("wacid.1", "terminate", SECOND + 60, 50)]
     for number, order in enumerate((events, events[::-1], [*events, *events], events[1:])):
         name = f"salon-{number}"

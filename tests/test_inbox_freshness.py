@@ -1,4 +1,4 @@
-"""Whatever changes a row of the inbox, a message or a search is seen by the next read; no cached reply is stale."""
+"""Every change of a row of the inbox, a message or a search is seen by the next read; no cached reply is stale."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

@@ -297,7 +297,7 @@ async def test_a_page_around_a_message_of_large_ones_keeps_its_neighbors(stack: 
 
 
 async def walk_unevenly(stack: Stack, request: pb.ListMessagesRequest) -> list[str]:
-    """Return the ids of a page and those of all pages after it, whatever their sizes."""
+    """Return the ids of a page and those of all pages after it, of any size."""
     found: list[str] = []
     while True:
         reply = await stack.messaging.ListMessages(request)

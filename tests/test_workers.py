@@ -63,7 +63,7 @@ async def callers(started: Processes) -> AsyncIterator[list[grpc.aio.Channel]]:
 
 
 async def connected(port: int, exits: AsyncExitStack) -> list[grpc.aio.Channel]:
-    """Open channels to a port, each with a connection of its own."""
+    """Open channels to a port, each with a separate connection."""
     address, own = f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]
     return [await exits.enter_async_context(grpc.aio.insecure_channel(address, options=own)) for _ in range(CHANNELS)]
 

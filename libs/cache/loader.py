@@ -141,7 +141,7 @@ class Loader:
 
     async def _run_queue(self, batch_key: Hashable, queue: list[InFlightLoad], run: LoadMany, rows: int) -> None:
         def overtake() -> None:
-            """Move the loads that wait behind a slow statement to a queue, and a connection, of their own."""
+            """Move the loads that wait behind a slow statement to another queue and another connection."""
             if self._queues.get(batch_key) is queue:
                 del self._queues[batch_key]
                 if queue:

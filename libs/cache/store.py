@@ -83,7 +83,7 @@ class Store:
         return future
 
     async def get_many(self, keys: Sequence[Key]) -> list[Lookup]:
-        """Return the records and entries of several keys, by an MGET of their own. Raises: StoreAway."""
+        """Return the records and entries of several keys, by a separate MGET. Raises: StoreAway."""
         if not self.ready:
             raise StoreAway("not ready")
         if len(self._connections) > 1:

@@ -70,7 +70,7 @@ class Write:
 
         It may also follow a statement that failed. Returns the results of the statements `then`.
         """
-        # In a round trip of its own: after a failed statement nothing can be prepared before.
+        # In a separate round trip: after a failed statement nothing can be prepared before.
         await self.conn.run(_ROLLBACK_TO_SAVEPOINT)
         return await self.conn.run(*then) if then else []
 

@@ -100,7 +100,7 @@ def _http2(
         receive_timeout=settings.receive_timeout / 1000,
     )
     files = settings.tls_files
-    # Whoever has a token needs no certificate. grpcio's server can't ask for one without requiring it.
+    # A caller with a token needs no certificate. grpcio's server can't ask for one without requiring it.
     is_optional = settings.takes_tokens and settings.takes_certificates
     tls = None if files is None else Tls(*files, is_client_optional=is_optional)
     return Server(

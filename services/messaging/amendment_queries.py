@@ -1,6 +1,6 @@
 """Reactions, edits and revokes: the statements that record them and fold them into their message.
 
-All of them are kept, so that a message has the same state in whatever order they and the message arrive.
+All of them are kept, so that a message ends in the same state in any order of arrival.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,7 @@
 """The feed of message changes. A row names no customer, so EraseCustomer leaves it as it is.
 
-Triggers of the tables messages and conversations write the changes (migration 0019), whatever changes a row.
+Triggers of the tables messages and conversations write the changes (migration 0019), for every statement that changes
+a row.
 """
 
 from libs.db import Database

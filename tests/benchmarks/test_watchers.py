@@ -33,7 +33,7 @@ STUBS: dict[str, Any] = {
 
 @asynccontextmanager
 async def watchers(name: str, address: str, stack: AsyncExitStack) -> AsyncIterator[None]:
-    """Watch, each a salon of its own, over some connections; read all that comes."""
+    """Watch, each another salon, over some connections; read all that comes."""
 
     async def watch(stub: Any, salon_id: str, begun: asyncio.Event) -> None:
         *_, stream, request = feed_rpcs(stub)

@@ -1,4 +1,4 @@
-"""The near cache: never behind writes of its own process, and behind others by at most its lease."""
+"""The near cache: never behind writes of the same process, and behind others by at most its lease."""
 
 import asyncio
 

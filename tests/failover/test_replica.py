@@ -160,7 +160,7 @@ async def test_a_standby_of_another_cluster_is_never_used(both: Pair, redis_url:
 
 
 def execute(url: str, *statements: str) -> None:
-    """Run statements, each in a transaction of its own."""
+    """Run statements, each in a separate transaction."""
     with psycopg.connect(url, autocommit=True) as conn:
         for statement in statements:
             conn.execute(statement.encode())

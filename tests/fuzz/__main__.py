@@ -1,4 +1,4 @@
-"""Sends random requests to every RPC of services in processes of their own: `python -m tests.fuzz --help`."""
+"""Sends random requests to every RPC of services in separate processes: `python -m tests.fuzz --help`."""
 
 from __future__ import annotations
 

@@ -270,6 +270,7 @@ async def test_a_call_counts_until_its_reply_is_sent(database_url: str, redis_ur
 
 
 async def test_1000_large_searches_that_are_not_read_delay_no_small_call(database_url: str, redis_url: str) -> None:
+    # By default the 1001st call may be refused at once. Here it is answered while the 1000 run.
     async with booking(database_url, redis_url, send_timeout=3000, max_concurrent_rpcs=2000) as service:
         await upsert_salon(service)
         start = 1_893_456_000

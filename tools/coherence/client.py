@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Spec:
     parent: int
 
 
-class Client:
+class Client(ABC):
     """One process of writers or readers. `findings` is what it found wrong."""
 
     def __init__(self, spec: Spec, process: int) -> None:
@@ -68,9 +69,9 @@ class Client:
         self.findings: list[dict[str, Any]] = []
         self.stubs: dict[str, list[Any]] = {service: [] for service in SERVICES}
 
+    @abstractmethod
     async def run(self) -> None:
         """Run until the end."""
-        raise NotImplementedError
 
     @property
     def running(self) -> bool:

@@ -124,7 +124,7 @@ class Reader(Client):
         return Read({"booking_codes": codes}, items, lambda reply: [each.revision for each in reply.bookings])
 
     def ListBookings(self, salon: int) -> Read:
-        """List the bookings of a customer, which have a resource of their own; none may be missing."""
+        """List the bookings of a customer, each with a separate resource; none may be missing."""
         customer = self._low(CUSTOMERS)
         of_customer, of_resource = {"customer_phone": phone(customer)}, {"resource_ids": [chair(customer)]}
         filters: dict[str, Any] = self.random.choice(

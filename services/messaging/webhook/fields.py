@@ -94,7 +94,7 @@ def listed(holder: Any, name: str, kind: str, change: Current) -> Sequence[Any]:
 
 
 def _in_change(field: str, name: str, item: Any) -> Any:
-    """Return an item in a change of its own, which says what it is; an unreadable one as it is."""
+    """Return an item in a separate change, which says what kind it is; an unreadable item as it is."""
     return {"field": field, "value": {name: [item]}} if isinstance(item, dict) else item
 
 
@@ -109,7 +109,7 @@ def _object(item: Any) -> dict[str, Any]:
 
 
 def _add_echo(change: Current, item: Any, senders: Senders, stored: Callable[[Any], Any]) -> None:
-    """Add what a person of the salon sent on the phone app: it is sent, whatever statuses may follow."""
+    """Add what a person of the salon sent on the phone app: it counts as sent, even if no status follows."""
 
     def read(item: Any) -> Incoming:
         customer = senders.named(_object(item).get("to"), text_field(item, "to_user_id"))

@@ -24,7 +24,8 @@ class WebhookReplay:
     async def replay(self, request: pb.ReplayWebhookFailuresRequest) -> pb.ReplayWebhookFailuresResponse:
         """Record the failures of a page, oldest first, and delete those that could be recorded.
 
-        Each has a transaction of its own. If one fails, those before it are recorded; a repeat goes on with the rest.
+        Each is recorded in a separate transaction. If one fails, those before it are recorded; a repeat goes on with
+        the rest.
         Raises: as ReplayWebhookFailures.
         """
         list_page = page(request.page_size, request.page_token, "ReplayWebhookFailures", request.salon_id)

@@ -1162,7 +1162,7 @@ class CreateBookingRequest(_message.Message):
     """
     ignore_rules: _builtins.bool
     """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
-    overlap. The booking then has no buffers of its own. Default: false.
+    overlap. The booking itself then has no buffers. Default: false.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -1930,7 +1930,7 @@ class UpdateBookingRequest(_message.Message):
     """Why, up to 500 characters; kept in the booking's history. Optional."""
     ignore_rules: _builtins.bool
     """Skips the hours of salon and resource, the resource's state, time off and the salon's booking_rules; never an
-    overlap. With a new service the booking then has no buffers of its own. Default: false.
+    overlap. With a new service the booking itself then has no buffers. Default: false.
     """
     @_builtins.property
     def booking(self) -> Global___Booking:

@@ -368,7 +368,7 @@ class _MessageChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mes
     """Unspecified."""
     MESSAGE_CHANGE_TYPE_MESSAGE_CREATED: _MessageChangeType.ValueType  # 1
     """A message was recorded. Its conversation may be new, and its last_message_time, service window, unread_count and
-    revision may have changed: that has no change of its own.
+    revision may have changed: there is no separate change for that.
     """
     MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: _MessageChangeType.ValueType  # 2
     """A message changed: its status, price, text or conversation. Or it was erased."""
@@ -386,7 +386,7 @@ MESSAGE_CHANGE_TYPE_UNSPECIFIED: MessageChangeType.ValueType  # 0
 """Unspecified."""
 MESSAGE_CHANGE_TYPE_MESSAGE_CREATED: MessageChangeType.ValueType  # 1
 """A message was recorded. Its conversation may be new, and its last_message_time, service window, unread_count and
-revision may have changed: that has no change of its own.
+revision may have changed: there is no separate change for that.
 """
 MESSAGE_CHANGE_TYPE_MESSAGE_UPDATED: MessageChangeType.ValueType  # 2
 """A message changed: its status, price, text or conversation. Or it was erased."""

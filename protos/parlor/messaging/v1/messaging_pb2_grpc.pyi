@@ -111,7 +111,7 @@ class MessagingServiceStub:
     ReplayWebhookFailures: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.ReplayWebhookFailuresRequest, _messaging_pb2.ReplayWebhookFailuresResponse]
     """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
     kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
-    Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+    Each failure is replayed in a separate transaction. After an error, repeat the request: what was recorded is not recorded
     twice. Call it with next_page_token until that is empty.
     Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
     BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
@@ -254,7 +254,7 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     ReplayWebhookFailures: _aio.UnaryUnaryMultiCallable[_messaging_pb2.ReplayWebhookFailuresRequest, _messaging_pb2.ReplayWebhookFailuresResponse]  # type: ignore[assignment]
     """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
     kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
-    Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+    Each failure is replayed in a separate transaction. After an error, repeat the request: what was recorded is not recorded
     twice. Call it with next_page_token until that is empty.
     Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
     BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
@@ -448,7 +448,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_messaging_pb2.ReplayWebhookFailuresResponse, _abc.Awaitable[_messaging_pb2.ReplayWebhookFailuresResponse]]:
         """Records webhook items again that could not be recorded, oldest first, for example after an upgrade that knows more
         kinds of items, or once the salon of a phone_number_id exists. What is recorded now is no failure any more.
-        Each failure has a transaction of its own. After an error, repeat the request: what was recorded is not recorded
+        Each failure is replayed in a separate transaction. After an error, repeat the request: what was recorded is not recorded
         twice. Call it with next_page_token until that is empty.
         Errors: NOT_FOUND SALON_NOT_FOUND; INVALID_ARGUMENT INVALID_FIELD for a wrong page_token; UNAVAILABLE
         BOOKING_UNAVAILABLE if a salon can't be looked up; ABORTED CONFLICT if a failure is being replayed or erased at the
