@@ -183,17 +183,16 @@ def fields_of(kind: Descriptor, within: Mapping[str, Descriptor] | None = None) 
 
 @asynccontextmanager
 async def with_tokens(
-    database_url: str, redis_url: str, folder: Path, issuer: Issuer, policy: str = POLICY, **more: Any
+    database_url: str, redis_url: str, folder: Path, issuer: Issuer, policy: str = POLICY, messaging: str = "admin"
 ) -> AsyncIterator[Stack]:
-    """Run the services for callers with tokens; the stubs are those of `admin`."""
-    (folder / "token").write_text(issuer.token("admin"))
+    """Run the services for callers with tokens; the stubs are `admin`, and booking knows messaging as `messaging`."""
+    (folder / "token").write_text(issuer.token(messaging))
     async with running(
         database_url,
         redis_url,
         server=jwt_settings(folder, issuer, policy),
         messaging={"booking_token_file": folder / "token"},
         connect=bearer(issuer.token("admin")),
-        **more,
     ) as stack:
         yield stack
 

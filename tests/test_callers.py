@@ -27,6 +27,7 @@ from tests.stack import (
     warm,
 )
 
+DEPLOYED = Path(__file__).parents[1] / "deploy/policy.toml"
 GET = pb.GetSalonRequest(salon_id=SALON)
 
 
@@ -86,6 +87,30 @@ def test_a_field_whose_name_says_salon_is_one_that_is_checked() -> None:
     named = {field.name for field in fields if "salon" in field.name and field.message_type is None}
     assert named == set(SALON_FIELDS)
     assert {describe(method).group for method in methods} == {"read", "write", "erase"}
+
+
+async def test_messaging_needs_no_more_rights_than_deploy_grants_it(
+    database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer
+) -> None:
+    granted = DEPLOYED.read_text()
+    name = "spiffe://parlor.example/messaging"
+    async with with_tokens(database_url, redis_url, tmp_path, issuer, POLICY + granted, name) as stack:
+        requests = await valid_requests(stack)
+        async with stack.channel("messaging") as channel, stack.ops_channel("messaging") as ops:
+            asked = [rpc for rpc in rpcs("messaging", channel, ops) if "messaging" in rpc.method.full_name]
+        async with Callers(stack, issuer, "messaging") as callers:
+            for rpc in asked:
+                error = await callers.outcome("admin", rpc.method.full_name, rpc.kind(**requests[rpc.method.name]))
+                assert error is None or error.reason == "INVALID_SIGNATURE", (rpc.method.full_name, error)
+        async with Callers(stack, issuer, "booking") as callers, stack.channel("booking") as channel:
+            async with stack.ops_channel("booking") as ops:
+                asked = rpcs("booking", channel, ops)
+            allowed = set()
+            for rpc in asked:
+                error = await callers.outcome(name, rpc.method.full_name, rpc.kind(**requests[rpc.method.name]))
+                if error is None or error.reason != "METHOD_NOT_ALLOWED":
+                    allowed.add(rpc.method.name)
+        assert allowed == {"GetSalon", "GetSalonByPhoneNumberId"}
 
 
 async def test_what_was_read_for_one_caller_is_not_given_to_another(stack: Stack, issuer: Issuer) -> None:
