@@ -39,18 +39,17 @@ class Items:
     @classmethod
     def of(cls, salon: Salon, change: Change) -> "Items":
         """Return the items of a change; messages get their ids in the order in which they stand in the body."""
-        messages = [_new_message(salon, message) for message in change.messages]
-        calls = [_new_message(salon, event) for event in change.calls]
+        messages = [_new_message(salon, message) for message in (*change.messages, *change.calls)]
         statuses, derived = (
             [NewStatus(salon_id=salon.salon_id, **vars(status)) for status in found]
             for found in (change.statuses, change.derived)
         )
         return cls(
             salon_id=salon.salon_id,
-            messages=[message for message in (*messages, *calls) if message.group_id is None],
+            messages=[message for message in messages if message.group_id is None],
             of_groups=[message for message in messages if message.group_id is not None],
             amendments=[_new_message(salon, amendment) for amendment in change.amendments],
-            calls=calls,
+            calls=messages[len(change.messages) :],
             statuses=statuses,
             derived=derived,
             facts=change.facts,
