@@ -62,8 +62,9 @@ async def assert_answered(stack: Stack, bodies: Iterator[tuple[str, bytes]]) -> 
             raise AssertionError(f"{name}: {error.code()} {error.details()}") from error
     assert rows(stack.database_url, "SELECT kind, item FROM webhook_failures WHERE reason ~ 'database'") == []
     messaging = stack.messaging
-    request, types = pb.ListMessagesRequest(salon_id=SALON, page_size=200), set()
-    while types == set() or request.page_token:  # pages of large messages have fewer of them
+    request = pb.ListMessagesRequest(salon_id=SALON, page_size=200)
+    types: set[int] = set()
+    while not types or request.page_token:  # pages of large messages have fewer of them
         listed = await messaging.ListMessages(request)
         types |= {one.type for one in listed.messages}
         request.page_token = listed.next_page_token

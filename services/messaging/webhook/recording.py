@@ -101,8 +101,7 @@ class Items:
         found: dict[str, Statement[Any]] = {"amendments": amendment_queries.insert_amendments(self.amendments)}
         if touching := [one for one in self.amendments if one.opens_window]:
             found["touched"] = amendment_queries.touch_conversations(touching)
-        targets = [one.reply_to_whatsapp_id or "" for one in self.amendments]
-        return found | {"folded": amendment_queries.fold_amendments(self.salon_id, targets)}
+        return found | {"folded": amendment_queries.fold_new_amendments(self.amendments)}
 
     def count(self, found: Mapping[str, Any], reply: pb.IngestWebhookResponse) -> None:
         """Add to a reply what the statements have found to be new."""
