@@ -37,14 +37,14 @@ def is_identity(name: str) -> str:
     return f"""EXISTS (
             SELECT FROM customer_identities AS i WHERE i.salon_id = wanted.salon_id
                 AND i.identity = wanted.{name}::text AND i.kind = '{name.upper()}'
-        )"""  # noqa: S608 - SQL of our code
+        )"""
 
 
 def current_names(names: Sequence[str]) -> tuple[str, str]:
     """Return the SQL of a cached statement that turns a conversation_id and a phone_number of `wanted` into `current`.
 
-    The first is a FROM item; the second the snapshot xmin, NOT_STORED for a name that the conversation no longer has, or
-    whose customer has no conversation yet.
+    The first is a FROM item; the second the snapshot xmin, NOT_STORED for a name that the conversation no longer has
+    or whose customer has no conversation yet.
     Source: indexes conversations_pkey, salon_id_phone_number, customer_identities_pkey.
     """
     columns = []
