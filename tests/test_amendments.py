@@ -99,11 +99,54 @@ async def test_an_edited_caption_keeps_the_media_and_edited_media_replace_it(sta
 async def test_a_repeat_of_an_amendment_is_a_duplicate_and_writes_nothing(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     items = [text(1), reaction("wamid.2", "wamid.1", SECOND), edit("wamid.3", "wamid.1", SECOND, "new")]
-    assert await ingest(stack, webhook_body("1", messages=items)) == {"messages": 3}
-    conversation = "SELECT c::text FROM conversations AS c"
-    before = rows(stack.database_url, conversation)
-    assert await ingest(stack, webhook_body("1", messages=items)) == {"duplicates": 3}
-    assert rows(stack.database_url, conversation) == before
+    items += [reaction("wamid.4", "wamid.1", SECOND + 1, **BY_SALON), revoke("wamid.6", "wamid.unknown", SECOND)]
+    assert await ingest(stack, webhook_body("1", messages=items)) == {"messages": len(items)}
+    before = state(stack)
+    assert await ingest(stack, webhook_body("1", messages=items)) == {"duplicates": len(items)}
+    assert state(stack) == before
+    await ingest(stack, webhook_body("1", messages=[*items[1:], revoke("wamid.5", "wamid.1", SECOND + 9)]))
+    after = state(stack)
+    assert after[0] != before[0]
+    assert await ingest(stack, webhook_body("1", messages=items)) == {"duplicates": len(items)}
+    assert state(stack) == after
+
+
+def state(stack: Stack) -> Any:
+    """Return all rows that an amendment may write, with their versions."""
+    tables = ("messages", "conversations", "message_amendments", "message_changes")
+    return [rows(stack.database_url, f"SELECT xmin::text, t::text FROM {table} AS t ORDER BY 2") for table in tables]
+
+
+PARTS: list[Any] = [None, 7, "new", [], {}, {"type": 7}, {"type": "text"}, {"type": "text", "text": 7}]
+UNREADABLE: list[Any] = [
+    {},
+    *({"message": part} for part in PARTS),
+    {"message": {"type": "text", "text": {}}},
+    {"message": {"type": "text", "text": {"body": ""}}},
+    {"message": {"type": "text", "text": {"body": 7}}},
+    {"message": {"type": "image", "image": {}}},
+    {"message": {"type": "edit", "edit": {"body": "new"}}},
+    {"message": {"type": "hologram", "hologram": {"angle": 7}}},
+]
+
+
+async def test_an_edit_without_a_message_that_can_be_read_changes_nothing_and_is_kept(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    await received(stack, text(1))
+    before = await get(stack)
+    edits = [
+        message(f"wamid.e{place}", "edit", SECOND + place, {"original_message_id": "wamid.1", **part})
+        for place, part in enumerate(UNREADABLE)
+    ]
+    assert await ingest(stack, webhook_body("1", messages=edits)) == {"rejected": len(edits)}
+    assert await get(stack) == before
+    kept = await stack.messaging.ListWebhookFailures(pb.ListWebhookFailuresRequest(salon_id=SALON))
+    assert {one.kind for one in kept.webhook_failures} == {pb.WEBHOOK_ITEM_KIND_MESSAGE}
+    captions = [{"id": "77", "caption": "Look"}, {"id": "77"}]
+    for second, media in enumerate(captions, 1):  # a caption may be taken away
+        part = {"original_message_id": "wamid.1", "message": {"type": "image", "image": media}}
+        await received(stack, message(f"wamid.{second}", "edit", SECOND + second, part))
+        assert (await get(stack)).content == media.get("caption", "")
 
 
 async def test_a_reaction_that_came_before_its_message_was_sent_is_on_it_once_its_id_is_known(stack: Stack) -> None:

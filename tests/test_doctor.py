@@ -161,6 +161,35 @@ def test_an_index_whose_creation_failed_is_found(database_url: str) -> None:
     assert finding.remedy == "REINDEX INDEX CONCURRENTLY planted_n"
 
 
+def test_an_index_left_by_an_ended_reindex_is_to_be_dropped(database_url: str) -> None:
+    execute(database_url, ROWS, "INSERT INTO planted VALUES (1), (1)")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        execute(database_url, "CREATE UNIQUE INDEX CONCURRENTLY planted_n_ccnew ON planted (n)")
+    (finding,) = found(examine(database_url, []), "index", "planted_n_ccnew")
+    assert finding.remedy == "DROP INDEX CONCURRENTLY planted_n_ccnew"
+
+
+def test_of_other_databases_only_writers_are_found(database_url: str, postgres: Postgres) -> None:
+    limits = replace(LIMITS, transaction_age=0.01)
+
+    def look() -> list[Finding]:
+        return [finding for finding in examine(database_url, [], limits).findings if finding.check == "old transaction"]
+
+    with psycopg.connect(postgres.url("postgres")) as conn:
+        conn.execute("SELECT pg_sleep(0.02)")
+        assert not look()
+        conn.execute("SELECT pg_current_xact_id()")
+        assert f"(pid {conn.info.backend_pid})" in until_found(look).subject
+
+
+def test_a_check_that_fails_hides_no_other_finding(database_url: str) -> None:
+    execute(database_url, "CREATE EXTENSION pg_stat_statements", "DROP INDEX idx_bookings_created")
+    diagnosis = examine(database_url, [])  # the extension is not in shared_preload_libraries
+    assert found(diagnosis, "index", "idx_bookings_created")
+    [reason] = [text for text in diagnosis.unchecked if "shared_preload_libraries" in text]
+    assert reason.startswith("slow statements: ")
+
+
 def test_a_transaction_left_open_is_found(database_url: str) -> None:
     def look(limits: Limits) -> list[Finding]:
         diagnosis = examine(database_url, [], limits)

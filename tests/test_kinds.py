@@ -120,3 +120,31 @@ async def test_each_kind_has_the_effects_of_its_rule(stack: Stack) -> None:
         if found != tuple(wanted):
             wrong[name] = found
     assert wrong == {}
+
+
+async def test_a_type_in_other_letters_is_unknown_and_has_the_effects_of_a_message(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    kinds = ("REACTION", "SYSTEM", "Call", "Edit", "TEXT")
+    items = [message(f"wamid.{place}", kind, FIRST, {"body": "hi"}) for place, kind in enumerate(kinds)]
+    assert await ingest(stack, body("1", "messages", messages=items)) == {"unknown": len(kinds)}
+    found = await stack.messaging.GetConversation(pb.GetConversationRequest(salon_id="salon-1", phone_number=CUSTOMER))
+    assert (found.unread_count, await counted(stack, "salon-1")) == (len(kinds), len(kinds))
+    assert {one.type for one in found.messages} == {pb.MESSAGE_TYPE_UNKNOWN}
+
+
+async def test_no_item_of_a_group_is_lost_or_gets_into_the_conversation_of_its_sender(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    bad = [text(f"bad.{place}", group_id=one) for place, one in enumerate((7, "", [], {}, True, "x" * 257, "a\0b"))]
+    bad.append(reaction("wamid.bad.r", "wamid.1", FIRST, group_id=7))
+    parts: dict[str, Any] = {"text": {"body": "hi"}, "call": {}, "system": {"type": "x"}, "hologram": {}}
+    good = [message(f"wamid.{kind}", kind, FIRST, part, **GROUP) for kind, part in parts.items()]
+    payload = body("1", "messages", messages=[*bad, *good])
+    assert await ingest(stack, payload) == {"rejected": len(bad), "messages": len(good) - 1, "unknown": 1}
+    assert await ingest(stack, payload) == {"duplicates": len(bad) + len(good)}
+    listed = await stack.messaging.ListConversations(pb.ListConversationsRequest(salon_id="salon-1"))
+    [group] = listed.conversations
+    assert group.group_id == GROUP["group_id"]
+    found = await stack.messaging.ListMessages(
+        pb.ListMessagesRequest(salon_id="salon-1", conversation_id=group.conversation_id)
+    )
+    assert {one.whatsapp_id for one in found.messages} == {item["id"] for item in good}

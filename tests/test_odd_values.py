@@ -7,8 +7,9 @@ import pytest
 
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging.webhook.details import read_details
+from services.messaging.webhook.json_scanner import HugeNumber
 from tests.kinds import PERSON, Item, body, call, echo, edit, message, past, reaction
-from tests.stack import SALON, Stack, message_request, salon, webhook_body
+from tests.stack import SALON, Stack, message_request, rows, salon, webhook_body
 from tests.test_webhook import ingest, status, text
 
 SHEENA = f"+{PERSON}"
@@ -66,6 +67,22 @@ async def test_a_status_of_the_future_counts_from_its_arrival_and_its_repeat_is_
     assert [one.time_adjusted for one in found.status_events] == [False, True]
 
 
+async def test_what_is_said_of_a_customer_in_the_future_was_so_when_it_came(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    both = {"phone_number": PERSON, "user_id": "US.1", "full_name": "Sheena"}
+    for timestamp in FUTURE:
+        saved = {"type": "contact", "contact": both, "action": "add", "metadata": {"timestamp": timestamp}}
+        choice = {"wa_id": PERSON, "user_id": "US.1", "category": "marketing_messages", "value": "stop"}
+        await ingest(stack, body("1", "smb_app_state_sync", state_sync=[saved]))
+        await ingest(stack, body("1", "user_preferences", user_preferences=[{**choice, "timestamp": timestamp}]))
+    assert rows(stack.database_url, "SELECT count(*), max(seen_at) <= now() FROM customer_identities") == [(2, True)]
+    soon = int(time.time()) + 60  # later than what was said, and not too far in the future
+    other = {"from": PERSON, "from_user_id": "US.2", "timestamp": str(soon)}  # the number has passed on
+    await ingest(stack, webhook_body("1", messages=[text(1, **other)]))
+    found = await stack.messaging.GetCustomer(pb.GetCustomerRequest(salon_id=SALON, user_id="US.2"))
+    assert list(found.phone_numbers) == [SHEENA]
+
+
 async def test_what_is_no_time_is_kept_as_a_failure(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     odd_times: list[Any] = [True, False, "soon", -1, 1.5, [], None]
@@ -94,16 +111,19 @@ async def test_what_can_not_be_stored_of_a_text_becomes_u_fffd(stack: Stack, hal
         message("wamid.5", "contacts", SECOND, [{"name": {"formatted_name": odd}}]),
         reaction("wamid.6", "wamid.1", SECOND, odd),
         text(7, referral={"body": odd}),
+        message("wamid.9", "interactive", SECOND, {"type": odd, odd: {"id": odd, "title": odd}}),
+        message("wamid.10", "system", SECOND, {"type": odd, "body": odd}),
     ]
     contacts = [{"wa_id": PERSON, "profile": {"name": odd}}]
-    assert await ingest(stack, webhook_body("1", messages=items, contacts=contacts)) == {"messages": 7}
+    assert await ingest(stack, webhook_body("1", messages=items, contacts=contacts)) == {"messages": 9}
     clean = "a\ufffdb"
-    first, second, third, fourth, fifth, seventh = [
-        await get(stack, f"wamid.{number}") for number in (1, 2, 3, 4, 5, 7)
+    first, second, third, fourth, fifth, seventh, ninth, tenth = [
+        await get(stack, f"wamid.{number}") for number in (1, 2, 3, 4, 5, 7, 9, 10)
     ]
     assert (first.content, first.reactions[0].emoji, second.content) == (clean, clean, clean)
     assert (third.location.name, fourth.interactive_reply.id, fifth.contacts[0].name) == (clean, clean, clean)
-    assert seventh.referral.body == clean
+    assert (seventh.referral.body, tenth.system.kind) == (clean, clean)
+    assert ninth.interactive_reply == pb.InteractiveReply(kind=clean, id=clean, title=clean)
     await ingest(stack, webhook_body("1", messages=[edit("wamid.8", "wamid.2", SECOND + 1, odd)]))
     assert (await get(stack, "wamid.2")).content == clean
     shown = await stack.messaging.GetConversation(pb.GetConversationRequest(salon_id=SALON, phone_number=SHEENA))
@@ -165,7 +185,10 @@ def test_details_that_can_be_read_stay_beside_others_and_lists_are_limited() -> 
     order = {"catalog_id": "c", "product_items": products * 100}
     details = read_details({"type": "order", "order": order})
     assert details == {"order": {"catalog_id": "c", "items": [{"product_retailer_id": "p"}] * 100}}
-    form = {"type": "nfm_reply", "nfm_reply": {"name": "flow", "response_json": {"a": [1]}}}
+    form: Any = {"type": "nfm_reply", "nfm_reply": {"name": "flow", "response_json": {"a": [1]}}}
     assert read_details({"type": "interactive", "interactive": form}) == {
         "interactive_reply": {"kind": "nfm_reply", "title": "flow", "flow_json": '{"a": [1]}'}
     }
+    form["nfm_reply"]["response_json"] = {"a": HugeNumber("1e999")}
+    huge = read_details({"type": "interactive", "interactive": form})
+    assert huge and huge["interactive_reply"]["flow_json"] == '{"a": "1e999"}'

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from libs.server import RpcError
 from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging.settings import MessagingSettings
-from services.messaging.webhook.parse import read_webhook
+from services.messaging.webhook.parse import check_signature
 from tests.stack import SALON, SECRET, Failure, Stack, failure, message_request, rows, salon, webhook_body
 
 BODIES = Path(__file__).parent / "data" / "whatsapp"
@@ -223,10 +223,10 @@ def test_a_body_may_be_signed_with_any_secret_of_a_rotation() -> None:
     assert settings.app_secrets == ["new-secret", "old-secret"]
     payload = webhook_body("1")
     for secret in ("new-secret", "old-secret"):
-        assert list(read_webhook(payload, signed(payload, secret).signature, settings.app_secrets))
+        assert list(check_signature(payload, signed(payload, secret).signature, settings.app_secrets))
     for secret in ("third-secret", "new-secret,old-secret", ""):
         with pytest.raises(RpcError, match="signature"):
-            list(read_webhook(payload, signed(payload, secret).signature, settings.app_secrets))
+            list(check_signature(payload, signed(payload, secret).signature, settings.app_secrets))
 
 
 @pytest.mark.parametrize("secrets", [",", " ", ", ,"])

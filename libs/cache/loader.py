@@ -42,6 +42,7 @@ class InFlightLoad:
 
     read: Read
     tag_version: TagVersion | None
+    behind: bool = False
     may_be_stored: bool = False
     _entry: Entry | None = None
     _error: BaseException | None = None
@@ -122,10 +123,11 @@ class Loader:
 
         `behind`: no caller waits for it, so it is batched apart, and no caller's load waits for its statement.
         """
-        load = InFlightLoad(read, tag_version)
+        load = InFlightLoad(read, tag_version, behind)
         if tag_version is not None:
             self._in_flight[read.key.entry, tag_version.version] = load
-        batch_key = read.load, read.batch and read.batch(read.argument), behind, read.replica
+        from_replica = read.replica and self._replica is not None
+        batch_key = read.load, read.batch and read.batch(read.argument), behind, from_replica
         self._queue(batch_key, [load], read.load)
         return load
 
@@ -141,8 +143,11 @@ class Loader:
 
     async def _run_queue(self, batch_key: Hashable, queue: list[InFlightLoad], run: LoadMany, rows: int) -> None:
         def overtake() -> None:
-            """Move the loads that wait behind a slow statement to another queue and another connection."""
-            if self._queues.get(batch_key) is queue:
+            """Move the loads that wait behind a slow statement to another queue and another connection.
+
+            Not if no caller waits for them: they must not take more connections.
+            """
+            if self._queues.get(batch_key) is queue and not (queue and queue[0].behind):
                 del self._queues[batch_key]
                 if queue:
                     self._queue(batch_key, queue, run, rows)
@@ -204,7 +209,7 @@ class Loader:
     ) -> dict[Hashable, LoadResult[Any]]:
         """Return the results that show every registered write; none if the replica can't be used."""
         replica = self._replica
-        if replica is None or not replica.usable or not loads[0].read.replica:
+        if replica is None or not loads[0].read.replica or not replica.usable:
             return {}
         last_xids: dict[Hashable, int] = {}
         for load in loads:
@@ -213,8 +218,10 @@ class Loader:
             name = load.read.argument
             last_xids[name] = max(last_xids.get(name, 0), load.tag_version.last_xid)
         try:
-            found = await replica.read(lambda conn: _run(run, conn, arguments, overtake))
+            found, epoch = await replica.read(lambda conn: _run(run, conn, arguments, overtake))
         except Exception:  # the primary answers, or has the same error
+            return {}
+        if epoch != self._store.epoch:  # a standby of another line of history, or one that is behind its last change
             return {}
         results = {
             argument: result

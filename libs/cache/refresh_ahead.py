@@ -11,11 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from libs.cache.keys import Key
-from libs.cache.reply import Read, Reply
+from libs.cache.reply import LoadOne, Read, Reply
 from libs.cache.statistics import Counters
 
 # At once, up to half of the fills would be refused: transactions that began before the commit are still open.
 DELAY_SECONDS = 0.01
+MOST_AT_ONCE = 64  # entries that are loaded again at the same time: one statement of each kind
+MOST_OF_A_TAG = 256  # entries that are known; a write looks at all of its tag
 LEAST_SHARE = 0.5  # of the times between two writes in which the entry was read
 WEIGHT = 0.3  # of the last time in that share
 
@@ -44,8 +46,9 @@ class _Known:
 class Refiller:
     """Loads entries again after this process's writes: at most `count` entries are known; 0 is none.
 
-    `load` loads an entry that is not cached, and returns whether it did and the entry may be stored. One batch of loads
-    is under way at a time, so refills take few connections. `unread` has the entries that were loaded again and not hit
+    `load` loads an entry that is not cached, and returns whether it did and the entry may be stored. MOST_AT_ONCE are
+    loaded at a time. Reads with a limited number of connections, such as searches, are not loaded again: they are
+    expensive and seldom repeated. `unread` has the entries that were loaded again and not hit
     since: their first hit is a miss that was saved.
     """
 
@@ -56,7 +59,7 @@ class Refiller:
         self._counters = counters
         self._load = load
         self._known: OrderedDict[str, _Known] = OrderedDict()  # by entry, the latest miss last
-        self._of_tag: dict[str, set[str]] = {}  # entries by version key
+        self._of_tag: dict[str, OrderedDict[str, None]] = {}  # entries by version key, the latest miss last
         self._due: dict[str, Read] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -73,17 +76,20 @@ class Refiller:
 
     def missed(self, read: Read) -> None:
         """Note a miss."""
-        if not self._count:
+        if not self._count or (isinstance(read.load, LoadOne) and read.load.connect):
             return
         name = read.key.entry
-        if (known := self._known.get(name)) is None:
-            known = self._known[name] = _Known(read)
-            self._of_tag.setdefault(read.key.tag.version_key, set()).add(name)
-            if len(self._known) > self._count:
-                self._forget(*self._known.popitem(last=False))
-        self._known.move_to_end(name)
+        names = self._of_tag.setdefault(read.key.tag.version_key, OrderedDict())
+        known = self._known.setdefault(name, _Known(read))
         known.read, known.is_read = read, True
+        names[name] = None
+        for order in (self._known, names):
+            order.move_to_end(name)
         self.unread.discard(name)
+        if len(names) > MOST_OF_A_TAG:
+            self._forget(next(iter(names)))
+        if len(self._known) > self._count:
+            self._forget(next(iter(self._known)))
 
     def hit(self, key: Key) -> None:
         """Note the first hit on an `unread` entry."""
@@ -109,8 +115,8 @@ class Refiller:
         try:
             while self._due:
                 await asyncio.sleep(DELAY_SECONDS)
-                due, self._due = self._due, {}
-                await asyncio.gather(*map(self._refill, due.values()))
+                due = [self._due.popitem()[1] for _ in range(min(MOST_AT_ONCE, len(self._due)))]  # the latest first
+                await asyncio.gather(*map(self._refill, due))
         finally:
             self._task = None
 
@@ -121,10 +127,9 @@ class Refiller:
                 if read.key.entry in self._known:
                     self.unread.add(read.key.entry)
 
-    def _forget(self, name: str, known: _Known) -> None:
-        """Remove an entry that is no longer in `_known` from the rest."""
-        version_key = known.read.key.tag.version_key
-        self._of_tag[version_key].discard(name)
+    def _forget(self, name: str) -> None:
+        version_key = self._known.pop(name).read.key.tag.version_key
+        del self._of_tag[version_key][name]
         if not self._of_tag[version_key]:
             del self._of_tag[version_key]
         self.unread.discard(name)

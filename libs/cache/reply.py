@@ -43,8 +43,13 @@ class Replica(Protocol):
     def usable(self) -> bool:
         """Whether to try it now."""
 
-    async def read(self, run: Callable[[Any], Awaitable[Sequence[LoadResult[Any]]]]) -> Sequence[LoadResult[Any]]:
-        """Return what `run` reads on a connection to it. Raises: any Exception, after which the primary is read."""
+    async def read(
+        self, run: Callable[[Any], Awaitable[Sequence[LoadResult[Any]]]]
+    ) -> tuple[Sequence[LoadResult[Any]], str]:
+        """Return what `run` reads on a connection to it, and its epoch.
+
+        Raises: any Exception, after which the primary is read.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ class Connection(psycopg.AsyncConnection[Any]):
     """A connection whose statements are counted in `queries`.
 
     `on_pooled` is called when the connection's server turns out to be shared by a pooler, so that no process may leave
-    a statement prepared. `began` is when the last statement was sent, by time.perf_counter.
+    a statement prepared. `began` is when the last statement was sent, by time.perf_counter. A statement may take
+    `allowed_seconds`, if that is more than others may.
 
     A COMMIT is never canceled: if its caller is, `ending` is the task that waits for the answer. The connection can't
     be used until that task is done. While `endings` has `most_endings` such tasks, no transaction begins.
@@ -57,6 +58,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     queries: QueryStats
     history: History | None = None
     began = 0.0
+    allowed_seconds = 0.0
     committing = False
     ending: asyncio.Task[None] | None = None
     on_pooled: Callable[[], None] = staticmethod(lambda: None)
@@ -141,7 +143,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     def is_overdue(self, seconds: float) -> bool:
         """Return whether a statement has been running for longer than that."""
         is_active = self.pgconn.transaction_status == TransactionStatus.ACTIVE
-        return is_active and time.perf_counter() - self.began > seconds
+        return is_active and time.perf_counter() - self.began > max(seconds, self.allowed_seconds)
 
     def hang_up(self) -> None:
         """Break the connection from this side, without waiting for the server, which may never answer.

@@ -35,7 +35,7 @@ def split_hosts(conninfo: str) -> list[str]:
     ]
 
 
-class _Probe(Connection):
+class Probe(Connection):
     """A connection that is closed instead of canceling its statement."""
 
     async def _cancel(self) -> None:
@@ -57,7 +57,7 @@ class Host:
         self.probed = asyncio.Event()
         self._on_change = on_change
         self._wake = asyncio.Event()
-        self._conn: _Probe | None = None
+        self._conn: Probe | None = None
         self._connect_seconds = max(ANSWER_SECONDS, timeout_from_conninfo(conninfo_to_dict(conninfo)))
 
     async def watch(self) -> None:
@@ -90,7 +90,7 @@ class Host:
             await self._close()
         try:
             async with asyncio.timeout(self._connect_seconds):
-                self._conn = await _Probe.connect(self.conninfo, autocommit=True)
+                self._conn = await Probe.connect(self.conninfo, autocommit=True)
             self.connects += 1
             self._conn.queries = QueryStats(threshold=float("inf"))
             return await self._read(self._conn)
@@ -99,7 +99,7 @@ class Host:
             await self._close()
             return None
 
-    async def _read(self, conn: _Probe) -> History | None:
+    async def _read(self, conn: Probe) -> History | None:
         async with asyncio.timeout(ANSWER_SECONDS):
             await conn.read_history()
         self.problem = "" if conn.history else "it is a standby"

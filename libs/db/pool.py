@@ -124,10 +124,18 @@ class Database:
             open=False,
         )
 
-    def _conninfo_of_primary(self) -> str:
+    @property
+    def primary_conninfo(self) -> str:
+        """The connection string of the primary, without those of other hosts. Raises: DatabaseUnavailable."""
         if self._primary is None:
-            raise psycopg.OperationalError("no host is the primary")
+            raise DatabaseUnavailable
         return self._primary.conninfo
+
+    def _conninfo_of_primary(self) -> str:
+        try:
+            return self.primary_conninfo
+        except DatabaseUnavailable:
+            raise psycopg.OperationalError("no host is the primary") from None
 
     async def _configure(self, conn: Connection) -> None:
         self._connections.add(conn)

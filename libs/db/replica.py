@@ -1,23 +1,28 @@
 """A pool of connections to a standby, for reads whose snapshots the caller compares.
 
-A standby may be behind, paused, or promoted. Its answer is used only if
+A standby may be behind, paused, hung, promoted, or of another line of history. Its answer is used only if
 
 - it had replayed all that the primary had written at a moment at most `DB_REPLICA_MAX_LAG` ms ago, and
-- it was still a standby after the statement: transactions that a promoted one numbers itself mean other writes, and
-- the snapshot of the statement shows every write that the caller must see. That is compared in libs/cache.
+- it was still a standby after the statement: a promoted one gives its own numbers to transactions, and
+- it has the epoch of the cache (0030): after a failover that lost commits, and after a restore, the new primary has
+  another one, which a standby of the old line never gets, and
+- the snapshot of the statement shows every write that the caller must see.
+
+The caller compares the last two (libs/cache).
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from libs.db.connection import Connection
-from libs.db.pool import Database, DatabaseUnavailable, PoolExhausted, conninfo
+from libs.db.hosts import Probe
+from libs.db.pool import Database, DatabaseUnavailable, conninfo
 from libs.db.settings import DatabaseSettings
 from libs.db.statement import Statement
 from libs.db.stats import QueryStats
@@ -27,6 +32,7 @@ T = TypeVar("T")
 CHECK_SECONDS = 0.2
 ANSWER_SECONDS = 1.0  # longest time of a check
 WAIT_SECONDS = 0.05  # longest wait for a connection: the primary is there
+READ_SECONDS = 2.0  # longest time of a read: a hung standby must not hold the callers
 
 WRITTEN = (
     "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, system_identifier FROM pg_control_system()"
@@ -34,7 +40,9 @@ WRITTEN = (
 REPLAYED = """
     SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, system_identifier
     FROM pg_control_system() WHERE pg_is_in_recovery()"""
-_IS_STANDBY = Statement("SELECT pg_is_in_recovery()::int", {}, lambda _, rows: bool(int(rows[0][0])))
+_EPOCH = Statement(
+    "SELECT epoch FROM cache_in_force WHERE pg_is_in_recovery()", {}, lambda _, rows: rows[0][0] if rows else None
+)
 
 
 class ReplicaAway(Exception):
@@ -49,12 +57,14 @@ class Replica:
         self._settings = settings
         self._primary = primary
         self._max_lag = settings.replica_max_lag / 1000
+        self._conninfo = conninfo(settings, application_name)
+        self._probes: dict[str, Probe] = {}  # by connection string
+        self._history = primary.history
         self._written: deque[tuple[float, int]] = deque()  # positions of the primary, and when they were read
         self._caught_up = float("-inf")  # when the primary was at the position that the standby has replayed
         self._task: asyncio.Task[None] | None = None
-        self.queries = QueryStats(settings.slow_query_threshold / 1000)
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            conninfo(settings, application_name),
+            self._conninfo,
             connection_class=Connection,
             kwargs={"autocommit": True},
             configure=self._configure,
@@ -66,7 +76,7 @@ class Replica:
         )
 
     async def _configure(self, conn: Connection) -> None:
-        conn.queries = self.queries
+        conn.queries = self._primary.queries
         conn.prepared_max = self._settings.statement_cache_size
         conn.prepare_threshold = 2 if self._settings.statement_cache_size and not self._settings.pgbouncer else None
 
@@ -87,35 +97,60 @@ class Replica:
         """Whether it is at most DB_REPLICA_MAX_LAG ms behind."""
         return asyncio.get_running_loop().time() < self._caught_up + self._max_lag
 
-    async def read(self, run: Callable[[Connection], Awaitable[T]]) -> T:
-        """Return what `run` reads on a connection. Raises: ReplicaAway."""
+    async def read(self, run: Callable[[Connection], Awaitable[T]]) -> tuple[T, str]:
+        """Return what `run` reads on a connection, and the epoch of the standby. Raises: ReplicaAway."""
         try:
             async with self.pool.connection() as conn:
-                found = await run(conn)
-                [is_standby] = await conn.run(_IS_STANDBY)
+                timer = asyncio.get_running_loop().call_later(READ_SECONDS, conn.hang_up)
+                try:
+                    found = await run(conn)
+                    [epoch] = await conn.run(_EPOCH)
+                finally:
+                    timer.cancel()
         except (psycopg.Error, OSError) as error:  # also conflicts with the replay: the primary has none
             raise ReplicaAway from error
-        if not is_standby:
+        if epoch is None:
             raise ReplicaAway
-        return found
+        return found, epoch if isinstance(epoch, str) else bytes(epoch).decode()
 
     async def _watch(self) -> None:
-        while True:
-            with suppress(psycopg.Error, OSError, TimeoutError, DatabaseUnavailable, PoolExhausted):
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await self._check()
-            await asyncio.sleep(CHECK_SECONDS)
+        try:
+            while True:
+                with suppress(psycopg.Error, OSError, TimeoutError, DatabaseUnavailable):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await self._check()
+                await asyncio.sleep(CHECK_SECONDS)
+        finally:
+            await self._forget_probes()
 
     async def _check(self) -> None:
         """Read the positions of both. A standby of another cluster, or none any more, has none."""
+        if self._history is not self._primary.history:  # positions of another primary mean nothing
+            self._history = self._primary.history
+            self._written.clear()
+            self._caught_up = float("-inf")
+            await self._forget_probes()
         now = asyncio.get_running_loop().time()
-        async with self._primary.connection() as conn:
-            [(written, system)] = await (await conn.execute(WRITTEN)).fetchall()
+        [(written, system)] = await self._ask(self._primary.primary_conninfo, WRITTEN)
         self._written.append((now, written))
-        async with self.pool.connection() as standby:
-            rows = await (await standby.execute(REPLAYED)).fetchall()
-        for replayed, of_system in rows:
+        for replayed, of_system in await self._ask(self._conninfo, REPLAYED):
             while of_system == system and self._written and self._written[0][1] <= replayed:
                 self._caught_up, _ = self._written.popleft()
         while self._written and self._written[0][0] < now - self._max_lag:
             self._written.popleft()  # it would count no more
+
+    async def _ask(self, server: str, query: str) -> list[Any]:
+        """Run a query on a connection that no caller waits for; a new one if the last one failed."""
+        try:
+            if server not in self._probes:
+                self._probes[server] = await Probe.connect(server, autocommit=True, prepare_threshold=None)
+                self._probes[server].queries = QueryStats(threshold=float("inf"))
+            return await (await self._probes[server].execute(query.encode())).fetchall()
+        except BaseException:
+            if (probe := self._probes.pop(server, None)) is not None:
+                await probe.close()
+            raise
+
+    async def _forget_probes(self) -> None:
+        while self._probes:
+            await self._probes.popitem()[1].close()

@@ -103,7 +103,7 @@ class DatabaseSettings(BaseSettings):
         """Return the settings of the environment; the URL is that of the first of `variables` that is set.
 
         The URL may have pool parameters; an explicit DB_* variable overrides them. That of a `primary` must not ask for
-        a standby.
+        a standby; that of a replica names one host.
         Raises: ValueError, which names the variable, if the URL is missing or a value is invalid.
         """
         name = next((variable for variable in variables if environ.get(variable)), None)
@@ -113,6 +113,8 @@ class DatabaseSettings(BaseSettings):
             url, parameters = split_pool_parameters(environ[name])
             if primary:
                 _check_attributes(url)
+            elif "," in str(conninfo_to_dict(url).get("host", "")):
+                raise ValueError("names several hosts; a replica is one")  # its lag is measured there
         except ProgrammingError as error:
             raise ValueError(f"{name} is not a connection string of Postgres") from error
         except ValueError as error:

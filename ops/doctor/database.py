@@ -21,7 +21,10 @@ def missing_indexes(conn: psycopg.Connection, limits: Limits) -> Iterator[Findin
             yield Finding("index", index.name, f"{index.state} on {index.table}", "parlor migrate")
     query = "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE NOT indisvalid"
     for row in _rows(conn, query):
-        yield Finding("index", row["name"], "invalid: its creation failed", f"REINDEX INDEX CONCURRENTLY {row['name']}")
+        name = row["name"]
+        left = name.strip('"').endswith(("_ccnew", "_ccold"))  # by a REINDEX CONCURRENTLY that was ended
+        remedy = f"DROP INDEX CONCURRENTLY {name}" if left else f"REINDEX INDEX CONCURRENTLY {name}"
+        yield Finding("index", name, "invalid: its creation failed", remedy)
 
 
 def unused_indexes(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding]:
@@ -123,12 +126,16 @@ def slow_statements(conn: psycopg.Connection, limits: Limits) -> Iterator[Findin
 
 
 def old_transactions(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding]:
-    """Yield transactions open for long: VACUUM removes nothing newer, and feeds of changes wait for writers."""
+    """Yield transactions open for long: VACUUM removes nothing newer, and feeds of changes wait for writers.
+
+    Writers of the server's other databases count, too; VACUUM itself does not.
+    """
     query = """
         SELECT pid, coalesce(usename, backend_type) AS login, state,
             extract(epoch FROM now() - xact_start)::float8 AS age
         FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid()
+        WHERE (datname = current_database() OR backend_xid IS NOT NULL) AND pid <> pg_backend_pid()
+            AND backend_type <> 'autovacuum worker' AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)
             AND xact_start < now() - make_interval(secs => %(transaction_age)s)
         ORDER BY xact_start"""
     for row in _rows(conn, query, limits):

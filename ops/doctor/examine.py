@@ -25,9 +25,13 @@ def examine(
         conn.read_only = True
         for check in CHECKS:
             try:
-                findings += check(conn, limits)
+                findings += list(check(conn, limits))
             except LookupError as error:
                 unchecked.append(str(error))
+            except psycopg.Error as error:
+                if conn.closed:
+                    raise
+                unchecked.append(f"{check.__name__.replace('_', ' ')}: {' '.join(str(error).split())}")
     for url in metrics_urls:
         try:
             findings += examine_metrics(url, read_metrics(url, tls), limits)

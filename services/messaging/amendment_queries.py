@@ -21,8 +21,8 @@ from services.messaging.message_write_queries import (
 def insert_amendments(amendments: Sequence[NewMessage]) -> Statement[list[str]]:
     """Insert reactions, edits and revokes that are not recorded yet; return the whatsapp_id of each. Not erased ones.
 
-    Their `reply_to_whatsapp_id` names the message. The caller holds the locks of both ids, and runs `fold_amendments`
-    next.
+    Their `reply_to_whatsapp_id` names the message. The caller holds the locks of both ids, and runs
+    `fold_new_amendments` next.
     Source: index message_amendments_pkey.
     """
     query = f"""
@@ -52,10 +52,10 @@ def touch_conversations(reactions: Sequence[NewMessage]) -> Statement[list[Conve
     )
 
 
-_IS_NEW = """EXISTS (
+_OF_THIS_TRANSACTION = "a.xmin = pg_current_xact_id()::xid"
+_IS_NEW = f"""EXISTS (
             SELECT FROM message_amendments AS a
-            WHERE a.salon_id = given.salon_id AND a.whatsapp_id = given.whatsapp_id
-                AND a.xmin = pg_current_xact_id()::xid
+            WHERE a.salon_id = given.salon_id AND a.whatsapp_id = given.whatsapp_id AND {_OF_THIS_TRANSACTION}
         )"""
 _TOUCH_CONVERSATIONS = f"""
     WITH {of_customers(_IS_NEW, has_messages=False)}, change AS (
@@ -74,6 +74,17 @@ def fold_amendments(salon_id: str, whatsapp_ids: Iterable[str]) -> Statement[lis
     """
     params = {"salon_id": salon_id, "whatsapp_ids": text_array(sorted(set(whatsapp_ids)))}
     return Statement(_FOLD_AMENDMENTS, params, written_messages)
+
+
+def fold_new_amendments(amendments: Sequence[NewMessage]) -> Statement[list[WrittenMessage]]:
+    """Do as `fold_amendments` for the messages of those amendments that this transaction has inserted.
+
+    The others are repeats, which write nothing. All are of one salon.
+    Source: as `fold_amendments`, and index message_amendments_pkey.
+    """
+    names = text_array(amendment.whatsapp_id or "" for amendment in amendments)
+    params = {"salon_id": amendments[0].salon_id, "whatsapp_ids": names}
+    return Statement(_FOLD_NEW_AMENDMENTS, params, written_messages)
 
 
 def _time(column: str) -> str:
@@ -104,25 +115,38 @@ _REACTIONS = f"""
         ORDER BY a.direction, person, a.created_at DESC, a.whatsapp_id DESC
     ) AS latest WHERE content <> ''"""
 _CONTENT_FIELDS = "{interactive_reply,location,order,referral,contacts,referred_product}"
-_FOLD_AMENDMENTS = f"""
-    UPDATE messages AS m SET
-        content = CASE WHEN revoked_at IS NULL THEN coalesce(new_content, m.content) ELSE '' END,
-        media_id = CASE WHEN revoked_at IS NULL THEN coalesce(new_media_id, m.media_id) END,
-        details = nullif(
-            coalesce(m.details, '{{}}') - '{{reactions,edited_time,revoked_time}}'::text[]
-                - CASE WHEN revoked_at IS NULL THEN '{{}}' ELSE '{_CONTENT_FIELDS}' END::text[]
-                || jsonb_strip_nulls(jsonb_build_object('reactions', reactions, 'edited_time', {_time("edited_at")},
-                    'revoked_time', {_time("revoked_at")})),
-            '{{}}'
-        )
-    FROM (
-        SELECT t.salon_id AS of_salon, t.message_id AS of_message, t.whatsapp_id AS of_whatsapp_id,
-            t.direction AS of_direction, (
-            SELECT kind = 'GROUP' FROM conversations AS c
-            WHERE c.salon_id = t.salon_id AND c.conversation_id = t.conversation_id
-        ) AS in_group
-        FROM messages AS t WHERE t.salon_id = %(salon_id)s AND t.whatsapp_id = ANY (%(whatsapp_ids)s::text[])
-        ORDER BY t.message_id FOR NO KEY UPDATE OF t
-    ) AS named, LATERAL ({_FOLDED}) AS folded, LATERAL ({_REACTIONS}) AS reacted
-    WHERE m.salon_id = of_salon AND m.message_id = of_message
-    RETURNING {MESSAGE}"""
+
+
+def _fold(whatsapp_ids: str) -> str:
+    """Return the statement that folds the amendments of the messages whose whatsapp_id is in an array."""
+    return f"""
+        UPDATE messages AS m SET
+            content = CASE WHEN revoked_at IS NULL THEN coalesce(new_content, m.content) ELSE '' END,
+            media_id = CASE WHEN revoked_at IS NULL THEN coalesce(new_media_id, m.media_id) END,
+            details = nullif(
+                coalesce(m.details, '{{}}') - '{{reactions,edited_time,revoked_time}}'::text[]
+                    - CASE WHEN revoked_at IS NULL THEN '{{}}' ELSE '{_CONTENT_FIELDS}' END::text[]
+                    || jsonb_strip_nulls(jsonb_build_object('reactions', reactions, 'edited_time', {_time("edited_at")},
+                        'revoked_time', {_time("revoked_at")})),
+                '{{}}'
+            )
+        FROM (
+            SELECT t.salon_id AS of_salon, t.message_id AS of_message, t.whatsapp_id AS of_whatsapp_id,
+                t.direction AS of_direction, (
+                SELECT kind = 'GROUP' FROM conversations AS c
+                WHERE c.salon_id = t.salon_id AND c.conversation_id = t.conversation_id
+            ) AS in_group
+            FROM messages AS t
+            WHERE t.salon_id = %(salon_id)s AND t.whatsapp_id = ANY ({whatsapp_ids})
+            ORDER BY t.message_id FOR NO KEY UPDATE OF t
+        ) AS named, LATERAL ({_FOLDED}) AS folded, LATERAL ({_REACTIONS}) AS reacted
+        WHERE m.salon_id = of_salon AND m.message_id = of_message
+        RETURNING {MESSAGE}"""
+
+
+_FOLD_AMENDMENTS = _fold("%(whatsapp_ids)s::text[]")
+_FOLD_NEW_AMENDMENTS = _fold(f"""ARRAY (
+                SELECT a.target_whatsapp_id FROM message_amendments AS a
+                WHERE a.salon_id = %(salon_id)s AND a.whatsapp_id = ANY (%(whatsapp_ids)s::text[])
+                    AND {_OF_THIS_TRANSACTION}
+            )""")

@@ -8,6 +8,10 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
+from libs.db import Connection
+
+LONGEST_MINUTES = 10  # the sums of a week of all salons
+
 PIECE_DAYS = 7  # of one seal: a transaction with an ID keeps loads from being cached while it is open
 FOLD_ROWS = 50_000  # of one fold
 
@@ -211,15 +215,21 @@ async def fold_deltas(conn: AsyncConnection[Any], fold: str) -> int:
 async def alone(conn: AsyncConnection[Any]) -> AsyncIterator[None]:
     """Run a transaction that no other run's overlaps. Readers and writers don't wait for it.
 
-    LOCK takes no snapshot, so that of the next statement sees all that the run before it did.
-    Raises: RollupBusy if another run holds the lock for 10 s.
+    LOCK takes no snapshot, so that of the next statement sees all that the run before it did. A statement may take
+    LONGEST_MINUTES. Raises: RollupBusy if another run holds the lock for 10 s.
     """
-    async with conn.transaction():
-        await conn.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        await conn.execute(b"SET LOCAL lock_timeout = '10s'")
-        await conn.execute(b"SET LOCAL statement_timeout = '10min'")
-        try:
-            await conn.execute(b"LOCK TABLE rollups IN SHARE UPDATE EXCLUSIVE MODE")
-        except psycopg.errors.LockNotAvailable:
-            raise RollupBusy("another run holds the lock") from None
-        yield
+    if isinstance(conn, Connection):  # of the services' pool
+        conn.allowed_seconds = 60.0 * LONGEST_MINUTES
+    try:
+        async with conn.transaction():
+            await conn.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            await conn.execute(b"SET LOCAL lock_timeout = '10s'")
+            await conn.execute(f"SET LOCAL statement_timeout = '{LONGEST_MINUTES}min'".encode())
+            try:
+                await conn.execute(b"LOCK TABLE rollups IN SHARE UPDATE EXCLUSIVE MODE")
+            except psycopg.errors.LockNotAvailable:
+                raise RollupBusy("another run holds the lock") from None
+            yield
+    finally:
+        if isinstance(conn, Connection):
+            conn.allowed_seconds = 0.0

@@ -1,10 +1,13 @@
 """Entries that are read between most writes are loaded again after a write, and are never staler than a miss."""
 
 import asyncio
+from typing import Any
 
+import psycopg
 import pytest
 
-from tests.cache.shop import Pause, Shop, Start
+from libs.cache.refresh_ahead import MOST_AT_ONCE, MOST_OF_A_TAG
+from tests.cache.shop import Loaded, Pause, Shop, Start
 
 
 @pytest.fixture
@@ -125,6 +128,50 @@ async def test_a_refill_that_fails_is_left_to_the_next_read(shop: Shop) -> None:
     await shop.cache.settle()
     assert counted(shop) == (0, 0)
     assert (await shop.read())[:2] == (b"new", "miss")
+
+
+async def test_a_process_that_ends_during_a_refill_ends(start: Start) -> None:
+    shop, pause, paused = await start(refill=2), Pause(), False
+
+    async def before() -> None:
+        if paused:
+            await pause()
+
+    await shop.read(before=before)
+    await refilled(shop)
+    paused = True
+    await shop.write()
+    await pause.reached.wait()
+    closing = asyncio.create_task(shop.cache.close())
+    await asyncio.sleep(0)
+    pause.go_on.set()
+    await closing
+
+
+async def test_many_entries_of_a_tag_are_loaded_in_pieces_and_the_latest_are_known(start: Start) -> None:
+    shop = await start(refill=1000)
+    names = [f"item {number}" for number in range(MOST_OF_A_TAG + 10)]
+    for name in names:
+        await shop.read_together(name)
+    await refilled(shop)
+    await shop.write()
+    loads = await refilled(shop)
+    assert counted(shop) == (MOST_OF_A_TAG, 0)
+    assert len(loads) >= MOST_OF_A_TAG / MOST_AT_ONCE
+    found = [(await shop.read_together(name)).source for name in names]
+    assert found == ["miss"] * 10 + ["hit"] * MOST_OF_A_TAG
+
+
+async def test_reads_with_few_connections_are_not_loaded_again(shop: Shop) -> None:
+    async def load(conn: psycopg.AsyncConnection[Any]) -> Loaded:
+        shop.loads.append("search")
+        return await shop.select(conn, "a", "tea")
+
+    for _ in range(2):
+        await shop.cache.get(shop.key(), load, connect=shop.pool.connection)
+        assert await refilled(shop) == ["search"]
+        await shop.write()
+        assert await refilled(shop) == []
 
 
 async def test_writes_in_quick_succession_share_a_refill(shop: Shop) -> None:

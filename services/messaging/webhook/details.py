@@ -4,19 +4,18 @@ Source: Meta, "Webhooks, messages reference", one page for each type. What can't
 is kept. Lists and texts are limited, so that a page of messages stays small.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from services.messaging.webhook.content import shown_text, text_field, typed_part
+from services.messaging.webhook.content import clean, shown_text, text_field, typed_part
+from services.messaging.webhook.json_scanner import json_text
+from services.messaging.webhook.pricing import micros
 from services.messaging.webhook.senders import e164, is_number
 
 MOST_ELEMENTS = 100
 MOST_NUMBERS = 20  # of a contact card
 LONGEST = 4096
 LONGEST_FORM = 65_536
-MOST_MICROS = 10**15
 
 Details = dict[str, Any]
 
@@ -36,11 +35,16 @@ def read_details(item: Mapping[str, Any]) -> Details | None:
     return details or None
 
 
-def error_details(item: Mapping[str, Any]) -> str | None:
-    """Return WhatsApp's details of an item's first error."""
+def first_error(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an item's first error, an empty one if it has none."""
     errors = item.get("errors")
     error = errors[0] if isinstance(errors, list) and errors else None
-    return shown_text(error.get("error_data") if isinstance(error, dict) else None, "details", LONGEST)
+    return error if isinstance(error, dict) else {}
+
+
+def error_details(item: Mapping[str, Any]) -> str | None:
+    """Return WhatsApp's details of an item's first error."""
+    return shown_text(first_error(item).get("error_data"), "details", LONGEST)
 
 
 def status_details(item: Mapping[str, Any]) -> Details | None:
@@ -54,6 +58,11 @@ def status_details(item: Mapping[str, Any]) -> Details | None:
     return {name: text for name, text in details.items() if text} or None
 
 
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number above 0 that an int32 holds."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
 def _texts(holder: Any, *names: str, longest: int = LONGEST) -> Details:
     """Return the texts of a JSON object that are not empty."""
     return {name: text for name in names if (text := shown_text(holder, name, longest))}
@@ -63,10 +72,10 @@ def _interactive(part: Any) -> Details:
     kind, chosen = typed_part(part) if isinstance(part, dict) else ("", None)
     if not isinstance(chosen, dict):
         return {}
-    reply = {"kind": kind[:64], **_texts(chosen, "id", "title", "description")}
+    reply = {"kind": clean(kind[:64]), **_texts(chosen, "id", "title", "description")}
     if kind == "nfm_reply":
         answers = chosen.get("response_json")
-        text = answers if isinstance(answers, str) else json.dumps(answers) if isinstance(answers, dict) else ""
+        text = answers if isinstance(answers, str) else json_text(answers) if isinstance(answers, dict) else ""
         reply |= _texts({"title": chosen.get("name")}, "title")
         reply |= _texts({"flow_json": text}, "flow_json", longest=LONGEST_FORM)
     elif kind == "call_permission_reply":
@@ -103,19 +112,10 @@ def _product(item: Any) -> Details:
     if not product:
         return {}
     quantity, currency = item.get("quantity"), text_field(item, "currency", 3)
-    if isinstance(quantity, int) and 0 < quantity < 2**31:
+    if is_count(quantity):
         product["quantity"] = quantity
-    price = _micros(item.get("item_price"))
+    price = micros(item.get("item_price"))
     return product | ({"item_price_micros": price, "currency_code": currency} if price and currency else {})
-
-
-def _micros(price: Any) -> int:
-    """Return a price in millionths, 0 if it can't be read."""
-    try:
-        micros = Decimal(str(price)) * 1_000_000 if isinstance(price, int | float | str) else Decimal(0)
-        return round(micros) if micros.is_finite() and 0 < micros <= MOST_MICROS else 0
-    except InvalidOperation:
-        return 0
 
 
 def _contacts(part: Any) -> list[Details]:

@@ -3,15 +3,16 @@
 Source: Meta, "Webhooks, user_preferences reference" and "smb_app_state_sync reference".
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from services.messaging.customer_queries import CustomerFact
 from services.messaging.webhook.content import shown_text, text_field
 from services.messaging.webhook.items import Moment, Phone
 from services.messaging.webhook.json_scanner import Unreadable
 from services.messaging.webhook.senders import Senders
+from services.messaging.webhook.times import clamped
 
 LONGEST = 1000
 
@@ -20,7 +21,7 @@ class _Said(BaseModel):
     """Of whom something is said, and when."""
 
     phone_number: Phone
-    timestamp: Moment
+    timestamp: Annotated[Moment, AfterValidator(lambda time: clamped(time)[0])]
 
 
 def read_preference(item: Any, senders: Senders) -> CustomerFact:

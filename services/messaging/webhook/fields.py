@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from services.messaging.kinds import CALL, ECHO, HISTORY, MISSED_CALL, NO_EFFECT
 from services.messaging.webhook.change import Change
 from services.messaging.webhook.content import text_field
+from services.messaging.webhook.details import is_count
 from services.messaging.webhook.facts import read_contact, read_preference
 from services.messaging.webhook.items import Incoming, Status, read_message
 from services.messaging.webhook.json_scanner import Unreadable, elements, json_text, load_or_none, members
@@ -39,7 +40,7 @@ def read_change(item: Any, value: Mapping[str, Any], change: Current) -> Iterato
         yield from _read_media(messages, value, senders, change)
     else:
         for message in messages:
-            change().add_message(message, partial(_live, senders=senders), senders.names)
+            change().add(message, partial(_live, senders=senders), senders.names)
             yield
     for echo in parts.get("message_echoes", ()):
         stored = partial(_in_change, "smb_message_echoes", "message_echoes")
@@ -144,7 +145,7 @@ def _call(item: Any, senders: Senders) -> Incoming:
     if event not in ("connect", "terminate"):
         raise Unreadable("event: is neither connect nor terminate")
     by_salon = item.get("direction") == "BUSINESS_INITIATED"
-    seconds = duration if isinstance(duration, int) and not isinstance(duration, bool) and 0 < duration < 2**31 else 0
+    seconds = duration if is_count(duration) else 0
     person = senders.of(_with_sender(item, "to" if by_salon else "from"))
     status = "STARTED" if event == "connect" else "COMPLETED" if seconds else "MISSED"
     return _call_message(item, person, status, seconds, by_salon=by_salon)

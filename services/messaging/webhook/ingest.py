@@ -1,10 +1,11 @@
 """Records webhook bodies: their messages, their statuses, and the items that can't be recorded."""
 
-import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
+
+import psycopg
 
 from libs.db import Statement
 from libs.server import Slices
@@ -18,10 +19,12 @@ from services.messaging.salons import Salons
 from services.messaging.webhook.change import Change
 from services.messaging.webhook.failure_queries import insert_failures
 from services.messaging.webhook.json_scanner import is_small
-from services.messaging.webhook.parse import read_webhook
+from services.messaging.webhook.parse import check_signature, read_webhook
 from services.messaging.webhook.recording import WRITTEN, Items
 
 MOST_UNKNOWN_IDS = 100  # in a reply
+# The database refuses a value, such as NUL in a text or one that is too large for an index: also if it is repeated.
+REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 
 class WebhookIngest:
@@ -45,14 +48,15 @@ class WebhookIngest:
         salons: dict[str, Salon | None] = {"": None}
         unknown: set[str] = set()
         failed: dict[str, Exception] = {}
-        async for number, change in self.changes(request.payload, request.signature):
+        checks = check_signature(request.payload, request.signature, self._secrets)
+        async for number, change in self.changes(request.payload, checks):
             if number in failed:
                 continue
             try:
                 if number not in salons:
                     salons[number] = await self._salons.of_phone_number_id(number)
                 if (salon := salons[number]) is not None:
-                    await self.record(request, salon, change, reply)
+                    await self._record(request, salon, change, reply)
                 else:
                     unknown |= {number} - {""}
                     await self._store_without_salon(request, number, change, reply)
@@ -63,9 +67,12 @@ class WebhookIngest:
         reply.unknown_phone_number_ids.extend(sorted(unknown)[:MOST_UNKNOWN_IDS])
         return reply
 
-    async def changes(self, payload: bytes, signature: str) -> AsyncIterator[tuple[str, Change]]:
-        """Yield the changes of a body; those of a large one in slices, between which other tasks run."""
-        steps = read_webhook(payload, signature, self._secrets)
+    async def changes(self, payload: bytes, checks: Iterable[None] = ()) -> AsyncIterator[tuple[str, Change]]:
+        """Yield the changes of a body; those of a large one in slices, between which other tasks run.
+
+        The steps `checks` run first.
+        """
+        steps = chain(checks, read_webhook(payload))
         if is_small(payload):
             for found in steps:
                 if found is not None:
@@ -74,9 +81,16 @@ class WebhookIngest:
             async for found in self._slices.each(steps):
                 yield found
 
-    def sign(self, payload: bytes) -> str:
-        """Return the signature of a body."""
-        return "sha256=" + hmac.new(self._secrets[0].encode(), payload, "sha256").hexdigest()
+    async def _record(self, request: Any, salon: Salon, change: Change, reply: pb.IngestWebhookResponse) -> None:
+        """Record a change as `record` does; if the database refuses an item, it becomes a failure."""
+        try:
+            await self.record(request, salon, change, reply)
+        except REFUSALS:
+            for one in change.apart():
+                try:
+                    await self.record(request, salon, one, reply)
+                except REFUSALS:
+                    await self.record(request, salon, one.refused(), reply)
 
     async def record(
         self,

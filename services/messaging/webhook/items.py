@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from services.messaging.kinds import AMENDMENTS, Rule
 from services.messaging.kinds import rule as rule_of
 from services.messaging.webhook.content import LONGEST_TEXT, clean, read_content, shown_text, text_field
-from services.messaging.webhook.details import error_details, read_details, status_details
+from services.messaging.webhook.details import error_details, first_error, is_count, read_details, status_details
 from services.messaging.webhook.json_scanner import Unreadable
 from services.messaging.webhook.pricing import read_pricing
 from services.messaging.webhook.senders import e164
@@ -40,11 +40,16 @@ def _storable(value: Any) -> Any:
     return value
 
 
+def type_of(kind: Any) -> str:
+    """Return the type of a message as it is stored, UNKNOWN if WhatsApp's name of it is not among TYPES."""
+    return kind.upper() if isinstance(kind, str) and kind in TYPES else "UNKNOWN"
+
+
 Text = Annotated[str, BeforeValidator(_storable)]
 # A text with U+FFFD for what can't be stored: one odd character must not hide a message.
 Cleaned = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
 Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
-MessageType = Annotated[Identifier, AfterValidator(lambda kind: kind.upper() if kind in TYPES else "UNKNOWN")]
+MessageType = Annotated[Identifier, AfterValidator(type_of)]
 Phone = Annotated[str | None, BeforeValidator(e164)]
 Moment = Annotated[datetime, BeforeValidator(moment)]
 
@@ -111,15 +116,19 @@ def read_message(
     phone, user_id, name = person
     if not phone and not user_id:
         raise Unreadable("from: neither a phone number nor a user id")
-    group_id = text_field(item, "group_id") if "group_id" in item else None
+    group_id = text_field(item, "group_id")
+    if group_id is None and item.get("group_id") is not None:
+        raise Unreadable("group_id: is not the ID of a group")
     if rule is None:
-        rule = rule_of(direction, str(item.get("type")).upper(), in_group=group_id is not None)
+        rule = rule_of(direction, type_of(item.get("type")), in_group=group_id is not None)
     given = {"from": phone, "user_id": user_id, "customer_name": name, "direction": direction, "group_id": group_id}
     message = Incoming.model_validate(
         {**item, **given, **_first_error(item), **content, **rule._asdict(), "details": details, "item": raw}
     )
     if message.is_amendment and not message.reply_to_whatsapp_id:
         raise Unreadable(f"{message.type.lower()}: names no message")
+    if message.type == "EDIT" and not message.content and not message.media_id:
+        raise Unreadable("edit: has no new text or media")
     if group_id is not None:
         sender = {"phone_number": message.phone_number, "user_id": user_id, "name": name}
         message.details = {**(details or {}), "sender": {key: text for key, text in sender.items() if text}}
@@ -156,9 +165,7 @@ def reason_of(error: Unreadable | ValidationError) -> str:
 
 def _first_error(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return the code and the title of an item's first error."""
-    errors = item.get("errors")
-    error = errors[0] if isinstance(errors, list) and errors else None
-    code = error.get("code") if isinstance(error, dict) else None
-    is_code = isinstance(code, int) and 0 < code < 2**31 and not isinstance(code, bool)
+    error = first_error(item)
+    code = error.get("code")
     title = shown_text(error, "title", LONGEST_ERROR) or shown_text(error, "message", LONGEST_ERROR)
-    return {"error_code": code if is_code else None, "error_title": title}
+    return {"error_code": code if is_count(code) else None, "error_title": title}

@@ -1,4 +1,4 @@
-"""Reads webhook bodies of the WhatsApp Cloud API: checks their signature, finds the messages and statuses in them.
+"""Webhook bodies of the WhatsApp Cloud API: checks their signature, finds the messages and statuses in them.
 
 Source: Meta, "WhatsApp Business Platform, Webhooks": a body has entries, an entry has changes, a change has messages
 and statuses of one phone_number_id. An item that can't be read does not affect the others.
@@ -42,23 +42,29 @@ _SHAPE: Shape = {
 _PHONE_NUMBER_ID = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
-def read_webhook(payload: bytes, signature: str, secrets: Sequence[str]) -> Iterator[tuple[str, Change] | None]:
-    """Yield the changes of a body with their phone_number_id, "" if they have none; None where other tasks may run.
+def check_signature(payload: bytes, signature: str, secrets: Sequence[str]) -> Iterator[None]:
+    """Check that WhatsApp has signed exactly these bytes, by any of the secrets; yield where other tasks may run.
 
-    A change has about MOST_ITEMS items and MOST_BYTES bytes at most; more of its phone_number_id may follow.
-    Raises, before it yields any change: INVALID_SIGNATURE unless WhatsApp has signed exactly these bytes, by any of the
-    secrets; INVALID_FIELD for what is not a webhook body.
+    Raises: INVALID_SIGNATURE.
     """
     signed = [hmac.new(secret.encode(), digestmod="sha256") for secret in secrets]
     for start in range(0, len(payload), SIGNED_BYTES):
         for each in signed:
             each.update(payload[start : start + SIGNED_BYTES])
-        yield None
+        yield
     valid = [hmac.compare_digest(f"sha256={each.hexdigest()}".encode(), signature.encode()) for each in signed]
     if not any(valid):
         raise RpcError(
             grpc.StatusCode.UNAUTHENTICATED, "INVALID_SIGNATURE", "the signature is not that of this payload"
         )
+
+
+def read_webhook(payload: bytes) -> Iterator[tuple[str, Change] | None]:
+    """Yield the changes of a body with their phone_number_id, "" if they have none; None where other tasks may run.
+
+    A change has about MOST_ITEMS items and MOST_BYTES bytes at most; more of its phone_number_id may follow.
+    Raises, before it yields any change: INVALID_FIELD for what is not a webhook body.
+    """
     try:
         body = yield from read_json(payload, _SHAPE)
     except ValueError as error:

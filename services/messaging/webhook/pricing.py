@@ -6,7 +6,6 @@ payments, or `amount_micros`. A price that can't be read is left out.
 """
 
 import re
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -24,7 +23,7 @@ def read_pricing(pricing: Any) -> dict[str, Any]:
     if not isinstance(billable, bool):  # Meta is about to drop it in favor of the type
         billable = True if kind == "regular" else False if kind.startswith("free_") else None
     currency = text_field(pricing, "currency", 3) or ""
-    cost = _micros(pricing) if _CURRENCY.fullmatch(currency) and billable is not False else None
+    cost = _cost(pricing) if _CURRENCY.fullmatch(currency) and billable is not False else None
     return {
         "pricing_category": text_field(pricing, "category", 64),
         "billable": billable,
@@ -33,19 +32,22 @@ def read_pricing(pricing: Any) -> dict[str, Any]:
     }
 
 
-def _micros(pricing: Mapping[str, Any]) -> int | None:
-    """Return the amount in millionths; None if it is missing, zero, negative, too large or not a number."""
-    amount = pricing.get("amount")
+def micros(amount: Any, offset: Any = 1) -> int | None:
+    """Return an amount, divided by `offset`, in millionths; None if it is not a number above 0, or too large."""
     try:
-        if "amount_micros" in pricing:
-            micros = _decimal(pricing["amount_micros"])
-        elif isinstance(amount, dict):
-            micros = _decimal(amount.get("value")) / _decimal(amount.get("offset")) * 1_000_000
-        else:
-            micros = _decimal(amount) * 1_000_000
-        return round(micros) or None if micros.is_finite() and 0 < micros <= MOST_MICROS else None
+        found = _decimal(amount) / _decimal(offset) * 1_000_000
+        return round(found) or None if found.is_finite() and 0 < found <= MOST_MICROS else None
     except (ArithmeticError, ValueError):
         return None
+
+
+def _cost(pricing: dict[str, Any]) -> int | None:
+    amount = pricing.get("amount")
+    if "amount_micros" in pricing:
+        return micros(pricing["amount_micros"], 1_000_000)
+    if isinstance(amount, dict):
+        return micros(amount.get("value"), amount.get("offset"))
+    return micros(amount)
 
 
 def _decimal(value: Any) -> Decimal:

@@ -39,18 +39,17 @@ class Items:
     @classmethod
     def of(cls, salon: Salon, change: Change) -> "Items":
         """Return the items of a change; messages get their ids in the order in which they stand in the body."""
-        messages = [_new_message(salon, message) for message in change.messages]
-        calls = [_new_message(salon, event) for event in change.calls]
+        messages = [_new_message(salon, message) for message in (*change.messages, *change.calls)]
         statuses, derived = (
             [NewStatus(salon_id=salon.salon_id, **vars(status)) for status in found]
             for found in (change.statuses, change.derived)
         )
         return cls(
             salon_id=salon.salon_id,
-            messages=[message for message in (*messages, *calls) if message.group_id is None],
+            messages=[message for message in messages if message.group_id is None],
             of_groups=[message for message in messages if message.group_id is not None],
             amendments=[_new_message(salon, amendment) for amendment in change.amendments],
-            calls=calls,
+            calls=messages[len(change.messages) :],
             statuses=statuses,
             derived=derived,
             facts=change.facts,
@@ -102,8 +101,7 @@ class Items:
         found: dict[str, Statement[Any]] = {"amendments": amendment_queries.insert_amendments(self.amendments)}
         if touching := [one for one in self.amendments if one.opens_window]:
             found["touched"] = amendment_queries.touch_conversations(touching)
-        targets = [one.reply_to_whatsapp_id or "" for one in self.amendments]
-        return found | {"folded": amendment_queries.fold_amendments(self.salon_id, targets)}
+        return found | {"folded": amendment_queries.fold_new_amendments(self.amendments)}
 
     def count(self, found: Mapping[str, Any], reply: pb.IngestWebhookResponse) -> None:
         """Add to a reply what the statements have found to be new."""

@@ -9,7 +9,7 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging.salons import Salons
 from services.messaging.webhook.change import Change
 from services.messaging.webhook.failure_queries import StoredFailure, delete_failure, failures_after
-from services.messaging.webhook.ingest import WebhookIngest
+from services.messaging.webhook.ingest import REFUSALS, WebhookIngest
 
 
 class WebhookReplay:
@@ -39,8 +39,11 @@ class WebhookReplay:
             if number not in salons:
                 salons[number] = await self._salons.of_phone_number_id(number)
             salon = salons[number]
-            if salon is None or not await self._record(request, failure, salon, reply):
-                reply.failures += 1
+            try:
+                recorded = salon is not None and await self._record(request, failure, salon, reply)
+            except REFUSALS:
+                recorded = False
+            reply.failures += not recorded
         if len(failures) > len(shown):
             last = shown[-1]
             reply.next_page_token = list_page.token(last.created_micros, last.webhook_failure_id)
@@ -57,7 +60,7 @@ class WebhookReplay:
         payload = _body(failure)
         if payload is None:
             return False
-        found = self._webhooks.changes(payload, self._webhooks.sign(payload))
+        found = self._webhooks.changes(payload)
         changes = [change async for _, change in found if change.items or change.failures]
         if any(failed.digest == failure.digest for change in changes for failed in change.failures):
             return False
