@@ -273,7 +273,7 @@ def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sen
         care = status, assignee, TAGS[place % len(TAGS)], unread
         times = first[place], last[place], heard[place] + timedelta(hours=24)
         given = salon.region.given_names
-        name = f"{given[place % len(given)]} {place}" if place % 5 else ""
+        name = f"{given[place % len(given)]} {SURNAMES[place % len(SURNAMES)]}" if place % 5 else ""
         yield salon.salon_id, conversation_id, phone, name, *care, *times
 
 
