@@ -18,7 +18,11 @@ console = Console()
 DATA = Path(".parlor")
 POLICY = Path("deploy/policy.toml")
 METRICS_URLS = [f"http://127.0.0.1:{port}/metrics" for port in (9051, 9052, 9053)]  # of `parlor up`
-SECRETS = ("DATABASE_URL", *(f"{name}_DATABASE_URL" for name in ("BOOKING", "MESSAGING", "STATS")), "REDIS_URL")
+SECRETS = (
+    "DATABASE_URL",
+    *(f"{name}_{kind}_URL" for name in ("BOOKING", "MESSAGING", "STATS") for kind in ("DATABASE", "REPLICA")),
+    *("REDIS_URL", "CACHE_KEY", "WHATSAPP_APP_SECRET"),
+)
 FILE = {"dir_okay": False, "exists": True, "show_default": False}
 
 

@@ -1,7 +1,6 @@
 """Certificates for trying TLS, of a server and of clients, and a token."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -159,4 +158,4 @@ def _write(folder: Path, name: str, certificate: bytes, key: bytes) -> None:
         new.unlink(missing_ok=True)
         new.touch(mode)
         new.write_bytes(data)
-        shutil.move(new, file)
+        new.replace(file)

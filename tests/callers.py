@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from libs.server.auth.methods import SALON_FIELDS
-from tests.stack import SALON, Connect
+from tests.hostile import Rpc, rpcs
+from tests.stack import SALON, Connect, Failure, Stack, read_failure, running
 
 AUDIENCE = "parlor-test"
 ISSUER = "https://issuer.test"
@@ -71,7 +74,8 @@ class Issuer:
         made = {"sub": caller, "aud": AUDIENCE, "iss": ISSUER, "exp": now + lives, "nbf": now - 5, **claims}
         made = {name: value for name, value in made.items() if value is not None}
         headers = {"kid": self.kids[algorithm]}
-        return jwt.encode(made, self.keys[algorithm], algorithm, headers=headers)
+        # Not jwt.encode, which refuses some claims.
+        return jwt.PyJWS().encode(json.dumps(made).encode(), self.keys[algorithm], algorithm, headers)
 
 
 def jwt_settings(folder: Path, issuer: Issuer, policy: str = POLICY) -> dict[str, Any]:
@@ -175,3 +179,57 @@ def fields_of(kind: Descriptor, within: Mapping[str, Descriptor] | None = None) 
         if field.message_type is not None and field.message_type.full_name not in within:
             found += fields_of(field.message_type, within)
     return found
+
+
+@asynccontextmanager
+async def with_tokens(
+    database_url: str, redis_url: str, folder: Path, issuer: Issuer, policy: str = POLICY, messaging: str = "admin"
+) -> AsyncIterator[Stack]:
+    """Run the services for callers with tokens; the stubs are `admin`, and booking knows messaging as `messaging`."""
+    (folder / "token").write_text(issuer.token(messaging))
+    async with running(
+        database_url,
+        redis_url,
+        server=jwt_settings(folder, issuer, policy),
+        messaging={"booking_token_file": folder / "token"},
+        connect=bearer(issuer.token("admin")),
+    ) as stack:
+        yield stack
+
+
+class Callers:
+    """The RPCs of a service as each caller calls them: one channel each."""
+
+    def __init__(self, stack: Stack, issuer: Issuer, name: str) -> None:
+        """Open no channel yet."""
+        self._stack, self._issuer, self._name = stack, issuer, name
+        self._exits = AsyncExitStack()
+        self._rpcs: dict[str, dict[str, Rpc]] = {}
+
+    async def __aenter__(self) -> Callers:
+        """Begin."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the channels."""
+        await self._exits.aclose()
+
+    async def outcome(self, caller: str, method: str, request: Message) -> Failure | None:
+        """Return the error of a call, None if it was answered. The caller "" has no identity."""
+        if caller not in self._rpcs:
+            server = self._stack.servers[self._name]
+            connect = bearer(self._issuer.token(caller)) if caller else grpc.aio.insecure_channel
+            channel, ops = [
+                await self._exits.enter_async_context(connect(f"127.0.0.1:{port}"))
+                for port in (server.port, server.ops_port)
+            ]
+            self._rpcs[caller] = {rpc.method.full_name: rpc for rpc in rpcs(self._name, channel, ops)}
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await self._rpcs[caller][method].call(request.SerializeToString())
+                except grpc.aio.AioRpcError as error:
+                    if error.code() == grpc.StatusCode.UNAVAILABLE:
+                        continue  # on a busy machine Redis may time out
+                    return read_failure(error)
+                return None

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 
 from libs.server.auth.methods import SALON_FIELDS, describe
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.booking.v1 import booking_pb2_grpc
-from tests.callers import POLICY, Issuer, bearer, fields_of, jwt_settings, named_salons, rename
-from tests.hostile import OWN, Rpc, rpcs, valid_requests
+from tests.callers import POLICY, Callers, Issuer, bearer, fields_of, named_salons, rename, with_tokens
+from tests.hostile import OWN, rpcs, valid_requests
 from tests.load import until
-from tests.stack import SALON, Failure, Stack, failure, message_request, read_failure, running, salon, unary, warm
+from tests.stack import (
+    SALON,
+    Stack,
+    failure,
+    message_request,
+    read_failure,
+    salon,
+    unary,
+    warm,
+)
 
+DEPLOYED = Path(__file__).parents[1] / "deploy/policy.toml"
 GET = pb.GetSalonRequest(salon_id=SALON)
 
 
@@ -30,66 +37,11 @@ def issuer() -> Issuer:
     return Issuer()
 
 
-@asynccontextmanager
-async def with_tokens(
-    database_url: str, redis_url: str, folder: Path, issuer: Issuer, policy: str = POLICY, **more: Any
-) -> AsyncIterator[Stack]:
-    """Run the services for callers with tokens; the stubs are those of `admin`."""
-    (folder / "token").write_text(issuer.token("admin"))
-    async with running(
-        database_url,
-        redis_url,
-        server=jwt_settings(folder, issuer, policy),
-        messaging={"booking_token_file": folder / "token"},
-        connect=bearer(issuer.token("admin")),
-        **more,
-    ) as stack:
-        yield stack
-
-
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer) -> AsyncIterator[Stack]:
     """The services with POLICY."""
     async with with_tokens(database_url, redis_url, tmp_path, issuer) as stack:
         yield stack
-
-
-class Callers:
-    """The RPCs of a service as each caller calls them: one channel each."""
-
-    def __init__(self, stack: Stack, issuer: Issuer, name: str) -> None:
-        """Open no channel yet."""
-        self._stack, self._issuer, self._name = stack, issuer, name
-        self._exits = AsyncExitStack()
-        self._rpcs: dict[str, dict[str, Rpc]] = {}
-
-    async def __aenter__(self) -> Callers:
-        """Begin."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the channels."""
-        await self._exits.aclose()
-
-    async def outcome(self, caller: str, method: str, request: Message) -> Failure | None:
-        """Return the error of a call, None if it was answered. The caller "" has no identity."""
-        if caller not in self._rpcs:
-            server = self._stack.servers[self._name]
-            connect = bearer(self._issuer.token(caller)) if caller else grpc.aio.insecure_channel
-            channel, ops = [
-                await self._exits.enter_async_context(connect(f"127.0.0.1:{port}"))
-                for port in (server.port, server.ops_port)
-            ]
-            self._rpcs[caller] = {rpc.method.full_name: rpc for rpc in rpcs(self._name, channel, ops)}
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    await self._rpcs[caller][method].call(request.SerializeToString())
-                except grpc.aio.AioRpcError as error:
-                    if error.code() == grpc.StatusCode.UNAVAILABLE:
-                        continue  # on a busy machine Redis may time out
-                    return read_failure(error)
-                return None
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -135,6 +87,30 @@ def test_a_field_whose_name_says_salon_is_one_that_is_checked() -> None:
     named = {field.name for field in fields if "salon" in field.name and field.message_type is None}
     assert named == set(SALON_FIELDS)
     assert {describe(method).group for method in methods} == {"read", "write", "erase"}
+
+
+async def test_messaging_needs_no_more_rights_than_deploy_grants_it(
+    database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer
+) -> None:
+    granted = DEPLOYED.read_text()
+    name = "spiffe://parlor.example/messaging"
+    async with with_tokens(database_url, redis_url, tmp_path, issuer, POLICY + granted, name) as stack:
+        requests = await valid_requests(stack)
+        async with stack.channel("messaging") as channel, stack.ops_channel("messaging") as ops:
+            asked = [rpc for rpc in rpcs("messaging", channel, ops) if "messaging" in rpc.method.full_name]
+        async with Callers(stack, issuer, "messaging") as callers:
+            for rpc in asked:
+                error = await callers.outcome("admin", rpc.method.full_name, rpc.kind(**requests[rpc.method.name]))
+                assert error is None or error.reason == "INVALID_SIGNATURE", (rpc.method.full_name, error)
+        async with Callers(stack, issuer, "booking") as callers, stack.channel("booking") as channel:
+            async with stack.ops_channel("booking") as ops:
+                asked = rpcs("booking", channel, ops)
+            allowed = set()
+            for rpc in asked:
+                error = await callers.outcome(name, rpc.method.full_name, rpc.kind(**requests[rpc.method.name]))
+                if error is None or error.reason != "METHOD_NOT_ALLOWED":
+                    allowed.add(rpc.method.name)
+        assert allowed == {"GetSalon", "GetSalonByPhoneNumberId"}
 
 
 async def test_what_was_read_for_one_caller_is_not_given_to_another(stack: Stack, issuer: Issuer) -> None:
@@ -279,33 +255,3 @@ async def test_a_stream_ends_when_its_token_expires(stack: Stack, issuer: Issuer
                     await watching.read()
         assert read_failure(ended.value).reason == "UNAUTHENTICATED"
         assert (await failure(booking.GetSalon(GET))).reason == "UNAUTHENTICATED"
-
-
-async def test_the_audit_log_has_each_mutation_and_each_refusal(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
-    request_id = "6e6e3a60-43ba-4ab9-8d2a-7b1a3d6f2c11"
-    await salon(stack)
-    await stack.booking.GetSalon(GET)
-    await stack.booking.UpsertResource(
-        pb.UpsertResourceRequest(salon_id=SALON, resource_id="anna", name="Anna", request_id=request_id)
-    )
-    async with Callers(stack, issuer, "booking") as callers:
-        method = "parlor.booking.v1.BookingService.GetSalon"
-        for caller in ("", "nothing", "elsewhere", "+4915112345678"):
-            assert await callers.outcome(caller, method, GET)
-    lines = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
-    assert {line.pop("event") for line in lines} == {"audit"}
-    assert all(line.pop("time").endswith("+00:00") for line in lines)
-    assert all(line.pop("peer").startswith("ipv4:127.0.0.1:") for line in lines)
-    service = "parlor.booking.v1.BookingService"
-    refused = {"method": f"{service}/GetSalon", "code": "PERMISSION_DENIED"}
-    assert lines == [
-        {"caller": "admin", "method": f"{service}/UpsertSalon", "salon_id": SALON, "code": "OK"},
-        {
-            **{"caller": "admin", "method": f"{service}/UpsertResource", "salon_id": SALON},
-            **{"request_id": request_id, "code": "OK"},
-        },
-        {"method": f"{service}/GetSalon", "code": "UNAUTHENTICATED", "reason": "UNAUTHENTICATED"},
-        {"caller": "nothing", **refused, "reason": "METHOD_NOT_ALLOWED"},
-        {"caller": "elsewhere", **refused, "salon_id": SALON, "reason": "SALON_NOT_ALLOWED"},
-        {"caller": "+49********678", **refused, "reason": "METHOD_NOT_ALLOWED"},
-    ]

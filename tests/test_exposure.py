@@ -80,7 +80,14 @@ def test_with_allow_insecure_each_start_logs_a_warning() -> None:
         ("CACHE_KEY", "changeme"),
         ("DATABASE_URL", "postgresql://parlor_booking:parlor%2Ddev@db/parlor?sslmode=verify-full"),
         ("DATABASE_URL", "host=db user=postgres password=postgres"),
+        ("DATABASE_URL", "postgresql://parlor_booking@db/parlor?sslmode=verify-full&password=parlor%2Ddev"),
+        ("DATABASE_URL", "postgresql://db/parlor?pool_size=4&password=postgres&user=postgres"),
+        ("DATABASE_URL", "postgresql:///parlor?host=a,b&password=postgres"),
         ("REDIS_URL", "rediss://parlor:password@redis:6379/0"),
+        ("REDIS_URL", "rediss://redis:6379/0?db=1&password=password"),
+        ("WHATSAPP_APP_SECRET", "a://[b, parlor-dev"),
+        ("WHATSAPP_APP_SECRET", "a=b, parlor-dev"),
+        ("WHATSAPP_APP_SECRET", "a://b:c@d, parlor-dev"),
     ],
 )
 def test_a_known_secret_is_refused_beyond_this_machine(variable: str, value: str, tls: dict[str, Any]) -> None:
@@ -97,6 +104,26 @@ def test_a_service_that_would_be_exposed_ends_with_one_line(changed: dict[str, s
     assert code == 2
     assert output.startswith(f"booking: {next(iter(changed))}=")
     assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("secret", ["a://[b", "a://[::1]b:c@d", "=", "a='", "a=b c", "%", "://", "user=\u2100://["])
+def test_a_secret_of_any_form_may_be_used_beyond_this_machine(secret: str, tls: dict[str, Any]) -> None:
+    settings = ServerSettings(host="::", **tls, auth_mode="mtls", auth_policy=Path("policy.toml"))
+    check_exposure(settings, SECRETS, dict.fromkeys(SECRETS, secret))
+
+
+@pytest.mark.parametrize("host", BEYOND)
+def test_metrics_beyond_this_machine_need_client_certificates(host: str, tls: dict[str, Any]) -> None:
+    identities = {"auth_policy": Path("policy.toml"), "auth_jwks": "keys.json", "auth_audience": "parlor"}
+    without_ca = {name: file for name, file in tls.items() if name != "tls_client_ca_file"}
+    tokens_only = {**identities, **without_ca, "auth_mode": "jwt"}
+    with pytest.raises(Exposed, match="without TLS_CLIENT_CA_FILE, which METRICS_PORT needs;"):
+        check_exposure(ServerSettings(ops_host=host, metrics_port=0, **tokens_only))
+    check_exposure(ServerSettings(host=host, metrics_port=0, **tokens_only))
+    check_exposure(ServerSettings(host=host, ops_host=host, ops_port=0, **tokens_only))
+    for mode in ("jwt", "mtls", "mtls,jwt"):
+        used = identities if mode != "mtls" else {"auth_policy": Path("policy.toml")}
+        check_exposure(ServerSettings(ops_host=host, metrics_port=0, **used, **tls, auth_mode=mode))
 
 
 async def test_only_the_ops_port_serves_ops_service(stack: Stack) -> None:
@@ -149,7 +176,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
     file.write_bytes(f"of 20 characters, or so{end}".encode())
     environ = {"CACHE_KEY_FILE": str(file), "TLS_CERT_FILE": "/no/such"}
     read_secret_files(SECRETS, environ)
-    assert environ["CACHE_KEY"] == "of 20 characters, or so"
+    assert environ == {"CACHE_KEY": "of 20 characters, or so", "TLS_CERT_FILE": "/no/such"}
 
 
 @pytest.mark.parametrize(

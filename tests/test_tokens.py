@@ -32,7 +32,7 @@ def issuer() -> Issuer:
 @pytest.fixture
 async def tokens(tmp_path: Path, issuer: Issuer) -> Tokens:
     """A reader of the issuer's tokens."""
-    made = Tokens(AuthSettings(**jwt_settings(tmp_path, issuer)))
+    made = Tokens(AuthSettings(**jwt_settings(tmp_path, issuer)), lambda: None)
     await made.refresh()
     return made
 
@@ -78,6 +78,34 @@ async def test_a_claim_that_is_wrong_is_named(tokens: Tokens, issuer: Issuer) ->
         await tokens.claims(issuer.token(**valid))
 
 
+def claims_of_other_types() -> list[dict[str, Any]]:
+    """Return claims that are signed well but have another type than they should."""
+    not_times: list[Any] = ["9999999999", "soon", "", True, [], {}, 10**400, -(10**400), 1e400, -1e400, "9" * 5_000]
+    not_texts: list[Any] = [7, 1.5, True, [], {}, ["admin"], {"admin": 1}, ""]
+    return [
+        *({name: value} for name in ("exp", "nbf", "iat") for value in not_times),
+        *({"sub": value} for value in not_texts),
+        *({"aud": value} for value in [*not_texts, [AUDIENCE, 7], [[AUDIENCE]]]),
+        *({"iss": value} for value in not_texts),
+        *({"jti": value} for value in [7, True, []]),
+        *({"salons": value} for value in [7, 1.5, True, {}, [[]], [None], {"*": 1}]),
+    ]
+
+
+async def test_a_claim_of_another_type_is_refused(tokens: Tokens, issuer: Issuer) -> None:
+    for claims in claims_of_other_types():
+        assert await refusal(tokens, issuer.token(**claims)), claims
+    null = jwt.encode(
+        {"sub": "bot", "aud": AUDIENCE, "iss": "https://issuer.test", "exp": None},
+        issuer.keys["ES256"],
+        "ES256",
+        headers={"kid": "ES256"},
+    )
+    assert await refusal(tokens, null)
+    for valid in ({"exp": 9_999_999_999}, {"exp": 9_999_999_999.5}, {"exp": 1e300}, {"nbf": 1.5}, {"iat": 0}):
+        await tokens.claims(issuer.token(**valid))
+
+
 async def test_a_token_that_only_looks_signed_is_refused(tokens: Tokens, issuer: Issuer) -> None:
     public = issuer.keys["RS256"].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     body = {"sub": "admin", "aud": AUDIENCE, "exp": 9_999_999_999, "iss": "https://issuer.test"}
@@ -93,7 +121,8 @@ async def test_a_token_that_only_looks_signed_is_refused(tokens: Tokens, issuer:
         jwt.encode(body, issuer.keys["RS256"], "RS256", headers={"kid": "ES256"}),
         jwt.encode(body, issuer.keys["RS256"], "RS256", headers={"kid": "unknown"}),
         jwt.encode(body, issuer.keys["RS256"], "RS256"),  # it does not say which key
-        *("", ".", "..", "a.b.c", "\x00", "é" * 100, "e30.e30.e30", "x" * 10_000),
+        jwt.encode(body, issuer.keys["RS256"], "RS256", headers={"kid": "RS256", "crit": ["x"]}),
+        *("", ".", "..", "a.b.c", "\x00", "é" * 100, "\ud800", "e30.e30.e30", "x" * 10_000),
     ):
         assert await refusal(tokens, token)
 
@@ -126,9 +155,13 @@ async def test_keys_of_a_url_are_read_again_for_an_unknown_key_and_kept_while_it
     monkeypatch.setattr(tokens_module, "PAUSE_SECONDS", 0)
     answers: list[Any] = [json.dumps(issuer.jwks()).encode()]
     with served(answers) as url:
-        tokens = Tokens(AuthSettings(**{**jwt_settings(tmp_path, issuer), "auth_jwks": url}))
-        assert await tokens.refresh()
-        assert not await tokens.refresh()
+        changes: list[bool] = []
+        settings = AuthSettings(**{**jwt_settings(tmp_path, issuer), "auth_jwks": url})
+        tokens = Tokens(settings, lambda: changes.append(True))
+        await tokens.refresh()
+        assert len(changes) == 1
+        await tokens.refresh()
+        assert len(changes) == 1
         renewed = Issuer()
         renewed.kids = {algorithm: f"{algorithm}-2" for algorithm in renewed.keys}
         for broken in (500, b"nothing", b"{}", b'{"keys": [7, {}]}', b'{"keys": 7}', b"[]"):
@@ -137,6 +170,7 @@ async def test_keys_of_a_url_are_read_again_for_an_unknown_key_and_kept_while_it
             await tokens.claims(issuer.token())
         answers[0] = json.dumps(renewed.jwks()).encode()
         await tokens.claims(renewed.token())
+        assert len(changes) == 2
         assert await refusal(tokens, issuer.token()) == "the token's key is unknown"
 
 
@@ -145,10 +179,10 @@ async def test_keys_that_cannot_be_read_at_the_start_are_an_error(tmp_path: Path
     for text in ("", "{}", json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}]})):
         (tmp_path / "jwks.json").write_text(text)
         with pytest.raises(KeysError):
-            await Tokens(AuthSettings(**settings)).refresh()
+            await Tokens(AuthSettings(**settings), lambda: None).refresh()
     (tmp_path / "jwks.json").unlink()
     with pytest.raises(KeysError):
-        await Tokens(AuthSettings(**settings)).refresh()
+        await Tokens(AuthSettings(**settings), lambda: None).refresh()
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path, issuer: Issuer) -> None:

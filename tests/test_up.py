@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ import psycopg
 import pytest
 
 from ops.health import is_serving
+from ops.migrate import service_url
 from ops.process import free_ports
 from ops.up import SERVICES
 
@@ -56,14 +57,18 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *options: str, ports: range | None = None) -> Iterator[Up]:
-    """Run `parlor up` in a folder until the block ends, also by an exception."""
+def up(folder: Path, *options: str, ports: range | None = None, more: Mapping[str, str] | None = None) -> Iterator[Up]:
+    """Run `parlor up` in a folder until the block ends, also by an exception; `more` is added to its environment."""
     ports = ports or free_ports(9)
     environment = {key: value for key, value in os.environ.items() if not key.endswith(("DATABASE_URL", "REDIS_URL"))}
     names = [f"--{name}-port={port}" for name, port in zip((*SERVICES, "metrics"), ports, strict=False)]
     names.append(f"--ops-port={ports[6]}")
     with subprocess.Popen(  # noqa: S603 - ours
-        [BIN / "parlor", "up", *names, *options], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        [BIN / "parlor", "up", *names, *options],
+        cwd=folder,
+        env=environment | dict(more or {}),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         watchdog = threading.Timer(LONGEST_SECONDS, process.kill)
         watchdog.start()
@@ -110,6 +115,28 @@ def test_up_with_a_replica_reads_statistics_from_it(tmp_path: Path) -> None:
         while "parlor_cache_replica_loads_total 0.0" in urlopen(metrics, timeout=5).read().decode():
             assert time.monotonic() < end
             call(line.replace("2025-01-01T00:00:00Z", f"2025-01-01T00:00:0{int(time.monotonic()) % 10}Z"))
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0
+
+
+def test_up_takes_secrets_from_files(tmp_path: Path, database_url: str, redis_url: str) -> None:
+    secrets = {
+        "DATABASE_URL": database_url,
+        "BOOKING_DATABASE_URL": service_url(database_url, "parlor_booking"),
+        "STATS_REPLICA_URL": service_url(database_url, "parlor_stats"),
+        "REDIS_URL": redis_url,
+        "CACHE_KEY": "of 20 characters, or so",
+        "WHATSAPP_APP_SECRET": "of a file",
+    }
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(f"{secret}\n")
+    files = {f"{name}_FILE": str(tmp_path / name) for name in secrets}
+    with up(tmp_path, "--ephemeral", "--no-sample-data", more=files) as running:
+        assert "Ctrl-C stops it all" in running.printed
+        assert len(running.children) == len(SERVICES)  # no servers of `parlor up`
+        for child in running.children:
+            environment = child.environ()
+            assert {name: environment[name] for name in secrets} == secrets
         running.process.send_signal(signal.SIGINT)
         assert running.wait() == 0
 

@@ -63,7 +63,8 @@ NOBODY = Identity()
 def channel(address: str, *services: ServiceDescriptor, identity: Identity = NOBODY) -> grpc.aio.Channel:
     """Return a channel that retries UNAVAILABLE RPCs of `services` if they are safe to repeat.
 
-    When a file of the identity changes, later calls use the new one. Raises: OSError if one can't be read.
+    When a file of the identity changes, later calls use the new one. Streams send no token. Raises: OSError if a file
+    can't be read.
     """
     connect = partial(_connect, address, services, identity)
     return connect() if identity == NOBODY else cast(grpc.aio.Channel, _RenewedChannel(connect, identity))
@@ -102,7 +103,7 @@ class _RenewedChannel:
         return lambda *call, **more: self._current().unary_unary(*args, **options)(*call, **more)
 
     def unary_stream(self, *args: Any, **options: Any) -> Callable[..., Any]:
-        """Return a server-streaming method."""
+        """Return a server-streaming method: a stub asks for all methods when it is made."""
         return lambda *call, **more: self._current().unary_stream(*args, **options)(*call, **more)
 
     async def close(self, grace: float | None = None) -> None:

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from ipaddress import ip_address
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 from psycopg import ProgrammingError
@@ -47,7 +48,9 @@ def check_exposure(
     if known := [name for name in secrets if KNOWN_SECRETS & secret_parts(environ.get(name, ""))]:
         raise Exposed(f"{exposed} is reachable from other machines, and {known[0]} has a known development secret")
     missing = [] if settings.tls_files else ["TLS_CERT_FILE and TLS_KEY_FILE"]
-    missing += [] if requires_identity(settings) else ["AUTH_MODE"]
+    missing += [] if settings.requires_identity else ["AUTH_MODE"]
+    if settings.metrics_port is not None and not is_loopback(settings.ops_host) and not settings.tls_client_ca_file:
+        missing.append("TLS_CLIENT_CA_FILE, which METRICS_PORT needs")
     if not missing:
         return
     reason = f"{exposed} is reachable from other machines, without {' and without '.join(missing)}"
@@ -56,24 +59,18 @@ def check_exposure(
     log.warning("insecure", reason=reason)
 
 
-def requires_identity(settings: ServerSettings) -> bool:
-    """Return whether callers need an identity."""
-    return settings.auth_mode != "none"
-
-
 def shows_reflection(settings: ServerSettings) -> bool:
     """Return whether the main port has reflection."""
-    return settings.reflection if settings.reflection is not None else not requires_identity(settings)
+    return settings.reflection if settings.reflection is not None else not settings.requires_identity
 
 
 def secret_parts(value: str) -> set[str]:
-    """Return the secrets in a value: the password of a URL or DSN, or each of several separated by commas."""
-    if "://" in value:
-        credentials, _, _ = urlsplit(value).netloc.rpartition("@")
-        return {unquote(credentials.partition(":")[2])}
-    if "=" in value:
-        try:
-            return {str(conninfo_to_dict(value).get("password"))}
-        except ProgrammingError:
-            pass
-    return {part.strip() for part in value.split(",")}
+    """Return the secrets that a value may contain: passwords of a URL or DSN, or several separated by commas."""
+    parts = {part.strip() for part in value.split(",")}
+    with suppress(ValueError):  # no URL
+        url = urlsplit(value)
+        parts.add(unquote(url.netloc.rpartition("@")[0].partition(":")[2]))
+        parts.update(parse_qs(url.query).get("password", ()))
+    with suppress(ProgrammingError):  # no DSN
+        parts.add(str(conninfo_to_dict(value).get("password")))
+    return parts

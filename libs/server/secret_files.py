@@ -8,6 +8,7 @@ from pathlib import Path
 def read_secret_files(names: Iterable[str], environ: MutableMapping[str, str] = os.environ) -> None:
     """Set each variable NAME for which NAME_FILE is set to the contents of that file, without a final line break.
 
+    NAME_FILE is removed: a child process that reads its secrets again must not find both.
     Raises: ValueError, which names the variable, if both are set or the file can't be read or is empty.
     """
     for name in names:
@@ -25,3 +26,4 @@ def read_secret_files(names: Iterable[str], environ: MutableMapping[str, str] = 
         if not value:
             raise ValueError(f"{variable}: {file} is empty")
         environ[name] = value
+        del environ[variable]

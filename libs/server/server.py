@@ -97,7 +97,7 @@ async def serve(
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, database.queries, worker)
     healths = HealthServicer()
-    access = None if settings.auth_mode == "none" else Access(settings)
+    access = Access(settings) if settings.requires_identity else None
     dispatcher: Any = Dispatcher(settings, service.constraints, registry, cache, service.largest_requests, access)
     service.add(service.servicer, dispatcher)
     ops = OpsService(cache, database, metrics, service.salon_tags)
@@ -243,7 +243,7 @@ def main(
         over, hangup, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, over.set)
-        if settings.auth_mode != "none":
+        if settings.requires_identity:
             loop.add_signal_handler(signal.SIGHUP, hangup.set)
         worker.watch_parent(loop, over.set)
         async with serve(settings, database, cache, service, worker, replica) as server:
@@ -267,7 +267,7 @@ def main(
         return
     try:
         with _reserved(server_settings) as settings:
-            forwarded = () if settings.auth_mode == "none" else (signal.SIGHUP,)
+            forwarded = (signal.SIGHUP,) if settings.requires_identity else ()
             sys.exit(supervise(settings.workers, partial(work, settings), settings.worker_timeout / 1000, forwarded))
     except CannotListen as error:
         _fail(name, str(error))

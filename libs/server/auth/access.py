@@ -7,12 +7,13 @@ the connection's certificate, or by the token.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.descriptor import MethodDescriptor
 
 from libs.server.auth.audit import Audit
+from libs.server.auth.credentials import Names, bearer_of, names_of
 from libs.server.auth.methods import MethodInfo, Salons, changes_data, describe, salons_of
 from libs.server.auth.policy import Caller, Policy, PolicyError
 from libs.server.auth.quotas import Usage, take_all
@@ -22,12 +23,9 @@ from libs.server.auth.tokens import REFRESH_SECONDS, KeysError, Tokens
 from libs.server.errors import RpcError
 
 K = TypeVar("K")
-Names: TypeAlias = tuple[str, ...]
 
 MOST_KNOWN = 10_000  # callers by token, and by certificate
-SPIFFE = "spiffe://"
 LONGEST_SECONDS = 30 * 86_400.0  # of a timer
-_NAMES = "libs.server.auth"
 
 log = structlog.get_logger()
 
@@ -38,7 +36,7 @@ class Access:
     def __init__(self, settings: AuthSettings) -> None:
         """Read nothing yet."""
         self._settings = settings
-        self._tokens = Tokens(settings) if settings.takes_tokens else None
+        self._tokens = Tokens(settings, self._forget_tokens) if settings.takes_tokens else None
         self._takes_certificates = settings.takes_certificates
         self._methods: list[MethodInfo] = []
         self._by_token: dict[str, Caller] = {}
@@ -56,7 +54,7 @@ class Access:
 
     async def open(self) -> None:
         """Read the policy and the keys. Raises: AccessError; not for keys with a URL, which may come later."""
-        self.policy = self._read_policy()
+        self.policy = self._read_policy(None)
         self.audit = Audit(self._settings.audit_log)
         if self._tokens is not None:
             try:
@@ -73,20 +71,18 @@ class Access:
         Streams whose caller has lost the right to them end.
         """
         try:
-            self.policy = self._read_policy()
+            self.policy = self._read_policy(self.policy)
         except PolicyError as error:
             log.error("policy", error=str(error), kept=True)
         else:
             log.info("policy", reloaded=True)
             self._by_token.clear()
             self._by_names.clear()
+            self._end_streams()
         try:
             self.audit.reopen()
         except AccessError as error:
             log.error("audit", error=str(error), kept=True)
-        for task, visit in list(self.streams.items()):
-            if (lost := visit.lost()) is not None:
-                task.cancel(lost)
         await self._refresh()
 
     async def close(self) -> None:
@@ -96,10 +92,10 @@ class Access:
             await asyncio.wait([self._refreshing])
         self.audit.close()
 
-    def _read_policy(self) -> Policy:
+    def _read_policy(self, before: Policy | None) -> Policy:
         if self._settings.auth_policy is None:
             raise PolicyError("AUTH_POLICY is not set")
-        return Policy(self._settings.auth_policy, self._methods)
+        return Policy(self._settings.auth_policy, self._methods, before)
 
     async def _refresh_keys(self) -> None:
         while True:
@@ -107,34 +103,47 @@ class Access:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        """Read the keys; tokens of keys that are gone are valid no longer."""
         if self._tokens is None:
             return
         try:
-            if await self._tokens.refresh():
-                self._by_token.clear()
+            await self._tokens.refresh()
         except KeysError as error:
             log.error("keys", error=str(error), kept=True)
+
+    def _forget_tokens(self) -> None:
+        """Verify each token again: its key may be gone."""
+        self._by_token.clear()
+        self._end_streams()
+
+    def _end_streams(self) -> None:
+        """End the streams whose callers have lost the right to them."""
+        for task, visit in list(self.streams.items()):
+            if (lost := visit.lost()) is not None:
+                task.cancel(lost)
+
+    def has_key(self, caller: Caller) -> bool:
+        """Return whether the key of a caller's token is still valid; a caller without a token needs none."""
+        return caller.key is None or self._tokens is None or self._tokens.has(caller.key)
 
     # Identities
 
     def known(self, context: Any) -> Caller | None:
         """Return the caller if it was identified before, by the same token or certificate."""
-        if self._tokens is not None and (bearer := _bearer(context)) is not None:
+        if self._tokens is not None and (bearer := bearer_of(context)) is not None:
             caller = self._by_token.get(bearer)
             return caller if caller is not None and caller.expires > time.time() else None
-        return self._by_names.get(_names(context)) if self._takes_certificates else None
+        return self._by_names.get(names_of(context)) if self._takes_certificates else None
 
     async def identify(self, context: Any) -> Caller:
         """Return the caller. Raises: UNAUTHENTICATED."""
-        if self._tokens is not None and (bearer := _bearer(context)) is not None:
+        if self._tokens is not None and (bearer := bearer_of(context)) is not None:
             scheme, _, token = bearer.partition(" ")
             if scheme.lower() != "bearer":
                 raise unauthenticated("the authorization is no bearer token")
             claims = await self._tokens.claims(token.strip())
-            caller = self.policy.caller(claims.caller).narrowed(claims.salons, claims.expires)
+            caller = self.policy.caller(claims.caller).narrowed(claims.salons, claims.expires, claims.key)
             return _remember(self._by_token, bearer, caller)
-        if self._takes_certificates and (names := _names(context)):
+        if self._takes_certificates and (names := names_of(context)):
             listed = next(filter(self.policy.knows, names), names[0])
             return _remember(self._by_names, names, self.policy.caller(listed))
         raise unauthenticated(self._wanted())
@@ -230,9 +239,11 @@ class Visit:
             self._timer.cancel()
 
     def lost(self) -> RpcError | None:
-        """Return the error of a call that the policy of now does not allow."""
+        """Return the error of a call that the policy and the keys of now do not allow."""
         if (before := self.caller) is None:
             return None
+        if not self.guard.access.has_key(before):
+            return unauthenticated("the token's key is unknown")
         now = self.guard.access.policy.caller(before.name).narrowed(before.claimed, before.expires)
         if self.guard.path not in now.methods:
             return method_not_allowed()
@@ -246,7 +257,7 @@ class Visit:
         if not is_refused and not self.guard.is_audited:
             return
         audit, caller = self.guard.access.audit, self.caller
-        write = audit.refused if is_refused else audit.add
+        write = audit.add_limited if is_refused or caller is None else audit.add
         write(
             method=self.guard.path,
             caller="" if caller is None else caller.name,
@@ -268,35 +279,3 @@ def _remember(known: dict[K, Caller], key: K, caller: Caller) -> Caller:
         del known[next(iter(known))]
     known[key] = caller
     return caller
-
-
-def _bearer(context: Any) -> str | None:
-    """Return the authorization of a call, None without one."""
-    for name, value in context.invocation_metadata() or ():
-        if name == "authorization":
-            return str(value)
-    return None
-
-
-def _names(context: Any) -> Names:
-    """Return the names of a client's certificate: its spiffe:// URI, else its DNS names.
-
-    Several spiffe:// URIs are none: a certificate of SPIFFE has one.
-    """
-    if (own := getattr(context, "connection_state", None)) is None:  # of grpcio
-        return _read_names(context.auth_context())
-    state = own()
-    if (names := state.get(_NAMES)) is None:
-        names = state[_NAMES] = _read_names(context.auth_context())
-    return names  # type: ignore[no-any-return]
-
-
-def _read_names(properties: Any) -> Names:
-    uris = [uri for uri in map(_text, properties.get("peer_uri", ())) if uri.startswith(SPIFFE)]
-    if uris:
-        return tuple(uris) if len(uris) == 1 else ()
-    return tuple(map(_text, properties.get("peer_dns", ())))
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")

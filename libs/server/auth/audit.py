@@ -5,22 +5,30 @@ contains a customer's number, name or text. The salons and the caller are masked
 they are known: the salons of a successful call, the callers of the policy.
 """
 
+import errno
 import json
-import sys
+import math
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import Any
+
+import structlog
 
 from libs.server.auth.settings import AccessError
 from libs.server.failure_log import uuid_of
 from libs.server.logs import mask
 
-# Refusals per second; the next line has the number of skipped ones. A stranger must not fill the disk.
-MOST_REFUSALS = 100
+# Lines per second that strangers cause; the next line has the number of skipped ones. They must not fill the disk.
+MOST_LIMITED = 100
+REPORT_SECONDS = 60  # between two lines of the log that say that the file can't be written
 MOST_SALONS = 16
 MOST_CHARACTERS = 256
+STDERR = 2
+
+log = structlog.get_logger()
 
 
 class Audit:
@@ -29,34 +37,39 @@ class Audit:
     def __init__(self, path: Path | None) -> None:
         """Append to a file; None is standard error. Raises: AccessError."""
         self._path = path
-        self._file: IO[str] = sys.stderr
+        self._file = STDERR
         self._second = 0
-        self._refusals = 0
+        self._limited = 0
         self._skipped = 0
+        self._lost = 0
+        self._reported = -math.inf
+        self._is_torn = False
         self.reopen()
 
     def reopen(self) -> None:
         """Open the file again: it may have been rotated. Raises: AccessError; the last file stays in use."""
         if self._path is not None:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             try:
-                before, self._file = self._file, self._path.open("a", buffering=1, encoding="utf-8")
+                opened = os.open(self._path, flags, 0o666)
             except OSError as error:
                 raise AccessError(f"AUDIT_LOG: {self._path} can't be written: {error.strerror}") from error
-            if before is not sys.stderr:
-                before.close()
+            self.close()
+            self._file = opened
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not sys.stderr:
-            self._file.close()
+        """Close the file; later lines go to standard error."""
+        before, self._file = self._file, STDERR
+        if before != self._file:
+            os.close(before)
 
-    def refused(self, **fields: Any) -> None:
-        """Write a line of a refused call, unless there were too many in this second."""
+    def add_limited(self, **fields: Any) -> None:
+        """Write a line that a stranger can cause at will, unless there were too many in this second."""
         second = int(monotonic())
         if second != self._second:
-            self._second, self._refusals = second, 0
-        self._refusals += 1
-        if self._refusals > MOST_REFUSALS:
+            self._second, self._limited = second, 0
+        self._limited += 1
+        if self._limited > MOST_LIMITED:
             self._skipped += 1
             return
         if self._skipped:
@@ -76,7 +89,11 @@ class Audit:
         reason: str,
         **more: int,
     ) -> None:
-        """Write a line; `request` is None if it was not read."""
+        """Write a line; `request` is None if it was not read.
+
+        A line that can't be written is lost: the call has ended, and its caller gets its reply. The log says so, once a
+        minute, and the next line has the number of `lost` ones.
+        """
         named = ",".join(salons[:MOST_SALONS])
         line = {
             "event": "audit",
@@ -89,6 +106,25 @@ class Audit:
             "code": code,
             "reason": reason,
             **more,
+            "lost": self._lost or None,
         }
-        text = json.dumps({name: value for name, value in line.items() if value not in ("", None)})
-        self._file.write(text + "\n")
+        try:
+            self._write(json.dumps({name: value for name, value in line.items() if value not in ("", None)}))
+        except OSError as error:
+            self._lost += 1
+            self._report(error)
+        else:
+            self._lost = 0
+
+    def _write(self, text: str) -> None:
+        """Write a line with one call. Raises: OSError, also if only a part was written."""
+        data = (("\n" if self._is_torn else "") + text + "\n").encode()
+        written = os.write(self._file, data)
+        self._is_torn = written < len(data)
+        if self._is_torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _report(self, error: OSError) -> None:
+        if monotonic() - self._reported >= REPORT_SECONDS:
+            self._reported = monotonic()
+            log.error("audit", error=f"AUDIT_LOG can't be written: {error.strerror}", lost=self._lost)

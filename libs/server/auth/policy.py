@@ -20,6 +20,7 @@ import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -60,10 +61,10 @@ class Caller:
     """An identified caller, what it may do, and until when it is known.
 
     `methods` are paths; `salons` None means all, `claimed` None that its token names no salons. `expires` is in s since
-    1970.
+    1970. `key` has verified its token, None without a token.
     """
 
-    __slots__ = ("claimed", "expires", "is_listed", "methods", "name", "salons", "usage")
+    __slots__ = ("claimed", "expires", "is_listed", "key", "methods", "name", "salons", "usage")
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class Caller:
         self.is_listed = is_listed
         self.claimed: frozenset[str] | None = None
         self.expires = math.inf
+        self.key: Any = None
 
     def may_use(self, salons: Sequence[str]) -> bool:
         """Return whether the caller may use the salons that a request names; none means all."""
@@ -88,25 +90,34 @@ class Caller:
             return True
         return bool(salons) and self.salons.issuperset(salons)
 
-    def narrowed(self, claimed: frozenset[str] | None, expires: float) -> "Caller":
+    def narrowed(self, claimed: frozenset[str] | None, expires: float, key: Any = None) -> "Caller":
         """Return the caller as a token names it: with no more than the `claimed` salons, until the token expires."""
         salons = self.salons if claimed is None else claimed if self.salons is None else self.salons & claimed
         caller = Caller(self.name, self.methods, salons, self.usage, is_listed=self.is_listed)
-        caller.claimed, caller.expires = claimed, expires
+        caller.claimed, caller.expires, caller.key = claimed, expires, key
         return caller
 
 
 class Policy:
     """The rights of all callers."""
 
-    def __init__(self, path: Path, methods: Sequence[MethodInfo]) -> None:
-        """Read the file; `methods` are those of this server. Raises: PolicyError."""
+    def __init__(self, path: Path, methods: Sequence[MethodInfo], before: "Policy | None" = None) -> None:
+        """Read the file; `methods` are those of this server. Raises: PolicyError.
+
+        Calls that were counted against the quotas of the policy `before` count against those of this one.
+        """
         file = _read(path)
         for name, rule in file.callers.items():
             for right in rule.methods:
                 _check(right, methods, f"{path}: callers.{name!r}.methods: {right!r}")
-        self.salon_usages = SalonUsages(file.quotas.salon)
-        self._callers = {name: _caller(name, rule, file.quotas.caller, methods) for name, rule in file.callers.items()}
+        self.salon_usages: SalonUsages = before.salon_usages if before else SalonUsages()
+        self.salon_usages.limit(file.quotas.salon)
+        self._callers = {name: _caller(name, rule, methods) for name, rule in file.callers.items()}
+        for name, rule in file.callers.items():
+            quota = rule.quota or file.quotas.caller
+            if quota != NO_QUOTA:
+                usage = before.caller(name).usage if before else None
+                self._callers[name].usage = usage.limit(quota) if usage else Usage(quota)
 
     def knows(self, name: str) -> bool:
         """Return whether a caller is listed."""
@@ -139,8 +150,6 @@ def _check(right: str, methods: Sequence[MethodInfo], where: str) -> None:
         raise PolicyError(f"{where}: {service} has no such method")
 
 
-def _caller(name: str, rule: _Rule, default: Quota, methods: Sequence[MethodInfo]) -> Caller:
+def _caller(name: str, rule: _Rule, methods: Sequence[MethodInfo]) -> Caller:
     granted = frozenset(method.path for method in methods if any(map(method.is_named, rule.methods)))
-    quota = rule.quota or default
-    salons = None if ALL in rule.salons else frozenset(rule.salons)
-    return Caller(name, granted, salons, None if quota == NO_QUOTA else Usage(quota), is_listed=True)
+    return Caller(name, granted, None if ALL in rule.salons else frozenset(rule.salons), is_listed=True)

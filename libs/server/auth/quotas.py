@@ -1,5 +1,6 @@
 """Quotas of callers and salons: calls under way, and calls per second. Each process counts its own calls."""
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from libs.server.auth.refusals import quota_exceeded
 from libs.server.errors import RETRY_MS, RpcError
 
 MOST_SALONS = 10_000
+MOST_CHECKED = 100  # salons with calls under way, in search of one that can be forgotten
 
 
 class Quota(BaseModel):
@@ -30,14 +32,24 @@ NO_QUOTA = Quota()
 class Usage:
     """The calls of one caller or salon: a token bucket, and the number of calls under way."""
 
-    __slots__ = ("_filled", "_most", "_rate", "_size", "_tokens", "under_way")
+    __slots__ = ("_filled", "_most", "_quota", "_rate", "_size", "_tokens", "under_way")
 
     def __init__(self, quota: Quota) -> None:
+        self.under_way = 0
+        self._limit(quota)
+
+    def limit(self, quota: Quota) -> "Usage":
+        """Count the same calls against a quota; return this usage. Another quota than before begins unused."""
+        if quota != self._quota:
+            self._limit(quota)
+        return self
+
+    def _limit(self, quota: Quota) -> None:
+        self._quota = quota
         self._rate = quota.calls_per_second
         self._most = quota.calls_under_way or math.inf
         self._tokens = self._size = max(1.0, self._rate or 0)
         self._filled = time.monotonic()
-        self.under_way = 0
 
     def take(self) -> bool:
         """Take a token for a call; return False if there is none, or too many calls are under way."""
@@ -77,19 +89,34 @@ def take_all(usages: Sequence[Usage]) -> bool:
 
 
 class SalonUsages:
-    """The usages of salons; with too many, that of the first one is forgotten."""
+    """The usages of salons; with too many, that of the first one without calls under way is forgotten."""
 
-    def __init__(self, quota: Quota) -> None:
-        self._quota = quota
-        self._is_unlimited = quota == NO_QUOTA
+    def __init__(self) -> None:
+        """Limit nothing yet."""
+        self._quota = NO_QUOTA
+        self._is_unlimited = True
         self._usages: dict[str, Usage] = {}
+
+    def limit(self, quota: Quota) -> None:
+        """Count the calls of each salon against a quota, from now on."""
+        self._quota, self._is_unlimited = quota, quota == NO_QUOTA
+        for usage in self._usages.values():
+            usage.limit(quota)
 
     def of(self, salon_id: str) -> Usage | None:
         """Return the usage of a salon, None without a quota."""
         if self._is_unlimited:
             return None
         if (usage := self._usages.get(salon_id)) is None:
+            if len(self._usages) >= MOST_SALONS:
+                self._forget_one()
             usage = self._usages[salon_id] = Usage(self._quota)
-            if len(self._usages) > MOST_SALONS:
-                del self._usages[next(iter(self._usages))]
         return usage
+
+    def _forget_one(self) -> None:
+        """Forget the first salon without calls under way; those before it become the last."""
+        for salon_id in list(itertools.islice(self._usages, MOST_CHECKED)):
+            usage = self._usages.pop(salon_id)
+            if not usage.under_way:
+                return
+            self._usages[salon_id] = usage

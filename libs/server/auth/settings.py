@@ -31,6 +31,11 @@ class AuthSettings(BaseSettings):
     audit_log: Path | None = Field(None, description="File for the audit log. Default: standard error.")
 
     @property
+    def requires_identity(self) -> bool:
+        """Whether callers need an identity."""
+        return self.auth_mode != "none"
+
+    @property
     def takes_certificates(self) -> bool:
         """Whether a client certificate identifies a caller."""
         return "mtls" in self.auth_mode
@@ -42,7 +47,7 @@ class AuthSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_auth(self) -> Self:
-        if (self.auth_mode == "none") != (self.auth_policy is None):
+        if self.requires_identity == (self.auth_policy is None):
             raise ValueError("AUTH_MODE and AUTH_POLICY belong together")
         if self.takes_tokens and not (self.auth_jwks and self.auth_audience):
             raise ValueError("AUTH_MODE=jwt needs AUTH_JWKS and AUTH_AUDIENCE")

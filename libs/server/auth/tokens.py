@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,18 +38,23 @@ class KeysError(AccessError):
 
 
 class Claims(NamedTuple):
-    """What a valid token says: the caller, its salons (None: does not say), and until when, in s since 1970."""
+    """What a valid token says: the caller, its salons (None: does not say), and until when, in s since 1970.
+
+    `key` has verified it.
+    """
 
     caller: str
     salons: frozenset[str] | None
     expires: float
+    key: Any
 
 
 class Tokens:
     """Verifies tokens."""
 
-    def __init__(self, settings: AuthSettings) -> None:
-        """Read no keys yet."""
+    def __init__(self, settings: AuthSettings, on_change: Callable[[], None]) -> None:
+        """Read no keys yet. `on_change` is called after each read that brought other keys."""
+        self._on_change = on_change
         self._source = settings.auth_jwks or ""
         self._audience = settings.auth_audience
         self._issuer = settings.auth_issuer
@@ -55,27 +62,32 @@ class Tokens:
         self._salons_claim = settings.auth_salons_claim
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._read = 0.0
-        self._reading: asyncio.Task[bool] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self.is_remote = self._source.startswith(("https://", "http://"))
 
-    async def refresh(self) -> bool:
-        """Read the keys; return whether they have changed. A concurrent call shares the read. Raises: KeysError."""
+    async def refresh(self) -> None:
+        """Read the keys. A concurrent call shares the read. Raises: KeysError."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._refresh())
             self._reading.add_done_callback(self._end_reading)
-        return await asyncio.shield(self._reading)
+        await asyncio.shield(self._reading)
 
-    def _end_reading(self, task: "asyncio.Task[bool]") -> None:
+    def _end_reading(self, task: "asyncio.Task[None]") -> None:
         self._reading = None
         if not task.cancelled():
             task.exception()  # the callers have it
 
-    async def _refresh(self) -> bool:
+    async def _refresh(self) -> None:
         self._read = time.monotonic()
         keys = _usable(await asyncio.to_thread(self._load))
         before = {kid: key.key for kid, key in self._keys.items()}
         self._keys = keys
-        return before != {kid: key.key for kid, key in keys.items()}
+        if before != {kid: key.key for kid, key in keys.items()}:
+            self._on_change()
+
+    def has(self, key: Any) -> bool:
+        """Return whether a key that has verified a token is still one of the keys."""
+        return any(each.key == key for each in self._keys.values())
 
     def _load(self) -> Any:
         try:
@@ -102,15 +114,16 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             reason = next((text for kind, text in _REASONS if isinstance(error, kind)), "the token is malformed")
             raise unauthenticated(reason) from error
-        return Claims(
-            _name(found[self._caller_claim]), _salons(found.get(self._salons_claim)), found["exp"] + LEEWAY_SECONDS
-        )
+        for name in ("nbf", "iat"):
+            _time(found.get(name, 0))
+        salons, expires = _salons(found.get(self._salons_claim)), _time(found["exp"]) + LEEWAY_SECONDS
+        return Claims(_name(found[self._caller_claim]), salons, expires, key.key)
 
     async def _key(self, token: str) -> jwt.PyJWK:
         """Return the key that a token names; if it is unknown, read the keys again, at most every 10 s."""
         try:
             kid = jwt.get_unverified_header(token).get("kid")
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, ValueError) as error:
             raise unauthenticated("the token is malformed") from error
         if (key := self._find(kid)) is None and time.monotonic() - self._read > PAUSE_SECONDS:
             try:
@@ -142,6 +155,17 @@ def _usable(data: Any) -> dict[str | None, jwt.PyJWK]:
     if not found:
         raise KeysError(f"AUTH_JWKS has no key for {', '.join(ALGORITHMS)}")
     return found
+
+
+def _time(value: Any) -> float:
+    """Return a time of a token. PyJWT also takes texts, true, and numbers that no float can hold."""
+    try:
+        seconds = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise unauthenticated("a time of the token is no number")
+    return seconds
 
 
 def _name(value: Any) -> str:
