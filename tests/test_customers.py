@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -105,7 +105,10 @@ async def test_a_merge_moves_what_belongs_to_the_conversation(stack: Stack) -> N
     assert (merged.conversation_id, list(merged.tags), merged.assignee) == (first, ["new", "vip"], "anna")
     ai_messages = (await service.ListAiMessages(pb.ListAiMessagesRequest(**named))).ai_messages
     assert [message.conversation_id for message in ai_messages] == [first, first]
+    of_first = pb.ListAiMessagesRequest(salon_id=SALON, conversation_id=first)
+    assert len((await warm(service.ListAiMessages, of_first)).ai_messages) == 2
     assert (await service.RecordAiMessage(ai_message)).conversation_id == first
+    assert len((await service.ListAiMessages(of_first)).ai_messages) == 3
     assert (await customer(stack, customer_id=second)).customer_id == first
     marked = await service.MarkConversationRead(pb.MarkConversationReadRequest(**named))
     assert (marked.conversation_id, marked.unread_count) == (first, 0)
@@ -249,8 +252,24 @@ async def test_customers_are_listed_with_filters(stack: Stack) -> None:
     assert list((await stack.messaging.ListCustomers(other)).customers) == []
 
 
-async def reads(stack: Stack) -> list[tuple[Any, Any]]:
-    """Return cached reads of two customers."""
+async def shown(rpc: Any, request: Any, **options: Any) -> str:
+    """Return the reply of a read as text."""
+    try:
+        return str(await rpc(request, **options))
+    except grpc.aio.AioRpcError as error:
+        assert error.code() == grpc.StatusCode.NOT_FOUND
+        return "nothing"
+
+
+async def assert_fresh(everything: list[tuple[Any, Any]], written: object) -> None:
+    """Check that each read returns what it returns without the cache."""
+    for rpc, request in everything:
+        after = await shown(rpc, request)
+        assert after == await shown(rpc, request, metadata=(("cache-control", "no-cache"),)), (written, request)
+
+
+async def reads(stack: Stack, customer_ids: Sequence[str] = ()) -> list[tuple[Any, Any]]:
+    """Return cached reads of two customers, also by `customer_ids`."""
     service = stack.messaging
     of_salon: Fields = {"salon_id": SALON}
     names: list[Fields] = [{"phone_number": PHONE}, {"phone_number": NEW}, {"user_id": USER}, {"user_id": USER_2}]
@@ -260,6 +279,11 @@ async def reads(stack: Stack) -> list[tuple[Any, Any]]:
         found.append((service.GetConversation, pb.GetConversationRequest(**of_salon, **named)))
     for phone in (PHONE, NEW):
         found.append((service.ListMessages, pb.ListMessagesRequest(**of_salon, phone_number=phone)))
+    for one in customer_ids:
+        found.append((service.GetCustomer, pb.GetCustomerRequest(**of_salon, customer_id=one)))
+        found.append((service.GetConversation, pb.GetConversationRequest(**of_salon, conversation_id=one)))
+        found.append((service.ListMessages, pb.ListMessagesRequest(**of_salon, conversation_id=one)))
+        found.append((service.ListAiMessages, pb.ListAiMessagesRequest(**of_salon, conversation_id=one)))
     found.append((service.ListCustomers, pb.ListCustomersRequest(**of_salon)))
     found.append((service.ListCustomers, pb.ListCustomersRequest(**of_salon, opted_out=True)))
     return [*found, (service.ListConversations, pb.ListConversationsRequest(**of_salon))]
@@ -280,13 +304,6 @@ async def test_no_reply_is_stale_after_a_change_of_identities(stack: Stack, mess
     await record(stack, 1, phone_number=PHONE)
     await record(stack, 2, user_id=USER_2)
 
-    async def shown(rpc: Any, request: Any, **options: Any) -> str:
-        try:
-            return str(await rpc(request, **options))
-        except grpc.aio.AioRpcError as error:
-            assert error.code() == grpc.StatusCode.NOT_FOUND
-            return "nothing"
-
     everything = await reads(stack)
     for number, named in enumerate([*messages, {"phone_number": PHONE}], 3):
         for _ in range(2):
@@ -294,17 +311,32 @@ async def test_no_reply_is_stale_after_a_change_of_identities(stack: Stack, mess
                 await shown(rpc, request)
             await stack.servers["messaging"].cache.settle()
         await record(stack, number, **named)
-        for rpc, request in everything:
-            after = await shown(rpc, request)
-            assert after == await shown(rpc, request, metadata=(("cache-control", "no-cache"),)), (named, request)
+        await assert_fresh(everything, named)
     opt = opt_out(phone_number=PHONE)
     for rpc, request in everything:
         await shown(rpc, request)
     await stack.servers["messaging"].cache.settle()
     await stack.messaging.RecordOptOut(opt)
-    for rpc, request in everything:
-        after = await shown(rpc, request)
-        assert after == await shown(rpc, request, metadata=(("cache-control", "no-cache"),)), ("opt-out", request)
+    await assert_fresh(everything, "opt-out")
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["two numbers", "merged"])
+@pytest.mark.parametrize("writer", [{"phone_number": PHONE}, {"user_id": USER}], ids=["by a former number", "by user"])
+async def test_no_reply_is_stale_after_the_first_message_of_a_known_customer(
+    stack: Stack, writer: Fields, merged: bool
+) -> None:
+    await salon(stack)
+    named: list[Fields] = [{"phone_number": PHONE}, {"phone_number": NEW}]
+    found = [await stack.messaging.RecordOptOut(opt_out(**each, event_time={"seconds": 1})) for each in named * merged]
+    for second, each in enumerate(named, 2):
+        await stack.messaging.RecordOptOut(opt_out(**each, user_id=USER, event_time={"seconds": second}))
+    assert list((await customer(stack, user_id=USER)).phone_numbers) == [NEW, PHONE]
+    everything = await reads(stack, [one.customer_id for one in found])
+    for rpc, request in everything * 2:
+        await shown(rpc, request)
+        await stack.servers["messaging"].cache.settle()
+    await record(stack, 3, **writer)
+    await assert_fresh(everything, writer)
 
 
 async def test_a_current_name_is_read_from_the_cache_and_a_former_one_is_not(stack: Stack) -> None:

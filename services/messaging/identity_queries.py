@@ -29,10 +29,22 @@ def conversation_of(name: str, row: str) -> str:
         ), {former})"""
 
 
+def is_identity(name: str) -> str:
+    """Return the SQL that is true if a conversation_id or phone_number of `wanted` names a customer in the identities.
+
+    Source: index customer_identities_pkey.
+    """
+    return f"""EXISTS (
+            SELECT FROM customer_identities AS i WHERE i.salon_id = wanted.salon_id
+                AND i.identity = wanted.{name}::text AND i.kind = '{name.upper()}'
+        )"""
+
+
 def current_names(names: Sequence[str]) -> tuple[str, str]:
     """Return the SQL of a cached statement that turns a conversation_id and a phone_number of `wanted` into `current`.
 
-    The first is a FROM item; the second the snapshot xmin, NOT_STORED for a name that the conversation no longer has.
+    The first is a FROM item; the second the snapshot xmin, NOT_STORED for a name that the conversation no longer has
+    or whose customer has no conversation yet.
     Source: indexes conversations_pkey, salon_id_phone_number, customer_identities_pkey.
     """
     columns = []
@@ -49,14 +61,15 @@ def current_names(names: Sequence[str]) -> tuple[str, str]:
     return f" CROSS JOIN LATERAL (SELECT {current} OFFSET 0) AS current", xmin
 
 
-_CURRENT_NUMBER = """coalesce((
+# NULL for a number of a customer who has no conversation: their first message invalidates only the newest number.
+_CURRENT_NUMBER = f"""coalesce((
             SELECT k.phone_number FROM conversations AS k
             WHERE k.salon_id = wanted.salon_id AND k.phone_number = wanted.phone_number
         ), (
             SELECT k.phone_number FROM customer_identities AS i JOIN conversations AS k
                 ON k.salon_id = i.salon_id AND k.conversation_id = i.customer_id
             WHERE i.salon_id = wanted.salon_id AND i.identity = wanted.phone_number AND i.kind = 'PHONE_NUMBER'
-        ), wanted.phone_number)"""
+        ), CASE WHEN NOT {is_identity("phone_number")} THEN wanted.phone_number END)"""
 
 
 def unsettled(salon_id: str, claims: Sequence[Claim]) -> Statement[bool]:

@@ -294,6 +294,8 @@ class MessagingService(CustomerRpcs):
             message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
             if message is None:
                 raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
+            if message.conversation_id != request.conversation_id.lower():  # a merged conversation's
+                write.invalidate(self.tags.ai_messages(request.salon_id, message.conversation_id))
         return message
 
     async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:
