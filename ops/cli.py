@@ -1,14 +1,17 @@
 """The `parlor` command."""
 
+import asyncio
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TimeElapsedColumn
 
 from ops.process import StartError
 from ops.servers import running_url
@@ -52,6 +55,14 @@ DatabaseUrl = Annotated[
         default_factory=running_database,
         help="The owner's URL of the database.",
         show_default="that of the `parlor up` in this folder",
+    ),
+]
+RedisUrl = Annotated[
+    str,
+    typer.Option(
+        "--redis-url",
+        envvar="REDIS_URL",
+        help="Redis of the services, whose cache is dropped when messages come or go.",
     ),
 ]
 Scale = Annotated[
@@ -264,6 +275,78 @@ def maintain(
             style = "" if outcome.ok else "[red]"
             console.print(f"{style}{outcome.step}: {escape(outcome.text)}", soft_wrap=True, highlight=False)
     raise typer.Exit(0 if all(outcome.ok for outcome in outcomes) else 1)
+
+
+@app.command()
+def archive(
+    database_url: DatabaseUrl,
+    redis_url: RedisUrl,
+    older_than: Annotated[str, typer.Option(help="The age of months that leave: 13mo is 13 whole months.")],
+    folder: Annotated[Path, typer.Option("--to", file_okay=False, help="The folder of the files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write the messages of old months to files, and take them out of the database; statistics keep them.
+
+    Messages must have been partitioned, by `parlor partition`. Each month becomes a compressed file and a manifest.
+    Lists and searches no longer find its messages; ListMessages says so. A killed run is continued by the next one,
+    which needs the same folder. Each run also removes customers who were erased since from the files in the folder.
+    """
+    from ops.archive import archive as run
+    from ops.archive import before
+
+    with _archiving(redis_url) as (drop_cache, advance):
+        written = list(run(database_url, before(older_than), folder, drop_cache, advance))
+    if as_json:
+        months = [{"name": one.name, "file": str(one.file), "messages": one.rows} for one in written]
+        typer.echo(json.dumps({"archived": months}, indent=2))
+        return
+    for one in written:
+        console.print(f"{one.name}: {one.rows:,} messages in {one.file}", soft_wrap=True, highlight=False)
+    if not written:
+        console.print("no month is that old, or all of them are archived", highlight=False)
+
+
+@app.command()
+def restore_archive(
+    file: Annotated[Path, typer.Argument(help="A file of `parlor archive`, with its manifest beside it.", **FILE)],
+    database_url: DatabaseUrl,
+    redis_url: RedisUrl,
+) -> None:
+    """Put the messages of an archived month back into the database, and delete the file.
+
+    Customers who were erased since are removed first. The file is deleted, because erasures no longer reach it.
+    """
+    from ops.restore_archive import restore
+
+    with _archiving(redis_url) as (drop_cache, advance):
+        restored = restore(database_url, file, drop_cache, advance)
+    console.print(f"{restored.name}: {restored.rows:,} messages are back", highlight=False)
+
+
+@contextmanager
+def _archiving(redis_url: str) -> Iterator[tuple[Callable[[], None], Callable[[str, int, int], None]]]:
+    """Show progress, and errors in one line."""
+    import psycopg
+    from redis.exceptions import RedisError
+
+    from libs.cache import drop
+    from ops.archive_files import ArchiveError
+    from ops.months import TableBusy
+
+    stderr = Console(stderr=True)
+    try:
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=stderr) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def advance(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = progress.add_task(what, total=total)
+                progress.update(tasks[what], completed=done, total=total)
+
+            yield lambda: asyncio.run(drop(redis_url)), advance
+    except (ArchiveError, TableBusy, OSError, RedisError, psycopg.Error) as error:
+        stderr.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -95,6 +95,8 @@ def locked(conn: psycopg.Connection) -> Iterator[None]:
             try:
                 with conn.transaction():
                     conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+                    # A partition gets the foreign key to it, which needs this lock.
+                    conn.execute("LOCK TABLE conversations IN SHARE ROW EXCLUSIVE MODE")
             except psycopg.errors.LockNotAvailable:
                 pass
             else:

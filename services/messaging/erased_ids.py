@@ -9,7 +9,7 @@ from libs.server import RpcError, errors
 
 # The pattern of whatsapp_ids in the JSON of a webhook item, as SQL.
 WAMIDS = r"""'"(wamid\.[^"\\]{1,250})"'"""
-_HASH = "sha256(s.salt || convert_to({}, 'UTF8'))"
+HASH = "sha256(s.salt || convert_to({}, 'UTF8'))"
 
 
 def is_erased(salon_id: str, whatsapp_id: str) -> str:
@@ -22,7 +22,7 @@ def is_erased(salon_id: str, whatsapp_id: str) -> str:
     return f"""coalesce((
             SELECT EXISTS (
                 SELECT FROM erased_whatsapp_ids AS e
-                WHERE e.salon_id = s.salon_id AND e.hash = {_HASH.format(whatsapp_id)}
+                WHERE e.salon_id = s.salon_id AND e.hash = {HASH.format(whatsapp_id)}
             ) FROM erasure_salts AS s WHERE s.salon_id = {salon_id}
         ), false)"""  # noqa: S608 - SQL of our code
 
@@ -31,7 +31,7 @@ def hash_ids(rows: str) -> str:
     """Return the statement that keeps the hashes of the whatsapp_ids that a FROM item has; see `add_salt`."""
     return f"""
         INSERT INTO erased_whatsapp_ids (salon_id, hash)
-        SELECT DISTINCT s.salon_id, {_HASH.format("whatsapp_id")}
+        SELECT DISTINCT s.salon_id, {HASH.format("whatsapp_id")}
         FROM erasure_salts AS s, {rows} WHERE s.salon_id = %(salon_id)s AND whatsapp_id IS NOT NULL
         ON CONFLICT ON CONSTRAINT erased_whatsapp_ids_pkey DO NOTHING"""  # noqa: S608 - SQL of our code
 

@@ -10,7 +10,7 @@ from libs.db import Connection
 from parlor.messaging.v1.messaging_pb2 import EraseCustomerResponse, Message
 from services.messaging.amendment_queries import fold_amendments
 from services.messaging.conversation_queries import Named
-from services.messaging.erased_ids import WAMIDS, add_salt, hash_ids, is_erased
+from services.messaging.erased_ids import HASH, WAMIDS, add_salt, hash_ids, is_erased
 from services.messaging.number_patterns import in_whatsapp_id, pattern
 from services.phones import spellings
 
@@ -73,6 +73,7 @@ async def erase_customer(conn: Connection, customer: Erased) -> EraseCustomerRes
         messages=await erase_messages(conn, customer),
         ai_messages=await erase_ai_messages(conn, customer),
     )
+    await remember_for_archives(conn, customer)
     if targets := await erase_amendments(conn, customer):
         await conn.run(fold_amendments(customer.salon_id, targets))
     if customer.group_ids:
@@ -166,6 +167,22 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
             reply_to_whatsapp_id = NULL, error_title = NULL, details = NULL
         FROM written WHERE messages.salon_id = %(salon_id)s AND messages.message_id = written.message_id"""
     return (await conn.execute(query.encode(), _params(customer))).rowcount
+
+
+async def remember_for_archives(conn: AsyncConnection[Any], customer: Erased) -> None:
+    """Note whom to remove from the files of `parlor archive`, if there are any.
+
+    After `erase_messages`, which has locked the table messages: a month leaves it before that, and has a row in
+    message_archives then, or after this transaction, without the customer. Source: index erasure_salts_pkey.
+    """
+    query = f"""
+        INSERT INTO message_erasures (salon_id, conversation_ids, names)
+        SELECT s.salon_id, %(conversation_ids)s::uuid[], ARRAY(
+            SELECT {HASH.format("name")} FROM unnest(%(names)s::text[]) AS name
+        )
+        FROM erasure_salts AS s WHERE s.salon_id = %(salon_id)s AND EXISTS (SELECT FROM message_archives)"""
+    names = [*customer.written_numbers, *customer.user_ids]
+    await conn.execute(query.encode(), {**customer._asdict(), "names": names})
 
 
 async def erase_amendments(conn: AsyncConnection[Any], customer: Erased) -> list[str]:

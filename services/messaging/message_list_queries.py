@@ -1,7 +1,7 @@
 """Lists of messages, newest first, whose pages lead both ways."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -66,8 +66,9 @@ async def list_messages(
     """
     query = messages_statement(names_given(wanted[0]))
     xmins, names, columns, slices = await fetch_batch(conn, query, list(map(given, wanted)))
-    found, is_newer, *message = columns
-    messages = encoder(Message, *names[2:])(message)
+    found, archived_before, is_newer, *message = columns
+    messages = encoder(Message, *names[3:])(message)
+    archived = encoder(ListMessagesResponse, "archived_before")([archived_before])
     replies: list[Loaded[bytes | RpcError]] = []
     for place, (filters, page) in enumerate(wanted):
         listed = range(slices[place].start, slices[place].stop)
@@ -79,37 +80,42 @@ async def list_messages(
         rows = [row for row in listed if message[0][row] is not None]
         newer = [messages[row] for row in rows if is_newer[row]]
         older = [messages[row] for row in rows if not is_newer[row]]
-        replies.append(Loaded(xmin, _response(page, newer, older, around=bool(filters.around))))
+        replies.append(Loaded(xmin, _response(filters, page, newer, older, archived[listed.start])))
     return replies
 
 
-def _response(page: Page, newer: list[bytes], older: list[bytes], *, around: bool) -> bytes:
+def _response(filters: MessageFilters, page: Page, newer: list[bytes], older: list[bytes], archived: bytes) -> bytes:
     """Return a page of the messages newer than its place, oldest first, and of those older, newest first.
 
     Each may have one more than the page holds. A page of large messages is shorter; around a message it then has those
-    next to it.
+    next to it. `archived` is the field archived_before, for the last page.
     """
+    around = bool(filters.around)
+    if archived and filters.after_time is not None:
+        before = ListMessagesResponse.FromString(archived).archived_before.ToDatetime(UTC)
+        archived = archived if filters.after_time < before else b""
     after = page.size // 2 if around else page.size
     shown_older = fitting(older[: page.size - page.size // 2 if around else page.size])
     shown_newer = fitting([*shown_older, *newer[:after]])[len(shown_older) :]
     shown = [*reversed(shown_newer), *shown_older]
     response = encode_repeated(shown)
     if not shown:
-        return response
+        return response + archived
     first, last = Message.FromString(shown[0]), Message.FromString(shown[-1])
     tokens = ListMessagesResponse()
     if len(older) > len(shown_older) or page.back:  # a page back was reached from an older one
         tokens.next_page_token = page.token(last.create_time, last.message_id)
     if len(newer) > len(shown_newer) or (page.after_id and not page.back):
         tokens.previous_page_token = page.token(first.create_time, first.message_id, back=True)
-    return response + tokens.SerializeToString()
+    return response + tokens.SerializeToString() + (b"" if tokens.next_page_token else archived)
 
 
 @cache
 def messages_statement(names: tuple[str, ...]) -> str:
     """Return the statement that lists messages; `names` are those of its parameters.
 
-    Its first columns tell whether the message `around` exists, and whether a row is newer than the page's place.
+    Its first columns tell whether the message `around` exists, up to when messages were archived, and whether a row is
+    newer than the page's place.
     """
     listed = f"{MESSAGE} FROM messages WHERE {where(_FILTERS, names)}"
     place = "(timestamptz 'epoch' + wanted.{} * interval '1 us', wanted.id)"
@@ -130,6 +136,6 @@ def messages_statement(names: tuple[str, ...]) -> str:
         page = f"SELECT false AS is_newer, {listed} {after} {_OLDER} wanted.rows"
     current, xmin = current_names(names)
     return f"""
-        SELECT {xmin} AS xmin, place, {found} AS found, page.*
+        SELECT {xmin} AS xmin, place, {found} AS found, (SELECT max(end_time) FROM message_archives), page.*
         FROM {SNAPSHOT_XMIN}, {unnest(_TYPES, names)}{current} {anchor}
         LEFT JOIN LATERAL ({page}) AS page ON true"""

@@ -21,7 +21,14 @@ from parlor.stats.v1.stats_pb2 import (
     MessageDirectionStats,
     SalonStats,
 )
-from services.stats.hours import ROLLED, after_hours, before_hours, in_hours
+from services.stats.hours import (
+    ROLLED,
+    after_hours,
+    before_hours,
+    in_hours,
+    quarters_after_hours,
+    quarters_before_hours,
+)
 
 # A sum that fits the proto's int64.
 SUM = "least(sum({}), 9223372036854775807)::bigint"
@@ -81,6 +88,10 @@ SALON_STATS = f"""
                 WHERE {before_hours("created_at")} AND cost_micros > 0
                 UNION ALL SELECT currency_code, 0, cost_micros FROM messages
                 WHERE {after_hours("created_at")} AND cost_micros > 0
+                UNION ALL SELECT currency_code, messages, cost_micros FROM message_quarters
+                WHERE {quarters_before_hours()}
+                UNION ALL SELECT currency_code, messages, cost_micros FROM message_quarters
+                WHERE {quarters_after_hours()}
             ) AS part
             GROUP BY currency_code
         ) AS of_currency
@@ -125,6 +136,10 @@ MESSAGE_DIRECTION_STATS = f"""
                 WHERE {in_hours("created_at")}
                 UNION ALL SELECT {_MESSAGE} WHERE {before_hours("created_at")}
                 UNION ALL SELECT {_MESSAGE} WHERE {after_hours("created_at")}
+                UNION ALL SELECT direction, currency_code, messages, cost_micros FROM message_quarters
+                WHERE {quarters_before_hours()}
+                UNION ALL SELECT direction, currency_code, messages, cost_micros FROM message_quarters
+                WHERE {quarters_after_hours()}
             ) AS part
             GROUP BY direction, currency_code
         ) AS of_direction

@@ -1,0 +1,135 @@
+"""`parlor restore-archive`: put the messages of an archived month back into the database."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from ops.archive import LOADED, Advance, Archived, alone, checked, detached, finish, loaded, run
+from ops.archive_files import ArchiveError, Manifest, manifest_path
+from ops.archive_queries import columns, follow_merges, insert_rows_beside
+from ops.months import EARLY, Leaf, Month, leaves, locked
+
+TRIES = 5
+OLD_EARLY = "messages_early_before"
+
+
+def restore(database_url: str, file: Path, drop_cache: Callable[[], None], advance: Advance) -> Archived:
+    """Put the messages of a file back, without customers who were erased since, and delete the file.
+
+    They are in the table again, as are their status events, reactions and items; statistics stay as they were. From now
+    on EraseCustomer would not reach the file.
+    Raises: ArchiveError; TableBusy; OSError; psycopg.Error; what `drop_cache` raises.
+    """
+    with alone(database_url) as conn:
+        for left in detached(conn):
+            finish(conn, left, file.parent, advance)
+        manifest = checked(conn, file)
+        for _ in range(TRIES):
+            if (leaf := _try(conn, file, manifest, advance)) is not None:
+                break
+        else:
+            raise ArchiveError("customers are erased all the time; try again later")
+        drop_cache()
+        conn.execute("DELETE FROM message_quarters WHERE archive = %s", [manifest.name])
+        run(conn, "ALTER TABLE {} DROP CONSTRAINT months_check", leaf.name)
+    file.unlink()
+    manifest_path(file).unlink()
+    return Archived(manifest.name, file, manifest.rows)
+
+
+def _try(conn: psycopg.Connection, file: Path, manifest: Manifest, advance: Advance) -> Leaf | None:
+    """Load the file and attach it; return the partition, or None if a customer was erased meanwhile."""
+    query = "SELECT name, start_time, end_time FROM message_archives WHERE name = %s"
+    [row] = conn.execute(query, [manifest.name]).fetchall()
+    leaf = Leaf(*row)
+    advance(f"{leaf.name}: load", 0, 2)
+    with loaded(conn, file, manifest) as erasure_id:
+        with conn.transaction():
+            follow_merges(conn, LOADED)
+            _create(conn, leaf)
+            names = sql.SQL(", ").join(map(sql.Identifier, columns(conn)))
+            statement = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}")
+            conn.execute(statement.format(sql.Identifier(leaf.name), names, names, sql.Identifier(LOADED)))
+            insert_rows_beside(conn, LOADED)
+    advance(f"{leaf.name}: load", 1, 2)
+    _add_foreign_key(conn, leaf)
+    run(conn, "ANALYZE {}", leaf.name)
+    with locked(conn):
+        newest = conn.execute("SELECT coalesce(max(erasure_id), 0) FROM message_erasures").fetchall()
+        attached = newest <= [(erasure_id,)]
+        if attached:
+            leaf = _attach(conn, leaf)
+    if not attached:
+        finish(conn, leaf, file.parent, advance)
+        return None
+    advance(f"{leaf.name}: load", 2, 2)
+    return leaf
+
+
+def _create(conn: psycopg.Connection, leaf: Leaf) -> None:
+    """Create the table that becomes the partition. Its constraint spares the scan of all rows when it is attached."""
+    run(conn, "CREATE TABLE {} (LIKE messages INCLUDING ALL)", leaf.name)
+    bounds = "created_at < {}" if leaf.start is None else "created_at < {} AND created_at >= {}"
+    run(conn, f"ALTER TABLE {{}} ADD CONSTRAINT months_check CHECK ({bounds})", leaf.name, leaf.end, *leaf[1:2])
+
+
+def _add_foreign_key(conn: psycopg.Connection, leaf: Leaf) -> None:
+    """Give the table the foreign key of messages, so that it need not be checked when it is attached."""
+    query = """
+        SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE conrelid = 'messages'::regclass AND contype = 'f'"""
+    for name, definition in conn.execute(query).fetchall():
+        names = {"table": sql.Identifier(leaf.name), "name": sql.Identifier(name)}
+        with locked(conn):
+            added = sql.SQL("ALTER TABLE {table} ADD CONSTRAINT {name} {definition} NOT VALID")
+            conn.execute(added.format(**names, definition=sql.SQL(definition)))
+        conn.execute(sql.SQL("ALTER TABLE {table} VALIDATE CONSTRAINT {name}").format(**names))
+
+
+def _attach(conn: psycopg.Connection, leaf: Leaf) -> Leaf:
+    """Attach a table, and partitions for the time after it and for what came late; return its partition."""
+    early_end = leaves(conn)[0].end
+    do = partial(run, conn)
+    do("ALTER TABLE messages DETACH PARTITION {}", EARLY)
+    do("ALTER TABLE {} RENAME TO {}", EARLY, OLD_EARLY)
+    pieces = [leaf]
+    if leaf.start is None:
+        do("ALTER TABLE {} RENAME TO {}", leaf.name, EARLY)
+        pieces = [Leaf(EARLY, None, leaf.end)]
+    else:
+        pieces = [Leaf(EARLY, None, leaf.start), leaf]
+        do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", EARLY)
+    assert leaf.end is not None and early_end is not None  # noqa: S101
+    month = Month.of(leaf.end)
+    while month.start < early_end:
+        do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", month.leaf)
+        pieces.append(Leaf(month.leaf, month.start, month.later(1).start))
+        month = month.later(1)
+    for piece in pieces:
+        _take_rows(conn, piece)
+        do(f"ALTER TABLE messages ATTACH PARTITION {{}} FOR VALUES FROM ({_bound(piece)}) TO ({{}})", *_values(piece))
+    do("DROP TABLE {}", OLD_EARLY)
+    conn.execute("DELETE FROM message_archives WHERE name = %s", [leaf.name])
+    conn.execute("UPDATE rollups SET archives = array_remove(archives, %s)", [leaf.name])
+    return pieces[0] if leaf.start is None else leaf
+
+
+def _bound(piece: Leaf) -> str:
+    return "MINVALUE" if piece.start is None else "{}"
+
+
+def _values(piece: Leaf) -> tuple[str | object, ...]:
+    return (piece.name, piece.end) if piece.start is None else piece
+
+
+def _take_rows(conn: psycopg.Connection, piece: Leaf) -> None:
+    """Insert into a table that is not attached yet the messages of its time that came late. No trigger sees them."""
+    names = sql.SQL(", ").join(map(sql.Identifier, columns(conn)))
+    query = sql.SQL("""
+        INSERT INTO {} ({}) SELECT {} FROM {}
+        WHERE created_at >= coalesce(%(start)s::timestamptz, '-infinity') AND created_at < %(end)s""")
+    parts = (sql.Identifier(piece.name), names, names, sql.Identifier(OLD_EARLY))
+    conn.execute(query.format(*parts), {"start": piece.start, "end": piece.end})
