@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +77,8 @@ def alone(database_url: str) -> Iterator[psycopg.Connection]:
         query = "SELECT pg_try_advisory_lock(hashtext('parlor archive'))"
         if conn.execute(query).fetchall() != [(True,)]:
             raise ArchiveError("another archive or restore is under way")
+        # A killed run may have left sums that don't count.
+        conn.execute("DELETE FROM message_quarters WHERE archive <> ALL (SELECT unnest(archives) FROM rollups)")
         yield conn
 
 
@@ -103,8 +105,8 @@ def archive(
                 yield finish(conn, gone, folder, advance)
             elif leaf.start is not None:
                 with locked(conn):
-                    _cut(conn, leaf, leaf.name)
-                    run(conn, "DROP TABLE {}", leaf.name)
+                    _cut(conn, leaf, LOADED)
+                    run(conn, "DROP TABLE {}", LOADED)
         obey(conn, folder)
 
 
@@ -116,9 +118,10 @@ def _is_empty(conn: psycopg.Connection, leaf: Leaf) -> bool:
 def _free_name(conn: psycopg.Connection, leaf: Leaf) -> str:
     """Return a name for the archive of a leaf: a month that was archived before has messages that came late."""
     assert leaf.end is not None  # noqa: S101
-    name = leaf.name if leaf.start else f"messages_before_{Month.of(leaf.end).leaf.removeprefix('messages_')}"
+    month = Month.of(leaf.start or leaf.end)
+    name = f"messages_archived_{'' if leaf.start else 'before_'}{month.year:04}_{month.number:02}"
     taken = {found for (found,) in conn.execute("SELECT name FROM message_archives")}
-    return next(free for free in (name, *(f"{name}_{place}" for place in count(2))) if free not in taken)
+    return next(free for free in chain([name], (f"{name}_{place}" for place in count(2))) if free not in taken)
 
 
 def detach(conn: psycopg.Connection, database_url: str, leaf: Leaf, advance: Advance) -> Leaf:
@@ -130,7 +133,6 @@ def detach(conn: psycopg.Connection, database_url: str, leaf: Leaf, advance: Adv
     with no_rollup_job(database_url) as sealed_to:
         if leaf.end is None or sealed_to < leaf.end:
             raise ArchiveError(f"statistics are summed to {sealed_to:%Y-%m-%d %H:%M}: run `parlor maintain` first")
-        conn.execute("DELETE FROM message_quarters WHERE archive = %s", [name])
         found = salons(conn, leaf)
         for place, salon_id in enumerate(found, 1):
             add_quarters(conn, leaf, name, salon_id)
@@ -143,7 +145,7 @@ def detach(conn: psycopg.Connection, database_url: str, leaf: Leaf, advance: Adv
                 VALUES (%s, %s, %s, (SELECT coalesce(max(erasure_id), 0) FROM message_erasures))""",
                 [name, leaf.start, leaf.end],
             )
-            conn.execute("UPDATE rollups SET archives = archives || %s", [name])
+            conn.execute("UPDATE rollups SET archives = array_append(archives, %s)", [name])
     return Leaf(name, leaf.start, leaf.end)
 
 
@@ -151,8 +153,7 @@ def _cut(conn: psycopg.Connection, leaf: Leaf, name: str) -> None:
     """Detach a leaf; messages_early takes its time, for messages that come late."""
     do = partial(run, conn)
     do("ALTER TABLE messages DETACH PARTITION {}", leaf.name)
-    if leaf.name != name:
-        do("ALTER TABLE {} RENAME TO {}", leaf.name, name)
+    do("ALTER TABLE {} RENAME TO {}", leaf.name, name)
     if leaf.start is None:
         do("CREATE TABLE {} PARTITION OF messages FOR VALUES FROM (MINVALUE) TO ({})", EARLY, leaf.end)
     else:
@@ -255,7 +256,7 @@ def checked(conn: psycopg.Connection, file: Path) -> Manifest:
     name = file.name.removesuffix(SUFFIX)
     rows = conn.execute("SELECT sha256 FROM message_archives WHERE name = %s", [name]).fetchall()
     if not rows:
-        raise ArchiveError(f"{name} is not an archive of this database")
+        raise ArchiveError(f"{name} is not an archive of this database, or was restored: then the file can be deleted")
     [(recorded,)] = rows
     if part_of(file).exists() and sha256(part_of(file)) == recorded:  # a run was killed before it put it in place
         put_in_place(file)

@@ -13,7 +13,7 @@ from ops.archive_queries import columns, follow_merges, insert_rows_beside
 from ops.months import EARLY, Leaf, Month, leaves, locked
 
 TRIES = 5
-OLD_EARLY = "messages_early_before"
+PRESENT = "messages_present"
 
 
 def restore(database_url: str, file: Path, drop_cache: Callable[[], None], advance: Advance) -> Archived:
@@ -91,30 +91,37 @@ def _add_foreign_key(conn: psycopg.Connection, leaf: Leaf) -> None:
 
 def _attach(conn: psycopg.Connection, leaf: Leaf) -> Leaf:
     """Attach a table, and partitions for the time after it and for what came late; return its partition."""
-    early_end = leaves(conn)[0].end
+    assert leaf.end is not None  # noqa: S101
+    [present] = [one for one in leaves(conn) if one.end and leaf.end <= one.end and _begins(one, leaf)]
     do = partial(run, conn)
-    do("ALTER TABLE messages DETACH PARTITION {}", EARLY)
-    do("ALTER TABLE {} RENAME TO {}", EARLY, OLD_EARLY)
-    pieces = [leaf]
-    if leaf.start is None:
-        do("ALTER TABLE {} RENAME TO {}", leaf.name, EARLY)
-        pieces = [Leaf(EARLY, None, leaf.end)]
-    else:
-        pieces = [Leaf(EARLY, None, leaf.start), leaf]
-        do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", EARLY)
-    assert leaf.end is not None and early_end is not None  # noqa: S101
-    month = Month.of(leaf.end)
-    while month.start < early_end:
-        do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", month.leaf)
-        pieces.append(Leaf(month.leaf, month.start, month.later(1).start))
-        month = month.later(1)
-    for piece in pieces:
+    do("ALTER TABLE messages DETACH PARTITION {}", present.name)
+    do("ALTER TABLE {} RENAME TO {}", present.name, PRESENT)
+    restored = Leaf(Month.of(leaf.start).leaf if leaf.start else EARLY, leaf.start, leaf.end)
+    do("ALTER TABLE {} RENAME TO {}", leaf.name, restored.name)
+    for piece in _pieces(present, restored):
+        if piece != restored:
+            do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", piece.name)
         _take_rows(conn, piece)
         do(f"ALTER TABLE messages ATTACH PARTITION {{}} FOR VALUES FROM ({_bound(piece)}) TO ({{}})", *_values(piece))
-    do("DROP TABLE {}", OLD_EARLY)
+    do("DROP TABLE {}", PRESENT)
     conn.execute("DELETE FROM message_archives WHERE name = %s", [leaf.name])
     conn.execute("UPDATE rollups SET archives = array_remove(archives, %s)", [leaf.name])
-    return pieces[0] if leaf.start is None else leaf
+    return restored
+
+
+def _begins(one: Leaf, leaf: Leaf) -> bool:
+    return one.start is None or (leaf.start is not None and one.start <= leaf.start)
+
+
+def _pieces(present: Leaf, restored: Leaf) -> list[Leaf]:
+    """Return the partitions that take the place of one: the restored one, what is before it, and months after it."""
+    assert restored.end is not None and present.end is not None  # noqa: S101
+    pieces = [restored] if present.start == restored.start else [Leaf(EARLY, None, restored.start), restored]
+    month = Month.of(restored.end)
+    while month.start < present.end:
+        pieces.append(Leaf(month.leaf, month.start, month.later(1).start))
+        month = month.later(1)
+    return pieces
 
 
 def _bound(piece: Leaf) -> str:
@@ -131,5 +138,5 @@ def _take_rows(conn: psycopg.Connection, piece: Leaf) -> None:
     query = sql.SQL("""
         INSERT INTO {} ({}) SELECT {} FROM {}
         WHERE created_at >= coalesce(%(start)s::timestamptz, '-infinity') AND created_at < %(end)s""")
-    parts = (sql.Identifier(piece.name), names, names, sql.Identifier(OLD_EARLY))
+    parts = (sql.Identifier(piece.name), names, names, sql.Identifier(PRESENT))
     conn.execute(query.format(*parts), {"start": piece.start, "end": piece.end})

@@ -5,6 +5,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from libs.messages import encode_repeated, encoder, fetch_one, fetch_raw
+from libs.server import errors
 from parlor.messaging.v1.messaging_pb2 import Message, MessageStatusEvent
 
 MESSAGE = (
@@ -26,6 +27,17 @@ async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, what
     """
     query = f"SELECT {MESSAGE} FROM messages WHERE salon_id = %s AND whatsapp_id = %s"
     return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
+
+
+async def refuse_archived(conn: AsyncConnection[Any], salon_id: str, whatsapp_id: str) -> None:
+    """Raise MESSAGE_ARCHIVED if a whatsapp_id is that of a message in a file of `parlor archive`.
+
+    The caller has not found it in the table. Source: index message_names_pkey.
+    """
+    query = b"SELECT FROM message_names WHERE salon_id = %s AND name = message_name(%s)"
+    if (await conn.execute(query, (salon_id, whatsapp_id))).rowcount:
+        text = "the message with this whatsapp_id was archived: `parlor restore-archive` brings it back"
+        raise errors.failed_precondition("MESSAGE_ARCHIVED", f"message/{salon_id}", text)
 
 
 async def message_with_events(

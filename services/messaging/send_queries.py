@@ -28,7 +28,7 @@ _UNSENT = """
 def set_sent(request: pb.RecordMessageSentRequest) -> Statement[list[WrittenMessage]]:
     """Give an OUTBOUND message its whatsapp_id, and fold the status events that came before; return it.
 
-    Returns none if it has a whatsapp_id, if another message has that one, or if its customer was erased. The caller
+    Returns none if it has a whatsapp_id, if another message has that one, also an archived one, or if its customer was erased. The caller
     holds the lock of the whatsapp_id, and folds the reactions, edits and revokes of a message that is `is_amended`.
     Source: indexes messages_pkey, whatsapp_id, conversations_pkey, message_status_events_pkey,
     idx_message_amendments_target.
@@ -50,6 +50,8 @@ _SET_SENT = f"""
     WHERE m.salon_id = of_salon AND m.message_id = of_message AND direction = 'OUTBOUND' AND whatsapp_id IS NULL
         AND NOT EXISTS (
             SELECT FROM messages AS other WHERE other.salon_id = of_salon AND other.whatsapp_id = %(whatsapp_id)s
+        ) AND NOT EXISTS (
+            SELECT FROM message_names AS n WHERE n.salon_id = of_salon AND n.name = message_name(%(whatsapp_id)s)
         )
     RETURNING {MESSAGE}, {is_amended("m")}"""
 

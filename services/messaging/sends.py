@@ -11,7 +11,7 @@ from services.cache_tags import CacheTags
 from services.messaging.amendment_queries import fold_amendments
 from services.messaging.customer_writes import CustomerWrites
 from services.messaging.erased_ids import customer_erased, keep_hash
-from services.messaging.message_queries import message_by_whatsapp_id
+from services.messaging.message_queries import message_by_whatsapp_id, refuse_archived
 from services.messaging.message_write_queries import message_lock
 from services.messaging.send_queries import message_by_id, set_failed, set_sent
 
@@ -37,6 +37,7 @@ class Sends:
                     other = await message_by_whatsapp_id(write.conn, request.salon_id, request.whatsapp_id)
                     if other:
                         raise _whatsapp_id_taken(request, other)
+                    await refuse_archived(write.conn, request.salon_id, request.whatsapp_id)
                     # WhatsApp's statuses of it are to come.
                     await keep_hash(write.conn, request.salon_id, request.whatsapp_id)
                     refusal = customer_erased(_name(request))

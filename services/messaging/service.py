@@ -102,6 +102,7 @@ class MessagingService(CustomerRpcs):
                 recorded = await message_queries.message_by_whatsapp_id(write.conn, salon_id, request.whatsapp_id)
                 if recorded is None:
                     await refuse_erased(write.conn, salon_id, request.whatsapp_id)
+                    await message_queries.refuse_archived(write.conn, salon_id, request.whatsapp_id)
             if recorded is None:
                 raise _window_closed(message) if message.salon_known else SalonUnknown
             write.reply = recorded

@@ -171,7 +171,8 @@ class MessagingServiceServicer:
         An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
         customer's last message. WhatsApp accepts only templates later.
         Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
-        whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
+        whatsapp_id was erased, MESSAGE_ARCHIVED if it is in a file of `parlor archive`; UNAVAILABLE BOOKING_UNAVAILABLE if
+        the salon of a new conversation can't be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,7 +195,7 @@ class MessagingServiceServicer:
         returns the message and writes nothing.
         Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
         whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
-        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED, MESSAGE_ARCHIVED as RecordMessage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

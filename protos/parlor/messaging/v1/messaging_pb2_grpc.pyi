@@ -64,7 +64,8 @@ class MessagingServiceStub:
     An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
     customer's last message. WhatsApp accepts only templates later.
     Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
-    whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
+    whatsapp_id was erased, MESSAGE_ARCHIVED if it is in a file of `parlor archive`; UNAVAILABLE BOOKING_UNAVAILABLE if
+    the salon of a new conversation can't be checked.
     """
     RecordMessageStatus: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageStatusRequest, _messaging_pb2.Message]
     """Records a status that WhatsApp reported for a message. Statuses may repeat, be missing or come in any order: a
@@ -79,7 +80,7 @@ class MessagingServiceStub:
     returns the message and writes nothing.
     Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
     whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
-    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED, MESSAGE_ARCHIVED as RecordMessage.
     """
     RecordMessageFailed: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]
     """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
@@ -207,7 +208,8 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
     customer's last message. WhatsApp accepts only templates later.
     Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
-    whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
+    whatsapp_id was erased, MESSAGE_ARCHIVED if it is in a file of `parlor archive`; UNAVAILABLE BOOKING_UNAVAILABLE if
+    the salon of a new conversation can't be checked.
     """
     RecordMessageStatus: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageStatusRequest, _messaging_pb2.Message]  # type: ignore[assignment]
     """Records a status that WhatsApp reported for a message. Statuses may repeat, be missing or come in any order: a
@@ -222,7 +224,7 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     returns the message and writes nothing.
     Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
     whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
-    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+    another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED, MESSAGE_ARCHIVED as RecordMessage.
     """
     RecordMessageFailed: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordMessageFailedRequest, _messaging_pb2.Message]  # type: ignore[assignment]
     """Records that an OUTBOUND message, recorded before it was sent, could not be sent: it becomes FAILED. A message that
@@ -353,7 +355,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         An OUTBOUND message other than a TEMPLATE must be sent within the conversation's service window: 24 h after the
         customer's last message. WhatsApp accepts only templates later.
         Errors: NOT_FOUND SALON_NOT_FOUND; FAILED_PRECONDITION SERVICE_WINDOW_CLOSED, CUSTOMER_ERASED if a message with the
-        whatsapp_id was erased; UNAVAILABLE BOOKING_UNAVAILABLE if the salon of a new conversation can't be checked.
+        whatsapp_id was erased, MESSAGE_ARCHIVED if it is in a file of `parlor archive`; UNAVAILABLE BOOKING_UNAVAILABLE if
+        the salon of a new conversation can't be checked.
         """
 
     @_abc_1.abstractmethod
@@ -380,7 +383,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         returns the message and writes nothing.
         Errors: NOT_FOUND MESSAGE_NOT_FOUND; ALREADY_EXISTS WHATSAPP_ID_TAKEN if another message of the salon has the
         whatsapp_id, such as one recorded by RecordMessage meanwhile; FAILED_PRECONDITION ALREADY_SENT if the message has
-        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED.
+        another whatsapp_id, NOT_OUTBOUND, CUSTOMER_ERASED, MESSAGE_ARCHIVED as RecordMessage.
         """
 
     @_abc_1.abstractmethod
