@@ -162,7 +162,7 @@ class Writer(Client):
         """Move a booking to the next day."""
         booking = self.random.choice([each for each in self.bookings[salon, customer] if each.statuses < len(STATUSES)])
         moves = booking.moves + 1
-        items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves < PERIODS else [])]
+        items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves <= PERIODS else [])]
         new = {"salon_id": f"salon-{salon}", "booking_code": self.state.code(booking.item)}
         start = day(min(moves, PERIODS), MINUTES * booking.slot + moves % MINUTES)
         if await self.write("booking", "RescheduleBooking", *items, **new, start_time=start):
