@@ -124,7 +124,7 @@ class Reader(Client):
         return Read({"booking_codes": codes}, items, lambda reply: [each.revision for each in reply.bookings])
 
     def ListBookings(self, salon: int) -> Read:
-        """List the bookings of a customer, each with a separate resource; none may be missing. Or list those of a day."""
+        """List the bookings of a customer, each with a separate resource; none may be missing. Or those of a day."""
         if self.random.random() < 0.5:
             return self._bookings_of_day(salon)
         customer = self._low(CUSTOMERS)
@@ -149,7 +149,10 @@ class Reader(Client):
         return Read(filters | {"page_size": LONGEST_PAGE}, items, shown)
 
     def _bookings_of_day(self, salon: int) -> Read:
-        """List the bookings that were moved to a day, of which none leaves the last. A stale one has an old revision."""
+        """List the bookings that were moved to a day, none of which leaves the last day.
+
+        A booking that has left and is still listed has an old revision.
+        """
         times = self.random.randrange(PERIODS + 1)
         codes = {self.state.code(item): item for item in self.state.bookings(salon, range(CUSTOMERS))}
         moved = [INDEX["bookings moved", salon, times]][: times == PERIODS]
