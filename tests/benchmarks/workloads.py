@@ -12,6 +12,7 @@ import psycopg
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.cache import Tag
 from libs.cache.keys import VERSION_SUFFIX, parent_key
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
@@ -266,6 +267,22 @@ class Trace:
         """A free hour."""
         start = TOMORROW + next(self._numbers) * 3600
         return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+
+
+class BusyDays(Trace):
+    """The trace with bookings that are made on, and moved to, the days that are listed; more than there is room for."""
+
+    def _hour(self) -> dict[str, Any]:
+        start = NOW + DAY * self._popular(range(7)) + 3600 * self._random.randrange(8, 19)
+        return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+
+
+class SalonWideLists(CacheTags):
+    """Every list of bookings depends on the salon's tag, as in 0.3."""
+
+    def bookings_between(self, salon_id: str, start: int, end: int) -> Tag:
+        """Return the salon's tag."""
+        return self.bookings(salon_id)
 
 
 def warm_up(steps: Sequence[Step]) -> list[Step]:
