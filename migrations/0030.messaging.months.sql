@@ -52,8 +52,8 @@ COMMENT ON COLUMN message_archives.sha256 IS 'Of the file. NULL: its messages st
 COMMENT ON COLUMN message_archives.erasure_id IS 'The last row of message_erasures that the file obeys.';
 
 CREATE TABLE message_erasures (
-    erasure_id bigint GENERATED ALWAYS AS IDENTITY,
     salon_id text NOT NULL,
+    erasure_id bigint GENERATED ALWAYS AS IDENTITY,
     conversation_ids uuid[] NOT NULL,
     names bytea[] NOT NULL,
     CONSTRAINT message_erasures_pkey PRIMARY KEY (erasure_id)

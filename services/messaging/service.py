@@ -359,6 +359,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
     )
     salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
     messaging = MessagingService(cache, database, salons, settings)
+    rollups = Rollups(database.connection)
     return Service(
         descriptor=pb.DESCRIPTOR.services_by_name["MessagingService"],
         servicer=messaging,
@@ -371,9 +372,9 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
             lambda: backfill(cache, database),
             messaging.changes.run,
             messaging.changes.purge,
-            Rollups(database.connection).run,
+            rollups.run,
         ],
-        metrics=[messaging.changes],
+        metrics=[messaging.changes, rollups],
         close=to_booking.close,
     )
 
