@@ -76,7 +76,7 @@ def of_customers(is_new: str, *, has_messages: bool) -> str:
             (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
             coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
                 FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
-            max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
+            max(least(created_at, now())) FILTER (WHERE customer_name <> '') AS customer_named_at,
             {_ACTIVITY}
         FROM fresh GROUP BY salon_id, customer, customer_id
     ), created AS (
@@ -84,7 +84,7 @@ def of_customers(is_new: str, *, has_messages: bool) -> str:
         SELECT salon_id, conversation_id FROM customer WHERE NOT is_known
     ), identified AS (
         INSERT INTO customer_identities (salon_id, identity, kind, customer_id, seen_at)
-        SELECT salon_id, identity, kind, conversation_id, started_at
+        SELECT salon_id, identity, kind, conversation_id, least(started_at, now())
         FROM customer, LATERAL (VALUES ('PHONE_NUMBER', phone_number), ('USER_ID', user_id)) AS named (kind, identity)
         WHERE NOT is_known AND identity IS NOT NULL
         ON CONFLICT ON CONSTRAINT customer_identities_pkey DO NOTHING
