@@ -211,7 +211,14 @@ def _call_messaging(call: Caller, app_secret: str) -> None:
     for name in ({"customer_id": first.conversation_id}, by_phone, {"user_id": USER}):
         call("GetCustomer", **name)
     call("RecordOptOut", **by_phone, reason="STOP")
-    for filters in ({}, {"opted_out": True}, {"query": "anna"}, {"query": "+49151", "opted_out": False}):
+    for filters in (
+        {},
+        {"opted_out": True},
+        {"query": "anna"},
+        {"query": "+49151"},
+        {"query": "anna", "opted_out": True},
+        {"query": "+49151", "opted_out": False},
+    ):
         call.pages("ListCustomers", **filters)
     call(
         "RecordMessage", phone_number="+4915112345699", user_id=USER, content="hi", **inbound, whatsapp_id="wamid.moved"

@@ -37,7 +37,7 @@ COLUMNS = {
     " to_start_ts to_end_ts from_resource_id to_resource_id created_at",
     "customers": "salon_id customer_id created_at",
     "customer_identities": "salon_id identity kind customer_id seen_at",
-    "conversations": "salon_id conversation_id phone_number status assignee tags unread_count started_at"
+    "conversations": "salon_id conversation_id phone_number customer_name status assignee tags unread_count started_at"
     " last_message_at service_window_expires_at",
     "messages": "salon_id message_id conversation_id phone_number direction whatsapp_id type content language status"
     " cost_micros currency_code pricing_category billable created_at",
@@ -272,7 +272,9 @@ def _conversation_rows(conversations: Sequence[Conversation], plan: Sequence[Sen
         unread = int(last[place] == heard[place])  # an answer marks the conversation as read
         care = status, assignee, TAGS[place % len(TAGS)], unread
         times = first[place], last[place], heard[place] + timedelta(hours=24)
-        yield salon.salon_id, conversation_id, phone, *care, *times
+        given = salon.region.given_names
+        name = f"{given[place % len(given)]} {SURNAMES[place % len(SURNAMES)]}" if place % 5 else ""
+        yield salon.salon_id, conversation_id, phone, name, *care, *times
 
 
 def _message_rows(conversations: Sequence[Conversation], plan: Sequence[Sent]) -> Iterator[Row]:

@@ -63,9 +63,9 @@ class Rpc:
         return bool(self.method.GetOptions().idempotency_level == self.method.GetOptions().NO_SIDE_EFFECTS)
 
 
-def rpcs(name: str, channel: grpc.aio.Channel, ops: grpc.aio.Channel | None = None) -> list[Rpc]:
-    """Return every RPC of a service and, if there is a channel to it, of its OpsService."""
-    services = [(OWN[name].DESCRIPTOR, channel)] + ([(ops_pb2.DESCRIPTOR, ops)] if ops else [])
+def rpcs(name: str, channel: grpc.aio.Channel, ops: grpc.aio.Channel) -> list[Rpc]:
+    """Return every RPC of a service, including its OpsService, which has a separate channel."""
+    services = [(OWN[name].DESCRIPTOR, channel), (ops_pb2.DESCRIPTOR, ops)]
     return [
         Rpc(method, (first if method.server_streaming else unary)(port, f"/{service.full_name}/{method.name}"))
         for file, port in services

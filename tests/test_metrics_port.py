@@ -17,7 +17,7 @@ from ops.up import SERVICES, Plan, Service, environments
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from tests.feed import watching
 from tests.load import until
-from tests.processes import Processes
+from tests.processes import Processes, processes
 from tests.test_processes import sample, scrape
 
 IDLE = 1500
@@ -90,9 +90,12 @@ def test_each_exposition_format_is_served(started: Processes) -> None:
         assert open_metrics.read().endswith(b"# EOF\n")
 
 
-def test_operations_md_lists_every_metric_with_its_type(started: Processes) -> None:
-    with urlopen(f"http://127.0.0.1:{started.metrics_ports['booking']}/metrics", timeout=5) as page:
-        served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page.read().decode(), re.MULTILINE))
+def test_operations_md_lists_every_metric_with_its_type(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    served: dict[str, str] = {}
+    with processes(database_url, redis_url, tmp_path, {"SERVER_TRANSPORT": "http2"}) as system:
+        for port in system.metrics_ports.values():
+            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+                served |= dict(re.findall(r"^# TYPE (\w+) (\w+)$", page.read().decode(), re.MULTILINE))
     text = (Path(__file__).parents[1] / "docs/operations.md").read_text()
     listed = dict(re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \|", text, re.MULTILINE))
     assert listed == served

@@ -37,6 +37,10 @@ TABLES = [
     "conversation_deltas",
     "ai_message_hours",
     "ai_message_changes",
+    "message_names",
+    "message_archives",
+    "message_erasures",
+    "message_quarters",
     "cache_outbox",
     "cache_in_force",
 ]
@@ -79,6 +83,9 @@ ALLOWED = {
         "conversation_deltas": QUEUE,
         "ai_message_hours": WRITER,
         "ai_message_changes": QUEUE,
+        "message_names": QUEUE,
+        "message_archives": "SELECT",
+        "message_erasures": "SELECT INSERT",
         "cache_outbox": QUEUE,
         "cache_in_force": "SELECT UPDATE",
     },
@@ -90,6 +97,7 @@ ALLOWED = {
         "conversation_deltas": "SELECT",
         "ai_message_hours": "SELECT",
         "ai_message_changes": "SELECT",
+        "message_quarters": "SELECT",
         "cache_outbox": "SELECT",
         "cache_in_force": "SELECT",
     },  # and columns of other tables, see tests/test_privileges.py

@@ -116,10 +116,10 @@ def _encoded(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
-async def lists(name: str, valid: dict[str, Fields], channel: Any) -> dict[str, tuple[Rpc, Message, str]]:
+async def lists(name: str, valid: dict[str, Fields], channel: Any, ops: Any) -> dict[str, tuple[Rpc, Message, str]]:
     """Return each RPC of a service with a page_token: its least request, and a token for it."""
     found = {}
-    for rpc in rpcs(name, channel):
+    for rpc in rpcs(name, channel, ops):
         if "page_token" not in rpc.kind.DESCRIPTOR.fields_by_name:
             continue
         request = await least(rpc, valid[rpc.method.name])
@@ -134,8 +134,8 @@ async def lists(name: str, valid: dict[str, Fields], channel: Any) -> dict[str, 
 @pytest.mark.parametrize("name", ["booking", "messaging"])
 async def test_a_token_of_another_method_salon_or_filter_is_refused(stack: Stack, name: str) -> None:
     valid = await two_of_each(stack)
-    async with stack.channel(name) as channel:
-        found = await lists(name, valid, channel)
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops:
+        found = await lists(name, valid, channel, ops)
         assert len(found) >= 5
         for method, (rpc, request, token) in found.items():
             for other, (_, _, other_token) in found.items():
@@ -159,7 +159,7 @@ def shares_tokens(rpc: Rpc, other: str) -> bool:
 @pytest.mark.parametrize("name", ["booking", "messaging"])
 async def test_a_forged_token_is_refused(stack: Stack, name: str) -> None:
     valid = await two_of_each(stack)
-    async with stack.channel(name) as channel:
-        for method, (rpc, request, token) in (await lists(name, valid, channel)).items():
+    async with stack.channel(name) as channel, stack.ops_channel(name) as ops:
+        for method, (rpc, request, token) in (await lists(name, valid, channel, ops)).items():
             for text in forged(token):
                 assert await reason(rpc, with_token(request, text)) == REFUSED, (method, text[:200])

@@ -10,10 +10,15 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from services.messaging import retention
 from services.messaging.retention import Retention
 from services.messaging.settings import MessagingSettings
-from tests.kinds import edit, reaction
+from tests.kinds import edit, reaction, revoke
 from tests.stack import SALON, SECRET, Fields, Stack, message_request, rows, salon, warm, webhook_body
 from tests.test_erase_customer import figures
 from tests.test_webhook import ingest, status, text
+
+INDEXES_OF_EARLY = {
+    "delete_early_statuses": "message_status_events_early",
+    "delete_early_amendments": "message_amendments_early",
+}
 
 
 async def retain(stack: Stack, **days: int) -> None:
@@ -156,7 +161,32 @@ async def test_a_status_in_the_body_of_its_message_does_not_count_as_early(stack
     assert rows(stack.database_url, "SELECT early_since FROM message_status_events") == [(None,)]
 
 
-@pytest.mark.parametrize("delete", ["delete_raw_items", "delete_failures", "delete_early_statuses"])
+async def test_an_amendment_without_its_message_is_deleted_after_30_days(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    at = 1749416390
+    early = [
+        reaction("wamid.11", "wamid.1", at),
+        edit("wamid.12", "wamid.2", at, "new"),
+        revoke("wamid.13", "wamid.3", at),
+    ]
+    await ingest(stack, webhook_body("1", messages=[*early, text(9), reaction("wamid.19", "wamid.9", at)]))
+    marked = "SELECT whatsapp_id FROM message_amendments WHERE early_since IS NOT NULL ORDER BY 1"
+    assert rows(stack.database_url, marked) == [("wamid.11",), ("wamid.12",), ("wamid.13",)]
+    older(stack, "message_amendments", 29, column="early_since")
+    await retain(stack)
+    assert count(stack, "message_amendments") == 4
+    await ingest(stack, webhook_body("1", messages=[text(2)]))
+    older(stack, "message_amendments", 1, "whatsapp_id <> 'wamid.13'", column="early_since")
+    await retain(stack)
+    left = rows(stack.database_url, "SELECT whatsapp_id, early_since IS NULL FROM message_amendments ORDER BY 1")
+    assert left == [("wamid.12", True), ("wamid.13", False), ("wamid.19", True)]
+    await ingest(stack, webhook_body("1", messages=[reaction("wamid.29", "wamid.9", at + 1, ""), text(1)]))
+    listed = await stack.messaging.ListMessages(pb.ListMessagesRequest(salon_id=SALON))
+    found = {one.whatsapp_id: (one.content, len(one.reactions)) for one in listed.messages}
+    assert (found["wamid.2"], found["wamid.9"][1], found["wamid.1"][1]) == (("new", 0), 0, 0)
+
+
+@pytest.mark.parametrize("delete", ["delete_raw_items", "delete_failures", *INDEXES_OF_EARLY])
 async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> None:
     plans: list[str] = []
 
@@ -172,7 +202,7 @@ async def test_expired_rows_are_found_by_an_index(stack: Stack, delete: str) -> 
         await conn.execute("SET enable_seqscan = off")
         await getattr(retention, delete)(Explaining(), 5)
     index = {"delete_raw_items": "raw_messages_received", "delete_failures": "idx_webhook_failures_salon_created"}
-    assert any(index.get(delete, "message_status_events_early") in line for line in plans), plans
+    assert any((index | INDEXES_OF_EARLY)[delete] in line for line in plans), plans
 
 
 async def test_old_raw_items_of_amendments_are_deleted_and_what_they_did_stays(stack: Stack) -> None:

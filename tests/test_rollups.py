@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from ops.sample_data import load_sample_data
 from parlor.messaging.v1 import messaging_pb2
 from parlor.stats.v1 import stats_pb2 as pb
 from services.messaging import rollups
-from services.messaging.rollup_queries import RollupBusy
+from services.messaging.rollup_queries import RollupBusy, sealed_seconds
 from services.messaging.rollups import Rollups
+from tests.load import until
 from tests.rollups import (
     connecting,
     connection,
@@ -182,6 +184,33 @@ async def test_a_run_gives_up_while_a_transaction_stays_open_and_the_next_one_go
         assert await is_exact(database_url)
     await summed(database_url)
     assert rows(database_url, "SELECT sum(messages) FROM message_hours") == [(1,)]
+
+
+async def test_the_metric_says_how_far_the_sums_go_even_if_only_other_processes_advance_them(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollups, "FIRST_SECONDS", 0)
+    create_salons(database_url)
+    job = Rollups(connecting(database_url), barrier_seconds=0)
+
+    def metric() -> float:
+        (family,) = job.collect()
+        return family.samples[0].value
+
+    assert metric() == 0
+    await summed(database_url, lag_minutes=60)
+    async with await connection(database_url) as writer, writer.transaction():
+        await insert_message(writer, hours_ago(5))  # while this is open, a run of `job` fails
+        running_job = asyncio.create_task(job.run())
+        await until(lambda: metric() > 0)
+        running_job.cancel()
+    assert rows(database_url, "SELECT extract(epoch FROM sealed_to)::float8 FROM rollups") == [(metric(),)]
+    assert time.time() - metric() == pytest.approx(3600, abs=60)
+
+
+async def test_nothing_is_summed_at_first(database_url: str) -> None:
+    async with await connection(database_url) as conn:
+        assert await sealed_seconds(conn) == 0
 
 
 async def test_a_second_run_at_the_same_time_does_no_harm(database_url: str) -> None:

@@ -50,6 +50,8 @@ USERS = {
     "customer_identities_pkey": "MessagingService.IngestWebhook",
     "idx_customer_identities_customer": "MessagingService.GetCustomer",
     "idx_customers_salon_created": "MessagingService.ListCustomers",
+    "idx_customers_salon_opted_out": "MessagingService.ListCustomers",
+    "idx_customer_identities_prefix": "MessagingService.ListCustomers",
     "idx_conversations_salon_tags": "MessagingService.ListConversations",
     "idx_conversations_salon_unread_last": "MessagingService.ListConversations",
     "idx_conversations_salon_assignee_last": "MessagingService.ListConversations",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.stack import Fields
 from tests.whatsapp_cases import (
     AMENDMENT,
     FREE,
@@ -244,17 +245,27 @@ def items(name: str, kind: str) -> list[Any]:
 
 def messages(name: str) -> list[Any]:
     """Return the items of a body that become messages, without those that change or complete one."""
+    first: dict[str, Any] = {}
+    for item in _sent_or_called(name):
+        if item.get("type") not in ("reaction", "edit", "revoke", "media_placeholder"):
+            first.setdefault(item["id"], item)
+    return list(first.values())
+
+
+def first_time(name: str, whatsapp_id: str) -> Fields:
+    """Return the earliest time of the items of a body that have this ID: those of a call."""
+    return at(min(int(item["timestamp"]) for item in _sent_or_called(name) if item["id"] == whatsapp_id))
+
+
+def _sent_or_called(name: str) -> list[Any]:
+    """Return the messages, echoes, messages of the history and events of calls in a body."""
     found = []
     for field, value in _values(name):
         found += [*value.get("messages", []), *value.get("message_echoes", []), *value.get("calls", [])]
         found += value.get("statuses", []) if field == "calls" else []
         threads = [thread for chunk in value.get("history", []) for thread in chunk.get("threads", [])]
         found += [message for thread in threads for message in thread["messages"]]
-    first: dict[str, Any] = {}
-    for item in found:
-        if item.get("type") not in ("reaction", "edit", "revoke", "media_placeholder"):
-            first.setdefault(item["id"], item)
-    return list(first.values())
+    return found
 
 
 def _values(name: str) -> list[tuple[str, Any]]:

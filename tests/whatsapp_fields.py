@@ -42,7 +42,7 @@ CALLS = {
     "calls": call(1, pb.CALL_STATUS_STARTED),
     "call_completed": call(2, pb.CALL_STATUS_COMPLETED, 60),
     "call_missed": call(2, pb.CALL_STATUS_MISSED),
-    "call_terminate_first": call(2, pb.CALL_STATUS_COMPLETED, 20, create_time=at(1749430200)),
+    "call_terminate_first": call(2, pb.CALL_STATUS_COMPLETED, 20),
     "call_by_salon": call(2, pb.CALL_STATUS_COMPLETED, 40, **BY_SALON),
     "call_status_rejected": call(2, pb.CALL_STATUS_MISSED, **BY_SALON),
     "call_status_accepted": call(1, pb.CALL_STATUS_STARTED, **BY_SALON),

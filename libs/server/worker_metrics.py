@@ -22,7 +22,7 @@ from libs.server.workers import Worker
 
 # Gauges of which the service has the least, or the greatest, of its workers' values. All others are added up.
 LEAST = frozenset({"parlor_cache_connected", "parlor_db_available", "process_start_time_seconds", "process_max_fds"})
-GREATEST = frozenset({"parlor_changes_delay_seconds"})
+GREATEST = frozenset({"parlor_changes_delay_seconds", "parlor_rollups_sealed_time_seconds"})
 STALE_SECONDS = 5.0  # gauges in an older file do not count: its worker died, or hangs
 
 Key: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]  # metric, sample, labels

@@ -23,14 +23,17 @@ def insert_amendments(amendments: Sequence[NewMessage]) -> Statement[list[str]]:
 
     Their `reply_to_whatsapp_id` names the message. The caller holds the locks of both ids, and runs
     `fold_new_amendments` next.
-    Source: index message_amendments_pkey.
+    Source: indexes message_amendments_pkey, whatsapp_id.
     """
     query = f"""
         WITH {GIVEN}
         INSERT INTO message_amendments (salon_id, whatsapp_id, target_whatsapp_id, kind, direction, phone_number,
-            user_id, content, media_id, created_at, item)
+            user_id, content, media_id, created_at, item, early_since)
         SELECT salon_id, whatsapp_id, reply_to_whatsapp_id, type, direction, phone_number, user_id, content, media_id,
-            created_at, item::json
+            created_at, item::json, CASE WHEN NOT EXISTS (
+                SELECT FROM messages AS m
+                WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.reply_to_whatsapp_id
+            ) THEN now() END
         FROM given WHERE NOT {is_erased("given.salon_id", "given.reply_to_whatsapp_id")}
         ORDER BY salon_id, whatsapp_id
         ON CONFLICT ON CONSTRAINT message_amendments_pkey DO NOTHING

@@ -20,7 +20,7 @@ from libs.messages import (
 )
 from libs.server import fitting
 from parlor.messaging.v1.messaging_pb2 import Conversation, Message
-from services.messaging.identity_queries import conversation_of
+from services.messaging.identity_queries import conversation_of, is_identity
 from services.messaging.message_queries import MESSAGE
 
 CONVERSATION = (
@@ -81,7 +81,8 @@ async def conversations_with_messages(
 ) -> list[Loaded[bytes | None]]:
     """Return each conversation with its newest messages, newest first, in one statement. All give the same names.
 
-    What is read by a name that the conversation no longer has is not stored: a write invalidates those it has.
+    What is read by a name that the conversation no longer has is not stored: a write invalidates those it has. Nor is
+    that a customer has no conversation: the first message invalidates the names that it then has.
     Source: report, "N+1 Query Elimination"; indexes conversations_pkey, salon_id_phone_number or
     customer_identities_pkey, and idx_messages_conversation_created.
     """
@@ -115,8 +116,12 @@ def conversation_statement(names: tuple[str, ...]) -> str:
         "user_id": "text",
         "messages": "int",
     }
+    xmin = "xmin"
+    if tagged := next((name for name in ("conversation_id", "phone_number") if name in names), ""):
+        absent = f"conversation.conversation_id IS NULL AND {is_identity(tagged)}"
+        xmin = f"CASE WHEN {absent} THEN {NOT_STORED} ELSE xmin END"
     return f"""
-        SELECT xmin, place, conversation.*, message.*
+        SELECT {xmin} AS xmin, place, conversation.*, message.*
         FROM {SNAPSHOT_XMIN}, {unnest(types, names)}
         LEFT JOIN LATERAL (
             SELECT {CONVERSATION} FROM conversations WHERE salon_id = wanted.salon_id AND {where(OF_NAME, names)}

@@ -21,7 +21,7 @@ from libs.messages import (
     where,
 )
 from libs.server import Page, RpcError, given, names_given, responses
-from parlor.messaging.v1.messaging_pb2 import Customer, ListCustomersResponse
+from parlor.messaging.v1.messaging_pb2 import Customer, ListCustomersRequest, ListCustomersResponse
 from services.messaging.identities import Claim
 
 _COLUMNS = (
@@ -38,7 +38,6 @@ _JOINS = """
                 array_agg(identity ORDER BY seen_at DESC, identity) FILTER (WHERE kind = 'USER_ID') AS user_ids
             FROM customer_identities AS i WHERE i.salon_id = c.salon_id AND i.customer_id = c.customer_id
         ) AS identities"""
-_NUMBER = re.compile(r"(?:\+|00)?[0-9][0-9 ()/.-]*")
 _OF_IDENTITY = """(
             SELECT i.customer_id FROM customer_identities AS i
             WHERE i.salon_id = wanted.salon_id AND i.identity = wanted.{}::text AND i.kind = '{}'
@@ -110,11 +109,28 @@ _FIELDS = tuple(field.name for field in Customer.DESCRIPTOR.fields)
 
 
 class CustomerFilters(NamedTuple):
-    """Which customers of a salon to list; an empty filter is not applied. `opted_out` is `true` or `false`."""
+    """Which customers of a salon to list; an empty filter is not applied.
+
+    `opted_out` is `true` or `false`. `name` is a LIKE pattern, `number` the beginning of an E.164 number: one of them,
+    if both are given.
+    """
 
     salon_id: str
     opted_out: str
-    query: str
+    name: str
+    number: str
+
+
+def customer_filters(request: ListCustomersRequest, number: str) -> CustomerFilters:
+    """Return the filters of a request; `number` is its query as the beginning of a phone number, "" if it is none."""
+    opted_out = str(request.opted_out).lower() if request.HasField("opted_out") else ""
+    escaped = re.sub(r"([\\%_])", r"\\\1", request.query.strip())
+    return CustomerFilters(request.salon_id, opted_out, f"%{escaped}%" if escaped else "", number)
+
+
+def statement_key(wanted: tuple[CustomerFilters, Page]) -> tuple[tuple[str, ...], str]:
+    """Return what the text of a list's statement depends on: the names of its parameters, and `opted_out`."""
+    return names_given(wanted), wanted[0].opted_out
 
 
 async def list_customers(
@@ -122,61 +138,54 @@ async def list_customers(
 ) -> list[Loaded[bytes | RpcError]]:
     """Return a ListCustomersResponse for each page, newest first. All pages have the same filters.
 
-    Source: indexes idx_customers_salon_created, idx_customers_salon_opted_out; by a query idx_customers_salon_name,
-    idx_conversations_salon_name, idx_customer_identities_prefix.
+    Source: indexes idx_customers_salon_created, idx_customers_salon_opted_out; by a name idx_customers_salon_name,
+    idx_conversations_salon_name_part; by a number idx_customer_identities_prefix.
     """
-    statement = customers_statement(names_given(wanted[0]))
-    params = [_searched(given(each)) for each in wanted]
-    lists = await fetch_pages(conn, Customer, statement, params)
+    statement = customers_statement(*statement_key(wanted[0]))
+    lists = await fetch_pages(conn, Customer, statement, list(map(given, wanted)))
     return responses(wanted, lists, ListCustomersResponse, "create_time", "customer_id")
 
 
-def _searched(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with the query as a pattern of names, and the numbers from `first` to `last`."""
-    if "query" not in params:
-        return params
-    query = params.pop("query").strip()
-    pattern = "%" + re.sub(r"([\\%_])", r"\\\1", query) + "%"
-    digits = re.sub("[^0-9]", "", query.removeprefix("00")) if _NUMBER.fullmatch(query) else ""
-    prefix = f"+{digits}" if digits else ":"  # begins no number
-    return params | {"query": pattern, "first": prefix, "last": prefix + ":"}  # : follows 9
+_TYPES = {
+    "salon_id": "text",
+    "opted_out": "boolean",
+    "name": "text",
+    "number": "text",
+    "rows": "int",
+    "after": "bigint",
+    "id": "uuid",
+}
+_NAMED = """SELECT k.conversation_id AS customer_id FROM conversations AS k
+                WHERE k.salon_id = wanted.salon_id AND k.customer_name <> '' AND k.customer_name ILIKE wanted.name
+                UNION SELECT n.customer_id FROM customers AS n
+                WHERE n.salon_id = wanted.salon_id AND n.contact_name ILIKE wanted.name"""
+_NUMBERED = """SELECT i.customer_id FROM customer_identities AS i
+                WHERE i.salon_id = wanted.salon_id AND i.kind = 'PHONE_NUMBER'
+                    AND i.identity ~>=~ wanted.number AND i.identity ~<~ (wanted.number || ':')"""  # ':' follows '9'
 
 
 @cache
-def customers_statement(names: tuple[str, ...]) -> str:
-    """Return the statement that lists customers; `names` are those of its parameters before `_searched`."""
-    types = {
-        "salon_id": "text",
-        "opted_out": "boolean",
-        "query": "text",
-        "rows": "int",
-        "after": "bigint",
-        "id": "uuid",
-        "first": "text",
-        "last": "text",
-    }
+def customers_statement(names: tuple[str, ...], opted_out: str) -> str:
+    """Return the statement that lists customers; `names` are those of its parameters.
+
+    `opted_out` is a part of the text: Postgres uses a partial index only for a condition that it knows beforehand.
+    """
     conditions = {
         "salon_id": "c.salon_id = wanted.salon_id",
-        "opted_out": "c.opted_out = wanted.opted_out",
-        "query": """c.customer_id IN (
-                SELECT i.customer_id FROM customer_identities AS i
-                WHERE i.salon_id = wanted.salon_id AND i.kind = 'PHONE_NUMBER'
-                    AND i.identity ~>=~ wanted.first AND i.identity ~<~ wanted.last
-                UNION SELECT k.conversation_id FROM conversations AS k
-                WHERE k.salon_id = wanted.salon_id AND k.customer_name ILIKE wanted.query
-                UNION SELECT n.customer_id FROM customers AS n
-                WHERE n.salon_id = wanted.salon_id AND n.contact_name ILIKE wanted.query
-            )""",
+        "opted_out": "c.opted_out" if opted_out == "true" else "NOT c.opted_out",
         "after": "(c.created_at, c.customer_id) < (timestamptz 'epoch' + wanted.after * interval '1 us', wanted.id)",
     }
-    given_names = tuple(name for name in names if name != "query")
-    searched = (*given_names, "query", "first", "last") if "query" in names else names
+    customers = f"SELECT c.* FROM customers AS c WHERE {where(conditions, names)}"
+    if found := " UNION ".join(sql for name, sql in (("name", _NAMED), ("number", _NUMBERED)) if name in names):
+        # OFFSET 0: each one that was found is looked up. Postgres can't know that they are few.
+        of_found = f"{customers} AND c.customer_id = found.customer_id OFFSET 0"
+        customers = f"SELECT c.* FROM ({found}) AS found CROSS JOIN LATERAL ({of_found}) AS c"
     return f"""
         SELECT xmin, place, page.*
-        FROM {SNAPSHOT_XMIN}, {unnest(types, searched)}
+        FROM {SNAPSHOT_XMIN}, {unnest(_TYPES, names)}
         LEFT JOIN LATERAL (
             SELECT {_COLUMNS} FROM (
-                SELECT * FROM customers AS c WHERE {where(conditions, names)}
+                {customers}
                 ORDER BY c.created_at DESC, c.customer_id DESC LIMIT wanted.rows
             ) AS c{_JOINS}
             ORDER BY c.created_at DESC, c.customer_id DESC
@@ -192,7 +201,8 @@ async def read_customer(conn: AsyncConnection[Any], names: CustomerNames) -> Cus
 class CustomerFact(NamedTuple):
     """What the salon's address book (`contact_name`) or the customer (`opted_out`, `reason`) says; None: nothing.
 
-    An empty contact_name: the customer is no longer in the address book.
+    An empty contact_name: the customer is no longer in the address book. `customer_id`: whom it is said of; without one
+    it is said of the customer of the user_id or, if nobody has that, of the phone_number.
     """
 
     phone_number: str | None
@@ -201,6 +211,7 @@ class CustomerFact(NamedTuple):
     contact_name: str | None = None
     opted_out: bool | None = None
     reason: str = ""
+    customer_id: str | None = None
 
     @property
     def claim(self) -> Claim | None:
@@ -224,11 +235,14 @@ def _changed(_: list[str], rows: list[Any]) -> list[tuple[str, list[str]]]:
 
 _WRITE_FACTS = """
     WITH given AS (
-        SELECT i.customer_id, contact_name, opted_out, reason, least(at, now()) AS at
-        FROM json_to_recordset(%(facts)s::json) AS given (phone_number text, user_id text, at timestamptz,
-            contact_name text, opted_out boolean, reason text)
-        JOIN customer_identities AS i ON i.salon_id = %(salon_id)s AND (i.identity, i.kind) = (
-            coalesce(user_id, phone_number), CASE WHEN user_id IS NULL THEN 'PHONE_NUMBER' ELSE 'USER_ID' END)
+        SELECT coalesce(fact.customer_id, u.customer_id, p.customer_id) AS customer_id, contact_name, opted_out, reason,
+            least(at, now()) AS at
+        FROM json_to_recordset(%(facts)s::json) AS fact (customer_id uuid, phone_number text, user_id text,
+            at timestamptz, contact_name text, opted_out boolean, reason text)
+        LEFT JOIN customer_identities AS u
+            ON u.salon_id = %(salon_id)s AND u.identity = fact.user_id AND u.kind = 'USER_ID'
+        LEFT JOIN customer_identities AS p
+            ON p.salon_id = %(salon_id)s AND p.identity = fact.phone_number AND p.kind = 'PHONE_NUMBER'
     ), contact AS (
         SELECT DISTINCT ON (customer_id) * FROM given WHERE contact_name IS NOT NULL
         ORDER BY customer_id, at DESC, contact_name DESC

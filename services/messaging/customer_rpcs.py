@@ -6,15 +6,16 @@ from typing import Any
 
 from libs.cache import Cache, Reply, digest
 from libs.db import Database
-from libs.server import errors, moment, names_given, page
+from libs.server import errors, moment, page
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.messaging.v1 import messaging_pb2_grpc
 from services.cache_tags import CacheTags, conversation_tag
 from services.messaging import customer_queries
-from services.messaging.customer_queries import CustomerFact, CustomerFilters, CustomerNames
+from services.messaging.customer_queries import CustomerFact, CustomerNames
 from services.messaging.customer_writes import CustomerWrites
+from services.messaging.identity_queries import has_customer
 from services.messaging.salons import Salons
-from services.phones import e164, is_national, whatsapp_number
+from services.phones import e164, is_national, number_prefix, whatsapp_number
 
 
 class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
@@ -43,16 +44,16 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
 
     async def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> Reply:
         """List a salon's customers."""
-        opted_out = str(request.opted_out).lower() if request.HasField("opted_out") else ""
-        filters = CustomerFilters(request.salon_id, opted_out, request.query.strip())
+        number = await number_prefix(request.query, partial(self.salons.region_code, request.salon_id))
+        filters = customer_queries.customer_filters(request, number)
         list_page = page(request.page_size, request.page_token, "ListCustomers", *filters)
         return await self.cache.get_batched(
             self.tags.conversations(request.salon_id).key("customers", digest(list_page)),
             (filters, list_page),
             customer_queries.list_customers,
-            batch=names_given,
+            batch=customer_queries.statement_key,
             rows=list_page.rows,
-            repeatable=True,
+            repeatable=not is_national(request.query),
         )
 
     async def RecordOptOut(self, request: pb.RecordOptOutRequest, context: Any) -> pb.Customer:
@@ -64,7 +65,10 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
             named.phone_number or None, named.user_id or None, at, None, not request.opted_in, request.reason
         )
         if not named.customer_id and salon_id not in self.salons.known:
-            await self.salons.get(salon_id)  # the customer may be new
+            async with self.database.connection() as conn:
+                is_known = await has_customer(conn, salon_id, fact.phone_number, fact.user_id)
+            if not is_known:
+                await self.salons.get(salon_id)
         async with self.write.alone(request, salon_id) as write:
             customer = await customer_queries.read_customer(write.conn, named)
             if customer is None and not named.customer_id and fact.claim:
@@ -72,10 +76,8 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
                 customer = await customer_queries.read_customer(write.conn, named)
             if customer is None:
                 raise errors.not_found("customer", str(named))
-            own = fact._replace(user_id=next(iter(customer.user_ids), None))
-            if own.user_id is None:
-                own = own._replace(phone_number=customer.phone_numbers[0])
-            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [own]))
+            of_customer = fact._replace(customer_id=customer.customer_id)
+            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [of_customer]))
             write.invalidate(*self.tags.of_facts(salon_id, changed))
             reply = write.reply = await customer_queries.read_customer(write.conn, named) or customer
         return reply

@@ -1,4 +1,4 @@
-"""Deletes expired data: what the RETENTION_* settings name, and statuses whose message never came.
+"""Deletes expired data: what the RETENTION_* settings name, and statuses, reactions... whose message never came.
 
 Rows are deleted in batches of up to ROWS, one transaction each, by one process at a time.
 """
@@ -44,6 +44,7 @@ class Retention:
             (delete_amendment_items, settings.retention_raw_items),
             (delete_failures, settings.retention_failures),
             (delete_early_statuses, EARLY_DAYS),
+            (delete_early_amendments, EARLY_DAYS),
         ]
 
     async def run(self) -> None:
@@ -150,24 +151,34 @@ async def delete_early_statuses(conn: AsyncConnection[Any], days: int) -> int:
 
     Source: indexes message_status_events_early, whatsapp_id.
     """
-    query = f"""
+    query = _delete_early("message_status_events", "whatsapp_id", "salon_id, whatsapp_id, status, occurred_at")
+    return (await conn.execute(query.encode(), {"days": days})).rowcount
+
+
+async def delete_early_amendments(conn: AsyncConnection[Any], days: int) -> int:
+    """Delete reactions, edits and revokes whose message has not come within `days`, as `delete_early_statuses` does.
+
+    Source: indexes message_amendments_early, message_amendments_pkey, whatsapp_id.
+    """
+    query = _delete_early("message_amendments", "target_whatsapp_id", "salon_id, whatsapp_id")
+    return (await conn.execute(query.encode(), {"days": days})).rowcount
+
+
+def _delete_early(table: str, whatsapp_id: str, key: str) -> str:
+    """Return the statement for rows that came before their message; `whatsapp_id`: the column that names it."""
+    return f"""
         WITH due AS (
-            SELECT salon_id, whatsapp_id, status, occurred_at, EXISTS (
-                SELECT FROM messages AS m WHERE m.salon_id = e.salon_id AND m.whatsapp_id = e.whatsapp_id
+            SELECT {key}, EXISTS (
+                SELECT FROM messages AS m WHERE m.salon_id = e.salon_id AND m.whatsapp_id = e.{whatsapp_id}
             ) AS has_message
-            FROM message_status_events AS e WHERE {_ALONE} AND early_since {_OLD}
+            FROM {table} AS e WHERE {_ALONE} AND early_since {_OLD}
             ORDER BY early_since LIMIT {ROWS}
         ), deleted AS (
-            DELETE FROM message_status_events AS e USING due
-            WHERE (e.salon_id, e.whatsapp_id, e.status, e.occurred_at)
-                = (due.salon_id, due.whatsapp_id, due.status, due.occurred_at) AND NOT has_message
+            DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM due WHERE NOT has_message)
         ), kept AS (
-            UPDATE message_status_events AS e SET early_since = NULL FROM due
-            WHERE (e.salon_id, e.whatsapp_id, e.status, e.occurred_at)
-                = (due.salon_id, due.whatsapp_id, due.status, due.occurred_at) AND has_message
+            UPDATE {table} SET early_since = NULL WHERE ({key}) IN (SELECT {key} FROM due WHERE has_message)
         )
         SELECT FROM due"""
-    return (await conn.execute(query.encode(), {"days": days})).rowcount
 
 
 async def salons_with_old_ai_texts(conn: AsyncConnection[Any], days: int) -> list[str]:

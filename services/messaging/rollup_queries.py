@@ -211,6 +211,13 @@ async def fold_deltas(conn: AsyncConnection[Any], fold: str) -> int:
     return int(rows)
 
 
+async def sealed_seconds(conn: AsyncConnection[Any]) -> float:
+    """Return the Unix time up to which rows are summed, in s; 0 if none are."""
+    query = b"SELECT extract(epoch FROM greatest(sealed_to, 'epoch'))::float8 FROM rollups"
+    [(seconds,)] = await (await conn.execute(query)).fetchall()
+    return float(seconds)
+
+
 @asynccontextmanager
 async def alone(conn: AsyncConnection[Any]) -> AsyncIterator[None]:
     """Run a transaction that no other run's overlaps. Readers and writers don't wait for it.

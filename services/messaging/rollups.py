@@ -14,17 +14,28 @@ anywhere; the next one starts again at the first step.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
 import structlog
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from psycopg import AsyncConnection
 
 from libs.db import DatabaseUnavailable, PoolExhausted
-from services.messaging.rollup_queries import FOLDS, RollupBusy, fold_deltas, is_passed, publish, seal, take_barrier
+from services.messaging.rollup_queries import (
+    FOLDS,
+    RollupBusy,
+    fold_deltas,
+    is_passed,
+    publish,
+    seal,
+    sealed_seconds,
+    take_barrier,
+)
 
 EVERY_SECONDS = 600  # statistics read the rows of this time: an hour of a busy salon costs as much as a month of sums
 FIRST_SECONDS = 10  # after the start: the transactions of a run keep loads from being cached, as every writer does
@@ -43,23 +54,33 @@ class Progress(NamedTuple):
     folded: int
 
 
-class Rollups:
-    """The background job that advances the sums. Any process may run it at any time, also several at once."""
+class Rollups(Collector):
+    """The background job that advances the sums. Any process may run it at any time, also several at once.
+
+    It is also the collector of its metric.
+    """
 
     def __init__(self, connect: Connect, barrier_seconds: float = BARRIER_SECONDS) -> None:
         """Prepare; `connect` lends connections in autocommit mode."""
         self._connect = connect
         self._barrier_seconds = barrier_seconds
+        self._sealed_seconds = 0.0
 
     async def run(self) -> None:
         """Advance after FIRST_SECONDS and every EVERY_SECONDS, until canceled."""
         await asyncio.sleep(FIRST_SECONDS)
         while True:
-            try:
-                await self.advance()
-            except (DatabaseUnavailable, PoolExhausted, RollupBusy, psycopg.Error) as error:
-                log.warning("rollups", error=repr(error))
+            for step in (self.advance, self._measure):  # a run that fails is measured, too: others may have advanced
+                try:
+                    await step()
+                except (DatabaseUnavailable, PoolExhausted, RollupBusy, psycopg.Error) as error:
+                    log.warning("rollups", error=repr(error))
             await asyncio.sleep(EVERY_SECONDS)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric. It is a time, not an age: that of a job which fails or hangs stands still."""
+        text = "The hourly sums include the rows before this Unix time, in s; 0 before the first run has ended"
+        yield GaugeMetricFamily("parlor_rollups_sealed_time_seconds", text, value=self._sealed_seconds)
 
     async def advance(self, lag_minutes: int = LAG_MINUTES) -> Progress:
         """Take all steps: sum what is older than `lag_minutes`.
@@ -78,6 +99,10 @@ class Rollups:
                 while rows := await fold_deltas(conn, fold):
                     folded += rows
         return Progress(sealed_to, folded)
+
+    async def _measure(self) -> None:
+        async with self._connect() as conn:
+            self._sealed_seconds = await sealed_seconds(conn)
 
     async def _wait(self, barrier: int) -> None:
         """Return when every transaction with an ID up to the barrier's has ended. Raises: RollupBusy."""

@@ -31,6 +31,7 @@ from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
 from services.messaging.erased_ids import refuse_erased
+from services.messaging.identity_queries import has_customer
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
@@ -80,7 +81,7 @@ class MessagingService(CustomerRpcs):
             return await self._record_message(request, message)
         except SalonUnknown:
             async with self.database.connection() as conn:
-                salon_known = await message_write_queries.has_customer(conn, message)
+                salon_known = await has_customer(conn, request.salon_id, message.phone_number, message.user_id)
             if not salon_known:
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
@@ -294,6 +295,8 @@ class MessagingService(CustomerRpcs):
             message = write.reply = await ai_queries.insert_ai_message(write.conn, request)
             if message is None:
                 raise errors.not_found("conversation", f"{request.salon_id}/{request.conversation_id}")
+            if message.conversation_id != request.conversation_id.lower():  # a merged conversation's
+                write.invalidate(self.tags.ai_messages(request.salon_id, message.conversation_id))
         return message
 
     async def ListAiMessages(self, request: pb.ListAiMessagesRequest, context: Any) -> Reply:
@@ -356,6 +359,7 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
     )
     salons = Salons(cache, booking_pb2_grpc.BookingServiceStub(to_booking), settings.booking_timeout)
     messaging = MessagingService(cache, database, salons, settings)
+    rollups = Rollups(database.connection)
     return Service(
         descriptor=pb.DESCRIPTOR.services_by_name["MessagingService"],
         servicer=messaging,
@@ -368,9 +372,9 @@ def build(cache: Cache, database: Database, settings: MessagingSettings | None =
             lambda: backfill(cache, database),
             messaging.changes.run,
             messaging.changes.purge,
-            Rollups(database.connection).run,
+            rollups.run,
         ],
-        metrics=[messaging.changes],
+        metrics=[messaging.changes, rollups],
         close=to_booking.close,
     )
 

@@ -1,0 +1,104 @@
+"""The partitions of messages by month (`parlor partition`): their names and bounds.
+
+`messages_early` has what is older than the first month, `messages_later` what is newer than the last one.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import psycopg
+
+EARLY, LATER = "messages_early", "messages_later"
+LOCK_MILLISECONDS = 50  # while this waits for the table, calls wait behind it
+LOCK_ATTEMPTS = 600
+PAUSE_SECONDS = 0.2
+
+_MONTH = re.compile(r"messages_(\d{4})_(\d{2})")
+
+
+class Month(NamedTuple):
+    """A month in UTC."""
+
+    year: int
+    number: int
+
+    @classmethod
+    def of(cls, moment: datetime) -> "Month":
+        """Return the month of a moment."""
+        moment = moment.astimezone(UTC)
+        return cls(moment.year, moment.month)
+
+    @property
+    def leaf(self) -> str:
+        """The name of its partition."""
+        return f"messages_{self.year:04}_{self.number:02}"
+
+    @property
+    def start(self) -> datetime:
+        """Its first moment."""
+        return datetime(self.year, self.number, 1, tzinfo=UTC)
+
+    def later(self, months: int) -> "Month":
+        """Return the month that is some months later, or earlier if negative."""
+        year, index = divmod(self.year * 12 + self.number - 1 + months, 12)
+        return Month(year, index + 1)
+
+
+class Leaf(NamedTuple):
+    """A partition of messages; `start` None: from the beginning; `end` None, exclusive: without an end."""
+
+    name: str
+    start: datetime | None
+    end: datetime | None
+
+
+class TableBusy(Exception):
+    """Statements that take long left no moment to change the table messages."""
+
+
+def is_partitioned(conn: psycopg.Connection) -> bool:
+    """Return whether messages are partitioned by month."""
+    row = conn.execute("SELECT relkind = 'p' FROM pg_class WHERE oid = 'messages'::regclass").fetchone()
+    return bool(row and row[0])
+
+
+def leaves(conn: psycopg.Connection, parent: str = "messages") -> list[Leaf]:
+    """Return the partitions, oldest first; none if messages are one table."""
+    query = """
+        SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = %s::regclass AND NOT inhdetachpending"""
+    names = [name for (name,) in conn.execute(query, [parent])]
+    months = sorted(Month(int(found[1]), int(found[2])) for name in names if (found := _MONTH.fullmatch(name)))
+    if not months:
+        return []
+    return [
+        Leaf(EARLY, None, months[0].start),
+        *(Leaf(month.leaf, month.start, month.later(1).start) for month in months),
+        Leaf(LATER, months[-1].later(1).start, None),
+    ]
+
+
+@contextmanager
+def locked(conn: psycopg.Connection) -> Iterator[None]:
+    """Run a short transaction that nobody reads or writes messages beside.
+
+    Calls wait for it, and up to LOCK_MILLISECONDS for it to begin; while a statement takes longer, it tries again.
+    Raises: TableBusy.
+    """
+    for _ in range(LOCK_ATTEMPTS):
+        with conn.transaction():
+            conn.execute(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}".encode())
+            try:
+                with conn.transaction():
+                    conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+            except psycopg.errors.LockNotAvailable:
+                pass
+            else:
+                yield
+                return
+        time.sleep(PAUSE_SECONDS)
+    raise TableBusy("messages are read or written by long statements; try again later")
