@@ -13,6 +13,7 @@ from services.cache_tags import CacheTags, conversation_tag
 from services.messaging import customer_queries
 from services.messaging.customer_queries import CustomerFact, CustomerNames
 from services.messaging.customer_writes import CustomerWrites
+from services.messaging.identity_queries import has_customer
 from services.messaging.salons import Salons
 from services.phones import e164, is_national, number_prefix, whatsapp_number
 
@@ -64,7 +65,10 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
             named.phone_number or None, named.user_id or None, at, None, not request.opted_in, request.reason
         )
         if not named.customer_id and salon_id not in self.salons.known:
-            await self.salons.get(salon_id)  # the customer may be new
+            async with self.database.connection() as conn:
+                is_known = await has_customer(conn, salon_id, fact.phone_number, fact.user_id)
+            if not is_known:
+                await self.salons.get(salon_id)
         async with self.write.alone(request, salon_id) as write:
             customer = await customer_queries.read_customer(write.conn, named)
             if customer is None and not named.customer_id and fact.claim:
@@ -72,10 +76,8 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
                 customer = await customer_queries.read_customer(write.conn, named)
             if customer is None:
                 raise errors.not_found("customer", str(named))
-            own = fact._replace(user_id=next(iter(customer.user_ids), None))
-            if own.user_id is None:
-                own = own._replace(phone_number=customer.phone_numbers[0])
-            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [own]))
+            of_customer = fact._replace(customer_id=customer.customer_id)
+            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [of_customer]))
             write.invalidate(*self.tags.of_facts(salon_id, changed))
             reply = write.reply = await customer_queries.read_customer(write.conn, named) or customer
         return reply

@@ -31,6 +31,7 @@ from services.messaging.conversation_queries import ConversationQuery, Named
 from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
 from services.messaging.erased_ids import refuse_erased
+from services.messaging.identity_queries import has_customer
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
@@ -80,7 +81,7 @@ class MessagingService(CustomerRpcs):
             return await self._record_message(request, message)
         except SalonUnknown:
             async with self.database.connection() as conn:
-                salon_known = await message_write_queries.has_customer(conn, message)
+                salon_known = await has_customer(conn, request.salon_id, message.phone_number, message.user_id)
             if not salon_known:
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
