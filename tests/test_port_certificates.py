@@ -3,14 +3,16 @@
 from __future__ import annotations  # the AsyncStubs exist in the .pyi only
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import pytest
+import trustme
 from google.protobuf.descriptor import ServiceDescriptor
 from pydantic import SecretStr
 
@@ -25,6 +27,7 @@ from ops.process import free_port
 from parlor.booking.v1 import booking_pb2, booking_pb2_grpc
 from services.booking.service import build
 from services.namespaces import NAMESPACES
+from tests.load import until
 from tests.locks import SALONS, holding, waiting
 from tests.stack import SALON, booking_request
 
@@ -32,6 +35,11 @@ BOOKING: ServiceDescriptor = booking_pb2.DESCRIPTOR.services_by_name["BookingSer
 GET = booking_pb2.GetSalonRequest(salon_id=SALON)
 OLD_CIPHERS = ("ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES256-SHA", "AES128-GCM-SHA256")
 PORTS = ("main", "ops", "metrics")
+# What a client sends first, and what an answer contains. On HTTP/2: the preface and SETTINGS, and their ACK.
+SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"200 OK"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\0\0\0\4\1\0\0\0\0"
+
+Pair: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Secured:
@@ -94,18 +102,78 @@ async def service(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIte
         yield running
 
 
-async def answered(service: Secured, name: str, *context: ssl.SSLContext | None) -> bytes:
-    """Return what a port answers to a scrape, by default that of a client with a certificate; b"" if it refuses it."""
+async def answered(service: Secured, name: str, *context: ssl.SSLContext | None) -> bool:
+    """Return whether a port answers a client, by default one with a certificate."""
     chosen = context[0] if context else service.context(name)
+    request, reply = SCRAPE if name == "metrics" else GREETING
     try:
         reader, writer = await asyncio.open_connection("localhost", service.ports[name], ssl=chosen)
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(request)
         try:
-            return await asyncio.wait_for(reader.read(1000), 10)  # with TLS 1.3 a refusal follows the handshake
+            await asyncio.wait_for(reader.readuntil(reply), 10)  # with TLS 1.3 a refusal follows the handshake
         finally:
             writer.transport.abort()
-    except (OSError, TimeoutError):
-        return b""
+    except (OSError, EOFError):
+        return False
+    return True
+
+
+async def hello(service: Secured, name: str, sent: int) -> Pair:
+    """Open a connection to a port, and send that many bytes of a handshake."""
+    outgoing = ssl.MemoryBIO()
+    client = service.context(name).wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    reader, writer = await asyncio.open_connection("localhost", service.ports[name])
+    writer.write(outgoing.read()[:sent])
+    return reader, writer
+
+
+async def disconnected(pairs: list[Pair], seconds: float) -> None:
+    """Wait until the server has ended all connections."""
+    try:
+        async with asyncio.timeout(seconds):
+            for reader, _ in pairs:
+                with suppress(ConnectionError):
+                    await reader.read()
+    finally:
+        for _, writer in pairs:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("name", PORTS)
+async def test_a_client_that_stalls_in_the_handshake_is_disconnected(service: Secured, name: str) -> None:
+    await disconnected([await hello(service, name, sent) for sent in (0, 1, 5, 100, 10_000) for _ in range(40)], 20)
+    assert await answered(service, name)
+
+
+async def test_a_client_that_asks_for_no_metrics_is_disconnected(service: Secured) -> None:
+    port, context = service.ports["metrics"], service.context("metrics")
+    await disconnected([await asyncio.open_connection("localhost", port, ssl=context) for _ in range(40)], 20)
+    assert await answered(service, "metrics")
+
+
+async def test_a_certificate_that_cannot_be_read_is_logged_once_and_the_last_one_stays_in_use(
+    service: Secured, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 1 if os.environ.get("SERVER_TRANSPORT") == "grpcio" else len(PORTS)  # grpcio logs nothing
+    file = service.folder / "server.pem"
+    before, used = {name: await service.shown(name) for name in PORTS}, file.read_bytes()
+    for content in (None, b"", (service.folder / "bot.pem").read_bytes()):
+        caplog.clear()
+        file.unlink() if content is None else file.write_bytes(content)
+        await until(lambda: len(unread(caplog)) == count)
+        await asyncio.sleep(2.5)  # it is tried again every second
+        assert len(unread(caplog)) == count
+        assert {name: await service.shown(name) for name in PORTS} == before
+    caplog.set_level("INFO")
+    file.write_bytes(used)
+    await until(lambda: caplog.text.count("the certificate was read again") == count)
+
+
+def unread(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines of certificates that can't be read."""
+    return [line for line in caplog.messages if line.startswith("the certificate can't be read")]
 
 
 async def another(service: Secured, name: str, before: bytes) -> None:
@@ -117,9 +185,14 @@ async def another(service: Secured, name: str, before: bytes) -> None:
 
 @pytest.mark.parametrize("name", PORTS)
 async def test_a_port_speaks_tls_to_clients_with_a_certificate_only(service: Secured, name: str) -> None:
-    assert b"200 OK" in await answered(service, name) or name != "metrics"
-    for context in (None, service.context(name, None)):
-        assert b"200 OK" not in await answered(service, name, context)
+    assert await answered(service, name)
+    stranger = service.context(name, None)
+    other_ca = trustme.CA().issue_cert("bot")
+    with other_ca.private_key_and_cert_chain_pem.tempfile() as file:
+        forged = service.context(name, None)
+        forged.load_cert_chain(file)
+    for context in (None, stranger, forged):
+        assert not await answered(service, name, context)
 
 
 @pytest.mark.parametrize("name", PORTS)

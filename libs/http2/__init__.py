@@ -5,13 +5,13 @@
     server.listen("127.0.0.1:50051")
     await server.start()
 
-It serves what grpc.aio's server serves, at a fraction of the CPU. Besides grpcio it depends only on ngh2, a binding of
-libnghttp2.
+It serves what grpc.aio's server serves, at a fraction of the CPU. Besides grpcio and libs/listener.py it depends only
+on ngh2, a binding of libnghttp2.
 """
 
 from libs.http2.framing import Metadata, Refused
 from libs.http2.limits import Counters, Limits
 from libs.http2.server import Server
-from libs.http2.tls import Tls
+from libs.listener import Tls
 
 __all__ = ["Counters", "Limits", "Metadata", "Refused", "Server", "Tls"]

@@ -20,13 +20,12 @@ from libs.http2.deadlines import Deadlines
 from libs.http2.framing import Head, Heads, Metadata, Refused
 from libs.http2.limits import Counters, Limits
 from libs.http2.output import BEGUN_AT_ONCE, Output
-from libs.http2.tls import Tls
+from libs.listener import BACKLOG, Listener, Tls
 
 CHECK_SECONDS = 1.0
 CHECKED_AT_ONCE = 500  # connections
 STALLED_SECONDS = 1.0  # without progress, after which a client may lose its replies to make room for others
 TURNS_SECONDS = 0.002  # in a row for the connections whose input waits
-BACKLOG = 1024
 CLOSING_SECONDS = 1.0  # for a client to read the last bytes
 
 log = logging.getLogger(__name__)
@@ -57,8 +56,6 @@ class Server:
         """
         self.explain = explain
         self.limits = limits or Limits()
-        self._tls = tls
-        self._tls_changed: tuple[int, ...] = ()
         self._share_port = share_port
         self.most_sending = self.limits.max_sending * 3 // 4
         self.most_receiving = self.limits.max_receiving * 3 // 4
@@ -83,11 +80,10 @@ class Server:
         self._methods: dict[str, Any] = {}
         self._connections: set[Connection] = set()
         self._unread: deque[Connection] = deque()
-        self._sockets: list[socket.socket] = []
-        self._listeners: list[asyncio.Server] = []
         self._checking: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._closed = asyncio.Event()
+        self._listener = Listener(lambda: Connection(self), tls, "h2", self.limits.handshake_timeout)
 
     # Handlers
 
@@ -121,8 +117,7 @@ class Server:
 
         Raises: OSError, also if a file of the certificate can't be read.
         """
-        if self._tls is not None:
-            self._tls.context()
+        self._listener.require_certificate()
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:"))
             with suppress(FileNotFoundError):
@@ -139,32 +134,13 @@ class Server:
                 at, family=family, backlog=BACKLOG, reuse_port=self._share_port, dualstack_ipv6=both
             )
             port = listening.getsockname()[1]
-        self._sockets.append(listening)
+        self._listener.add(listening)
         return port
 
     async def start(self) -> None:
         """Begin to serve."""
-        await self._accept()
+        await self._listener.accept()
         self._checking = asyncio.create_task(self._check())
-
-    async def _accept(self) -> None:
-        """Accept connections, with the current certificate."""
-        loop, handshake_timeout, context = asyncio.get_running_loop(), None, None
-        if self._tls is not None:
-            self._tls_changed, handshake_timeout = self._tls.changed(), self.limits.handshake_timeout
-            context = self._tls.context()
-        before, self._listeners = self._listeners, []
-        for listening in self._sockets:
-            server = await loop.create_server(
-                lambda: Connection(self),
-                sock=listening.dup(),  # the socket stays open when the certificate changes
-                backlog=BACKLOG,
-                ssl=context,
-                ssl_handshake_timeout=handshake_timeout,
-            )
-            self._listeners.append(server)
-        for server in before:
-            server.close()
 
     # Connections
 
@@ -250,17 +226,7 @@ class Server:
                 connection.check(now)
                 if not number % CHECKED_AT_ONCE:
                     await asyncio.sleep(0)
-            try:
-                await self._read_certificate_again()
-            except OSError as error:
-                log.warning("the certificate can't be read, the last one stays in use: %s", error)
-
-    async def _read_certificate_again(self) -> None:
-        """Serve new connections with another certificate if its files have changed. Raises: OSError."""
-        if self._tls is not None and self._tls.changed() != self._tls_changed:
-            self._tls_changed = self._tls.changed()
-            await self._accept()
-            log.info("the certificate was read again")
+            await self._listener.follow()
 
     def retire(self) -> None:
         """Send GOAWAY on all connections. New connections are still served."""
@@ -270,10 +236,7 @@ class Server:
     async def stop(self, grace: float | None) -> None:
         """Refuse new calls, let those under way end within `grace` seconds, and end the rest as UNAVAILABLE."""
         self._is_stopping = True  # a listener may still accept connections that arrived before it was closed
-        for listener in self._listeners:
-            listener.close()
-        for listening in self._sockets:
-            listening.close()
+        self._listener.close()
         self.retire()
         await self._all_closed(grace or 0)
         for connection in list(self._connections):

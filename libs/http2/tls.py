@@ -1,44 +1,8 @@
-"""TLS: certificates of the server, and identities of clients."""
+"""TLS: identities of clients."""
 
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-# For TLS 1.2; all ciphers of 1.3 are as strong. No CBC, no SHA-1, no key exchange without forward secrecy.
-CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-
-
-@dataclass(frozen=True)
-class Tls:
-    """The files of a server's certificate and key, in PEM.
-
-    With `client_ca_file` a client must have a certificate signed by one of these CAs; with `is_client_optional` it may
-    have none.
-    """
-
-    cert_file: Path
-    key_file: Path
-    client_ca_file: Path | None = None
-    is_client_optional: bool = field(default=False, kw_only=True)
-
-    def context(self, protocol: str = "h2") -> ssl.SSLContext:
-        """Read the files; `protocol` is that of ALPN. Raises: OSError, ssl.SSLError."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(CIPHERS)
-        context.set_alpn_protocols([protocol])
-        context.load_cert_chain(self.cert_file, self.key_file)
-        if self.client_ca_file is not None:
-            context.load_verify_locations(self.client_ca_file)
-            context.verify_mode = ssl.CERT_OPTIONAL if self.is_client_optional else ssl.CERT_REQUIRED
-        return context
-
-    def changed(self) -> tuple[int, ...]:
-        """Return when each file was last changed, in ns. Raises: OSError."""
-        files = filter(None, (self.cert_file, self.key_file, self.client_ca_file))
-        return tuple(file.stat().st_mtime_ns for file in files)
 
 
 def auth_context(ssl_object: Any) -> Mapping[str, Iterable[bytes]]:

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from libs.listener import Listener, Tls
 
 MOST_CONNECTIONS = 32  # if there are more, the oldest is closed
 MOST_HEAD_BYTES = 16 * 1024
@@ -17,8 +18,6 @@ CHECK_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0  # for a whole scrape, from its connection on
 
 TlsFiles: TypeAlias = tuple[Path, Path, Path | None]
-
-log = structlog.get_logger()
 
 _NO_GET = b"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -32,15 +31,14 @@ async def serve_metrics(
     With the files of a certificate, its key and the clients' CAs it speaks TLS, and follows their changes.
     """
     scrapes = _Scrapes(registry)
-    listening = await asyncio.start_server(
-        scrapes.answer, host.strip("[]"), port, limit=MOST_HEAD_BYTES, reuse_port=share_port, start_serving=False
-    )
-    listener = _Listener(scrapes, [each.dup() for each in listening.sockets], tls_files)
-    listening.close()
+    listener = Listener(scrapes.protocol, Tls(*tls_files) if tls_files else None, "http/1.1", TIMEOUT_SECONDS)
+    listener.require_certificate()
+    for listening in await _sockets(host, port, share_port):
+        listener.add(listening)
     following: asyncio.Task[None] | None = None
     try:
         await listener.accept()
-        following = asyncio.create_task(listener.follow())
+        following = asyncio.create_task(_follow(listener))
         yield
     finally:
         if following:
@@ -49,50 +47,22 @@ async def serve_metrics(
         scrapes.end()
 
 
-class _Listener:
-    """Accepts connections on sockets, with the current certificate."""
+async def _sockets(host: str, port: int, share_port: bool) -> list[socket.socket]:
+    """Return a socket for each address of a host. Raises: OSError if one can't be used."""
+    server = await asyncio.get_running_loop().create_server(
+        asyncio.Protocol, host.strip("[]"), port, reuse_port=share_port, start_serving=False
+    )
+    try:
+        return [each.dup() for each in server.sockets]
+    finally:
+        server.close()
 
-    def __init__(self, scrapes: "_Scrapes", sockets: list[socket.socket], tls_files: TlsFiles | None) -> None:
-        self._scrapes, self._sockets = scrapes, sockets
-        self._tls: Any = None
-        if tls_files is not None:
-            from libs.http2 import Tls  # needs ngh2, which is missing on some systems
 
-            self._tls = Tls(*tls_files)
-        self._changed: tuple[int, ...] = ()
-        self._servers: list[asyncio.Server] = []
-
-    async def accept(self) -> None:
-        """Accept connections, with the certificate of now. Raises: OSError."""
-        context = None
-        if self._tls is not None:
-            self._changed, context = self._tls.changed(), self._tls.context("http/1.1")
-        before, self._servers = (
-            self._servers,
-            [
-                await asyncio.start_server(self._scrapes.answer, sock=each.dup(), limit=MOST_HEAD_BYTES, ssl=context)
-                for each in self._sockets
-            ],
-        )
-        for server in before:
-            server.close()
-
-    async def follow(self) -> None:
-        """Look for another certificate every second."""
-        while self._tls is not None:
-            await asyncio.sleep(CHECK_SECONDS)
-            try:
-                if self._tls.changed() != self._changed:
-                    await self.accept()
-            except OSError as error:
-                log.warning("the certificate can't be read, the last one stays in use", error=str(error))
-
-    def close(self) -> None:
-        """Stop listening."""
-        for server in self._servers:
-            server.close()
-        for each in self._sockets:
-            each.close()
+async def _follow(listener: Listener) -> None:
+    """Look for another certificate every second."""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        await listener.follow()
 
 
 class _Scrapes:
@@ -102,6 +72,10 @@ class _Scrapes:
         self._registry = registry
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._collecting = asyncio.Lock()
+
+    def protocol(self) -> asyncio.StreamReaderProtocol:
+        """Return the protocol of a connection."""
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(MOST_HEAD_BYTES), self.answer)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the one request of a connection."""
@@ -116,9 +90,11 @@ class _Scrapes:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     writer.write(await self._reply(await reader.readuntil(b"\r\n\r\n")))
                     await writer.drain()
+                    writer.close()
+                    await writer.wait_closed()
         finally:
             self._tasks.pop(task, None)
-            writer.close()
+            writer.transport.abort()  # nothing is left to send, or the client does not take it
 
     def end(self) -> None:
         """Close all."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from libs.http2 import Counters
 
 MOST_PENDING = 100_000
+HANDSHAKE_MS = 10_000  # as Limits.handshake_timeout
 NONE: Mapping[str, int] = MappingProxyType({})
 
 log = structlog.get_logger()
@@ -146,6 +147,7 @@ class GrpcioTransport:
             "grpc.max_connection_age_grace_ms": settings.max_connection_age_grace,
             "grpc.keepalive_timeout_ms": settings.keepalive_timeout,
             "grpc.http2.min_ping_interval_without_data_ms": 1000,
+            "grpc.server_handshake_timeout_ms": HANDSHAKE_MS,
             # By default the core cancels RPCs that wait for the event loop, without a reason: some over 1000, all over
             # 3000. With this they wait, and Dispatcher answers OVERLOADED. max_concurrent_streams is not set, since
             # streams over it that arrive before the client knows the limit fail with UNAVAILABLE.

@@ -88,7 +88,6 @@ class Callers:
         if not may_use and code not in allowed:
             return f"{caller.name} learned {code} without a right"
         return _shown(caller, _marks(reply))
-        return ""
 
 
 def settings(folder: Path, issuer: Issuer) -> dict[str, str]:
