@@ -143,18 +143,18 @@ def migrate(
         return apply(url)
 
 
-def _connect(url: str, *, autocommit: bool) -> psycopg.Connection:
+def _connect(url: str, *, autocommit: bool, name: str = "parlor migrate") -> psycopg.Connection:
     # Nothing is prepared: behind a pooler the next statement may go to another server.
-    return psycopg.connect(url, autocommit=autocommit, prepare_threshold=None, application_name="parlor migrate")
+    return psycopg.connect(url, autocommit=autocommit, prepare_threshold=None, application_name=name)
 
 
 @contextmanager
-def exclusive(url: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the migration lock of this database, in a transaction that does nothing else.
+def exclusive(url: str, seconds: float = LOCK_SECONDS, name: str = "parlor migrate") -> Iterator[None]:
+    """Hold the migration lock of this database, in a transaction that does nothing else; `name` is its holder's.
 
     Raises: MigrationBusy if another run has not ended after `seconds`.
     """
-    with _connect(url, autocommit=False) as connection:
+    with _connect(url, autocommit=False, name=name) as connection:
         connection.execute(b"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
         deadline = time.monotonic() + seconds
         # A statement that waits for the lock would have a snapshot, and CREATE INDEX CONCURRENTLY waits for old ones.

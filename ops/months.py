@@ -6,11 +6,13 @@
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import psycopg
+from psycopg import sql
+from psycopg.errors import LockNotAvailable, UndefinedTable
 
 EARLY, LATER = "messages_early", "messages_later"
 LOCK_MILLISECONDS = 50  # while this waits for the table, calls wait behind it
@@ -89,16 +91,66 @@ def locked(conn: psycopg.Connection) -> Iterator[None]:
     Calls wait for it, and up to LOCK_MILLISECONDS for it to begin; while a statement takes longer, it tries again.
     Raises: TableBusy.
     """
-    for _ in range(LOCK_ATTEMPTS):
+    for _ in attempts():
         with conn.transaction():
-            conn.execute(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}".encode())
+            set_timeouts(conn)
             try:
                 with conn.transaction():
                     conn.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
-            except psycopg.errors.LockNotAvailable:
+            except LockNotAvailable:
                 pass
             else:
                 yield
                 return
+        end_autovacuum(conn, "messages")
+
+
+def attempts() -> Iterator[int]:
+    """Yield the numbers of LOCK_ATTEMPTS attempts, with pauses between them. Raises: TableBusy after the last."""
+    for attempt in range(LOCK_ATTEMPTS):
+        yield attempt
         time.sleep(PAUSE_SECONDS)
     raise TableBusy("messages are read or written by long statements; try again later")
+
+
+def set_timeouts(conn: psycopg.Connection, lock_milliseconds: int = LOCK_MILLISECONDS) -> None:
+    """Let the statements of this transaction take any time, but wait only a moment for a lock."""
+    conn.execute(f"SET LOCAL lock_timeout = {lock_milliseconds}; SET LOCAL statement_timeout = 0".encode())
+
+
+def end_autovacuum(conn: psycopg.Connection, *tables: str) -> None:
+    """End an autovacuum of tables: Postgres does so for those who wait longer than LOCK_MILLISECONDS.
+
+    Calls don't wait for this lock.
+    """
+    for table in tables:
+        with suppress(LockNotAvailable, UndefinedTable), conn.transaction():
+            set_timeouts(conn, 5_000)
+            conn.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(sql.Identifier(table)))
+
+
+def create_leaf(conn: psycopg.Connection, leaf: Leaf, like: str, parent: str = "messages") -> None:
+    """Create a partition with the storage parameters and the extended statistics of the table `like`.
+
+    A partition has the indexes and triggers of its parent, but not these.
+    """
+    start, end = (
+        sql.SQL(default) if moment is None else sql.Literal(moment)
+        for moment, default in ((leaf.start, "MINVALUE"), (leaf.end, "MAXVALUE"))
+    )
+    name = sql.Identifier(leaf.name)
+    create = sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES FROM ({}) TO ({})")
+    conn.execute(create.format(name, sql.Identifier(parent), start, end))
+    query = "SELECT unnest(reloptions) FROM pg_class WHERE oid = %s::regclass"
+    for (option,) in conn.execute(query, [like]).fetchall():
+        conn.execute(sql.SQL("ALTER TABLE {} SET ({})").format(name, sql.SQL(option)))
+    query = "SELECT stxname, pg_get_statisticsobjdef(oid) FROM pg_statistic_ext WHERE stxrelid = %s::regclass"
+    for statistics, definition in conn.execute(query, [like]).fetchall():
+        renamed = statistics.replace(like, leaf.name, 1)
+        conn.execute(renamed_statistics(definition, renamed, leaf.name))
+
+
+def renamed_statistics(definition: str, name: str, table: str) -> sql.Composed:
+    """Return the statement that creates extended statistics as those of a definition, on another table."""
+    what = re.sub(r"^CREATE STATISTICS \S+ | FROM \S+$", "", definition)
+    return sql.SQL("CREATE STATISTICS {} {} FROM {}").format(sql.Identifier(name), sql.SQL(what), sql.Identifier(table))

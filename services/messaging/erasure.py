@@ -41,7 +41,9 @@ class Erased(NamedTuple):
 # The tag of a Message's whatsapp_id, which precedes its length.
 WHATSAPP_ID_TAG = Message(whatsapp_id="x").SerializeToString()[:1]
 
-_IN_GROUPS = "m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(group_ids)s::uuid[])"
+# A conversation has one salon, which the planner can't know: it would read all messages of the salon, too.
+_OF_SALON = "m.salon_id || '' = %(salon_id)s"
+_IN_GROUPS = f"{_OF_SALON} AND m.conversation_id = ANY(%(group_ids)s::uuid[])"
 _NAMES_CUSTOMER = "EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE {} ~ pattern)"
 
 
@@ -154,7 +156,7 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
             SELECT message_id, whatsapp_id FROM messages
             WHERE salon_id = %(salon_id)s AND message_id IN (
                 SELECT m.message_id FROM messages AS m
-                WHERE m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
+                WHERE {_OF_SALON} AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
                 UNION ALL SELECT m.message_id FROM messages AS m
                 WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
             )
