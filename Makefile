@@ -80,3 +80,15 @@ lock: .venv/.dev  ## After a change of the dependencies; UPGRADE=--upgrade takes
 		mkdir -p .build/promtool && cd .build/promtool && \
 		(apt-get --quiet download prometheus || (apt-get --quiet update && apt-get --quiet download prometheus)) && \
 		dpkg-deb --extract prometheus_*.deb . && cp usr/bin/promtool ../../$@; fi
+
+# The pgbouncer of the system, or that of Debian's package with the libraries it needs, unpacked without root.
+.venv/bin/pgbouncer: | .venv/bin/python
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; if command -v pgbouncer; then ln -s "$$(command -v pgbouncer)" $@; else \
+		mkdir -p .build/pgbouncer && cd .build/pgbouncer && \
+		libraries() { apt-cache depends pgbouncer | sed -n 's/^ *Depends: \(lib.*\)/\1/p' | grep -vx libc6; } && \
+		download() { apt-get --quiet download pgbouncer $$(libraries); } && \
+		(download || (apt-get --quiet update && download)) && \
+		for package in *.deb; do dpkg-deb --extract "$$package" .; done && \
+		printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$$@"\n' \
+			"$$(printf '%s:' "$$PWD"/lib/*-linux-gnu* "$$PWD"/usr/lib/*-linux-gnu*)" "$$PWD/usr/sbin/pgbouncer" > ../../$@ && \
+		chmod +x ../../$@ && ../../$@ --version; fi

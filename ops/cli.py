@@ -278,6 +278,39 @@ def maintain(
 
 
 @app.command()
+def partition(
+    database_url: DatabaseUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Partition the messages by month, so that `parlor archive` can take months out. The services go on meanwhile.
+
+    Needs as much disk again as the messages take. Reads of single messages get slower: docs/operations.md says when to
+    do it. After a run that was killed, run it again: it begins anew.
+    """
+    import psycopg
+
+    from ops.migrate import MigrationBusy
+    from ops.months import TableBusy
+    from ops.partition import CannotPartition
+    from ops.partition import partition as run
+
+    console = Console(stderr=True)
+    try:
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+            done = run(database_url, progress=progress)
+    except (psycopg.Error, CannotPartition, MigrationBusy, TableBusy) as error:
+        console.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(done._asdict(), indent=2))
+    else:
+        typer.echo(
+            f"{done.messages:,} messages in {done.partitions} partitions, {done.seconds:,.1f} s;"
+            f" messages were locked for {done.locked_milliseconds:.0f} ms"
+        )
+
+
+@app.command()
 def archive(
     database_url: DatabaseUrl,
     redis_url: RedisUrl,

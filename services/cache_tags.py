@@ -7,11 +7,20 @@ query:conversation:{salon-123}   query:messages:salon:{salon-123}
 
 Reads of one booking or one conversation have sub-tags, so that their entries outlive the salon's other writes:
 query:booking:salon:{salon-123}:code:B1, query:conversation:{salon-123}:id:UUID, ...:phone:DIGEST.
+So have lists of the bookings that start within a day or a week:
+query:booking:salon:{salon-123}:day:80420, query:booking:salon:{salon-123}:week:2872.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from libs.cache import Cache, Tag, digest
+
+HOUR, DAY = 3600, 86_400
+# Windows of time: their kind, the time from one to the next, and their length, in s. Windows of a kind overlap, so that
+# one of them contains the whole day, or week, of any time zone, also when the clocks change. A booking starts in
+# length / step windows of each kind. They are counted from 1970.
+WINDOWS = (("day", 6 * HOUR, 30 * HOUR), ("week", 7 * DAY, 14 * DAY))
 
 
 class CacheTags:
@@ -38,6 +47,18 @@ class CacheTags:
     def bookings(self, salon_id: str) -> Tag:
         """Return the tag of a salon's bookings, resources and time off."""
         return self._booking.tag(salon_id, "salon:")
+
+    def bookings_between(self, salon_id: str, start: int, end: int) -> Tag:
+        """Return the tag of a list of the bookings that start between two times, in s since 1970; `end` is exclusive.
+
+        It is the sub-tag of the first window that contains the whole time; the salon's, if none does.
+        """
+        tag = self.bookings(salon_id)
+        for kind, step, length in WINDOWS:
+            window = start // step
+            if end <= window * step + length:
+                return tag.sub_tag(kind, str(window))
+        return tag
 
     def stats(self, salon_id: str) -> Tag:
         """Return the tag of a salon's statistics."""
@@ -95,11 +116,18 @@ class CacheTags:
         """Return the sub-tag of the AI messages of one conversation."""
         return self._conversation.tag(salon_id).sub_tag("ai", conversation_id)
 
-    def of_bookings(self, salon_id: str, *booking_codes: str) -> list[Tag]:
-        """Return the tags that a write to bookings invalidates: the salon's bookings, its statistics, each booking."""
-        bookings = self._booking.tag(salon_id, "salon:")
-        codes = [bookings.sub_tag("code", code) for code in booking_codes]
-        return [bookings, self._stats.tag(salon_id, "salon:"), *codes]
+    def of_bookings(self, salon_id: str, *bookings: tuple[str, int]) -> list[Tag]:
+        """Return the tags that a write to bookings invalidates: the salon's, its statistics', and sub-tags.
+
+        A booking is given by its booking_code and its start in s since 1970; one that was moved twice, with both
+        starts. The sub-tags are those of each code, and of the windows that it starts in.
+        """
+        tag = self._booking.tag(salon_id, "salon:")
+        tags = [tag, self._stats.tag(salon_id, "salon:")]
+        tags += [tag.sub_tag("code", code) for code in dict.fromkeys(code for code, _ in bookings)]
+        for spans in {tuple(start // step for _, step, _ in WINDOWS): None for _, start in bookings}:
+            tags += _windows(tag, spans)
+        return tags
 
     async def of_salon(self, salon_id: str) -> list[Tag]:
         """Return all tags that are named by a salon's id."""
@@ -113,6 +141,19 @@ class CacheTags:
             self.messages,
         )
         return [tag(salon_id) for tag in tags]
+
+
+@lru_cache(1024)
+def _windows(tag: Tag, last: tuple[int, ...]) -> list[Tag]:
+    """Return the sub-tags of the windows that contain a time; `last` has the number of the last window of each kind.
+
+    Bookings of the same quarter of a day share them: to make them takes longer than all else that a write registers.
+    """
+    return [
+        tag.sub_tag(kind, str(number))
+        for (kind, step, length), end in zip(WINDOWS, last, strict=True)
+        for number in range(end - length // step + 1, end + 1)
+    ]
 
 
 def conversation_tag(tag: Tag, conversation_id: str, phone_number: str = "") -> Tag:

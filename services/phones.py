@@ -25,6 +25,12 @@ _NUMBERS_OF_TODAY = {
     "52": (re.compile(r"\+52([0-9]{10})"), r"+521\1"),
     "55": (re.compile(r"\+55([1-9][0-9])9([16-9][0-9]{7})"), r"+55\1\2"),
 }
+# Beginnings that no number of today has. In Brazil, a 9 begins the rest of a mobile number of either plan.
+_OLD_BEGINNINGS = (
+    (re.compile(r"\+521"), "+52"),
+    (re.compile(r"\+55([1-9][0-9])([16-8])"), r"+55\g<1>9\2"),
+    (re.compile(r"\+54([1-3])"), r"+549\1"),
+)
 # Argentina's mobile numbers have a 9 if they are dialed from abroad, which some leave out.
 _WITHOUT_9 = re.compile(r"\+54([1-3][0-9]{9})")
 _WITH_9 = re.compile(r"\+549([1-3][0-9]{9})")
@@ -59,18 +65,33 @@ async def e164(field: str, number: str, region_code: Callable[[], Awaitable[str]
 async def number_prefix(text: str, region_code: Callable[[], Awaitable[str]]) -> str:
     """Return the E.164 number that a text begins, such as `+49151` for `0049 151`; "" if it begins none.
 
-    A national one, `0151`, needs the `region_code` of the salon. Raises: what `region_code` raises.
+    A national one, `0151`, needs the `region_code` of the salon. It is the beginning of the number that
+    `whatsapp_number` returns: by the plan of today, without a trunk prefix. Raises: what `region_code` raises.
     """
     digits = re.sub("[^0-9]", "", text.replace("(0)", ""))
     if not digits or not _NUMBER_BEGINNING.fullmatch(text.strip()):
         return ""
     if _PLUS.search(text) or not digits.startswith("0"):
-        return "+" + digits
+        return _beginning("+" + digits)
     if digits.startswith("00"):
-        return "+" + digits[2:]
+        return _beginning("+" + digits[2:])
     region = await region_code()
     country = phonenumbers.country_code_for_region(region) if region else 0
-    return f"+{country}{digits[1:]}" if country else ""
+    return _beginning(f"+{country}{digits[1:]}") if country else ""
+
+
+def _beginning(number: str) -> str:
+    """Return the beginning of a number, or all of it, as that of the number that `whatsapp_number` returns."""
+    if _E164.fullmatch(number) and (complete := whatsapp_number(number)) != number:
+        return complete
+    country = next((number[1:end] for end in (2, 3, 4) if number[1:end] in _COUNTRIES), "")
+    if country and number.startswith("0", 1 + len(country)):
+        region = phonenumbers.region_code_for_country_code(int(country))
+        if phonenumbers.ndd_prefix_for_region(region, True) == "0":
+            number = f"+{country}{number[len(country) + 2 :]}"
+    for old, today in _OLD_BEGINNINGS:
+        number = old.sub(today, number)
+    return number
 
 
 def canonical(number: str) -> str:

@@ -6,6 +6,7 @@ A missing server fails tests, it never skips them. PG_BIN is the folder of anoth
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ import redis
 
 from libs.cache import acl_rules
 from ops.migrate import migrate
+from ops.partition import partition
 from ops.recording import Statement, record
 from ops.servers import Postgres, Valkey, postgres_url
 from tests.stack import Stack, running
@@ -31,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     what = "server for tests/cache: valkey, cluster, or the path of a redis-server (default: valkey, the core on both)"
     parser.addoption("--cache-server", help=what)
     parser.addoption("--transport", help="run only the tests that call RPCs of the services, on this transport")
+    parser.addoption("--layout", choices=["one-table", "partitioned"], default="one-table", help="of messages")
     parser.addoption("--restarts", type=int, help="number of restarts under load (default: 3)")
     parser.addoption("--deliveries", type=int, help="number of random deliveries in tests/test_day.py (default: 2)")
     parser.addoption("--machine-examples", type=int, help="number of random runs of tests/cache/test_machine.py")
@@ -84,12 +87,36 @@ def recorded() -> list[Statement]:
     return record()
 
 
+@pytest.fixture(scope="session")
+def template(postgres: Postgres, request: pytest.FixtureRequest) -> str:
+    """The name of the database that those of tests are copies of; with `--layout partitioned`, messages are."""
+    if request.config.getoption("--layout") == "one-table":
+        return "parlor"
+    with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE partitioned TEMPLATE parlor")
+    partition(postgres_url(postgres.port, "partitioned"))
+    return "partitioned"
+
+
 @pytest.fixture
-def database_url(postgres: Postgres) -> Iterator[str]:
+def database_url(postgres: Postgres, template: str) -> Iterator[str]:
     """The owner's URL of a new database."""
+    with _copy(postgres, template) as url:
+        yield url
+
+
+@pytest.fixture
+def one_table_url(postgres: Postgres) -> Iterator[str]:
+    """The owner's URL of a new database whose messages are one table."""
+    with _copy(postgres, "parlor") as url:
+        yield url
+
+
+@contextmanager
+def _copy(postgres: Postgres, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres_url(postgres.port, "postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE parlor")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         yield postgres_url(postgres.port, name)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -1,9 +1,13 @@
-"""A PgBouncer in transaction mode, if it is installed; PGBOUNCER_BIN names another program."""
+"""A PgBouncer in transaction mode, if there is one; PGBOUNCER_BIN names another program.
+
+`make .venv/bin/pgbouncer` takes that of Debian's package.
+"""
 
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,7 @@ from ops.servers import LOGINS, Postgres
 
 PROGRAM = (
     os.environ.get("PGBOUNCER_BIN")
+    or shutil.which("pgbouncer", path=Path(sys.executable).parent)
     or shutil.which("pgbouncer")
     or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
 )

@@ -10,7 +10,7 @@ import pytest
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.kinds import body
 from tests.stack import PHONE, SALON, Fields, Stack, failure, message_request, salon, warm, webhook_body
-from tests.test_customers import customer
+from tests.test_customers import assert_fresh, customer
 from tests.test_webhook import ingest, text
 
 NUMBER, USER, OTHER = PHONE[1:], "DE.1", "4915100000002"
@@ -116,6 +116,19 @@ async def test_no_reply_is_stale_after_what_is_said_of_a_customer(stack: Stack) 
         await write
         after = [await rpc(request) for rpc, request in calls]
         assert all(one != other for one, other in zip(before, after, strict=True))
+        await assert_fresh(calls, after)
+
+
+async def test_a_removal_from_the_address_book_counts_under_a_new_user_id(stack: Stack) -> None:
+    await salon(stack, phone_number_id="1")
+    assert await sync(stack, contact(2000, "Zoe")) == {"customers": 1}
+    gone = contact(3000)
+    gone["contact"]["user_id"] = USER
+    assert await sync(stack, gone) == {"customers": 1}
+    found = await customer(stack, phone_number=PHONE)
+    assert (found.customer_name, list(found.user_ids)) == ("", [])
+    gone["contact"] = {"user_id": "DE.9"}
+    assert await sync(stack, gone) == {"duplicates": 1}
 
 
 WRONG_CHOICES: list[Any] = [

@@ -19,6 +19,7 @@ from tests.stack import (
     failure,
     message_request,
     rows,
+    running,
     salon,
     walk,
     warm,
@@ -376,3 +377,92 @@ async def test_conversations_of_processes_of_0_3_have_a_customer(stack: Stack) -
     assert (await record(stack, 3, user_id=USER_2)).conversation_id == by_number
     assert (await customer(stack, phone_number=PHONE)).user_ids == [USER_2]
     assert ids(await conversation(stack, phone_number=PHONE)) == ["wamid.1", "wamid.3"]
+
+
+@pytest.mark.parametrize(
+    "phone, variant", [(PHONE, PHONE), ("+525512345678", "+5215512345678")], ids=["same", "Mexico"]
+)
+async def test_a_conversation_of_0_3_is_that_of_the_customer_whose_opt_out_is_known(
+    stack: Stack, phone: str, variant: str
+) -> None:
+    await salon(stack)
+    await stack.messaging.RecordOptOut(opt_out(phone_number=phone))
+    insert = f"INSERT INTO conversations (salon_id, phone_number) VALUES ('{SALON}', '{variant}')"
+    [[begun]] = rows(stack.database_url, f"{insert} RETURNING conversation_id::text")
+    assert (await record(stack, 1, phone_number=phone)).conversation_id == begun
+    found = await customer(stack, phone_number=phone)
+    assert (found.customer_id, found.conversation_id, found.opted_out) == (begun, begun, True)
+    assert rows(stack.database_url, "SELECT count(*) FROM customers") == [(1,)]
+
+
+async def test_a_customer_without_identities_can_opt_out_and_is_erased(stack: Stack) -> None:
+    """As if a process of 0.3 began a conversation with a number that a customer had before."""
+    await salon(stack)
+    await record(stack, 1, phone_number=PHONE, user_id=USER)
+    await record(stack, 2, phone_number=NEW, user_id=USER)
+    for column, value in (("phone_number", PHONE), ("user_id", USER)):
+        insert = f"INSERT INTO conversations (salon_id, {column}) VALUES ('{SALON}', '{value}')"
+        [[begun]] = rows(stack.database_url, f"{insert} RETURNING conversation_id::text")
+        out = await stack.messaging.RecordOptOut(opt_out(customer_id=begun, reason="STOP"))
+        assert (out.customer_id, out.opted_out, list(out.phone_numbers)) == (begun, True, [])
+        again = await stack.messaging.RecordOptOut(opt_out(customer_id=begun, opted_in=True))
+        assert not again.opted_out
+        named: Fields = {column: value}
+        erased = await stack.messaging.EraseCustomer(pb.EraseCustomerRequest(salon_id=SALON, **named))
+        assert erased.conversations == (2 if column == "phone_number" else 1)
+    query = "SELECT count(*) FROM conversations WHERE phone_number IS NOT NULL OR user_id IS NOT NULL"
+    assert rows(stack.database_url, query) == [(0,)]
+    assert rows(stack.database_url, "SELECT count(*) FROM customers") == [(0,)]
+
+
+@pytest.mark.parametrize("ahead", [{"phone_number": NEW, "user_id": USER}, {"user_id": USER}], ids=["both", "user"])
+async def test_a_time_in_the_future_does_not_keep_a_customer_s_names(stack: Stack, ahead: Fields) -> None:
+    """A clock that was wrong once must not decide for good what the newest number, user ID and name are."""
+    await salon(stack, phone_number_id="1")
+    contacts = [{"profile": {"name": "Zoe"}, "wa_id": NEW[1:], "user_id": USER}]
+    sender: Fields = {"from_user_id": USER} | ({"from": NEW[1:]} if "phone_number" in ahead else {})
+    await ingest(stack, webhook_body("1", messages=[text(1, **sender, timestamp="4000000000")], contacts=contacts))
+    future = "SELECT count(*) FROM {} WHERE {} > now()"
+    assert rows(stack.database_url, future.format("customer_identities", "seen_at")) == [(0,)]
+    assert rows(stack.database_url, future.format("conversations", "customer_named_at")) == [(0,)]
+    for number, phone in ((2, PHONE), (3, OTHER)):
+        request = message_request(f"wamid.{number}", phone_number=phone, user_id=USER)
+        request.send_time.GetCurrentTime()
+        await stack.messaging.RecordMessage(request)
+        assert (await conversation(stack, user_id=USER)).phone_number == phone
+    assert rows(stack.database_url, future.format("customer_identities", "seen_at")) == [(0,)]
+
+
+@pytest.mark.parametrize("kind", ["phone_number", "user_id"])
+async def test_who_returns_to_a_former_number_has_it_again(stack: Stack, kind: str) -> None:
+    await salon(stack)
+    former: Fields = {"phone_number": PHONE, "user_id": USER}
+    newer: Fields = former | {kind: {"phone_number": NEW, "user_id": USER_2}[kind]}
+    for number, named in enumerate((former, newer), 1):
+        await record(stack, number, **named)
+    everything = await reads(stack)
+    for number, named in ((3, former), (4, newer), (5, newer), (6, former)):
+        for rpc, request in everything * 2:
+            await shown(rpc, request)
+            await stack.servers["messaging"].cache.settle()
+        assert (await record(stack, number, **named)).phone_number == named["phone_number"]
+        found = await conversation(stack, phone_number=PHONE)
+        assert {"phone_number": found.phone_number, "user_id": found.user_id} == named
+        await assert_fresh(everything, named)
+    late = await record(stack, 7, at=1, **newer)
+    assert late.phone_number == (PHONE if kind == "phone_number" else "")  # two customers, who exchange a number
+    assert (await conversation(stack, phone_number=PHONE)).user_id == USER
+
+
+async def test_an_opt_out_of_a_known_customer_needs_no_booking_service(
+    stack: Stack, database_url: str, redis_url: str
+) -> None:
+    await salon(stack)
+    await record(stack, 1, phone_number=PHONE, user_id=USER)
+    async with running(database_url, redis_url) as restarted:
+        await restarted.servers["booking"].drain()
+        for named in ({"phone_number": PHONE}, {"user_id": USER}, {"phone_number": NEW, "user_id": USER}):
+            out = await restarted.messaging.RecordOptOut(opt_out(**named))
+            assert out.opted_out
+        error = await failure(restarted.messaging.RecordOptOut(opt_out(phone_number=OTHER)))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "BOOKING_UNAVAILABLE")

@@ -253,6 +253,9 @@ async def test_nothing_is_left_in_groups(stack: Stack, redis_url: str) -> None:
     request = pb.ListMessagesRequest(salon_id=SALON, conversation_id=found.conversation_id)
     await warm(stack.messaging.ListMessages, listed)
     await warm(stack.messaging.ListMessages, request)
+    of_group: Fields = {"salon_id": SALON, "conversation_id": found.conversation_id}
+    ai_message = pb.RecordAiMessageRequest(**of_group, model="m", role=pb.AI_ROLE_USER, content=WORD)
+    assert (await stack.messaging.RecordAiMessage(ai_message)).content == WORD
     ids = [wamid_of("mine"), wamid_of("liked"), wamid_of("early")]
     assert {place for place, _ in left(stack, redis_url, ids)} >= {"messages", "message_amendments", "redis"}
     await erase(stack, phone_number=PHONE, user_id=USER)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.stats.v1 import stats_pb2
 from tests.kinds import NUMBER, PERSON, body, call, echo, edit, history, message, past, reaction, revoke, system
@@ -11,7 +13,7 @@ from tests.test_webhook import ingest, text
 FIRST, LATER, DAY = 1_749_400_000, 1_749_410_000, 86_400
 CUSTOMER, NUMBER_ID = f"+{PERSON}", b"NUMBER_ID"
 CLOSED, ACTIVE = pb.CONVERSATION_STATUS_CLOSED, pb.CONVERSATION_STATUS_ACTIVE
-GROUP = {"group_id": "Y2FwaV9ncm91cA"}
+GROUP: dict[str, Any] = {"group_id": "Y2FwaV9ncm91cA"}
 
 
 def live(kind: str, part: Any, **fields: Any) -> bytes:
@@ -148,3 +150,28 @@ async def test_no_item_of_a_group_is_lost_or_gets_into_the_conversation_of_its_s
         pb.ListMessagesRequest(salon_id="salon-1", conversation_id=group.conversation_id)
     )
     assert {one.whatsapp_id for one in found.messages} == {item["id"] for item in good}
+
+
+EVENTS = [
+    [call("wacid.1", "connect", FIRST, **GROUP), call("wacid.1", "terminate", LATER, **GROUP)],
+    [call("wacid.1", "terminate", LATER, **GROUP), call("wacid.1", "connect", FIRST, **GROUP)],
+    [call("wacid.1", "terminate", LATER, **GROUP)],
+]
+
+
+@pytest.mark.parametrize("items", EVENTS)
+async def test_a_call_in_a_group_is_of_the_group(stack: Stack, items: list[Any]) -> None:
+    await salon(stack, phone_number_id="1")
+    refused = [call(f"wacid.bad.{place}", "connect", FIRST, group_id=one) for place, one in enumerate((7, "", []))]
+    for one in [*items, *refused]:
+        await ingest(stack, body("1", "calls", calls=[one]))
+    listed = await stack.messaging.ListConversations(pb.ListConversationsRequest(salon_id="salon-1"))
+    [group] = listed.conversations
+    assert (group.group_id, group.unread_count, group.status) == (GROUP["group_id"], 1, ACTIVE)
+    assert not group.HasField("service_window_expires_time")
+    found = await stack.messaging.ListMessages(
+        pb.ListMessagesRequest(salon_id="salon-1", conversation_id=group.conversation_id)
+    )
+    assert [one.call.status for one in found.messages] == [pb.CALL_STATUS_MISSED]
+    kept = await stack.messaging.ListWebhookFailures(pb.ListWebhookFailuresRequest(salon_id="salon-1"))
+    assert len(kept.webhook_failures) == len(refused)

@@ -179,6 +179,54 @@ def test_conversations_of_one_customer_are_merged(
     assert rows(empty_url, "SELECT count(*) FROM customers") == [(4,)]
 
 
+def test_conversations_begun_by_processes_of_0_3_are_merged_with_their_customers(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in MIGRATIONS.glob("*.sql"):
+        if path.name < "0028":
+            copy(path, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
+        migrate(empty_url)
+    # What was known before of a number or user ID, and the conversation that 0.3 began; each pair becomes one customer.
+    pairs: list[tuple[tuple[str | None, str | None], tuple[str | None, str | None]]] = [
+        (("+525512345678", None), ("+5215512345678", None)),
+        (("+5511987654321", "BR.1"), ("+551187654321", "BR.1")),
+        ((None, "AR.1"), ("+541112345678", "AR.1")),
+        (("+4915100000001", None), ("+4915100000001", "DE.1")),
+        (("+4915100000002", "DE.2"), ("+4915100000003", "DE.2")),
+    ]
+    insert = (
+        "INSERT INTO conversations (salon_id, phone_number, user_id, unread_count, started_at, last_message_at)"
+        " SELECT 's', %s, %s, 1, day, day FROM (VALUES (%s::timestamptz)) AS dated (day)"
+    )
+    identity = "INSERT INTO customer_identities SELECT 's', %s, %s, %s, '2100-01-01Z'"
+    with psycopg.connect(empty_url) as conn:
+        conn.execute("INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s', '1', 's', 'UTC')")
+        for place, (known, begun) in enumerate(pairs):
+            with_conversation = place % 2 == 0 and known[0] != begun[0]
+            if with_conversation:
+                conn.execute(insert, (*known, "2025-01-01Z"))
+            else:
+                [customer] = conn.execute("INSERT INTO customers (salon_id) VALUES ('s') RETURNING customer_id")
+                for kind, name in zip(("PHONE_NUMBER", "USER_ID"), known, strict=True):
+                    if name:
+                        conn.execute(identity, (name, kind, customer[0]))
+            conn.execute(insert, (*begun, "2025-01-02Z"))
+    migrate(empty_url)
+    query = "SELECT phone_number, user_id, unread_count FROM conversations ORDER BY phone_number"
+    assert rows(empty_url, query) == [
+        ("+4915100000001", "DE.1", 1),
+        ("+4915100000003", "DE.2", 2),
+        ("+525512345678", None, 2),
+        ("+5491112345678", "AR.1", 2),
+        ("+5511987654321", "BR.1", 1),
+    ]
+    assert rows(empty_url, "SELECT count(*) FROM customers") == [(5,)]
+    query = "SELECT count(*), count(DISTINCT customer_id), bool_or(seen_at > now()) FROM customer_identities"
+    assert rows(empty_url, query + " WHERE kind = 'PHONE_NUMBER'") == [(6, 5, False)]
+
+
 def test_two_concurrent_runs_apply_every_file_once(empty_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         applied = sorted(threads.map(migrate, [empty_url] * 4))

@@ -36,8 +36,14 @@ def pooler(tmp_path: Path, postgres: Postgres, request: pytest.FixtureRequest) -
 
 @pytest.fixture
 def url(pooler: PgBouncer, database_url: str) -> str:
-    """The URL of a service's login, whose defaults are set, through the pooler."""
-    return service_url(pooler.url(database_url.rpartition("/")[2]), "parlor_booking")
+    """The URL of the test's database, through the pooler."""
+    return pooler.url(database_url.rpartition("/")[2])
+
+
+@pytest.fixture
+def login(url: str) -> str:
+    """The URL of a service's login. Each process logs a warning about one without the defaults of `parlor migrate`."""
+    return service_url(url, "parlor_booking")
 
 
 @asynccontextmanager
@@ -70,17 +76,17 @@ async def ask_all(databases: list[Database]) -> None:
     await asyncio.gather(*(ask(database, 10 * at + n) for at, database in enumerate(databases) for n in range(4)))
 
 
-async def test_statements_of_two_processes_are_not_mixed_up(url: str) -> None:
+async def test_statements_of_two_processes_are_not_mixed_up(login: str) -> None:
     with capture_logs() as logged:
-        async with pools(url) as databases:
+        async with pools(login) as databases:
             await ask_all(databases)
             assert [database.queries.errors for database in databases] == [0, 0]
     assert len([line for line in logged if line["log_level"] == "warning"]) == 2  # each process logs it once
 
 
-async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logged(url: str) -> None:
+async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logged(login: str) -> None:
     with capture_logs() as logged:
-        async with pools(url, pgbouncer=True) as databases:
+        async with pools(login, pgbouncer=True) as databases:
             await ask_all(databases)
             async with databases[0].connection() as conn:
                 cursor = await conn.execute("SELECT count(*) FROM pg_prepared_statements")
@@ -90,7 +96,7 @@ async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logg
 
 
 async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_call_fails(
-    url: str, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
+    login: str, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_history = Connection.read_history
 
@@ -100,7 +106,7 @@ async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_ca
 
     monkeypatch.setattr(Connection, "read_history", not_recognized)
     with capture_logs() as logged:
-        async with pools(url) as databases:
+        async with pools(login) as databases:
             await ask_all(databases)
     warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
     assert len(warnings) <= 2  # none with a pooler that supports prepared statements

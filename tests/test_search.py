@@ -5,7 +5,6 @@ import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import grpc
 import psycopg
@@ -203,6 +202,11 @@ async def test_a_query_with_a_word_may_exclude_others(stack: Stack, query: str) 
     assert "Ihr Termin ist am Samstag" in await found(stack, query)
 
 
+async def test_stop_words_count_in_a_query_that_only_excludes_other_words(stack: Stack) -> None:
+    await record_texts(stack, ["die und das", "Das ist am Samstag die Frage", "Das Haus"], "de")
+    assert await found(stack, "-samstag die das") == ["die und das"]
+
+
 # Texts in a language, and queries with the places of the texts that they find.
 WORDS = json.loads((Path(__file__).parent / "data/search_words.json").read_text())
 
@@ -232,6 +236,8 @@ async def test_a_hit_by_similar_words_says_so(stack: Stack) -> None:
         ("明日の予約をお願いします", "予約表", "明日の<b>予約</b>をお願いします"),
         ("ขอจองคิวทำผม", "จอง", "ขอ<b>จอง</b>คิวทำผม"),
         ("LINEで予約", "line 予約", "<b>LINE</b>で<b>予約</b>"),
+        ("OnlineのLINE2とLINE予約", "line 予約", "OnlineのLINE2と<b>LINE予約</b>"),
+        ("3時と13時と3月", "3 時", "<b>3時</b>と13<b>時</b>と<b>3</b>月"),
         ("あ" * 500 + "予約" + "い" * 500, "予約", "あ" * 60 + "<b>予約</b>" + "い" * 118),
     ],
 )
@@ -301,12 +307,12 @@ async def test_searches_wait_only_for_others_of_their_salon(stack: Stack) -> Non
     await record_texts(stack, ["termin"])
     await salon(stack, "salon-2")
     await stack.messaging.RecordMessage(message_request("wamid.2", salon_id="salon-2"))
-    async with holding(stack.database_url, "LOCK TABLE messages"):
-        searches = [asyncio.ensure_future(found(stack, f"termin or wort{n}")) for n in range(32)]
+    async with holding(stack.database_url, "LOCK TABLE message_words"):  # searches for similar words read it
+        searches = [asyncio.ensure_future(found(stack, f"temrin or qqq{n}")) for n in range(32)]
         await until(lambda: waiting_for_a_lock(stack.database_url, 2))
         for _ in range(20):
-            listed = pb.ListAiMessagesRequest(salon_id="salon-2", conversation_id=str(uuid4()))
-            await stack.messaging.ListAiMessages(listed, metadata=(("cache-control", "no-cache"),), timeout=2)
+            listed = pb.ListConversationsRequest(salon_id="salon-2", page_size=7)
+            await stack.messaging.ListConversations(listed, metadata=(("cache-control", "no-cache"),), timeout=2)
         assert await waiting_for_a_lock(stack.database_url, 2)
     ends = await asyncio.gather(*searches, return_exceptions=True)
     assert ends.count(["termin"]) > 20  # the others may have exceeded the lock timeout

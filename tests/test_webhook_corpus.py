@@ -15,7 +15,7 @@ from tests.whatsapp_cases import ANA_ID, MIKA_ID, NINA, OWN, PABLO, PABLO_ID, SH
 
 TABLES = (
     "conversations messages raw_messages message_amendments message_status_events webhook_failures customers"
-    " customer_identities"
+    " customer_identities message_changes"
 ).split()
 _numbers = itertools.count()
 _in_order: dict[str, Any] = {}
@@ -38,8 +38,8 @@ async def get(stack: Stack, whatsapp_id: str) -> pb.Message:
 
 
 def contents(stack: Stack) -> Any:
-    """Return all rows."""
-    return [rows(stack.database_url, f"SELECT t::text FROM {table} AS t ORDER BY 1") for table in TABLES]
+    """Return all rows, with their versions."""
+    return [rows(stack.database_url, f"SELECT t::text, xmin::text FROM {table} AS t ORDER BY 1") for table in TABLES]
 
 
 async def test_each_body_is_stored_once_with_all_its_fields(stack: Stack) -> None:

@@ -58,10 +58,13 @@ _EXPIRED = f"""
     SELECT {_ROW}, 'STATUS_CHANGED'::text AS type, 'system'::text AS actor, 'HOLD_EXPIRED'::text AS reason
     FROM expired"""
 _CHANGED_AND_EXPIRED = f"{_CHANGED} UNION ALL {_EXPIRED}"
-_EXPIRED_CODES = "ARRAY(SELECT booking_code FROM expired), "
+_START_SECONDS = "floor(extract(epoch FROM start_ts))::bigint"
+_EXPIRED_BOOKINGS = f"""
+    ARRAY(SELECT booking_code FROM expired ORDER BY booking_id),
+    ARRAY(SELECT {_START_SECONDS} FROM expired ORDER BY booking_id), """
 
 
-def _write_history(changes: str, first_column: str = "", returned: str = "booking") -> str:
+def _write_history(changes: str, first_columns: str = "", returned: str = "booking") -> str:
     """Return the end of a statement, which writes the history and the feed of `changes` and returns the bookings.
 
     `before` reads the statement's snapshot: bookings as they were; a new booking has no row there.
@@ -77,7 +80,7 @@ def _write_history(changes: str, first_column: str = "", returned: str = "bookin
         INSERT INTO booking_changes (salon_id, type, booking_code, revision)
         SELECT salon_id, type, booking_code, revision FROM ({changes}) AS after
     )
-    SELECT {first_column}{BOOKING} FROM {returned}"""
+    SELECT {first_columns}{BOOKING} FROM {returned}"""
 
 
 def salon_time_lock(salon_id: str) -> str:
@@ -96,10 +99,13 @@ def resource_lock(salon_id: str, resource_id: str) -> str:
 
 
 class BookedSlot(NamedTuple):
-    """A Booking, encoded, whose time is now blocked, and the codes of the expired holds that ended for it."""
+    """A Booking, encoded, whose time is now blocked, and the expired holds that ended for it.
+
+    Of these it has the booking_code and the start, in s since 1970.
+    """
 
     booking: bytes
-    expired: list[str]
+    expired: list[tuple[str, int]]
 
 
 class LockedBooking(NamedTuple):
@@ -169,7 +175,7 @@ _INSERT_BOOKING = f"""
         FROM new WHERE end_ts IS NOT NULL AND {_HOLDS_ENDED}
         ON CONFLICT ON CONSTRAINT bookings_no_overlap DO NOTHING
         RETURNING {_ROW}
-    ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_CODES)}"""
+    ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_BOOKINGS)}"""
 
 
 def _read_booked_slot(names: list[str], rows: list[Any]) -> BookedSlot | None:
@@ -179,8 +185,9 @@ def _read_booked_slot(names: list[str], rows: list[Any]) -> BookedSlot | None:
 
 
 def _booked_slot(names: list[str], row: Any) -> BookedSlot:
-    codes, *booking = row
-    return BookedSlot(encode_row(Booking, names[1:], booking), list(map(bytes.decode, codes)))
+    codes, starts, *booking = row
+    expired = zip(map(bytes.decode, codes), starts, strict=True)
+    return BookedSlot(encode_row(Booking, names[2:], booking), list(expired))
 
 
 def resource_of(salon_id: str, booking_code: str) -> Statement[str | None]:
@@ -277,7 +284,7 @@ _CHANGE = f"""
             revision = revision + 1, updated_at = statement_timestamp()
         WHERE salon_id = %(salon_id)s AND booking_id = %(booking_id)s AND {_HOLDS_ENDED}
         RETURNING {_ROW}
-    ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_CODES)}"""
+    ){_write_history(_CHANGED_AND_EXPIRED, _EXPIRED_BOOKINGS)}"""
 
 
 def read_conflict(
@@ -311,8 +318,10 @@ def _datetime(micros: int) -> datetime:
     return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
 
 
-async def expire_holds(conn: AsyncConnection[Any], salon_id: str) -> list[str]:
-    """End a salon's expired holds, up to HOLDS of them that no other transaction has locked; return their codes.
+async def expire_holds(conn: AsyncConnection[Any], salon_id: str) -> list[tuple[str, int]]:
+    """End a salon's expired holds, up to HOLDS of them that no other transaction has locked.
+
+    Return the booking_code of each, and its start in s since 1970.
 
     Source: indexes idx_bookings_holds, bookings_pkey.
     """
@@ -326,6 +335,6 @@ async def expire_holds(conn: AsyncConnection[Any], salon_id: str) -> list[str]:
                 ORDER BY hold_expires_at LIMIT {HOLDS} FOR UPDATE SKIP LOCKED
             )
             RETURNING {_ROW}
-        ){_write_history(_EXPIRED, "booking_code AS code, ", "expired")}"""
+        ){_write_history(_EXPIRED, f"booking_code AS code, {_START_SECONDS}, ", "expired")}"""
     cursor = await conn.execute(query.encode(), {"salon_id": salon_id})
-    return [row[0] for row in await cursor.fetchall()]
+    return [(code, start) for code, start, *_ in await cursor.fetchall()]

@@ -19,10 +19,11 @@ class Customer(NamedTuple):
 
 
 class BookingOfCustomer(NamedTuple):
-    """A booking of a customer, and the resource whose time it blocks, if any."""
+    """A booking of a customer, its start in s since 1970, and the resource whose time it blocks, if any."""
 
     booking_id: str
     booking_code: str
+    start: int
     resource_id: str | None
     customer_phone: str
     customer_user_id: str
@@ -51,8 +52,8 @@ async def lock_bookings_of_customer(conn: AsyncConnection[Any], customer: Custom
     Source: indexes idx_bookings_customer_salon, idx_bookings_user_salon.
     """
     query = f"""
-        SELECT booking_id::text, booking_code, CASE WHEN status IN ('PENDING', 'CONFIRMED') THEN resource_id END,
-            customer_phone, customer_user_id
+        SELECT booking_id::text, booking_code, floor(extract(epoch FROM start_ts))::bigint,
+            CASE WHEN status IN ('PENDING', 'CONFIRMED') THEN resource_id END, customer_phone, customer_user_id
         FROM bookings WHERE {_OF_CUSTOMER} ORDER BY bookings.booking_id FOR UPDATE"""
     _, rows = await fetch_rows(conn, query, customer._asdict())
     return [BookingOfCustomer(*row) for row in rows]

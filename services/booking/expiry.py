@@ -45,9 +45,9 @@ class HoldExpiry:
             salons = await salons_with_expired_holds(conn)
         for salon_id in salons:
             async with self._cache.transaction() as transaction:
-                codes = await expire_holds(transaction.conn, salon_id)
-                if codes:  # another process may have been first
-                    transaction.invalidate(*self._tags.of_bookings(salon_id, *codes))
+                holds = await expire_holds(transaction.conn, salon_id)
+                if holds:  # another process may have been first
+                    transaction.invalidate(*self._tags.of_bookings(salon_id, *holds))
 
 
 async def salons_with_expired_holds(conn: AsyncConnection[Any]) -> list[str]:

@@ -65,8 +65,12 @@ class BookingService(BookingWriteRpcs):
         list_page = page(
             request.page_size, request.page_token, "ListBookings", salon_id, request.status, phone, start, end, *further
         )
+        tag = self.tags.bookings(salon_id)
+        if start and end:
+            last = request.end_time.seconds + (request.end_time.nanos > 0)
+            tag = self.tags.bookings_between(salon_id, request.start_time.seconds, last)
         return await self.cache.get_batched(
-            self.tags.bookings(salon_id).key("list", digest(list_page)),
+            tag.key("list", digest(list_page)),
             (filters, list_page),
             booking_queries.list_bookings,
             batch=names_given,

@@ -72,7 +72,8 @@ class BookingWriteRpcs(SalonRpcs):
         if not several and not any_of_service:
             first.append(insert(resource_id=resource_id))
         locks = customer_locks(salon_id, *customer) + [resource_lock(salon_id, each) for each in named]
-        tags, shared = self.tags.of_bookings(salon_id, code), [salon_time_lock(salon_id)]
+        tags = self.tags.of_bookings(salon_id, (code, request.start_time.seconds))
+        shared = [salon_time_lock(salon_id)]
         async with self.write(request, salon_id, invalidates=tags, locks=locks, shared=shared, first=first) as write:
             slot = placement.check_found(write.first[0], salon_id, request.service_id, named)
             end = end or start + timedelta(seconds=slot.service.duration if slot.service else 0)
@@ -103,8 +104,7 @@ class BookingWriteRpcs(SalonRpcs):
         confirms = request.status == pb.BOOKING_STATUS_CONFIRMED
         read = booking_write_queries.resource_of if confirms else booking_write_queries.lock_booking
         first: Statement[Any] = read(salon_id, code)
-        tags = self.tags.of_bookings(salon_id, code)
-        async with self.write(request, salon_id, invalidates=tags, first=[first]) as write:
+        async with self.write(request, salon_id, first=[first]) as write:
             if confirms:
                 before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             else:
@@ -113,6 +113,7 @@ class BookingWriteRpcs(SalonRpcs):
             transitions.check_status(booking, request.status, self.now(), hold_expired=before.hold_expired)
             if request.status == pb.BOOKING_STATUS_CANCELLED and not request.ignore_rules:
                 placement.check_cancel(booking, self.now(), before.rules)
+            write.invalidate(*self.tags.of_bookings(salon_id, (code, booking.start_time.seconds)))
             after: bytes
             try:
                 [after] = await write.conn.run(booking_write_queries.update_booking_status(booking, request))
@@ -124,10 +125,8 @@ class BookingWriteRpcs(SalonRpcs):
     async def RescheduleBooking(self, request: pb.RescheduleBookingRequest, context: Any) -> bytes:
         """Move a booking to another time or resource, or both."""
         salon_id, code = request.salon_id, request.booking_code.upper()
-        first, tags = booking_write_queries.resource_of(salon_id, code), self.tags.of_bookings(salon_id, code)
-        async with self.write(
-            request, salon_id, invalidates=tags, shared=[salon_time_lock(salon_id)], first=[first]
-        ) as write:
+        first, shared = booking_write_queries.resource_of(salon_id, code), [salon_time_lock(salon_id)]
+        async with self.write(request, salon_id, shared=shared, first=[first]) as write:
             before = await locking.lock_with_resources(
                 write, salon_id, code, request.etag, write.first[0], request.resource_id
             )
@@ -142,7 +141,7 @@ class BookingWriteRpcs(SalonRpcs):
             if not request.ignore_rules:
                 is_moved = after.start_time != before.booking.start_time
                 placement.check_rules(slot, after, self.now() if is_moved else None)
-            return await self._change(write, request, after, "RESCHEDULED")
+            return await self._change(write, request, before.booking, after, "RESCHEDULED")
 
     async def UpdateBooking(self, request: pb.UpdateBookingRequest, context: Any) -> bytes:
         """Change fields of a booking, and extend its hold."""
@@ -152,8 +151,8 @@ class BookingWriteRpcs(SalonRpcs):
         phone = await self._phone("booking.customer_phone", phone, salon_id)
         first = booking_write_queries.resource_of(salon_id, code)
         locks = customer_locks(salon_id, phone, request.booking.customer_user_id)
-        tags, shared = self.tags.of_bookings(salon_id, code), [salon_time_lock(salon_id)]
-        async with self.write(request, salon_id, invalidates=tags, locks=locks, shared=shared, first=[first]) as write:
+        shared = [salon_time_lock(salon_id)]
+        async with self.write(request, salon_id, locks=locks, shared=shared, first=[first]) as write:
             before = await locking.lock_with_resources(write, salon_id, code, request.etag, write.first[0])
             after = updates.merge(before.booking, request, changed, phone)
             differing = updates.differing(before.booking, after, changed)
@@ -173,7 +172,7 @@ class BookingWriteRpcs(SalonRpcs):
                 if new_times:
                     placement.check_rules(slot, after, None)
                 placement.check_customer(slot)
-            return await self._change(write, request, after, "UPDATED", hold)
+            return await self._change(write, request, before.booking, after, "UPDATED", hold)
 
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove a customer from their bookings, the history of these, kept replies and the cache."""
@@ -185,8 +184,8 @@ class BookingWriteRpcs(SalonRpcs):
         try:
             async with self.write(request, salon_id, invalidates=tags) as write:
                 bookings = await locking.lock_bookings_of_customer(write, customer)
-                codes = [booking.booking_code for booking in bookings]
-                write.invalidate(*self.tags.of_bookings(salon_id, *codes))
+                starts = [(booking.booking_code, booking.start) for booking in bookings]
+                write.invalidate(*self.tags.of_bookings(salon_id, *starts))
                 erased = write.reply = await erasure_queries.erase_customer(write.conn, customer, bookings)
         finally:  # also for a repeated request: the first one may have failed right after its commit
             await self.cache.erase(*tags)
@@ -218,14 +217,19 @@ class BookingWriteRpcs(SalonRpcs):
         )
         return placement.check_found(slot, booking.salon_id, service_id, resource_ids)
 
-    async def _change(self, write: Write, request: Any, after: pb.Booking, type: str, hold: int | None = None) -> bytes:
+    async def _change(
+        self, write: Write, request: Any, before: pb.Booking, after: pb.Booking, type: str, hold: int | None = None
+    ) -> bytes:
         """Write a changed booking; return it, encoded. Raises: SLOT_UNAVAILABLE."""
+        starts = [(after.booking_code, each.start_time.seconds) for each in (before, after)]
+        write.invalidate(*self.tags.of_bookings(after.salon_id, *starts))
         changed: BookedSlot
         try:
             [changed] = await write.conn.run(booking_write_queries.change_booking(after, type, request, hold))
         except psycopg.errors.ExclusionViolation:
             raise await self._taken(write, request, after) from None
-        write.invalidate(*self.tags.of_bookings(after.salon_id, *changed.expired))
+        if changed.expired:
+            write.invalidate(*self.tags.of_bookings(after.salon_id, *changed.expired))
         write.reply = changed.booking
         return changed.booking
 

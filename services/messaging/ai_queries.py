@@ -20,15 +20,16 @@ AI_MESSAGE = (
 async def insert_ai_message(conn: AsyncConnection[Any], request: RecordAiMessageRequest) -> AiMessage | None:
     """Insert an AI message; return None if its conversation does not exist.
 
-    The text is left out if the customer was erased. Waits for an erasure that is running.
+    The text is left out if the conversation's customer was erased. Waits for an erasure that is running.
     Source: indexes conversations_pkey, customer_identities_pkey.
     """
     query = f"""
         INSERT INTO ai_messages (salon_id, conversation_id, model, role, content, prompt_tokens, completion_tokens,
             cost_micros, currency_code, latency_ms, booking_code)
         SELECT salon_id, conversation_id, %(model)s, %(role)s,
-            CASE WHEN coalesce(phone_number, user_id) IS NULL THEN '' ELSE %(content)s END, %(prompt_tokens)s,
-            %(completion_tokens)s, %(cost_micros)s, %(currency_code)s, %(latency_ms)s, %(booking_code)s
+            CASE WHEN kind = 'CUSTOMER' AND coalesce(phone_number, user_id) IS NULL THEN '' ELSE %(content)s END,
+            %(prompt_tokens)s, %(completion_tokens)s, %(cost_micros)s, %(currency_code)s, %(latency_ms)s,
+            %(booking_code)s
         FROM conversations WHERE salon_id = %(salon_id)s AND conversation_id = (
             SELECT {conversation_of("conversation_id", "named")}
             FROM (SELECT %(salon_id)s::text AS salon_id, %(conversation_id)s::uuid AS conversation_id) AS named

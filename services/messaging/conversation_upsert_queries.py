@@ -17,22 +17,31 @@ GIVEN = f"""given AS (
         FROM {ROWS} WHERE NOT {is_erased("given.salon_id", "given.whatsapp_id")}
         ORDER BY salon_id, coalesce('w' || whatsapp_id, place::text), place
     )"""
-# The activity of the rows of one conversation.
-_ACTIVITY = """min(created_at) AS started_at, max(created_at) AS last_message_at,
-            count(*) FILTER (WHERE unread) AS unread_count, max(created_at) FILTER (WHERE reopens) AS reopened_at,
+# The effects of rows on one conversation: when they reopen it, and open its service window.
+EFFECTS = """max(created_at) FILTER (WHERE reopens) AS reopened_at,
             max(created_at) FILTER (WHERE opens_window) + interval '24 hours' AS service_window_expires_at"""
-# A conversation that has only reactions so far gets the times of its first message.
-_UPDATED_ACTIVITY = """status = CASE WHEN excluded.reopened_at IS NULL THEN c.status ELSE 'ACTIVE' END,
+
+
+def updated_effects(new: str) -> str:
+    """Return the assignments that give a conversation `c` the EFFECTS and the unread_count of a row."""
+    return f"""status = CASE WHEN {new}.reopened_at IS NULL THEN c.status ELSE 'ACTIVE' END,
             revision = c.revision + 1,
+            reopened_at = greatest(c.reopened_at, {new}.reopened_at),
+            unread_count = c.unread_count + {new}.unread_count,
+            service_window_expires_at = greatest(c.service_window_expires_at, {new}.service_window_expires_at)"""
+
+
+# The activity of the rows of one conversation.
+_ACTIVITY = f"""min(created_at) AS started_at, max(created_at) AS last_message_at,
+            count(*) FILTER (WHERE unread) AS unread_count, {EFFECTS}"""
+# A conversation that has only reactions so far gets the times of its first message.
+_UPDATED_ACTIVITY = f"""{updated_effects("excluded")},
             started_at = CASE WHEN c.has_messages = excluded.has_messages THEN least(c.started_at, excluded.started_at)
                 WHEN c.has_messages THEN c.started_at ELSE excluded.started_at END,
             last_message_at = CASE WHEN c.has_messages = excluded.has_messages
                 THEN greatest(c.last_message_at, excluded.last_message_at)
                 WHEN c.has_messages THEN c.last_message_at ELSE excluded.last_message_at END,
-            has_messages = c.has_messages OR excluded.has_messages,
-            reopened_at = greatest(c.reopened_at, excluded.reopened_at),
-            unread_count = c.unread_count + excluded.unread_count,
-            service_window_expires_at = greatest(c.service_window_expires_at, excluded.service_window_expires_at)"""
+            has_messages = c.has_messages OR excluded.has_messages"""
 
 
 # The newest identity of a kind of a customer whose conversation begins.
@@ -67,7 +76,7 @@ def of_customers(is_new: str, *, has_messages: bool) -> str:
             (array_agg(user_id ORDER BY created_at DESC, place DESC) FILTER (WHERE user_id <> ''))[1] AS user_id,
             coalesce((array_agg(customer_name ORDER BY created_at DESC, customer_name DESC)
                 FILTER (WHERE customer_name <> ''))[1], '') AS customer_name,
-            max(created_at) FILTER (WHERE customer_name <> '') AS customer_named_at,
+            max(least(created_at, now())) FILTER (WHERE customer_name <> '') AS customer_named_at,
             {_ACTIVITY}
         FROM fresh GROUP BY salon_id, customer, customer_id
     ), created AS (
@@ -75,7 +84,7 @@ def of_customers(is_new: str, *, has_messages: bool) -> str:
         SELECT salon_id, conversation_id FROM customer WHERE NOT is_known
     ), identified AS (
         INSERT INTO customer_identities (salon_id, identity, kind, customer_id, seen_at)
-        SELECT salon_id, identity, kind, conversation_id, started_at
+        SELECT salon_id, identity, kind, conversation_id, least(started_at, now())
         FROM customer, LATERAL (VALUES ('PHONE_NUMBER', phone_number), ('USER_ID', user_id)) AS named (kind, identity)
         WHERE NOT is_known AND identity IS NOT NULL
         ON CONFLICT ON CONSTRAINT customer_identities_pkey DO NOTHING

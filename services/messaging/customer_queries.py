@@ -201,7 +201,8 @@ async def read_customer(conn: AsyncConnection[Any], names: CustomerNames) -> Cus
 class CustomerFact(NamedTuple):
     """What the salon's address book (`contact_name`) or the customer (`opted_out`, `reason`) says; None: nothing.
 
-    An empty contact_name: the customer is no longer in the address book.
+    An empty contact_name: the customer is no longer in the address book. `customer_id`: whom it is said of; without one
+    it is said of the customer of the user_id or, if nobody has that, of the phone_number.
     """
 
     phone_number: str | None
@@ -210,6 +211,7 @@ class CustomerFact(NamedTuple):
     contact_name: str | None = None
     opted_out: bool | None = None
     reason: str = ""
+    customer_id: str | None = None
 
     @property
     def claim(self) -> Claim | None:
@@ -233,11 +235,14 @@ def _changed(_: list[str], rows: list[Any]) -> list[tuple[str, list[str]]]:
 
 _WRITE_FACTS = """
     WITH given AS (
-        SELECT i.customer_id, contact_name, opted_out, reason, least(at, now()) AS at
-        FROM json_to_recordset(%(facts)s::json) AS given (phone_number text, user_id text, at timestamptz,
-            contact_name text, opted_out boolean, reason text)
-        JOIN customer_identities AS i ON i.salon_id = %(salon_id)s AND (i.identity, i.kind) = (
-            coalesce(user_id, phone_number), CASE WHEN user_id IS NULL THEN 'PHONE_NUMBER' ELSE 'USER_ID' END)
+        SELECT coalesce(fact.customer_id, u.customer_id, p.customer_id) AS customer_id, contact_name, opted_out, reason,
+            least(at, now()) AS at
+        FROM json_to_recordset(%(facts)s::json) AS fact (customer_id uuid, phone_number text, user_id text,
+            at timestamptz, contact_name text, opted_out boolean, reason text)
+        LEFT JOIN customer_identities AS u
+            ON u.salon_id = %(salon_id)s AND u.identity = fact.user_id AND u.kind = 'USER_ID'
+        LEFT JOIN customer_identities AS p
+            ON p.salon_id = %(salon_id)s AND p.identity = fact.phone_number AND p.kind = 'PHONE_NUMBER'
     ), contact AS (
         SELECT DISTINCT ON (customer_id) * FROM given WHERE contact_name IS NOT NULL
         ORDER BY customer_id, at DESC, contact_name DESC

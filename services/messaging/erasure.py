@@ -41,7 +41,9 @@ class Erased(NamedTuple):
 # The tag of a Message's whatsapp_id, which precedes its length.
 WHATSAPP_ID_TAG = Message(whatsapp_id="x").SerializeToString()[:1]
 
-_IN_GROUPS = "m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(group_ids)s::uuid[])"
+# A conversation has one salon, which the planner can't know: it would read all messages of the salon, too.
+_OF_SALON = "m.salon_id || '' = %(salon_id)s"
+_IN_GROUPS = f"{_OF_SALON} AND m.conversation_id = ANY(%(group_ids)s::uuid[])"
 _NAMES_CUSTOMER = "EXISTS (SELECT FROM unnest(%(patterns)s::text[]) AS pattern WHERE {} ~ pattern)"
 
 
@@ -70,8 +72,8 @@ async def erase_customer(conn: Connection, customer: Erased) -> EraseCustomerRes
     await add_salt(conn, customer.salon_id)
     response = EraseCustomerResponse(
         conversations=await erase_conversations(conn, customer),
-        messages=await erase_messages(conn, customer),
         ai_messages=await erase_ai_messages(conn, customer),
+        messages=await erase_messages(conn, customer),
     )
     await remember_for_archives(conn, customer)
     if targets := await erase_amendments(conn, customer):
@@ -86,16 +88,24 @@ async def erase_customer(conn: Connection, customer: Erased) -> EraseCustomerRes
 async def find_erased(conn: AsyncConnection[Any], named: Named) -> Erased:
     """Return the customers who have or had a phone number or a user_id. The caller's write runs alone.
 
-    Source: indexes customer_identities_pkey, idx_customer_identities_customer.
+    Also conversations that have the number or user_id, but not as a customer's: processes of 0.3 begin such ones.
+    Source: indexes customer_identities_pkey, idx_customer_identities_customer, salon_id_phone_number,
+    idx_conversations_salon_user.
     """
     query = b"""
-        SELECT customer_id::text, identity, kind FROM customer_identities
-        WHERE salon_id = %(salon_id)s AND customer_id = ANY (ARRAY(
+        WITH named AS (
             SELECT i.customer_id FROM customer_identities AS i WHERE i.salon_id = %(salon_id)s AND (
                 i.kind = 'PHONE_NUMBER' AND i.identity = ANY (%(phone_numbers)s::text[])
                 OR i.kind = 'USER_ID' AND i.identity = %(user_id)s
             )
-        ))"""
+            UNION SELECT conversation_id FROM conversations
+            WHERE salon_id = %(salon_id)s AND phone_number = ANY (%(phone_numbers)s::text[])
+            UNION SELECT conversation_id FROM conversations
+            WHERE salon_id = %(salon_id)s AND user_id = %(user_id)s
+        )
+        SELECT customer_id::text, customer_id::text, 'CONVERSATION_ID' FROM named
+        UNION ALL SELECT customer_id::text, identity, kind FROM customer_identities
+        WHERE salon_id = %(salon_id)s AND customer_id = ANY (ARRAY(SELECT customer_id FROM named))"""
     rows = await (await conn.execute(query, _given(named))).fetchall()
     names: dict[str, set[str]] = {"PHONE_NUMBER": {named.phone_number}, "USER_ID": {named.user_id}}
     for customer_id, identity, kind in rows:
@@ -147,7 +157,7 @@ async def erase_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
             SELECT message_id, whatsapp_id FROM messages
             WHERE salon_id = %(salon_id)s AND message_id IN (
                 SELECT m.message_id FROM messages AS m
-                WHERE m.salon_id = %(salon_id)s AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
+                WHERE {_OF_SALON} AND m.conversation_id = ANY(%(conversation_ids)s::uuid[])
                 UNION ALL SELECT m.message_id FROM messages AS m
                 WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
             )
@@ -232,11 +242,18 @@ async def erase_from_groups(conn: AsyncConnection[Any], customer: Erased) -> Non
 async def erase_ai_messages(conn: AsyncConnection[Any], customer: Erased) -> int:
     """Remove the texts of the AI messages of the customer's conversations; return their number.
 
-    Source: index idx_ai_messages_conversation_created.
+    Those are also the groups in which the customer wrote: what an AI message repeats of it is not known. This must run
+    before `erase_messages`.
+    Source: indexes idx_ai_messages_conversation_created, idx_messages_conversation_created.
     """
-    query = """
-        UPDATE ai_messages SET content = '' WHERE salon_id = %s AND conversation_id = ANY(%s::uuid[])"""
-    return (await conn.execute(query, (customer.salon_id, customer.conversation_ids))).rowcount
+    query = f"""
+        UPDATE ai_messages SET content = '' WHERE salon_id = %(salon_id)s AND conversation_id = ANY (
+            %(conversation_ids)s::uuid[] || ARRAY(
+                SELECT m.conversation_id FROM messages AS m
+                WHERE {_IN_GROUPS} AND {_of_customer("m.details->'sender'->>'{}'")}
+            )
+        )"""
+    return (await conn.execute(query.encode(), _params(customer))).rowcount
 
 
 async def erase_webhook_failures(conn: AsyncConnection[Any], customer: Erased) -> None:

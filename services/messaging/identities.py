@@ -92,9 +92,13 @@ class Settlement:
                 self._started[row.customer_id] = row.started_at
 
     def settle(self, claims: Sequence[Claim]) -> None:
-        """Give all identities of each claim to one customer; the oldest claim first."""
+        """Give all identities of each claim to one customer; the oldest claim first.
+
+        A claim with a time in the future is one of now: no later claim could replace it otherwise.
+        """
+        now = datetime.now(UTC)
         for claim in sorted(claims, key=lambda claim: claim.at):
-            self._settle(claim)
+            self._settle(claim._replace(at=min(claim.at, now)))
 
     @property
     def moved_numbers(self) -> list[str]:

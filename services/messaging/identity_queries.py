@@ -75,30 +75,32 @@ _CURRENT_NUMBER = f"""coalesce((
 def unsettled(salon_id: str, claims: Sequence[Claim]) -> Statement[bool]:
     """Return whether one of the claims names two customers, or an identity that its customer does not have yet.
 
+    Or one that the customer had before, if the claim is newer than what the customer has: they returned to it.
     Not if all identities of a claim are new, and no other claim has one of them: then its first message makes them
     those of a new customer. A claim of a recorded or erased message counts for nothing.
-    Source: indexes whatsapp_id, customer_identities_pkey, and those of `is_erased`.
+    Source: indexes whatsapp_id, customer_identities_pkey, idx_customer_identities_customer, and those of `is_erased`.
     """
     return Statement(_UNSETTLED, {"salon_id": salon_id, "claims": _rows(claims)}, lambda _, rows: bool(rows))
 
 
 def _rows(claims: Sequence[Claim]) -> str:
-    columns = ("phone_number", "user_id", "whatsapp_id", "amends")
+    columns = ("phone_number", "user_id", "at", "whatsapp_id", "amends")
     rows = [{column: getattr(claim, column) for column in columns} for claim in claims]
-    return json.dumps([{"place": place, **row} for place, row in enumerate(rows)])
+    return json.dumps([{"place": place, **row} for place, row in enumerate(rows)], default=datetime.isoformat)
 
 
 _GIVEN = """json_to_recordset(%(claims)s::json)
-            AS given (place int, phone_number text, user_id text, whatsapp_id text, amends text)"""
+            AS given (place int, phone_number text, user_id text, at timestamptz, whatsapp_id text, amends text)"""
 _IS_OLD = f"""({is_erased("%(salon_id)s", "given.whatsapp_id")} OR {is_erased("%(salon_id)s", "given.amends")}
             OR EXISTS (
                 SELECT FROM messages AS m WHERE m.salon_id = %(salon_id)s AND m.whatsapp_id = given.whatsapp_id
             ))"""
 _UNSETTLED = f"""
     WITH given AS (
-        SELECT DISTINCT phone_number, user_id
+        SELECT phone_number, user_id, least(max(at), now()) AS at
         FROM {_GIVEN}
         WHERE NOT {_IS_OLD}
+        GROUP BY phone_number, user_id
     )
     SELECT given.user_id FROM given
     LEFT JOIN customer_identities AS p
@@ -108,8 +110,27 @@ _UNSETTLED = f"""
     WHERE p.customer_id IS DISTINCT FROM u.customer_id OR p.customer_id IS NULL AND EXISTS (
         SELECT FROM given AS other
         WHERE (other.phone_number = given.phone_number) <> (other.user_id = given.user_id)
+    ) OR EXISTS (
+        SELECT FROM customer_identities AS newer
+        WHERE newer.salon_id = %(salon_id)s AND newer.customer_id = p.customer_id AND newer.seen_at < given.at AND (
+            newer.kind = 'PHONE_NUMBER' AND newer.seen_at > p.seen_at
+            OR newer.kind = 'USER_ID' AND newer.seen_at > u.seen_at
+        )
     )
     LIMIT 1"""
+
+
+async def has_customer(
+    conn: AsyncConnection[Any], salon_id: str, phone_number: str | None, user_id: str | None
+) -> bool:
+    """Return whether somebody has or had one of these: then their salon is known, too.
+
+    Source: index customer_identities_pkey.
+    """
+    query = b"""
+        SELECT FROM customer_identities WHERE salon_id = %s
+            AND (identity, kind) IN ((%s, 'PHONE_NUMBER'), (%s, 'USER_ID'))"""
+    return bool((await conn.execute(query, (salon_id, phone_number, user_id))).rowcount)
 
 
 async def new_claims(conn: AsyncConnection[Any], salon_id: str, claims: Sequence[Claim]) -> list[Claim]:

@@ -35,10 +35,8 @@ _OUTBOUND = dict.fromkeys(("REACTION", "EDIT", "REVOKE", "SYSTEM", "CALL"), NO_E
 _INBOUND = {**_OUTBOUND, "REACTION": REACTION, "CALL": CALL}
 
 
-def rule(direction: str, kind: str, *, in_group: bool = False) -> Rule:
-    """Return the rule of a live message by its direction and its type. A group has no service window."""
+def rule(direction: str, kind: str) -> Rule:
+    """Return the rule of a live message by its direction and its type."""
     if direction == "INBOUND":
-        found = _INBOUND.get(kind, FROM_CUSTOMER)
-    else:
-        found = _OUTBOUND.get(kind, FROM_SALON)
-    return found._replace(opens_window=False) if in_group else found
+        return _INBOUND.get(kind, FROM_CUSTOMER)
+    return _OUTBOUND.get(kind, FROM_SALON)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from libs.db import Statement, json_rows
-from services.messaging.conversation_upsert_queries import ROWS
+from services.messaging.conversation_upsert_queries import EFFECTS, ROWS, updated_effects
 from services.messaging.message_queries import MESSAGE
 from services.messaging.message_write_queries import NewMessage, WrittenMessage, written_messages
 
@@ -33,21 +33,16 @@ _FOLD_CALLS = f"""
     ), changed AS (
         SELECT salon_id, message_id, conversation_id, min(created_at) AS first_at, max(created_at) AS last_at,
             (array_agg(call ORDER BY created_at) FILTER (WHERE is_end AND is_open))[1] AS outcome,
-            bool_or(is_end AND is_open AND unread)::int AS unread_count,
-            max(created_at) FILTER (WHERE reopens) AS reopened_at,
-            max(created_at) FILTER (WHERE opens_window) + interval '24 hours' AS service_window_expires_at
+            bool_or(is_end AND is_open AND unread)::int AS unread_count, {EFFECTS}
         FROM event WHERE created_at < known_at OR (is_end AND is_open)
         GROUP BY salon_id, message_id, conversation_id
     ), conversation AS (
         UPDATE conversations AS c SET
-            status = CASE WHEN called.reopened_at IS NULL THEN c.status ELSE 'ACTIVE' END,
-            revision = c.revision + 1,
-            started_at = least(c.started_at, first_at), last_message_at = greatest(c.last_message_at, last_at),
-            reopened_at = greatest(c.reopened_at, called.reopened_at), unread_count = c.unread_count + unread,
-            service_window_expires_at = greatest(c.service_window_expires_at, called.service_window_expires_at)
+            {updated_effects("called")},
+            started_at = least(c.started_at, first_at), last_message_at = greatest(c.last_message_at, last_at)
         FROM (
             SELECT salon_id, conversation_id, min(first_at) AS first_at, max(last_at) AS last_at,
-                sum(unread_count)::int AS unread, max(reopened_at) AS reopened_at,
+                sum(unread_count)::int AS unread_count, max(reopened_at) AS reopened_at,
                 max(service_window_expires_at) AS service_window_expires_at
             FROM changed GROUP BY salon_id, conversation_id
         ) AS called

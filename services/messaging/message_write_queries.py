@@ -5,8 +5,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from psycopg import AsyncConnection
-
 from libs.db import Statement, json_rows
 from libs.messages import encode_row
 from parlor.messaging.v1.messaging_pb2 import Message
@@ -213,14 +211,3 @@ _OF_CUSTOMERS = f"WITH {of_customers(_NOT_RECORDED, has_messages=True)}, {_RECOR
 _INSERT_MESSAGES = f"{_OF_CUSTOMERS} SELECT * FROM recorded"
 _INSERT_BRIEFLY = f"{_OF_CUSTOMERS} {_BRIEFLY}"
 _INSERT_GROUP_MESSAGES = f"WITH {of_groups(_NOT_RECORDED)}, {_RECORD} {_BRIEFLY}"
-
-
-async def has_customer(conn: AsyncConnection[Any], message: NewMessage) -> bool:
-    """Return whether the customer of a message is known: then their salon is, too.
-
-    Source: index customer_identities_pkey.
-    """
-    query = b"""
-        SELECT FROM customer_identities WHERE salon_id = %(salon_id)s
-            AND (identity, kind) IN ((%(phone_number)s, 'PHONE_NUMBER'), (%(user_id)s, 'USER_ID'))"""
-    return bool((await conn.execute(query, message._asdict())).rowcount)

@@ -28,9 +28,10 @@ from services.messaging.ai_queries import AiMessageFilters
 from services.messaging.amendment_queries import fold_amendments
 from services.messaging.changes import message_changes
 from services.messaging.conversation_queries import ConversationQuery, Named
-from services.messaging.customer_rpcs import CustomerRpcs
 from services.messaging.customer_writes import CustomerWrites
+from services.messaging.customers import Customers
 from services.messaging.erased_ids import refuse_erased
+from services.messaging.identity_queries import has_customer
 from services.messaging.kinds import rule
 from services.messaging.message_ids import message_ids
 from services.messaging.message_list_queries import MessageFilters
@@ -54,7 +55,7 @@ DEFAULT_MESSAGES = 10
 MOST_TAGS = 50
 
 
-class MessagingService(CustomerRpcs):
+class MessagingService(messaging_pb2_grpc.MessagingServiceServicer):
     """Conversations and their messages."""
 
     def __init__(self, cache: Cache, database: Database, salons: Salons, settings: MessagingSettings) -> None:
@@ -70,17 +71,18 @@ class MessagingService(CustomerRpcs):
         self.webhooks = WebhookIngest(self.write, self.tags, salons, settings.app_secrets)
         self.replays = WebhookReplay(database, salons, self.webhooks)
         self.sends = Sends(self.write, self.tags)
+        self.customers = Customers(cache, database, self.write, self.tags, salons)
         self.changes = message_changes(database)
 
     async def RecordMessage(self, request: pb.RecordMessageRequest, context: Any) -> Any:
         """Record a message. If it begins a conversation, the salon must exist."""
         salon_known = request.salon_id in self.salons.known
-        message = _new_message(request, await self.phone_number(request), salon_known=salon_known)
+        message = _new_message(request, await self.customers.phone_number(request), salon_known=salon_known)
         try:
             return await self._record_message(request, message)
         except SalonUnknown:
             async with self.database.connection() as conn:
-                salon_known = await message_write_queries.has_customer(conn, message)
+                salon_known = await has_customer(conn, request.salon_id, message.phone_number, message.user_id)
             if not salon_known:
                 await self.salons.get(request.salon_id)
             return await self._record_message(request, message._replace(salon_known=True))
@@ -242,7 +244,7 @@ class MessagingService(CustomerRpcs):
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> Reply:
         """List messages of a salon, a conversation or a customer."""
         salon_id, conversation_id = request.salon_id, request.conversation_id.lower()
-        phone_number = await self.phone_number(request)
+        phone_number = await self.customers.phone_number(request)
         direction = _bare_name(pb.MessageDirection, request.direction) if request.direction else ""
         times = moment(request, "after_time"), moment(request, "before_time")
         around = request.around_message_id.lower()
@@ -275,7 +277,7 @@ class MessagingService(CustomerRpcs):
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, context: Any) -> pb.EraseCustomerResponse:
         """Remove what identifies a customer, and the texts written with them."""
         salon_id, tags = request.salon_id, self.tags
-        named = Named(salon_id, "", await self.phone_number(request), request.user_id)
+        named = Named(salon_id, "", await self.customers.phone_number(request), request.user_id)
         try:
             async with self.write.alone(request, salon_id) as write:
                 erased = await erasure.find_erased(write.conn, named)
@@ -313,6 +315,18 @@ class MessagingService(CustomerRpcs):
             replica=bool(request.page_token),
         )
 
+    async def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> Reply:
+        """Return a customer by an ID or a number, also by an earlier one."""
+        return await self.customers.get(request)
+
+    async def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> Reply:
+        """List a salon's customers."""
+        return await self.customers.list(request)
+
+    async def RecordOptOut(self, request: pb.RecordOptOutRequest, context: Any) -> pb.Customer:
+        """Record that a customer opted out of marketing messages, or in again."""
+        return await self.customers.record_opt_out(request)
+
     async def ListMessageChanges(self, request: pb.ListMessageChangesRequest, context: Any) -> bytes:
         """List the changes of one salon or all, in an order that loses none."""
         return await self.changes.list(request)
@@ -323,7 +337,7 @@ class MessagingService(CustomerRpcs):
 
     async def _named(self, request: Any) -> Named:
         """Return the names of a request's conversation."""
-        phone_number = await self.phone_number(request)
+        phone_number = await self.customers.phone_number(request)
         return Named(request.salon_id, request.conversation_id.lower(), phone_number, request.user_id)
 
     async def _update(

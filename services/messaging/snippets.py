@@ -10,7 +10,8 @@ _SPACELESS = (
     "\U00020000-\U0003ffff"
 )
 _RUN = re.compile(f"[{_SPACELESS}]+")
-_WORD = re.compile(rf"[{_SPACELESS}]+|[^\W{_SPACELESS}]+")
+_LETTER = rf"[^\W{_SPACELESS}]"  # of a script with spaces, or a digit
+_WORD = re.compile(f"[{_SPACELESS}]+|{_LETTER}+")
 CONTEXT = 60  # characters before and after the first match
 
 
@@ -29,9 +30,14 @@ def snippets(query: str, contents: Sequence[bytes], made: Sequence[bytes]) -> li
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern of adjacent words, longest first."""
+    """Return a pattern of adjacent words, longest first; those of scripts with spaces are no parts of other words."""
     sorted_words = sorted(set(words), key=len, reverse=True)
-    return re.compile(f"(?:{'|'.join(map(re.escape, sorted_words))})+", re.IGNORECASE)
+    return re.compile(f"(?:{'|'.join(map(_pattern, sorted_words))})+", re.IGNORECASE)
+
+
+def _pattern(word: str) -> str:
+    escaped = re.escape(word)
+    return escaped if _RUN.match(word) else f"(?<!{_LETTER}){escaped}(?!{_LETTER})"
 
 
 def _marked(content: str, whole: re.Pattern[str], parts: re.Pattern[str]) -> str:

@@ -1,4 +1,4 @@
-"""Hit rates in steady state with and without refills, with both profiles of TTLs (decision 0064).
+"""Hit rates in steady state: refills, both profiles of TTLs, and sub-tags of lists of days (decisions 0064 and 0066).
 
 The trace is Zipf's of docs/workloads.md, with each of its reads made once before. The second half of the calls counts.
 TTLs need time to matter: a model replays them at 100 calls/s. The real services must come near to it where no TTL ends.
@@ -19,7 +19,7 @@ from ops.servers import Postgres
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
 from tests.benchmarks.test_workloads import Databases, play
-from tests.benchmarks.workloads import ZIPF, Step, Trace, salons, warm_up
+from tests.benchmarks.workloads import ZIPF, BusyDays, SalonWideLists, Step, Trace, salons, warm_up
 from tests.stack import running
 
 CALLS = 30_000
@@ -27,6 +27,7 @@ RATE = 100  # calls per second
 KNOWN = 10_000
 MOST_LOADS_RATIO = 1.35  # of refills, to no refills
 NEAR = 0.02
+LEAST_GAIN = 0.01  # of lists of days that outlive writes to other days
 
 
 @dataclass
@@ -111,8 +112,13 @@ def databases(postgres: Postgres) -> Iterator[Databases]:
 @pytest.fixture(scope="module")
 def calls(databases: Databases) -> Calls:
     """The trace."""
-    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
-    steps = list(Trace(replace(ZIPF, calls=CALLS), salons(databases.url), tags).steps())
+    return traced(databases, Trace, CacheTags)
+
+
+def traced(databases: Databases, trace: type[Trace], tags: type[CacheTags]) -> Calls:
+    """Return the calls of a kind of trace, with the tags of the services or others."""
+    cache = Cache(CacheSettings(), lambda: None, bytes, NAMESPACES)  # type: ignore[arg-type, return-value]
+    steps = list(trace(replace(ZIPF, calls=CALLS), salons(databases.url), tags(cache)).steps())
     return Calls([*warm_up(steps), *steps[: CALLS // 2]], steps[CALLS // 2 :])
 
 
@@ -144,14 +150,16 @@ async def test_the_services_come_near_the_model(
         assert rate >= 0.90
 
 
+PROFILES = {
+    "short": {each.prefix: each.ttl for each in NAMESPACES},
+    "long": {each.prefix: each.long_ttl for each in NAMESPACES},
+}
+
+
 def test_the_long_profile_with_refills_reaches_90_percent(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    profiles = {
-        "short": {each.prefix: each.ttl for each in NAMESPACES},
-        "long": {each.prefix: each.long_ttl for each in NAMESPACES},
-    }
     found = {
         (name, refills): modeled(calls, refills=refills, ttls=ttls)
-        for name, ttls in profiles.items()
+        for name, ttls in PROFILES.items()
         for refills in (False, True)
     }
     with capsys.disabled():
@@ -162,3 +170,18 @@ def test_the_long_profile_with_refills_reaches_90_percent(calls: Calls, capsys: 
     assert rate >= 0.90
     assert loads <= MOST_LOADS_RATIO * found["long", False][1]
     assert loads < found["short", False][1]
+
+
+@pytest.mark.parametrize("trace", [Trace, BusyDays], ids=["new days", "listed days"])
+def test_lists_of_days_that_outlive_writes_to_other_days_raise_the_hit_rate(
+    databases: Databases, trace: type[Trace], capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_salon, of_days = (
+        modeled(traced(databases, trace, tags), refills=True, ttls=PROFILES["long"])
+        for tags in (SalonWideLists, CacheTags)
+    )
+    with capsys.disabled():
+        print(f"\nhit rate, loads per read: {of_salon[0]:.3f}, {of_salon[1]:.3f} with the salon's tag", end="; ")
+        print(f"{of_days[0]:.3f}, {of_days[1]:.3f} with sub-tags")
+    assert of_days[0] >= of_salon[0] + LEAST_GAIN
+    assert of_days[1] <= of_salon[1]

@@ -12,6 +12,7 @@ import psycopg
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.cache import Tag
 from libs.cache.keys import VERSION_SUFFIX, parent_key
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
@@ -41,6 +42,7 @@ class Salon:
     codes: list[str]
     open_codes: list[str]
     customers: list[Customer]
+    starts: dict[str, int]  # of the open bookings by their code, in s; a RescheduleBooking changes them
 
 
 class Step(NamedTuple):
@@ -107,7 +109,9 @@ def salons(database_url: str) -> list[Salon]:
             ARRAY(SELECT booking_code FROM bookings AS b
                   WHERE b.salon_id = s.salon_id AND status IN ('PENDING', 'CONFIRMED') ORDER BY 1),
             ARRAY(SELECT conversation_id || ' ' || phone_number FROM conversations AS c
-                  WHERE c.salon_id = s.salon_id ORDER BY 1)
+                  WHERE c.salon_id = s.salon_id ORDER BY 1),
+            (SELECT jsonb_object_agg(booking_code, floor(extract(epoch FROM start_ts))::bigint) FROM bookings AS b
+             WHERE b.salon_id = s.salon_id AND status IN ('PENDING', 'CONFIRMED'))
         FROM salons AS s ORDER BY 3 DESC, 1"""
     shuffled = Random("popularity")
 
@@ -124,8 +128,9 @@ def salons(database_url: str) -> list[Salon]:
             mixed(codes),
             mixed(open_codes),
             mixed([Customer(*one.split()) for one in names]),
+            starts or {},
         )
-        for salon_id, number_id, share, codes, open_codes, names in rows
+        for salon_id, number_id, share, codes, open_codes, names, starts in rows
     ]
 
 
@@ -180,7 +185,7 @@ class Trace:
         days: dict[str, Any] = {"start_time": Timestamp(seconds=day), "end_time": Timestamp(seconds=day + DAY)}
         status = self._popular((booking.BOOKING_STATUS_UNSPECIFIED, booking.BOOKING_STATUS_CONFIRMED))
         request = booking.ListBookingsRequest(salon_id=salon.salon_id, status=status, **days)
-        return "booking", request, [self.tags.bookings(salon.salon_id)]
+        return "booking", request, [self.tags.bookings_between(salon.salon_id, day, day + DAY)]
 
     def _GetSalonStats(self, salon: Salon) -> Any:
         request = stats.GetSalonStatsRequest(salon_id=salon.salon_id, **self._period())
@@ -247,20 +252,37 @@ class Trace:
         return "messaging", request, [tag, *sub_tags]
 
     def _CreateBooking(self, salon: Salon) -> Any:
-        phone = self._popular(salon.customers).phone_number
-        request = booking.CreateBookingRequest(salon_id=salon.salon_id, customer_phone=phone, **self._hour())
-        return "booking", request, [self.tags.bookings(salon.salon_id), self.tags.stats(salon.salon_id)]
+        phone, hour = self._popular(salon.customers).phone_number, self._hour()
+        request = booking.CreateBookingRequest(salon_id=salon.salon_id, customer_phone=phone, **hour)
+        return "booking", request, self.tags.of_bookings(salon.salon_id, ("NEW", hour["start_time"].seconds))
 
     def _RescheduleBooking(self, salon: Salon) -> Any:
-        code = self._popular(salon.open_codes)
-        request = booking.RescheduleBookingRequest(salon_id=salon.salon_id, booking_code=code, **self._hour())
-        tags = self.tags.booking(salon.salon_id, code), self.tags.stats(salon.salon_id)
+        code, hour = self._popular(salon.open_codes), self._hour()
+        request = booking.RescheduleBookingRequest(salon_id=salon.salon_id, booking_code=code, **hour)
+        before, salon.starts[code] = salon.starts[code], hour["start_time"].seconds
+        tags = self.tags.of_bookings(salon.salon_id, (code, before), (code, salon.starts[code]))
         return "booking", request, tags
 
     def _hour(self) -> dict[str, Any]:
         """A free hour."""
         start = TOMORROW + next(self._numbers) * 3600
         return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+
+
+class BusyDays(Trace):
+    """The trace with bookings that are made on, and moved to, the days that are listed; more than there is room for."""
+
+    def _hour(self) -> dict[str, Any]:
+        start = NOW + DAY * self._popular(range(7)) + 3600 * self._random.randrange(8, 19)
+        return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+
+
+class SalonWideLists(CacheTags):
+    """Every list of bookings depends on the salon's tag, as in 0.3."""
+
+    def bookings_between(self, salon_id: str, start: int, end: int) -> Tag:
+        """Return the salon's tag."""
+        return self.bookings(salon_id)
 
 
 def warm_up(steps: Sequence[Step]) -> list[Step]:

@@ -124,7 +124,9 @@ class Reader(Client):
         return Read({"booking_codes": codes}, items, lambda reply: [each.revision for each in reply.bookings])
 
     def ListBookings(self, salon: int) -> Read:
-        """List the bookings of a customer, each with a separate resource; none may be missing."""
+        """List a customer's bookings, each with a separate resource; none may be missing. Or those of days."""
+        if self.random.random() < 0.5:
+            return self._bookings_of_days(salon)
         customer = self._low(CUSTOMERS)
         of_customer, of_resource = {"customer_phone": phone(customer)}, {"resource_ids": [chair(customer)]}
         filters: dict[str, Any] = self.random.choice(
@@ -144,6 +146,25 @@ class Reader(Client):
             return [revisions.get(code, 0) for code in codes]
 
         return Read(filters | {"page_size": LONGEST_PAGE}, items, shown)
+
+    def _bookings_of_days(self, salon: int) -> Read:
+        """List the bookings that were moved to a day, or a week. None leaves the last day.
+
+        A booking that has left and is still listed has an old revision.
+        """
+        times = self.random.randrange(PERIODS + 1)
+        codes = {self.state.code(item): item for item in self.state.bookings(salon, range(CUSTOMERS))}
+        moved = [INDEX["bookings moved", salon, times]][: times == PERIODS]
+
+        def shown(reply: Any) -> list[int]:
+            revisions = {booking.booking_code: booking.revision for booking in reply.bookings}
+            count = self.state.known(moved[0]) if reply.next_page_token and moved else len(revisions)
+            known = [revisions.get(code, self.state.known(item)) for code, item in codes.items()]
+            return [*known, *[count for _ in moved]]
+
+        end = {"seconds": day(times)["seconds"] + self.random.choice((1, 7)) * DAY}
+        fields = {"start_time": day(times), "end_time": end, "page_size": LONGEST_PAGE}
+        return Read(fields, [*codes.values(), *moved], shown)
 
     def ListBookingEvents(self, salon: int) -> Read:
         """List the history of a booking, which has an event for each revision."""
@@ -253,11 +274,11 @@ class Reader(Client):
     def ListMessages(self, salon: int) -> Read:
         """Read the newest message of a customer, or the newest two answers: the last may not be sent yet."""
         customer = self._low(CUSTOMERS)
-        fields: dict[str, Any] = {"phone_number": phone(customer), "page_size": 2}
+        fields: dict[str, Any] = {"phone_number": phone(customer), "page_size": 1}
         if self.random.random() < 0.5:
-            return Read(fields, [INDEX["message", salon, customer]], lambda reply: _newest(reply)[:1])
-        fields["direction"] = messaging_pb2.MESSAGE_DIRECTION_OUTBOUND
-        return Read(fields, [INDEX["sent", salon, customer]], _sent)
+            return Read(fields, [INDEX["message", salon, customer]], _newest)
+        answers = {"page_size": 2, "direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND}
+        return Read(fields | answers, [INDEX["sent", salon, customer]], _sent)
 
     def _low(self, end: int) -> int:
         return int(end * self.random.random() ** 2)

@@ -21,7 +21,7 @@ LINES = ("services", "resources", "time off")
 ITEMS: tuple[tuple[str | int, ...], ...] = (
     *product(["name", "service", "status changes"], range(SALONS)),
     *product([f"{line} {what}" for line in LINES for what in ("created", "deleted")], range(SALONS)),
-    *product(["bookings moved"], range(SALONS), range(PERIODS)),  # at least so many times
+    *product(["bookings moved"], range(SALONS), range(PERIODS + 1)),  # at least so many times
     *product(
         ["message", "sent", "assignee", "opt-out", "user IDs", "resource", "notes"], range(SALONS), range(CUSTOMERS)
     ),

@@ -142,27 +142,28 @@ class Writer(Client):
             self.time_off[salon, number] = reply.time_off.time_off_id
 
     async def create(self, salon: int, customer: int) -> None:
-        """Create a booking, unless the customer has SLOTS; some are holds, which expire."""
+        """Create a booking, unless the customer has SLOTS, as if it had been moved; some are holds, which expire."""
         bookings = self.bookings[salon, customer]
         slot = len(bookings)
         if slot == SLOTS:
             return
         item = INDEX["booking", salon, customer, slot]
         new: dict[str, Any] = {"salon_id": f"salon-{salon}", "customer_phone": phone(customer)}
-        new |= {"start_time": day(0, MINUTES * slot), "end_time": day(0, MINUTES * slot + 1)}
+        moves = slot % PERIODS
+        new |= {"start_time": day(moves, MINUTES * slot), "end_time": day(moves, MINUTES * slot + 1)}
         is_hold = slot % HOLD_EVERY == HOLD_EVERY - 1
         if is_hold:
             new["hold_duration"] = {"seconds": self.random.randint(1, LONGEST_HOLD_SECONDS)}
-        items = item, INDEX["bookings moved", salon, 0]
+        items = item, *(INDEX["bookings moved", salon, times] for times in range(moves + 1))
         if made := await self.write("booking", "CreateBooking", *items, **new, resource_id=chair(customer)):
-            bookings.append(Booking(item, slot, statuses=len(STATUSES) if is_hold else 0))
+            bookings.append(Booking(item, slot, moves, statuses=len(STATUSES) if is_hold else 0))
             self.state.set_code(item, made.booking_code)
 
     async def move(self, salon: int, customer: int) -> None:
         """Move a booking to the next day."""
         booking = self.random.choice([each for each in self.bookings[salon, customer] if each.statuses < len(STATUSES)])
         moves = booking.moves + 1
-        items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves < PERIODS else [])]
+        items = [booking.item, *([INDEX["bookings moved", salon, moves]] if moves <= PERIODS else [])]
         new = {"salon_id": f"salon-{salon}", "booking_code": self.state.code(booking.item)}
         start = day(min(moves, PERIODS), MINUTES * booking.slot + moves % MINUTES)
         if await self.write("booking", "RescheduleBooking", *items, **new, start_time=start):

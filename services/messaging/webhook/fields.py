@@ -164,7 +164,7 @@ def _call_message(
     item: dict[str, Any], person: tuple[Any, str | None, str], status: str, seconds: int, *, by_salon: bool
 ) -> Incoming:
     message = read_message(
-        {"id": item.get("id"), "timestamp": item.get("timestamp"), "type": "call"},
+        {**{name: item.get(name) for name in ("id", "timestamp", "group_id")}, "type": "call"},
         person,
         json_text(item),
         direction="OUTBOUND" if by_salon else "INBOUND",

@@ -120,7 +120,9 @@ def read_message(
     if group_id is None and item.get("group_id") is not None:
         raise Unreadable("group_id: is not the ID of a group")
     if rule is None:
-        rule = rule_of(direction, type_of(item.get("type")), in_group=group_id is not None)
+        rule = rule_of(direction, type_of(item.get("type")))
+    if group_id is not None:
+        rule = rule._replace(opens_window=False)  # a group has no service window
     given = {"from": phone, "user_id": user_id, "customer_name": name, "direction": direction, "group_id": group_id}
     message = Incoming.model_validate(
         {**item, **given, **_first_error(item), **content, **rule._asdict(), "details": details, "item": raw}

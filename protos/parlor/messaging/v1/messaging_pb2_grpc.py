@@ -326,9 +326,10 @@ class MessagingServiceServicer:
 
     def EraseCustomer(self, request, context):
         """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
-        raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-        finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
-        salted hash of each message id stays. If the customer writes again, a new conversation begins.
+        raw items, WhatsApp's message ids. Of groups in which they wrote, the texts of all AI messages are removed. The rows
+        themselves stay, so that counts and sums remain right. A second call finds none. What WhatsApp still sends of the
+        erased messages (a status, an edit, a repeated body) is not recorded: a salted hash of each message id stays. If the
+        customer writes again, a new conversation begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -155,9 +155,10 @@ class MessagingServiceStub:
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
-    raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-    finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
-    salted hash of each message id stays. If the customer writes again, a new conversation begins.
+    raw items, WhatsApp's message ids. Of groups in which they wrote, the texts of all AI messages are removed. The rows
+    themselves stay, so that counts and sums remain right. A second call finds none. What WhatsApp still sends of the
+    erased messages (a status, an edit, a repeated body) is not recorded: a salted hash of each message id stays. If the
+    customer writes again, a new conversation begins.
     """
     RecordAiMessage: _grpc.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]
     """Records what was sent to or received from an AI model in a conversation; without the text if the customer was
@@ -299,9 +300,10 @@ class MessagingServiceAsyncStub(MessagingServiceStub):
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_messaging_pb2.EraseCustomerRequest, _messaging_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
-    raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-    finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
-    salted hash of each message id stays. If the customer writes again, a new conversation begins.
+    raw items, WhatsApp's message ids. Of groups in which they wrote, the texts of all AI messages are removed. The rows
+    themselves stay, so that counts and sums remain right. A second call finds none. What WhatsApp still sends of the
+    erased messages (a status, an edit, a repeated body) is not recorded: a salted hash of each message id stays. If the
+    customer writes again, a new conversation begins.
     """
     RecordAiMessage: _aio.UnaryUnaryMultiCallable[_messaging_pb2.RecordAiMessageRequest, _messaging_pb2.AiMessage]  # type: ignore[assignment]
     """Records what was sent to or received from an AI model in a conversation; without the text if the customer was
@@ -542,9 +544,10 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messaging_pb2.EraseCustomerResponse, _abc.Awaitable[_messaging_pb2.EraseCustomerResponse]]:
         """Removes what identifies a customer, and the contents of their conversations: phone number, user_id, name, texts,
-        raw items, WhatsApp's message ids. The rows themselves stay, so that counts and sums remain right. A second call
-        finds none. What WhatsApp still sends of the erased messages (a status, an edit, a repeated body) is not recorded: a
-        salted hash of each message id stays. If the customer writes again, a new conversation begins.
+        raw items, WhatsApp's message ids. Of groups in which they wrote, the texts of all AI messages are removed. The rows
+        themselves stay, so that counts and sums remain right. A second call finds none. What WhatsApp still sends of the
+        erased messages (a status, an edit, a repeated body) is not recorded: a salted hash of each message id stays. If the
+        customer writes again, a new conversation begins.
         """
 
     @_abc_1.abstractmethod

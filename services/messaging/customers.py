@@ -1,4 +1,4 @@
-"""The RPCs on customers."""
+"""Who the customers of a salon are: the RPCs on customers."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -8,29 +8,33 @@ from libs.cache import Cache, Reply, digest
 from libs.db import Database
 from libs.server import errors, moment, page
 from parlor.messaging.v1 import messaging_pb2 as pb
-from parlor.messaging.v1 import messaging_pb2_grpc
 from services.cache_tags import CacheTags, conversation_tag
 from services.messaging import customer_queries
 from services.messaging.customer_queries import CustomerFact, CustomerNames
 from services.messaging.customer_writes import CustomerWrites
+from services.messaging.identity_queries import has_customer
 from services.messaging.salons import Salons
 from services.phones import e164, is_national, number_prefix, whatsapp_number
 
 
-class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
-    """Who the customers of a salon are."""
+class Customers:
+    """Reads customers, and records what they choose."""
 
-    cache: Cache
-    database: Database
-    salons: Salons
-    tags: CacheTags
-    write: CustomerWrites
+    def __init__(
+        self, cache: Cache, database: Database, write: CustomerWrites, tags: CacheTags, salons: Salons
+    ) -> None:
+        """Prepare."""
+        self._cache = cache
+        self._database = database
+        self._write = write
+        self._tags = tags
+        self._salons = salons
 
-    async def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> Reply:
-        """Return a customer by an ID or a number, also by an earlier one."""
+    async def get(self, request: pb.GetCustomerRequest) -> Reply:
+        """Return a customer by an ID or a number, also by an earlier one. Raises: as GetCustomer."""
         named = await self._customer_names(request)
-        tag = conversation_tag(self.tags.conversations(request.salon_id), named.customer_id, named.phone_number)
-        reply = await self.cache.get_batched(
+        tag = conversation_tag(self._tags.conversations(request.salon_id), named.customer_id, named.phone_number)
+        reply = await self._cache.get_batched(
             tag.key("customer", digest(named)),
             named,
             customer_queries.get_customers,
@@ -41,13 +45,13 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
             raise errors.not_found("customer", str(named))
         return reply
 
-    async def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> Reply:
-        """List a salon's customers."""
-        number = await number_prefix(request.query, partial(self.salons.region_code, request.salon_id))
+    async def list(self, request: pb.ListCustomersRequest) -> Reply:
+        """List a salon's customers. Raises: as ListCustomers."""
+        number = await number_prefix(request.query, partial(self._salons.region_code, request.salon_id))
         filters = customer_queries.customer_filters(request, number)
         list_page = page(request.page_size, request.page_token, "ListCustomers", *filters)
-        return await self.cache.get_batched(
-            self.tags.conversations(request.salon_id).key("customers", digest(list_page)),
+        return await self._cache.get_batched(
+            self._tags.conversations(request.salon_id).key("customers", digest(list_page)),
             (filters, list_page),
             customer_queries.list_customers,
             batch=customer_queries.statement_key,
@@ -55,28 +59,29 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
             repeatable=not is_national(request.query),
         )
 
-    async def RecordOptOut(self, request: pb.RecordOptOutRequest, context: Any) -> pb.Customer:
-        """Record that a customer opted out of marketing messages, or in again."""
+    async def record_opt_out(self, request: pb.RecordOptOutRequest) -> pb.Customer:
+        """Record that a customer opted out of marketing messages, or in again. Raises: as RecordOptOut."""
         salon_id = request.salon_id
         named = await self._customer_names(request)
         at = moment(request, "event_time") or datetime.now(UTC)
         fact = CustomerFact(
             named.phone_number or None, named.user_id or None, at, None, not request.opted_in, request.reason
         )
-        if not named.customer_id and salon_id not in self.salons.known:
-            await self.salons.get(salon_id)  # the customer may be new
-        async with self.write.alone(request, salon_id) as write:
+        if not named.customer_id and salon_id not in self._salons.known:
+            async with self._database.connection() as conn:
+                is_known = await has_customer(conn, salon_id, fact.phone_number, fact.user_id)
+            if not is_known:
+                await self._salons.get(salon_id)
+        async with self._write.alone(request, salon_id) as write:
             customer = await customer_queries.read_customer(write.conn, named)
             if customer is None and not named.customer_id and fact.claim:
-                await self.write.settle(write, salon_id, [fact.claim])
+                await self._write.settle(write, salon_id, [fact.claim])
                 customer = await customer_queries.read_customer(write.conn, named)
             if customer is None:
                 raise errors.not_found("customer", str(named))
-            own = fact._replace(user_id=next(iter(customer.user_ids), None))
-            if own.user_id is None:
-                own = own._replace(phone_number=customer.phone_numbers[0])
-            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [own]))
-            write.invalidate(*self.tags.of_facts(salon_id, changed))
+            of_customer = fact._replace(customer_id=customer.customer_id)
+            [changed] = await write.conn.run(customer_queries.write_facts(salon_id, [of_customer]))
+            write.invalidate(*self._tags.of_facts(salon_id, changed))
             reply = write.reply = await customer_queries.read_customer(write.conn, named) or customer
         return reply
 
@@ -84,7 +89,7 @@ class CustomerRpcs(messaging_pb2_grpc.MessagingServiceServicer):
         """Return a request's phone_number as E.164, "" if it has none. Raises: INVALID_FIELD, BOOKING_UNAVAILABLE."""
         if not request.phone_number:
             return ""
-        region_code = partial(self.salons.region_code, request.salon_id)
+        region_code = partial(self._salons.region_code, request.salon_id)
         return whatsapp_number(await e164("phone_number", request.phone_number, region_code))
 
     async def _customer_names(self, request: Any) -> CustomerNames:
