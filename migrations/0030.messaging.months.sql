@@ -61,6 +61,8 @@ CREATE TABLE message_erasures (
 COMMENT ON TABLE message_erasures IS 'Erasures of customers that some file of message_archives does not obey yet.';
 COMMENT ON COLUMN message_erasures.names IS
     'SHA-256 of the salon''s salt and each number and user ID of the customers, who wrote in groups, too. A number can be guessed from it: the row is deleted once all files obey it.';
+CREATE INDEX message_erasures_salon ON message_erasures (salon_id);
+COMMENT ON INDEX message_erasures_salon IS 'Tells whether events of a salon''s archived messages may be those of an erased customer.';
 
 -- The sums of an archived month, for periods that begin or end within an hour.
 CREATE TABLE message_quarters (

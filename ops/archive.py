@@ -242,10 +242,15 @@ def obey(conn: psycopg.Connection, folder: Path) -> list[str]:
             )
             _write(conn, leaf, file, order, names, erasure_id)
         written.append(leaf.name)
+    forget_obeyed(conn)
+    return written
+
+
+def forget_obeyed(conn: psycopg.Connection) -> None:
+    """Delete the erasures that all files obey."""
     conn.execute("""
         DELETE FROM message_erasures AS e
         WHERE NOT EXISTS (SELECT FROM message_archives AS a WHERE a.erasure_id < e.erasure_id)""")
-    return written
 
 
 def checked(conn: psycopg.Connection, file: Path) -> Manifest:

@@ -88,7 +88,10 @@ def add_deltas(conn: psycopg.Connection, leaf: Leaf, name: str) -> None:
 
 
 def delete_rows_beside(conn: psycopg.Connection, table: str) -> None:
-    """Delete what other tables have of the messages of a table, in batches. `conn` is in autocommit mode."""
+    """Delete what other tables have of the messages of a table, in batches; `conn` is in autocommit mode.
+
+    The whatsapp_ids of reactions, edits and revokes stay in message_names.
+    """
     after: tuple[str, str] | None = ("", "00000000-0000-0000-0000-000000000000")
     while after:
         query = sql.SQL("""
@@ -104,6 +107,10 @@ def delete_rows_beside(conn: psycopg.Connection, table: str) -> None:
             ), amendment AS (
                 DELETE FROM message_amendments AS a USING batch
                 WHERE a.salon_id = batch.salon_id AND a.target_whatsapp_id = batch.whatsapp_id
+                RETURNING a.salon_id, a.whatsapp_id
+            ), named AS (
+                INSERT INTO message_names (salon_id, name) SELECT salon_id, message_name(whatsapp_id) FROM amendment
+                ON CONFLICT DO NOTHING
             )
             SELECT salon_id, message_id::text FROM batch ORDER BY batch.salon_id DESC, batch.message_id DESC LIMIT 1
             """).format(sql.Identifier(table), sql.Literal(BATCH))
@@ -148,25 +155,39 @@ _ERASURES = """(
         ) AS o USING (salon_id) GROUP BY o.salon_id, s.salt
     ) AS e"""
 _NAMED = "coalesce(sha256(e.salt || convert_to({}, 'UTF8')) = ANY (e.names), false)"
-_SENT_BY = f"""({_NAMED.format("m.details->'sender'->>'phone_number'")}
-        OR {_NAMED.format("m.details->'sender'->>'user_id'")})"""
 _IN_GROUP = """m.conversation_id IN (
         SELECT c.conversation_id FROM conversations AS c WHERE c.salon_id = e.salon_id AND c.group_id IS NOT NULL)"""
+_BY_ERASED = "({} OR {})".format(*(_NAMED.format(f"{{0}}->>'{name}'") for name in ("phone_number", "user_id")))
 _OF_ERASED = f"""(coalesce(m.conversation_id = ANY (e.conversation_ids), false)
-        OR {_IN_GROUP} AND {_SENT_BY})"""
+        OR {_IN_GROUP} AND {_BY_ERASED.format("m.details->'sender'")})"""
+# The IDs of an erased customer's message, and of its reactions, edits and revokes; in groups those of the customer.
+_OWN = f"""LATERAL (
+        SELECT m.whatsapp_id WHERE {_OF_ERASED}
+        UNION SELECT a->>'whatsapp_id' FROM json_array_elements(m.amendments) AS a
+        WHERE {_OF_ERASED} OR {_BY_ERASED.format("a")}
+    ) AS own (whatsapp_id)"""
 _OBEY = (
-    # The order matters: the first one removes the whatsapp_ids, by which the others could not tell the messages.
+    # The last ones remove what the others tell the messages by.
     sql.SQL(f"""
-        DELETE FROM message_names AS n USING {{}} AS m, {_ERASURES}
-        WHERE m.salon_id = e.salon_id AND n.salon_id = m.salon_id
-            AND n.name = message_name(m.whatsapp_id)
-            AND {_OF_ERASED}"""),
+        DELETE FROM message_names AS of USING {{}} AS m, {_ERASURES}, {_OWN}
+        WHERE m.salon_id = e.salon_id AND of.salon_id = m.salon_id AND of.name = message_name(own.whatsapp_id)"""),
     sql.SQL(f"""
         INSERT INTO erased_whatsapp_ids (salon_id, hash)
-        SELECT DISTINCT m.salon_id, sha256(e.salt || convert_to(m.whatsapp_id, 'UTF8')) FROM {{}} AS m, {_ERASURES}
-        WHERE m.salon_id = e.salon_id AND m.whatsapp_id IS NOT NULL
-            AND {_OF_ERASED}
+        SELECT m.salon_id, sha256(e.salt || convert_to(own.whatsapp_id, 'UTF8')) FROM {{}} AS m, {_ERASURES}, {_OWN}
+        WHERE m.salon_id = e.salon_id AND own.whatsapp_id IS NOT NULL
         ON CONFLICT DO NOTHING"""),
+    # What came since the messages were archived, and their words.
+    sql.SQL(f"""
+        DELETE FROM message_status_events AS of USING {{}} AS m, {_ERASURES}, {_OWN}
+        WHERE m.salon_id = e.salon_id AND of.salon_id = m.salon_id AND of.whatsapp_id = own.whatsapp_id"""),
+    sql.SQL(f"""
+        DELETE FROM message_amendments AS of USING {{}} AS m, {_ERASURES}, {_OWN}
+        WHERE m.salon_id = e.salon_id AND of.salon_id = m.salon_id AND of.target_whatsapp_id = own.whatsapp_id"""),
+    sql.SQL(f"""
+        DELETE FROM message_words AS of USING {{}} AS m, {_ERASURES}
+        WHERE m.salon_id = e.salon_id AND of.salon_id = m.salon_id
+            AND of.word = ANY (tsvector_to_array(message_vector(m.language, m.content)))
+            AND {_OF_ERASED}"""),
     sql.SQL(f"""
         UPDATE {{}} AS m SET content = '', phone_number = NULL, whatsapp_id = NULL, media_id = NULL,
             reply_to_whatsapp_id = NULL, error_title = NULL, details = NULL, raw_item = NULL, raw_received_at = NULL,
@@ -183,13 +204,11 @@ _OBEY = (
             ) THEN m.reply_to_whatsapp_id END,
             amendments = (
                 SELECT json_agg(a) FROM json_array_elements(m.amendments) AS a
-                WHERE NOT {_NAMED.format("a->>'phone_number'")}
-                    AND NOT {_NAMED.format("a->>'user_id'")}
+                WHERE NOT {_BY_ERASED.format("a")}
             ),
             details = nullif(m.details - 'reactions' || jsonb_strip_nulls(jsonb_build_object('reactions', (
                 SELECT jsonb_agg(r) FROM jsonb_array_elements(m.details->'reactions') AS r
-                WHERE NOT {_NAMED.format("r->>'phone_number'")}
-                    AND NOT {_NAMED.format("r->>'user_id'")}
+                WHERE NOT {_BY_ERASED.format("r")}
             ))), '{{{{}}}}')
         FROM {_ERASURES}
         WHERE m.salon_id = e.salon_id AND {_IN_GROUP}"""),

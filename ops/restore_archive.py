@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from ops.archive import LOADED, Advance, Archived, alone, checked, detached, finish, loaded, run
+from ops.archive import LOADED, Advance, Archived, alone, checked, detached, finish, forget_obeyed, loaded, run
 from ops.archive_files import ArchiveError, Manifest, manifest_path
 from ops.archive_queries import columns, follow_merges, insert_rows_beside
 from ops.months import EARLY, Leaf, Month, leaves, locked
@@ -34,6 +34,7 @@ def restore(database_url: str, file: Path, drop_cache: Callable[[], None], advan
             raise ArchiveError("customers are erased all the time; try again later")
         drop_cache()
         conn.execute("DELETE FROM message_quarters WHERE archive = %s", [manifest.name])
+        forget_obeyed(conn)
         run(conn, "ALTER TABLE {} DROP CONSTRAINT months_check", leaf.name)
     file.unlink()
     manifest_path(file).unlink()

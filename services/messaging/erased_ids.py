@@ -15,14 +15,22 @@ HASH = "sha256(s.salt || convert_to({}, 'UTF8'))"
 def is_erased(salon_id: str, whatsapp_id: str) -> str:
     """Return the SQL that is true if a whatsapp_id is that of an erased message; both are SQL expressions.
 
+    Which archived messages are those of an erased customer is known once the files obey the erasure; until then it is
+    true for all archived messages of the salon.
     As a scalar subquery, so that the planner can't join all hashes with all rows. A salon without erasures costs one
     look into an index.
-    Source: indexes erasure_salts_pkey, erased_whatsapp_ids_pkey.
+    Source: indexes erasure_salts_pkey, erased_whatsapp_ids_pkey, message_erasures_salon, message_names_pkey,
+    whatsapp_id.
     """
     return f"""coalesce((
             SELECT EXISTS (
                 SELECT FROM erased_whatsapp_ids AS e
                 WHERE e.salon_id = s.salon_id AND e.hash = {HASH.format(whatsapp_id)}
+            ) OR EXISTS (SELECT FROM message_erasures AS o WHERE o.salon_id = s.salon_id) AND EXISTS (
+                SELECT FROM message_names AS n
+                WHERE n.salon_id = s.salon_id AND n.name = message_name({whatsapp_id})
+            ) AND NOT EXISTS (
+                SELECT FROM messages AS kept WHERE kept.salon_id = s.salon_id AND kept.whatsapp_id = {whatsapp_id}
             ) FROM erasure_salts AS s WHERE s.salon_id = {salon_id}
         ), false)"""  # noqa: S608 - SQL of our code
 
