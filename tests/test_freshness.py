@@ -150,13 +150,14 @@ class Fresh:
 
 
 @pytest.fixture
-async def fresh(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
-    """Create the rows; the code of the next booking is fixed, and no background job ends the expired holds."""
+def expiry_at_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the background job that ends expired holds run when the server starts, and not again in the test."""
+    monkeypatch.setattr("services.booking.expiry.EVERY_SECONDS", 3600)
 
-    async def nothing(_: Any) -> None:
-        pass
 
-    monkeypatch.setattr("services.booking.expiry.HoldExpiry.expire", nothing)
+@pytest.fixture
+async def fresh(expiry_at_start_only: None, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Fresh:
+    """Create the rows; the code of the next booking is fixed."""
     await salon(stack)
     made = {}
     for hours, name in enumerate(("my booking", "other booking", "first hold", "second hold")):

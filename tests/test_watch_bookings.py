@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from operator import attrgetter
 from typing import Any
 
 import grpc
@@ -31,14 +30,17 @@ async def end(watch: Watch) -> Any:
             return read_failure(error)
 
 
-async def test_each_change_comes_to_a_watcher(stack: Stack) -> None:
-    """How soon: see tests/benchmarks/test_watchers.py."""
+async def test_a_change_comes_at_once(stack: Stack) -> None:
     await salon(stack)
+    took = []
     async with watching(stack.booking, SALON) as watch:
         for number in range(20):
             booking = await stack.booking.CreateBooking(booking_request(1_800_000_000 + 3600 * number))
+            began = time.perf_counter()
             [change] = await watch.changes(1)
+            took.append(time.perf_counter() - began)
             assert (change.booking_code, change.revision) == (booking.booking_code, 1)
+    assert sorted(took)[-2] < 0.3, took
 
 
 async def test_a_watcher_first_gets_what_it_missed(stack: Stack) -> None:
@@ -86,11 +88,8 @@ async def test_a_change_that_commits_late_comes_to_a_watcher(stack: Stack) -> No
         assert [change.booking_code for change in await watch.changes(2)] == ["SLOW", "1"]
 
 
-async def test_nothing_is_left_out_between_catching_up_and_live_changes(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Watchers begin while changes are written all the time. A busy machine drops none of them."""
-    monkeypatch.setattr(feed, "SLOW_SECONDS", 60)
+async def test_nothing_is_left_out_between_catching_up_and_live_changes(stack: Stack) -> None:
+    """Watchers begin while changes are written all the time."""
     token, over = await now_on(stack, salon_id="s"), asyncio.Event()
 
     async def write() -> None:
@@ -120,16 +119,17 @@ async def test_a_silent_stream_has_a_token_every_while(stack: Stack, monkeypatch
     table = booking_changes(stack.servers["booking"].database).table
     await salon(stack)
     async with watching(stack.booking, SALON) as watch:
-        cursors = [table.cursor(SALON, watch.token)]
-        while len({cursor.time for cursor in cursors}) < 4:  # each is valid for 7 days from when it was sent
+        tokens = [watch.token]
+        for _ in range(3):
             assert not (await watch.reply()).HasField("booking_change")
-            cursors.append(table.cursor(SALON, watch.token))
+            tokens.append(watch.token)
+        cursors = [table.cursor(SALON, token) for token in tokens]
         assert len({cursor.position for cursor in cursors}) == 1
-        assert cursors == sorted(cursors, key=attrgetter("time"))
-        silent = watch.token
+        times = [cursor.time for cursor in cursors]
+        assert times == sorted(set(times))  # each is valid for 7 days from when it was sent
         booking = await stack.booking.CreateBooking(booking_request())
         assert (await watch.changes(1))[0].booking_code == booking.booking_code
-    async with watching(stack.booking, SALON, silent) as again:
+    async with watching(stack.booking, SALON, tokens[-1]) as again:
         assert (await again.changes(1))[0].booking_code == booking.booking_code
 
 
@@ -137,11 +137,11 @@ async def test_silence_while_the_feed_can_not_be_read_is_no_sign_of_life(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "KEEPALIVE_SECONDS", 0.5)
+    monkeypatch.setattr(feed, "STALE_SECONDS", 0.5)
     async with watching(stack.booking) as watch:
-        with psycopg.connect(stack.database_url) as conn, monkeypatch.context() as patch:
+        with psycopg.connect(stack.database_url) as conn:
             conn.execute("ALTER TABLE booking_changes RENAME TO away")
             conn.commit()
-            patch.setattr(feed, "STALE_SECONDS", 0.5)
             told = await end(watch)
             conn.execute("ALTER TABLE away RENAME TO booking_changes")
     assert (told.code.name, told.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
@@ -189,7 +189,7 @@ async def test_a_drain_ends_streams_at_once_and_their_tokens_go_on(database_url:
                 assert (told.code.name, told.reason) == ("UNAVAILABLE", "DRAINING")
                 assert int(told.trailing["grpc-retry-pushback-ms"]) > 0
             await draining
-            assert time.perf_counter() - began < 30  # DRAIN_TIMEOUT
+            assert time.perf_counter() - began < 5  # DRAIN_TIMEOUT is 30
     async with running(database_url, redis_url) as stack:
         await salon(stack)
         async with watching(stack.booking, token=watch.token) as again:
@@ -198,7 +198,7 @@ async def test_a_drain_ends_streams_at_once_and_their_tokens_go_on(database_url:
 
 async def test_a_watcher_that_reads_slowly_is_dropped(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one reads each thousand before the next is written, so it is never too far behind."""
-    monkeypatch.setattr(feed, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(feed, "SLOW_SECONDS", 0.2)
     options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
     address = f"127.0.0.1:{stack.servers['booking'].port}"
     async with (
@@ -212,23 +212,23 @@ async def test_a_watcher_that_reads_slowly_is_dropped(stack: Stack, monkeypatch:
         )
         slow = Watch(call(pb.WatchBookingsRequest(salon_id="s")))
         await slow.reply()
-        for _ in range(10):
-            rows(stack.database_url, MANY.format("s", feed.MAX_UNSENT))
-            assert len(await good.changes(feed.MAX_UNSENT)) == feed.MAX_UNSENT
+        for _ in range(30):
+            rows(stack.database_url, MANY.format("s", 1000))
+            assert len(await good.changes(1000)) == 1000
         told = await end(slow)
         assert (told.code.name, told.reason) == ("RESOURCE_EXHAUSTED", "SLOW_READER")
         rest = await listed(stack.booking, salon_id="s", page_token=slow.token, page_size=200)
-        assert len(rest) > feed.MAX_UNSENT
-        assert rest[-1].booking_code == str(feed.MAX_UNSENT)
+        assert len(rest) > 1000
+        assert rest[-1].booking_code == "1000"
 
 
 async def test_streams_have_a_limit_of_their_own(database_url: str, redis_url: str) -> None:
-    settings = {"max_watchers": 2, "max_concurrent_rpcs": 1, "request_timeout": 1000}
+    settings = {"max_watchers": 2, "max_concurrent_rpcs": 1, "request_timeout": 200}
     async with running(database_url, redis_url, server=settings) as stack:
         async with watching(stack.booking), watching(stack.booking) as watch:
             told = await end(Watch(stack.booking.WatchBookings(pb.WatchBookingsRequest())))
             assert (told.code.name, told.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(0.5)
             await salon(stack)
             assert len(await watch.changes(1)) == 1
 
@@ -246,11 +246,8 @@ async def test_nothing_is_polled_without_a_watcher(database_url: str, redis_url:
     async with running(database_url, redis_url, **QUIET) as stack:
         async with watching(stack.booking):
             before = await executed(stack, "booking")
-
-            async def is_polled() -> bool:
-                return await executed(stack, "booking") - before >= 2
-
-            await until(is_polled)
+            await asyncio.sleep(5 * feed.POLL_SECONDS)
+            assert await executed(stack, "booking") - before >= 2
 
         async def is_quiet() -> bool:
             before = await executed(stack, "booking")
@@ -261,9 +258,8 @@ async def test_nothing_is_polled_without_a_watcher(database_url: str, redis_url:
 
 
 async def test_a_silent_stream_outlives_the_limits_of_its_connection(database_url: str, redis_url: str) -> None:
-    connection = ("max_connection_idle", "keepalive_time", "keepalive_timeout", "send_timeout", "receive_timeout")
-    settings = dict.fromkeys([*connection, "request_timeout"], 1000)
-    async with running(database_url, redis_url, server=settings) as stack:
+    times = ("max_connection_idle", "keepalive_time", "keepalive_timeout", "send_timeout", "receive_timeout")
+    async with running(database_url, redis_url, server={**dict.fromkeys(times, 1000), "request_timeout": 500}) as stack:
         async with watching(stack.booking) as watch:
             await asyncio.sleep(4)
             await salon(stack)

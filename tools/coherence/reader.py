@@ -274,11 +274,11 @@ class Reader(Client):
     def ListMessages(self, salon: int) -> Read:
         """Read the newest message of a customer, or the newest two answers: the last may not be sent yet."""
         customer = self._low(CUSTOMERS)
-        fields: dict[str, Any] = {"phone_number": phone(customer), "page_size": 2}
+        fields: dict[str, Any] = {"phone_number": phone(customer), "page_size": 1}
         if self.random.random() < 0.5:
-            return Read(fields, [INDEX["message", salon, customer]], lambda reply: _newest(reply)[:1])
-        fields["direction"] = messaging_pb2.MESSAGE_DIRECTION_OUTBOUND
-        return Read(fields, [INDEX["sent", salon, customer]], _sent)
+            return Read(fields, [INDEX["message", salon, customer]], _newest)
+        answers = {"page_size": 2, "direction": messaging_pb2.MESSAGE_DIRECTION_OUTBOUND}
+        return Read(fields | answers, [INDEX["sent", salon, customer]], _sent)
 
     def _low(self, end: int) -> int:
         return int(end * self.random.random() ** 2)

@@ -2572,7 +2572,8 @@ class ListCustomersRequest(_message.Message):
     """Only customers who have opted out (true), or have not (false). Default: all."""
     query: _builtins.str
     """Only customers whose name contains this text in upper or lower case, or with a phone number that begins with it:
-    digits with or without `+`, and the country code. Up to 100 characters. Default: all.
+    with `+`, `00` or the digits of the country code, or in the salon's national notation. Up to 100 characters.
+    Default: all.
     """
     page_size: _builtins.int
     """Customers per page: 0 means 50, more than 200 means 200; fewer if they exceed 3 MB together."""
