@@ -14,9 +14,9 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --
 run: .venv/.run  ## Start everything; Ctrl-C stops it.
 	@$(BIN)/parlor up
 
-test: .venv/.dev  ## All tests, then those that call a service on grpcio's server. PG_BIN=FOLDER runs it on another PostgreSQL.
+test: .venv/.dev  ## All tests, then those that call a service on grpcio's server, with partitions. PG_BIN=FOLDER runs it on another PostgreSQL.
 	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 2
-	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 3 --transport grpcio
+	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 3 --transport grpcio --layout partitioned
 
 test-cache: .venv/.dev  ## The cache's tests on another server: SERVER=cluster, or the path of a redis-server.
 	$(BIN)/pytest tests/cache --numprocesses 2 --cache-server $(or $(SERVER),valkey)

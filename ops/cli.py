@@ -260,6 +260,7 @@ def maintain(
 
     rollups: sums messages, conversations and AI messages by hour, so that statistics need not read every row. The
     messaging service does this every 10 minutes; run it where that is not running, or after a restore.
+    partitions: if messages are partitioned by month, makes partitions for the next 12 months, and analyzes the whole.
     vacuum: VACUUM (ANALYZE) of the tables with more than 10 % of dead rows, or 20 % of changed ones.
     reindex: REINDEX CONCURRENTLY of indexes of which about half is empty; reads and writes go on.
 

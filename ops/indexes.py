@@ -3,7 +3,7 @@
 The statements are recorded (see recording.py) and planned without their values, as in the services. The
 rules for a plan are general, so a new statement needs no entry here:
 
-- No table of more than MOST_ROWS_READ rows is read as a whole.
+- No table of more than MOST_ROWS_READ rows is read as a whole; of a partition, MOST_ROWS_READ_OF_PARTITION.
 - No page is cut from a sort of more than MOST_ROWS_SORTED rows: an index gives the order.
 - No scan costs more than MOST_COST_PER_ROW for each row that it returns: it would read many rows to drop them.
 - Each of the 15 indexes is used by a plan, but for those in UNUSED.
@@ -27,6 +27,7 @@ from libs.db import split_pool_parameters
 from ops.recording import Statement
 
 MOST_ROWS_READ = 1_000
+MOST_ROWS_READ_OF_PARTITION = 5_000  # an index gains little where a partition has few of the rows of a conversation
 MOST_ROWS_SORTED = 100
 MOST_COST_PER_ROW = 70  # in the planner's units, in which reading one row by a unique index costs about 8
 
@@ -145,7 +146,9 @@ def check_plans(conn: psycopg.Connection, statements: Iterable[Statement]) -> li
     conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     query = "SELECT oid::regclass::text, reltuples FROM pg_class WHERE relkind = 'r'"
     tables: dict[str, float] = dict(conn.execute(query).fetchall())
-    return [_check(conn, statement, tables) for statement in statements]
+    query = "SELECT inhrelid::regclass::text, inhparent::regclass::text FROM pg_inherits"
+    parents: dict[str, str] = dict(conn.execute(query).fetchall())
+    return [_check(conn, statement, tables, parents) for statement in statements]
 
 
 def index_states(conn: psycopg.Connection) -> list[IndexState]:
@@ -155,14 +158,24 @@ def index_states(conn: psycopg.Connection) -> list[IndexState]:
 
 
 def _indexes(conn: psycopg.Connection) -> list[_Found]:
+    """Return those of the 15 that exist. An index of a partitioned table has the sums of its partitions.
+
+    There message_names makes each whatsapp_id unique.
+    """
     query = """
-        SELECT relation.relname AS name, index.indrelid::regclass::text AS table, index.indisunique AS unique,
-            pg_relation_size(index.indexrelid) AS size_bytes, coalesce(statistics.idx_scan, 0) AS scans,
+        SELECT relation.relname AS name, index.indrelid::regclass::text AS table,
+            index.indisunique OR relation.relkind = 'I' AND relation.relname = 'whatsapp_id' AS unique,
+            files.size_bytes, files.scans,
             array(SELECT pg_get_indexdef(index.indexrelid, place, true)
                   FROM generate_series(1, index.indnkeyatts) AS place ORDER BY place) AS columns
         FROM pg_index AS index
         JOIN pg_class AS relation ON relation.oid = index.indexrelid
-        LEFT JOIN pg_stat_user_indexes AS statistics USING (indexrelid)
+        CROSS JOIN LATERAL (
+            SELECT sum(pg_relation_size(file))::bigint AS size_bytes, coalesce(sum(idx_scan), 0)::bigint AS scans
+            FROM (
+                SELECT index.indexrelid UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = index.indexrelid
+            ) AS of (file) LEFT JOIN pg_stat_user_indexes ON indexrelid = file
+        ) AS files
         WHERE relation.relname = ANY(%s) AND pg_table_is_visible(relation.oid)
             AND index.indisvalid AND index.indpred IS NULL"""
     with conn.cursor(row_factory=class_row(_Found)) as cursor:
@@ -183,16 +196,18 @@ def _with_users(index: IndexState, plans: Iterable[PlanCheck]) -> IndexState:
     return replace(index, rpcs=rpcs, state="not used" if is_unused else index.state)
 
 
-def _check(conn: psycopg.Connection, statement: Statement, tables: Mapping[str, float]) -> PlanCheck:
+def _check(
+    conn: psycopg.Connection, statement: Statement, tables: Mapping[str, float], parents: Mapping[str, str]
+) -> PlanCheck:
     try:
         with conn.transaction():
             plan = _plan(conn, statement.sql)
     except psycopg.Error as error:  # such as a missing table or column
         return PlanCheck(statement.rpcs, statement.sql, (), (), False, error.diag.message_primary or str(error))
-    nodes = list(_nodes(plan))
+    nodes = [_of_parent(node, tables, parents) for node in _nodes(plan)]
     scans = tuple(dict.fromkeys(filter(None, map(_scan, nodes))))
     indexes = tuple(dict.fromkeys(node["Index Name"] for node in nodes if "Index Name" in node))
-    problems = dict.fromkeys(problem for node in nodes for problem in _problems(node, tables))
+    problems = dict.fromkeys(problem for node in nodes for problem in _problems(node))
     accepted = {
         problem: reason
         for problem in problems
@@ -224,11 +239,19 @@ def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from _nodes(child)
 
 
-def _problems(node: Mapping[str, Any], tables: Mapping[str, float]) -> Iterator[str]:
+def _of_parent(node: Mapping[str, Any], tables: Mapping[str, float], parents: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return a node with the rows of its table; one of a partition has the names of the partitioned table and index."""
+    names = {key: parents.get(node[key], node[key]) for key in ("Relation Name", "Index Name") if key in node}
+    table = node.get("Relation Name", "")
+    most = MOST_ROWS_READ_OF_PARTITION if table in parents else MOST_ROWS_READ
+    return {**node, **names, "Table Rows": tables.get(table, 0), "Most Rows": most}
+
+
+def _problems(node: Mapping[str, Any]) -> Iterator[str]:
     """Yield the rules that a node of a plan breaks."""
     kind, table = node["Node Type"], node.get("Relation Name", "")
-    if kind == "Seq Scan" and tables.get(table, 0) > MOST_ROWS_READ:
-        yield f"reads all of {table}, {tables[table]:,.0f} rows"
+    if kind == "Seq Scan" and node["Table Rows"] > node["Most Rows"]:
+        yield f"reads all of {table}, {node['Table Rows']:,.0f} rows"
     elif kind.endswith("Scan") and table and node["Total Cost"] > MOST_COST_PER_ROW * node["Plan Rows"]:
         yield f"reads much of {table} for few rows: a cost of {node['Total Cost']:,.0f} for {node['Plan Rows']:,}"
     if kind == "Limit":

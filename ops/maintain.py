@@ -11,6 +11,8 @@ from psycopg import sql
 from libs.db import split_pool_parameters
 from ops.doctor import Limits
 from ops.doctor.database import bloat, dead_rows, old_statistics
+from ops.months import TableBusy, is_partitioned
+from ops.partitioned_table import add_months
 from services.messaging.rollup_queries import RollupBusy
 from services.messaging.rollups import Rollups
 
@@ -44,6 +46,22 @@ async def advance_rollups(url: str) -> tuple[str, Mapping[str, Any]]:
     return text, {"sealed_to": progress.sealed_to.isoformat(), "folded": progress.folded}
 
 
+async def add_partitions(url: str) -> tuple[str, Mapping[str, Any]]:
+    """If messages are partitioned, make partitions of the months ahead, and ANALYZE the whole: autovacuum does not."""
+
+    def run() -> list[str] | None:
+        with psycopg.connect(url, autocommit=True, prepare_threshold=None, application_name=NAME) as conn:
+            if not is_partitioned(conn):
+                return None
+            made = add_months(conn)
+            conn.execute("ANALYZE messages")
+            return made
+
+    made = await asyncio.to_thread(run)
+    text = "messages are one table" if made is None else ", ".join(made) or "no month needs one"
+    return text, {"partitions": made or []}
+
+
 async def vacuum(url: str) -> tuple[str, Mapping[str, Any]]:
     """VACUUM and ANALYZE the tables of which `parlor doctor` says that they need it."""
 
@@ -75,7 +93,7 @@ async def reindex(url: str) -> tuple[str, Mapping[str, Any]]:
 def maintain(database_url: str, *, with_reindex: bool = False) -> list[Outcome]:
     """Run each step, also after one that fails, and return their outcomes. `database_url` is the owner's."""
     url, _ = split_pool_parameters(database_url)
-    steps: dict[str, Step] = {"rollups": advance_rollups, "vacuum": vacuum}
+    steps: dict[str, Step] = {"rollups": advance_rollups, "partitions": add_partitions, "vacuum": vacuum}
     if with_reindex:
         steps["reindex"] = reindex
 
@@ -88,7 +106,7 @@ def maintain(database_url: str, *, with_reindex: bool = False) -> list[Outcome]:
 async def _outcome(name: str, step: Step, url: str) -> Outcome:
     try:
         text, details = await step(url)
-    except (psycopg.Error, RollupBusy) as error:
+    except (psycopg.Error, RollupBusy, TableBusy) as error:
         text = " ".join(str(error).split())
         return Outcome(name, False, text, {"error": text})
     return Outcome(name, True, text, details)

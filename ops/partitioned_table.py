@@ -8,7 +8,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from ops.months import EARLY, LATER, Leaf, Month, create_leaf, renamed_statistics
+from ops.months import EARLY, LATER, Leaf, Month, create_leaf, leaves, locked, renamed_statistics
 
 NEW, OLD = "messages_new", "messages_one_table"
 PAST_MONTHS, MONTHS_AHEAD = 24, 12
@@ -47,6 +47,35 @@ def months(conn: psycopg.Connection) -> list[Leaf]:
         found.append(Leaf(month.leaf, month.start, month.later(1).start))
         month = month.later(1)
     return [*found, Leaf(LATER, month.start, None)]
+
+
+def add_months(conn: psycopg.Connection) -> list[str]:
+    """Give each of the next MONTHS_AHEAD months a partition, with the messages of messages_later; return the new ones.
+
+    Raises: TableBusy.
+    """
+    made = []
+    while (start := leaves(conn)[-1].start) and start <= Month.of(datetime.now(UTC)).later(MONTHS_AHEAD).start:
+        month = Month.of(start)
+        with locked(conn):
+            _cut(conn, Leaf(month.leaf, start, month.later(1).start))
+        made.append(month.leaf)
+    return made
+
+
+def _cut(conn: psycopg.Connection, leaf: Leaf) -> None:
+    """Make a partition of the first month of messages_later. Its triggers don't see the messages that move."""
+    conn.execute("ALTER TABLE messages DETACH PARTITION messages_later")
+    create_leaf(conn, leaf, LATER)
+    table, names = sql.Identifier(leaf.name), sql.SQL(", ").join(map(sql.Identifier, columns(conn, LATER)))
+    conn.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(table))
+    move = sql.SQL("""
+        WITH moved AS (DELETE FROM messages_later WHERE created_at < {end} RETURNING {names})
+        INSERT INTO {table} ({names}) SELECT {names} FROM moved""")
+    conn.execute(move.format(end=sql.Literal(leaf.end), names=names, table=table))
+    conn.execute(sql.SQL("ALTER TABLE {} ENABLE TRIGGER USER").format(table))
+    attach = sql.SQL("ALTER TABLE messages ATTACH PARTITION messages_later FOR VALUES FROM ({}) TO (MAXVALUE)")
+    conn.execute(attach.format(sql.Literal(leaf.end)))
 
 
 def create_table(conn: psycopg.Connection, partitions: Iterable[Leaf]) -> None:

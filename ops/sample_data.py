@@ -11,13 +11,14 @@ from rich.progress import Progress
 from libs.cache import drop
 from libs.db import split_pool_parameters
 from ops.data_set import COLUMNS, ROWS, Row, data_set
+from ops.months import is_partitioned
 
 MAX_SCALE = 100  # all messages are planned in memory, about 150 MB at scale 20
 
 # All tables that refer to salons, for TRUNCATE. Triggers truncate the hourly sums of messages with them.
 _TABLES = (
     *COLUMNS,
-    *("raw_messages", "message_status_events", "message_amendments", "webhook_failures"),
+    *("raw_messages", "message_names", "message_status_events", "message_amendments", "webhook_failures"),
     *("booking_changes", "message_changes"),
     *("booking_requests", "messaging_requests"),
 )
@@ -90,7 +91,9 @@ def _copy(conn: psycopg.Connection, table: str, rows: Iterable[Row], advance: Ca
     with conn.cursor() as cursor:
         cursor.execute(sql.SQL("SELECT {columns} FROM {table} LIMIT 0").format(**names))
         types = [column.type_code for column in cursor.description or ()]
-        statement = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT binary, FREEZE)").format(**names)
+        freeze = "false" if table == "messages" and is_partitioned(conn) else "true"  # partitions can't be frozen
+        copy_in = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT binary, FREEZE {freeze})")
+        statement = copy_in.format(**names, freeze=sql.SQL(freeze))
         with cursor.copy(statement) as copy:
             copy.set_types(types)
             written = 0

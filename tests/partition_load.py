@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import psycopg
@@ -38,27 +39,27 @@ FILL = """
     FROM generate_series(1, %(messages)s) AS n JOIN numbered ON place = n %% %(customers)s"""
 
 
-async def fill(stack: Stack, messages: int) -> None:
-    """Create three salons with this many messages each."""
+async def fill(stack: Stack, messages: int, customers: int = CUSTOMERS) -> None:
+    """Create three salons with this many messages each, in as many conversations as customers."""
     salons = [SALON, QUIET_SALON, ROWS_SALON]
     for salon_id in salons:
         await salon(stack, salon_id, resources=())
     with psycopg.connect(stack.database_url, autocommit=True) as conn:
-        conn.execute(FILL, {"salons": salons, "customers": CUSTOMERS, "messages": messages})
+        conn.execute(FILL, {"salons": salons, "customers": customers, "messages": messages})
         conn.execute("ANALYZE messages")
 
 
 class Load:
     """Calls at random, each timed: `calls` has the time of its end and its duration, in seconds."""
 
-    def __init__(self, stack: Stack, messages: int, seed: int = 1) -> None:
-        """Prepare; `messages` as in `fill`."""
+    def __init__(self, stack: Stack, messages: int, customers: int = CUSTOMERS, seed: int = 1) -> None:
+        """Prepare; `messages` and `customers` as in `fill`."""
         self.stack = stack
+        self.customers = customers
         self.messages = messages
         self.random = Random(seed)
         self.calls: list[tuple[float, float, str]] = []
         self.failed: list[str] = []
-        self.recorded = 0
         self.commits = 0
         self._kinds: list[Callable[[], Awaitable[Any]]] = [
             *(self.record, self.record, self.status, self.status, self.edit, self.call, self.sent, self.erase),
@@ -67,7 +68,7 @@ class Load:
 
     def phone(self) -> str:
         """Return the number of one of the customers."""
-        return f"+4915100{10000 + self.random.randint(1, CUSTOMERS)}"
+        return f"+4915100{10000 + self.random.randint(1, self.customers)}"
 
     def old(self) -> str:
         """Return the WhatsApp ID of a message of `fill`; it may be erased."""
@@ -75,11 +76,10 @@ class Load:
 
     async def record(self) -> None:
         """Record a message of now, or one that comes late."""
-        self.recorded += 1
         fields: Fields = {"phone_number": self.phone(), "content": f"hi there {self.random.random()}"}
         if self.random.random() < 0.3:
             fields["send_time"] = {"seconds": int(time.time() - self.random.random() * 80_000_000)}
-        await self.stack.messaging.RecordMessage(message_request(f"wamid.new.{self.recorded}", **fields))
+        await self.stack.messaging.RecordMessage(message_request(f"wamid.new.{uuid4()}", **fields))
 
     async def status(self) -> None:
         """Record a status."""
@@ -144,19 +144,23 @@ class Load:
         await self.stack.stats.GetMessageDirectionStats(request, **PAST)
 
     @asynccontextmanager
-    async def running(self, callers: int = 6) -> AsyncIterator[None]:
-        """Call, write rows and read snapshots until the block ends; then wait for the last call."""
+    async def running(self, callers: int = 6, *, pause: float = 0, rows: bool = True) -> AsyncIterator[None]:
+        """Call, with `rows` also write rows and read snapshots, until the block ends; then wait for the last call.
+
+        Each caller pauses for a random time after a call, `pause` seconds on average.
+        """
         stop = asyncio.Event()
-        others = [self._rows(stop), self._rows(stop), self._snapshots(stop)]
-        tasks = [asyncio.create_task(other) for other in [*(self._call(stop) for _ in range(callers)), *others]]
+        others = [self._rows(stop), self._rows(stop), self._snapshots(stop)] if rows else []
+        tasks = [asyncio.create_task(other) for other in [*(self._call(stop, pause) for _ in range(callers)), *others]]
         try:
             yield
         finally:
             stop.set()
             await asyncio.gather(*tasks)
 
-    async def _call(self, stop: asyncio.Event) -> None:
+    async def _call(self, stop: asyncio.Event, pause: float) -> None:
         while not stop.is_set():
+            await asyncio.sleep(2 * pause * self.random.random())
             kind = self.random.choice(self._kinds)
             started = time.monotonic()
             try:

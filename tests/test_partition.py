@@ -11,10 +11,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from ops import partition as partition_module
+from ops.doctor import Limits
+from ops.doctor.database import missing_indexes, unused_indexes
 from ops.migrate import MigrationBusy
-from ops.months import Month, is_partitioned, leaves
+from ops.months import Leaf, Month, create_leaf, is_partitioned, leaves
 from ops.partition import CannotPartition, partition
 from ops.partitioned_table import change_places
 from parlor.messaging.v1 import messaging_pb2 as pb
@@ -249,3 +252,55 @@ async def test_messages_of_each_month_are_found_repeated_changed_and_erased(one_
         await stack.messaging.EraseCustomer(pb.EraseCustomerRequest(salon_id=SALON, phone_number=PHONE))
         left = "SELECT (SELECT count(*) FROM messages WHERE content <> ''), (SELECT count(*) FROM message_names)"
         assert rows(one_table_url, left) == [(0, 0)]
+
+
+def test_maintain_makes_months_ahead_and_messages_that_wait_for_them_move_unseen(one_table_url: str) -> None:
+    plant(one_table_url)
+    partition(one_table_url)
+    insert = """
+        INSERT INTO messages (salon_id, conversation_id, direction, whatsapp_id, type, status, content, created_at)
+        SELECT salon_id, conversation_id, 'INBOUND', 'wamid.later.' || n, 'TEXT', 'RECEIVED', 'later',
+            now() + n * interval '30 days'
+        FROM conversations, generate_series(9, 15) AS n"""
+    seen = """
+        SELECT (SELECT count(*) FROM message_changes), (SELECT count(*) FROM message_deltas),
+            (SELECT count(*) FROM message_words), (SELECT count(*) FROM messages)"""
+    with psycopg.connect(one_table_url, autocommit=True) as conn:
+        before = [leaf.name for leaf in leaves(conn)]
+        [*kept, lost, lost_too, _] = leaves(conn)
+        for leaf in (lost, lost_too, "messages_later"):
+            name = leaf if isinstance(leaf, str) else leaf.name
+            conn.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
+        create_leaf(conn, Leaf("messages_later", lost.start, None), kept[-1].name)
+        conn.execute(insert.encode())
+        [counts] = conn.execute(seen.encode()).fetchall()
+        command = [str(PARLOR), "maintain", "--json", "--database-url", one_table_url]
+        done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
+        assert done["partitions"] == {"ok": True, "partitions": [lost.name, lost_too.name]}
+        assert [leaf.name for leaf in leaves(conn)] == before
+        assert conn.execute(seen.encode()).fetchall() == [counts]
+        assert conn.execute(DIFFERENT_NAMES.encode()).fetchone() == (0,)
+        months = leaves(conn)
+        assert conn.execute(WRONG_PARTITION, {"start": months[0].end, "end": months[-1].start}).fetchone() == (0,)
+        assert conn.execute("SELECT count(*) > 0 FROM messages_later").fetchone() == (True,)
+        alike = """
+            SELECT (SELECT count(*) FROM pg_index WHERE indrelid = oid),
+                (SELECT count(*) FROM pg_trigger WHERE tgrelid = oid AND tgenabled = 'O'),
+                (SELECT count(*) FROM pg_constraint WHERE conrelid = oid),
+                (SELECT count(*) FROM pg_statistic_ext WHERE stxrelid = oid), reloptions
+            FROM pg_class WHERE oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'messages'::regclass)"""
+        assert len(set(map(str, conn.execute(alike.encode())))) == 1
+
+
+def test_maintain_and_doctor_leave_one_table_and_its_partitions_alone(one_table_url: str) -> None:
+    command = [str(PARLOR), "maintain", "--json", "--database-url", one_table_url]
+    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
+    assert done["partitions"] == {"ok": True, "partitions": []}
+    plant(one_table_url)
+    partition(one_table_url)
+    with psycopg.connect(one_table_url, autocommit=True) as conn:
+        for _ in range(20):
+            conn.execute("SELECT count(*) FROM messages")
+        reads = Limits(fewest_reads_of_table=10)
+        assert list(missing_indexes(conn, reads)) == []
+        assert list(unused_indexes(conn, reads)) == []

@@ -13,6 +13,7 @@ from psycopg import sql
 from rich.console import Console
 
 from ops.indexes import UNUSED, check_plans, tables, verify
+from ops.partition import partition
 from ops.recording import Statement
 from ops.sample_data import load_sample_data
 from ops.servers import Postgres, postgres_url
@@ -111,6 +112,18 @@ def test_indexes_and_plans_are_ok_on_the_sample_data(sample_url: str, recorded: 
     assert report.ok
     for index, rpc in USERS.items():
         assert any(rpc in plan.rpcs and index in plan.indexes for plan in report.plans), index
+
+
+def test_indexes_and_plans_are_ok_on_the_sample_data_if_messages_are_partitioned(
+    one_table_url: str, recorded: Sequence[Statement]
+) -> None:
+    load_sample_data(one_table_url, 1)
+    partition(one_table_url)
+    report = verify(one_table_url, recorded)
+    assert [plan for plan in report.plans if not plan.ok] == []
+    assert [index for index in report.indexes if index.state != "present"] == []
+    assert all(index.size_bytes >= 100_000 for index in report.indexes if index.table == "messages")
+    load_sample_data(one_table_url, 1, replace=True)
 
 
 @pytest.mark.parametrize("index", DROPPED)

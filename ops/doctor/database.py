@@ -33,16 +33,18 @@ def unused_indexes(conn: psycopg.Connection, limits: Limits) -> Iterator[Finding
     Indexes of the migrations are left out: `parlor verify-indexes` checks what each of them is for.
     """
     query = """
-        SELECT i.indexrelname AS name, i.relname AS table, pg_relation_size(i.indexrelid) AS bytes,
-            coalesce(t.idx_scan, 0) + t.seq_scan AS reads
+        SELECT i.indexrelname AS name, coalesce(parent.relname, i.indexrelname) AS made_as, i.relname AS table,
+            pg_relation_size(i.indexrelid) AS bytes, coalesce(t.idx_scan, 0) + t.seq_scan AS reads
         FROM pg_stat_user_indexes AS i
         JOIN pg_stat_user_tables AS t USING (relid)
         JOIN pg_index AS x ON x.indexrelid = i.indexrelid
+        LEFT JOIN pg_inherits ON inhrelid = i.indexrelid
+        LEFT JOIN pg_class AS parent ON parent.oid = inhparent
         WHERE i.idx_scan = 0 AND NOT x.indisunique AND NOT x.indisexclusion
             AND coalesce(t.idx_scan, 0) + t.seq_scan >= %(fewest_reads_of_table)s"""
     ours = _migrations()
     for row in _rows(conn, query, limits):
-        if row["name"] not in ours:
+        if row["made_as"] not in ours:
             seen = f"no use in {row['reads']:,} reads of {row['table']}, {_size(row['bytes'])}"
             yield Finding("unused index", row["name"], seen, f"DROP INDEX CONCURRENTLY {row['name']}")
 

@@ -25,7 +25,7 @@ async def message_by_whatsapp_id(conn: AsyncConnection[Any], salon_id: str, what
 
     Source: report, "Unique Constraints"; index whatsapp_id.
     """
-    query = f"SELECT {MESSAGE} FROM messages WHERE salon_id = %s AND whatsapp_id = %s"
+    query = f"SELECT {MESSAGE} FROM messages WHERE salon_id = %s AND whatsapp_id = %s LIMIT 1"
     return await fetch_one(conn, Message, query, (salon_id, whatsapp_id))
 
 
@@ -47,11 +47,12 @@ async def message_with_events(
 
     Source: indexes messages_pkey, whatsapp_id, raw_messages_pkey, message_status_events_pkey.
     """
+    # LIMIT: of partitions, those after the message need not be read.
     conditions = ((" AND message_id = %(message_id)s", message_id), (" AND whatsapp_id = %(whatsapp_id)s", whatsapp_id))
     where = "".join(condition for condition, value in conditions if value)
     query = f"""
         SELECT message.*, raw.item::text AS raw_json, event.*
-        FROM (SELECT {MESSAGE} FROM messages WHERE salon_id = %(salon_id)s{where}) AS message
+        FROM (SELECT {MESSAGE} FROM messages WHERE salon_id = %(salon_id)s{where} LIMIT 1) AS message
         LEFT JOIN raw_messages AS raw ON raw.salon_id = %(salon_id)s AND raw.message_id = message.message_id::uuid
         LEFT JOIN LATERAL (
             SELECT {_EVENT} FROM message_status_events AS e

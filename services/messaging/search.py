@@ -31,6 +31,8 @@ OPEN = "(querytree(query) = 'T')"
 # The newest period with messages in it, of those that meet a condition; see search_period in migration 0018.
 _PERIOD = "SELECT search_period(max(created_at)) FROM messages WHERE salon_id = %(salon_id)s"
 _PERIOD_START = "timestamptz 'epoch' + periods.period * interval '172800 s'"
+# The index needs no times, but partitions by month do.
+_IN_PERIOD = f"created_at >= {_PERIOD_START} AND created_at < {_PERIOD_START} + interval '172800 s'"
 _BEFORE = "(created_at, message_id) < (timestamptz 'epoch' + %(before)s * interval '1 us', %(before_id)s::uuid)"
 
 
@@ -127,7 +129,7 @@ def _statement(*, is_later: bool, has_block: bool, similar: bool) -> str:
             SELECT of_period.* FROM parsed, periods, LATERAL (
                 SELECT message_id, created_at, search FROM messages
                 WHERE salon_period(salon_id, search_period(created_at)) = salon_period(%(salon_id)s, period)
-                    AND search @@ query {of_block}
+                    AND {_IN_PERIOD} AND search @@ query {of_block}
                 ORDER BY created_at DESC, message_id DESC LIMIT {CANDIDATES}
             ) AS of_period LIMIT {CANDIDATES}
         ), found AS (
