@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -14,15 +13,11 @@ from ops.archive_files import SUFFIX
 from ops.maintain import maintain
 from ops.partition import partition
 from ops.restore_archive import restore
-from tests import kinds
 from tests.archives import OLD, archive_all
 from tests.stack import Stack, rows
 from tests.test_erase_customer import erase
 from tests.test_erase_everything import NAMES, PHONE, USER, body, history, late, left, lived, secrets, wamid_of, wamids
 from tests.test_webhook import ingest
-from tests.whatsapp import PHONE_NUMBER_ID
-
-GROUP = "120363041234567890"
 
 
 def in_files(folder: Path, ids: list[str]) -> set[str]:
@@ -44,6 +39,12 @@ def archived(database_url: str, folder: Path) -> None:
     [_] = archive_all(database_url, folder)
 
 
+def restored(database_url: str, folder: Path) -> None:
+    """Restore the one file of a folder."""
+    [file] = folder.glob(f"*{SUFFIX}")
+    restore(database_url, file, lambda: None, lambda *_: None)
+
+
 @pytest.mark.parametrize("is_restored", [False, True])
 async def test_an_erased_customer_is_removed_from_archives(
     stack: Stack, redis_url: str, tmp_path: Path, *, is_restored: bool
@@ -60,8 +61,7 @@ async def test_an_erased_customer_is_removed_from_archives(
     for payload in late(ids):
         await ingest(stack, payload)
     if is_restored:
-        [file] = tmp_path.glob(f"*{SUFFIX}")
-        await asyncio.to_thread(restore, stack.database_url, file, lambda: None, lambda *_: None)
+        await asyncio.to_thread(restored, stack.database_url, tmp_path)
     else:
         await asyncio.to_thread(archive_all, stack.database_url, tmp_path)
         assert rows(stack.database_url, counted) == known

@@ -169,7 +169,8 @@ def insert_group_messages(messages: Sequence[NewMessage]) -> Statement[list[Writ
     return Statement(_INSERT_GROUP_MESSAGES, {"messages": json_rows(messages)}, inserted_messages)
 
 
-# An archived message only has its name. Not NOT EXISTS: without statistics Postgres expects one row of it, and would compare each with each in later joins.
+# An archived message only has its name. Not NOT EXISTS: without statistics Postgres expects one row of it, and would
+# compare each with each in later joins.
 _NOT_RECORDED = """NOT coalesce((
             SELECT true FROM messages AS m WHERE m.salon_id = given.salon_id AND m.whatsapp_id = given.whatsapp_id
         ), (

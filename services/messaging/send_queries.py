@@ -28,8 +28,9 @@ _UNSENT = """
 def set_sent(request: pb.RecordMessageSentRequest) -> Statement[list[WrittenMessage]]:
     """Give an OUTBOUND message its whatsapp_id, and fold the status events that came before; return it.
 
-    Returns none if it has a whatsapp_id, if another message has that one, also an archived one, or if its customer was erased. The caller
-    holds the lock of the whatsapp_id, and folds the reactions, edits and revokes of a message that is `is_amended`.
+    Returns none if it has a whatsapp_id, if another message has that one, also an archived one, or if its customer was
+    erased. The caller holds the lock of the whatsapp_id, and folds the reactions, edits and revokes of a message that
+    is `is_amended`.
     Source: indexes messages_pkey, whatsapp_id, conversations_pkey, message_status_events_pkey,
     idx_message_amendments_target.
     """
