@@ -130,7 +130,8 @@ def detach(conn: psycopg.Connection, database_url: str, leaf: Leaf, advance: Adv
     Raises: ArchiveError if its hours are not summed; TableBusy; psycopg.Error.
     """
     name = _free_name(conn, leaf)
-    with no_rollup_job(database_url) as sealed_to:
+    with no_rollup_job(database_url) as keeper:
+        [(sealed_to,)] = keeper.execute(_SEALED_TO).fetchall()
         if leaf.end is None or sealed_to < leaf.end:
             raise ArchiveError(f"statistics are summed to {sealed_to:%Y-%m-%d %H:%M}: run `parlor maintain` first")
         found = salons(conn, leaf)
@@ -140,6 +141,7 @@ def detach(conn: psycopg.Connection, database_url: str, leaf: Leaf, advance: Adv
         with locked(conn):
             _cut(conn, leaf, name)
             add_deltas(conn, leaf, name)
+            keeper.execute("SELECT")  # fails if it was ended: then a job may have folded deltas since the sums
             conn.execute(
                 """INSERT INTO message_archives (name, start_time, end_time, erasure_id)
                 VALUES (%s, %s, %s, (SELECT coalesce(max(erasure_id), 0) FROM message_erasures))""",
@@ -167,15 +169,16 @@ def run(conn: psycopg.Connection, statement: str, *values: object) -> None:
     conn.execute(sql.SQL(statement).format(*parts))
 
 
+_SEALED_TO = "SELECT greatest(sealed_to, '1970-01-01 00:00:00+00') FROM rollups"
+
+
 @contextmanager
-def no_rollup_job(database_url: str) -> Iterator[datetime]:
-    """Keep the job of the hourly sums from running; return how far it has summed. Raises: psycopg.Error."""
+def no_rollup_job(database_url: str) -> Iterator[psycopg.Connection]:
+    """Keep the job of the hourly sums from running, as long as the connection lives. Raises: psycopg.Error."""
     url, _ = split_pool_parameters(database_url)
     with psycopg.connect(url, application_name=NAME) as conn:
         conn.execute("LOCK TABLE rollups IN SHARE UPDATE EXCLUSIVE MODE")
-        query = "SELECT greatest(sealed_to, '1970-01-01 00:00:00+00') FROM rollups"
-        [(sealed_to,)] = conn.execute(query).fetchall()
-        yield sealed_to
+        yield conn
         conn.rollback()
 
 

@@ -52,6 +52,9 @@ CHANGES = {
 class Load:
     """Writers, jobs and readers of one database, until `comparisons` have been made or one differed."""
 
+    messages = "messages"
+    pause = 0.0  # the longest, in s, of a writer after a transaction
+
     def __init__(self, database_url: str, comparisons: int, seed: int) -> None:
         """Prepare."""
         self.database_url = database_url
@@ -76,6 +79,10 @@ class Load:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def is_done(self) -> bool:
+        """Return whether all comparisons have been made."""
+        return self.left <= 0
+
     def time(self) -> datetime:
         """Return a random time of the last days, often of the last hours."""
         return datetime.now(UTC) - timedelta(days=DAYS) * self.random.random() ** self.random.choice((1, 6))
@@ -92,9 +99,9 @@ class Load:
 
     async def _read(self) -> None:
         async with await connection(self.database_url) as conn:
-            while self.left > 0 and not self.different:
+            while not self.is_done() and not self.different:
                 periods = [self.period() for _ in range(10)]
-                self.different += await differences(conn, periods)
+                self.different += await differences(conn, periods, self.messages)
                 self.left -= 3 * len(periods)  # an RPC each
 
     async def _write(self) -> None:
@@ -107,6 +114,7 @@ class Load:
                         if self.random.random() < 0.15:
                             raise psycopg.Rollback
                     self.commits += 1
+                await asyncio.sleep(self.pause * self.random.random())
 
     async def _change(self, conn: psycopg.AsyncConnection[Any]) -> None:
         with suppress(_RolledBack):

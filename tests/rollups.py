@@ -78,12 +78,19 @@ async def insert_ai_message(conn: psycopg.AsyncConnection[Any], at: datetime, **
     await conn.execute(INSERT_AI_MESSAGE.encode(), {**params, **values})
 
 
-async def differences(conn: Connection, periods: Sequence[Period]) -> list[tuple[Period, Any, Any]]:
-    """Return the periods whose statistics differ from the counts of rows in one snapshot, with both."""
+async def differences(
+    conn: Connection, periods: Sequence[Period], messages: str = "messages"
+) -> list[tuple[Period, Any, Any]]:
+    """Return the periods whose statistics differ from the counts of rows in one snapshot, with both.
+
+    `messages` is the table with the messages to count.
+    """
     await conn.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    # A snapshot does not bring back a partition that is detached after it was taken. LOCK takes none.
+    await conn.execute(b"LOCK TABLE messages IN ACCESS SHARE MODE")
     try:
         answers = await _statistics(conn, periods)
-        counts = [await _rows_of(conn, period) for period in periods]
+        counts = [await _rows_of(conn, period, messages) for period in periods]
     finally:
         await conn.rollback()
     return [found for found in zip(periods, answers, counts, strict=True) if found[1] != found[2]]
@@ -133,8 +140,8 @@ def _costs(costs: Any) -> dict[str, int]:
     return {cost.currency_code: cost.cost_micros for cost in costs}
 
 
-async def _rows_of(conn: psycopg.AsyncConnection[Any], period: Period) -> dict[str, Any]:
-    messages = await _query(conn, _MESSAGES, period)
+async def _rows_of(conn: psycopg.AsyncConnection[Any], period: Period, table: str) -> dict[str, Any]:
+    messages = await _query(conn, _MESSAGES.replace("FROM messages", f"FROM {table}"), period)
     [(conversations,)] = await _query(conn, _CONVERSATIONS, period)
     ai_messages = await _query(conn, _AI_MESSAGES, period)
 

@@ -21,11 +21,13 @@ from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.ops.v1.ops_pb2 import InvalidateSalonRequest
 from parlor.stats.v1.stats_pb2 import MessageDirectionStats, SalonStats
 from services.stats.queries import Period, message_direction_stats, salon_stats
+from tests.archive_load import ArchiveLoad
 from tests.archives import OLD, SALONS, SUMMED, archive_all, create_months, differences, keep_copies
 from tests.rollups import connection
 from tests.stack import SALON, Fields, Stack, failure, message_request, rows, salon, webhook_body
 from tests.test_webhook import PHONE_NUMBER_ID, ingest, text
 
+COMPARISONS = int(os.environ.get("ROLLUP_COMPARISONS", "1500"))
 FIRST, SECOND = (month.leaf.replace("messages_", "messages_archived_") for month in (OLD, OLD.later(1)))
 
 
@@ -251,3 +253,11 @@ async def test_a_month_that_is_not_summed_stays(database_url: str, tmp_path: Pat
     with pytest.raises(ArchiveError, match="run `parlor maintain` first"):
         archive_all(database_url, tmp_path)
     assert rows(database_url, "SELECT count(*) FROM message_archives") == [(0,)]
+
+
+async def test_statistics_are_exact_while_months_leave_and_come_back(database_url: str, tmp_path: Path) -> None:
+    await asyncio.to_thread(create_months, database_url)
+    load = ArchiveLoad(database_url, COMPARISONS, int(os.environ.get("ROLLUP_SEED", "1")), tmp_path)
+    await load.run()
+    print(f"\n{COMPARISONS} comparisons, {load.commits} commits, {load.archived} archived, {load.restored} restored")
+    assert load.different == []
