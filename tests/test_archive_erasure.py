@@ -21,7 +21,7 @@ from tests.test_webhook import ingest
 
 
 def in_files(folder: Path, ids: list[str]) -> set[str]:
-    """Return what is left in the files."""
+    """Return the secrets that the files still have."""
     found: set[str] = set()
     for file in folder.glob(f"*{SUFFIX}"):
         with file.open("rb") as stream:
