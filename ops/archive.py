@@ -37,14 +37,14 @@ from ops.archive_queries import (
     BESIDE,
     add_deltas,
     add_quarters,
-    columns,
     create_loaded,
     delete_rows_beside,
     obey_erasures,
     salons,
     with_rows_beside,
 )
-from ops.months import EARLY, Leaf, Month, is_partitioned, leaves, locked
+from ops.months import EARLY, Leaf, Month, copy_parameters, is_partitioned, leaves, locked
+from ops.partitioned_table import columns
 
 NAME = "parlor archive"
 LOADED = "loaded_archive"
@@ -158,6 +158,7 @@ def _cut(conn: psycopg.Connection, leaf: Leaf, name: str) -> None:
     do("ALTER TABLE {} RENAME TO {}", leaf.name, name)
     if leaf.start is None:
         do("CREATE TABLE {} PARTITION OF messages FOR VALUES FROM (MINVALUE) TO ({})", EARLY, leaf.end)
+        copy_parameters(conn, EARLY, name)
     else:
         do("ALTER TABLE messages DETACH PARTITION {}", EARLY)
         do("ALTER TABLE messages ATTACH PARTITION {} FOR VALUES FROM (MINVALUE) TO ({})", EARLY, leaf.end)

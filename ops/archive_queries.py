@@ -6,6 +6,7 @@ import psycopg
 from psycopg import sql
 
 from ops.months import Leaf
+from ops.partitioned_table import columns
 
 # What other tables have of a message, as more columns of its row. Not jsonb: an item may have \u0000.
 BESIDE = {
@@ -17,14 +18,6 @@ BESIDE = {
 BATCH = 10_000
 _QUARTER = "date_bin('15 minutes', created_at, 'epoch')"
 _OF_LEAF = "created_at >= coalesce(%(start)s::timestamptz, '-infinity') AND created_at < %(end)s"
-
-
-def columns(conn: psycopg.Connection, table: str = "messages") -> list[str]:
-    """Return the columns of a table that are not generated, in order."""
-    query = """
-        SELECT attname FROM pg_attribute
-        WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"""
-    return [name for (name,) in conn.execute(query, [table])]
 
 
 def with_rows_beside(table: str, names: Sequence[str]) -> sql.Composed:

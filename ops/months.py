@@ -143,13 +143,18 @@ def create_leaf(conn: psycopg.Connection, leaf: Leaf, like: str, parent: str = "
     name = sql.Identifier(leaf.name)
     create = sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES FROM ({}) TO ({})")
     conn.execute(create.format(name, sql.Identifier(parent), start, end))
-    query = "SELECT unnest(reloptions) FROM pg_class WHERE oid = %s::regclass"
-    for (option,) in conn.execute(query, [like]).fetchall():
-        conn.execute(sql.SQL("ALTER TABLE {} SET ({})").format(name, sql.SQL(option)))
+    copy_parameters(conn, leaf.name, like)
     query = "SELECT stxname, pg_get_statisticsobjdef(oid) FROM pg_statistic_ext WHERE stxrelid = %s::regclass"
     for statistics, definition in conn.execute(query, [like]).fetchall():
         renamed = statistics.replace(like, leaf.name, 1)
         conn.execute(renamed_statistics(definition, renamed, leaf.name))
+
+
+def copy_parameters(conn: psycopg.Connection, table: str, like: str) -> None:
+    """Give a table the storage parameters of another one."""
+    query = "SELECT unnest(reloptions) FROM pg_class WHERE oid = %s::regclass"
+    for (option,) in conn.execute(query, [like]).fetchall():
+        conn.execute(sql.SQL("ALTER TABLE {} SET ({})").format(sql.Identifier(table), sql.SQL(option)))
 
 
 def renamed_statistics(definition: str, name: str, table: str) -> sql.Composed:

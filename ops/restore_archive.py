@@ -9,8 +9,9 @@ from psycopg import sql
 
 from ops.archive import LOADED, Advance, Archived, alone, checked, detached, finish, forget_obeyed, loaded, run
 from ops.archive_files import ArchiveError, Manifest, manifest_path
-from ops.archive_queries import columns, follow_merges, insert_rows_beside
-from ops.months import EARLY, Leaf, Month, leaves, locked
+from ops.archive_queries import follow_merges, insert_rows_beside
+from ops.months import EARLY, Leaf, Month, copy_parameters, leaves, locked
+from ops.partitioned_table import columns
 
 TRIES = 5
 PRESENT = "messages_present"
@@ -102,6 +103,7 @@ def _attach(conn: psycopg.Connection, leaf: Leaf) -> Leaf:
     for piece in _pieces(present, restored):
         if piece != restored:
             do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", piece.name)
+        copy_parameters(conn, piece.name, PRESENT)
         _take_rows(conn, piece)
         do(f"ALTER TABLE messages ATTACH PARTITION {{}} FOR VALUES FROM ({_bound(piece)}) TO ({{}})", *_values(piece))
     do("DROP TABLE {}", PRESENT)

@@ -79,6 +79,8 @@ async def test_months_come_back_as_they_were_and_statistics_never_change(databas
         put_back(database_url, one.file)
         assert await statistics(database_url) == known
     assert differences(database_url) == {}
+    parameters = "SELECT DISTINCT reloptions FROM pg_class WHERE relkind = 'r' AND relispartition"
+    assert len(rows(database_url, parameters)) == 1
     assert os.listdir(tmp_path) == []
     assert rows(database_url, "SELECT count(*) FROM message_quarters") == [(0,)]
     # And again: the second time nothing is new.
