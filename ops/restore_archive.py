@@ -29,21 +29,20 @@ def restore(database_url: str, file: Path, drop_cache: Callable[[], None], advan
             finish(conn, left, file.parent, advance)
         manifest = checked(conn, file)
         for _ in range(TRIES):
-            if (leaf := _try(conn, file, manifest, advance)) is not None:
+            if _try(conn, file, manifest, advance):
                 break
         else:
             raise ArchiveError("customers are erased all the time; try again later")
         drop_cache()
         conn.execute("DELETE FROM message_quarters WHERE archive = %s", [manifest.name])
         forget_obeyed(conn)
-        run(conn, "ALTER TABLE {} DROP CONSTRAINT months_check", leaf.name)
     file.unlink()
     manifest_path(file).unlink()
     return Archived(manifest.name, file, manifest.rows)
 
 
-def _try(conn: psycopg.Connection, file: Path, manifest: Manifest, advance: Advance) -> Leaf | None:
-    """Load the file and attach it; return the partition, or None if a customer was erased meanwhile."""
+def _try(conn: psycopg.Connection, file: Path, manifest: Manifest, advance: Advance) -> bool:
+    """Load the file and put its rows into messages; return False if a customer was erased meanwhile."""
     query = "SELECT name, start_time, end_time FROM message_archives WHERE name = %s"
     [row] = conn.execute(query, [manifest.name]).fetchall()
     leaf = Leaf(*row)
@@ -52,23 +51,26 @@ def _try(conn: psycopg.Connection, file: Path, manifest: Manifest, advance: Adva
         with conn.transaction():
             follow_merges(conn, LOADED)
             _create(conn, leaf)
-            names = sql.SQL(", ").join(map(sql.Identifier, columns(conn)))
-            statement = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}")
-            conn.execute(statement.format(sql.Identifier(leaf.name), names, names, sql.Identifier(LOADED)))
+            _copy_rows(conn, LOADED, leaf.name, leaf)
             insert_rows_beside(conn, LOADED)
     advance(f"{leaf.name}: load", 1, 2)
     _add_foreign_key(conn, leaf)
     run(conn, "ANALYZE {}", leaf.name)
+    place = _place(conn, leaf)
     with locked(conn):
         newest = conn.execute("SELECT coalesce(max(erasure_id), 0) FROM message_erasures").fetchall()
-        attached = newest <= [(erasure_id,)]
-        if attached:
-            leaf = _attach(conn, leaf)
-    if not attached:
+        if is_newest := newest <= [(erasure_id,)]:
+            if place is None:
+                _insert(conn, leaf)
+            else:
+                _attach(conn, leaf, place)
+            conn.execute("DELETE FROM message_archives WHERE name = %s", [leaf.name])
+            conn.execute("UPDATE rollups SET archives = array_remove(archives, %s)", [leaf.name])
+    if not is_newest:
         finish(conn, leaf, file.parent, advance)
-        return None
+        return False
     advance(f"{leaf.name}: load", 2, 2)
-    return leaf
+    return True
 
 
 def _create(conn: psycopg.Connection, leaf: Leaf) -> None:
@@ -91,10 +93,35 @@ def _add_foreign_key(conn: psycopg.Connection, leaf: Leaf) -> None:
         conn.execute(sql.SQL("ALTER TABLE {table} VALIDATE CONSTRAINT {name}").format(**names))
 
 
-def _attach(conn: psycopg.Connection, leaf: Leaf) -> Leaf:
-    """Attach a table, and partitions for the time after it and for what came late; return its partition."""
+def _place(conn: psycopg.Connection, leaf: Leaf) -> Leaf | None:
+    """Return the partition whose place a table takes; None if the rows of the table are to be inserted.
+
+    Nobody can read messages meanwhile, so fewer rows move: those of the partition, or those of the table.
+    """
     assert leaf.end is not None  # noqa: S101
-    [present] = [one for one in leaves(conn) if one.end and leaf.end <= one.end and _begins(one, leaf)]
+    for one in leaves(conn):
+        begins = one.start is None or (leaf.start is not None and one.start <= leaf.start)
+        if begins and one.end is not None and leaf.end <= one.end and _count(conn, one) <= _count(conn, leaf):
+            return one
+    return None
+
+
+def _count(conn: psycopg.Connection, leaf: Leaf) -> int:
+    query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(leaf.name))
+    [(count,)] = conn.execute(query).fetchall()
+    return int(count)
+
+
+def _insert(conn: psycopg.Connection, leaf: Leaf) -> None:
+    """Insert the rows of a table into the partitions of their times. No trigger sees them."""
+    conn.execute("ALTER TABLE messages DISABLE TRIGGER USER")
+    _copy_rows(conn, leaf.name, "messages", leaf)
+    conn.execute("ALTER TABLE messages ENABLE TRIGGER USER")
+    run(conn, "DROP TABLE {}", leaf.name)
+
+
+def _attach(conn: psycopg.Connection, leaf: Leaf, present: Leaf) -> None:
+    """Attach a table, and partitions for the time after it and for what came late, in the place of one partition."""
     do = partial(run, conn)
     do("ALTER TABLE messages DETACH PARTITION {}", present.name)
     do("ALTER TABLE {} RENAME TO {}", present.name, PRESENT)
@@ -104,16 +131,10 @@ def _attach(conn: psycopg.Connection, leaf: Leaf) -> Leaf:
         if piece != restored:
             do("CREATE TABLE {} (LIKE messages INCLUDING ALL)", piece.name)
         copy_parameters(conn, piece.name, PRESENT)
-        _take_rows(conn, piece)
+        _copy_rows(conn, PRESENT, piece.name, piece)
         do(f"ALTER TABLE messages ATTACH PARTITION {{}} FOR VALUES FROM ({_bound(piece)}) TO ({{}})", *_values(piece))
     do("DROP TABLE {}", PRESENT)
-    conn.execute("DELETE FROM message_archives WHERE name = %s", [leaf.name])
-    conn.execute("UPDATE rollups SET archives = array_remove(archives, %s)", [leaf.name])
-    return restored
-
-
-def _begins(one: Leaf, leaf: Leaf) -> bool:
-    return one.start is None or (leaf.start is not None and one.start <= leaf.start)
+    do("ALTER TABLE {} DROP CONSTRAINT months_check", restored.name)
 
 
 def _pieces(present: Leaf, restored: Leaf) -> list[Leaf]:
@@ -135,11 +156,10 @@ def _values(piece: Leaf) -> tuple[str | object, ...]:
     return (piece.name, piece.end) if piece.start is None else piece
 
 
-def _take_rows(conn: psycopg.Connection, piece: Leaf) -> None:
-    """Insert into a table that is not attached yet the messages of its time that came late. No trigger sees them."""
+def _copy_rows(conn: psycopg.Connection, source: str, target: str, period: Leaf) -> None:
     names = sql.SQL(", ").join(map(sql.Identifier, columns(conn)))
     query = sql.SQL("""
         INSERT INTO {} ({}) SELECT {} FROM {}
-        WHERE created_at >= coalesce(%(start)s::timestamptz, '-infinity') AND created_at < %(end)s""")
-    parts = (sql.Identifier(piece.name), names, names, sql.Identifier(PRESENT))
-    conn.execute(query.format(*parts), {"start": piece.start, "end": piece.end})
+        WHERE created_at >= coalesce(%s::timestamptz, '-infinity') AND created_at < %s""")
+    parts = (sql.Identifier(target), names, names, sql.Identifier(source))
+    conn.execute(query.format(*parts), [period.start, period.end])

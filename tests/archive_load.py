@@ -51,8 +51,8 @@ class ArchiveLoad(Load):
             conn.execute(ALL_MESSAGES.encode())
 
     def is_done(self) -> bool:
-        """Return whether all comparisons have been made, and months have left and come back."""
-        return super().is_done() and self.archived >= 2 and self.restored >= 2
+        """Return whether all comparisons have been made, and months have left and come back, or an archive failed."""
+        return self.archive.done() or (super().is_done() and self.archived >= 2 and self.restored >= 2)
 
     def time(self) -> datetime:
         """Return a random time of the last three months, at a quarter of an hour."""
@@ -81,11 +81,11 @@ class ArchiveLoad(Load):
 
     async def run(self) -> None:
         """Run everything."""
-        archive = asyncio.create_task(self._archive())
+        self.archive = asyncio.create_task(self._archive())
         try:
             await super().run()
-            if archive.done():
-                await archive  # raises its error
+            if self.archive.done():
+                await self.archive  # raises its error
         finally:
-            archive.cancel()
-            await asyncio.gather(archive, return_exceptions=True)
+            self.archive.cancel()
+            await asyncio.gather(self.archive, return_exceptions=True)

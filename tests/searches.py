@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.calendars import DAY, HOUR, MINUTE, Hours
-from tests.stack import QUIET, SALON, Fields, Stack, running, salon
+from tests.stack import SALON, Fields, Stack, quiet, salon
 from tests.test_resources import resource
 
 EVERY_DAY = range(7)
@@ -26,7 +26,7 @@ def clock() -> list[int]:
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, clock: list[int]) -> Any:
     """The three services; the booking service uses `clock`, and no service sends anything in the background."""
-    async with running(database_url, redis_url, now=lambda: datetime.fromtimestamp(clock[0], UTC), **QUIET) as stack:
+    async with quiet(database_url, redis_url, now=lambda: datetime.fromtimestamp(clock[0], UTC)) as stack:
         yield stack
 
 

@@ -41,9 +41,6 @@ SALON = "salon-1"
 RESOURCES = ("anna", "ben", "cleo", "chair_1")
 PHONE = "+4915112345678"
 
-# Settings of a stack whose services send no background statements: one connection, and no poll of cache_outbox.
-QUIET: dict[str, Any] = {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
-
 
 @dataclass
 class Stack:
@@ -122,6 +119,18 @@ async def running(
             database_url,
             connect,
         )
+
+
+@asynccontextmanager
+async def quiet(database_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Stack]:
+    """Run services that send no background statements: one connection, no poll of cache_outbox, all first jobs done."""
+    settings |= {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
+    async with running(database_url, redis_url, **settings) as stack:
+        before, now = -1, await executed(stack, "messaging")
+        while now != before:
+            await asyncio.sleep(0.5)
+            before, now = now, await executed(stack, "messaging")
+        yield stack
 
 
 @dataclass
@@ -229,7 +238,7 @@ async def walk(rpc: Callable[[Any], Any], request: Any, page_size: int) -> list[
 
 
 async def executed(stack: Stack, name: str) -> int:
-    """Return the number of statements that a service has sent; see QUIET."""
+    """Return the number of statements that a service has sent; see `quiet`."""
     return (await stack.ops[name].GetDatabaseMetrics(GetDatabaseMetricsRequest())).queries.queries_executed
 
 

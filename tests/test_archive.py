@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from datetime import UTC, timedelta
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from tests.test_webhook import PHONE_NUMBER_ID, ingest, text
 
 COMPARISONS = int(os.environ.get("ROLLUP_COMPARISONS", "1500"))
 FIRST, SECOND = (month.leaf.replace("messages_", "messages_archived_") for month in (OLD, OLD.later(1)))
+
+
+@pytest.fixture
+def database_url(one_table_url: str) -> str:
+    """The URL of a database that the test partitions."""
+    return one_table_url
 
 
 def put_back(database_url: str, file: Path) -> None:
@@ -149,8 +156,12 @@ async def test_a_run_killed_before_any_statement_loses_nothing(database_url: str
     assert differences(database_url) == {}
 
 
-async def test_late_messages_of_an_archived_month_are_archived_beside_it(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", list(permutations(("late", SECOND, FIRST))))
+async def test_late_messages_of_an_archived_month_are_archived_beside_it(
+    database_url: str, tmp_path: Path, order: tuple[str, ...]
+) -> None:
     await asyncio.to_thread(create_months, database_url)
+    keep_copies(database_url)
     archive_all(database_url, tmp_path)
     with psycopg.connect(database_url) as conn:
         conn.execute(
@@ -158,17 +169,17 @@ async def test_late_messages_of_an_archived_month_are_archived_beside_it(databas
             SELECT salon_id, conversation_id, 'INBOUND', 'TEXT', 'RECEIVED', %s FROM conversations""",
             [OLD.start + timedelta(hours=7)],
         )
-    keep_copies(database_url)
+    deltas = "SELECT count(*) FROM message_deltas"
+    assert rows(database_url, deltas) == [(3 * len(SALONS),)]
     known = await statistics(database_url)
     [late] = await asyncio.to_thread(archive_all, database_url, tmp_path)
     assert late.rows == 3 * len(SALONS)
     assert await statistics(database_url) == known
-    put_back(database_url, late.file)
-    assert await statistics(database_url) == known
-    assert differences(database_url) == {}
-    put_back(database_url, file_path(tmp_path, SECOND))
-    put_back(database_url, file_path(tmp_path, FIRST))
-    assert await statistics(database_url) == known
+    for name in order:
+        put_back(database_url, late.file if name == "late" else file_path(tmp_path, name))
+        assert await statistics(database_url) == known
+    assert differences(database_url) == {"messages": (0, late.rows)}
+    assert rows(database_url, deltas) == [(3 * len(SALONS),)]  # of the late messages: what is restored is no change
 
 
 async def test_lists_say_that_older_messages_are_archived(stack: Stack, tmp_path: Path) -> None:

@@ -20,6 +20,12 @@ from tests.test_erase_everything import NAMES, PHONE, USER, body, history, late,
 from tests.test_webhook import ingest
 
 
+@pytest.fixture
+def database_url(one_table_url: str) -> str:
+    """The URL of a database that the test partitions."""
+    return one_table_url
+
+
 def in_files(folder: Path, ids: list[str]) -> set[str]:
     """Return the secrets that the files still have."""
     found: set[str] = set()

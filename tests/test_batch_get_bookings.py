@@ -3,7 +3,7 @@
 import grpc
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import QUIET, SALON, Stack, booking_request, cached, executed, failure, running, salon, warm
+from tests.stack import SALON, Stack, booking_request, cached, executed, failure, quiet, salon, warm
 
 NOON = 1_800_000_000
 
@@ -18,7 +18,7 @@ async def made(stack: Stack, count: int) -> list[pb.Booking]:
 
 
 async def test_bookings_come_in_the_order_of_the_codes_with_one_statement(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         bookings = await made(stack, 20)
         long = await stack.booking.CreateBooking(booking_request(NOON - 1, notes="x" * 2000))
         wanted = [*bookings[::-1], long, bookings[3], long]

@@ -5,7 +5,7 @@ import asyncio
 import grpc
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import QUIET, Stack, cached, executed, failure, running, salon, warm
+from tests.stack import Stack, cached, executed, failure, quiet, running, salon, warm
 
 
 def batch(*salon_ids: str) -> pb.BatchGetSalonsRequest:
@@ -13,7 +13,7 @@ def batch(*salon_ids: str) -> pb.BatchGetSalonsRequest:
 
 
 async def test_salons_come_in_the_order_of_the_ids_with_one_statement(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         names = [f"salon-{number}" for number in range(12)]
         salons = {name: await salon(stack, name) for name in names}
         await stack.booking.BatchGetSalons(batch(*names[:10]))  # creates the records of their tags

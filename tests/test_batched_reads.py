@@ -23,7 +23,7 @@ from services.booking.service import build as build_booking
 from services.messaging.service import build as build_messaging
 from services.messaging.settings import MessagingSettings
 from services.stats.service import build as build_stats
-from tests.stack import PHONE, QUIET, SECRET, Fields, Stack, booking_request, message_request, running, salon
+from tests.stack import PHONE, SECRET, Fields, Stack, booking_request, message_request, quiet, salon
 
 FULL, OTHER, EMPTY, UNKNOWN = SALONS = ("salon-full", "salon-other", "salon-empty", "salon-unknown")
 OTHER_PHONE, USER = "+4915100000000", "DE.1"
@@ -202,7 +202,7 @@ async def test_reads_of_one_kind_share_a_statement_and_get_their_own_replies(
     name: str, database_url: str, redis_url: str
 ) -> None:
     kinds_of = {"booking": booking_kinds, "messaging": messaging_kinds, "stats": stats_kinds}
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         data = await filled(stack)
         server = stack.servers[name]
         reasons: set[str] = set()

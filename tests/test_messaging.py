@@ -10,7 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.stack import (
     PHONE,
-    QUIET,
     SALON,
     Fields,
     Stack,
@@ -18,6 +17,7 @@ from tests.stack import (
     failure,
     fresh,
     message_request,
+    quiet,
     rows,
     running,
     salon,
@@ -150,7 +150,7 @@ async def test_a_conversation_has_its_10_newest_messages_by_default(stack: Stack
 
 
 async def test_a_conversation_and_its_messages_are_one_statement(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         await salon(stack)
         for number in range(3):
             await stack.messaging.RecordMessage(message_request(f"wamid.{number}"))
@@ -196,7 +196,7 @@ async def test_a_conversation_can_change_to_any_status_with_the_current_version(
 
 
 async def test_the_absence_of_a_conversation_is_cached_until_it_is_created(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         await salon(stack)
         assert (await failure(stack.messaging.GetConversation(CONVERSATION))).reason == "CONVERSATION_NOT_FOUND"
         before = await executed(stack, "messaging")

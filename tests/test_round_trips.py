@@ -17,14 +17,13 @@ from parlor.messaging.v1 import messaging_pb2
 from services.booking.booking_write_queries import resource_lock
 from tests.load import until
 from tests.stack import (
-    QUIET,
     SALON,
     Fields,
     Stack,
     booking_request,
     message_request,
+    quiet,
     rows,
-    running,
     salon,
     webhook_body,
 )
@@ -48,7 +47,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 async def test_a_write_takes_two_round_trips(database_url: str, redis_url: str, sent: list[int]) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         await salon(stack, phone_number_id="1")
         body = webhook_body("1", messages=[text(1), text(2, from_user_id="US.1")], statuses=[status(3)])
         record = messaging_pb2.RecordMessageStatusRequest(
@@ -76,7 +75,7 @@ async def test_a_message_that_joins_two_identities_takes_eight(
     database_url: str, redis_url: str, sent: list[int]
 ) -> None:
     """Once for each customer: the first transaction is rolled back; the second one, with two more reads, runs alone."""
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         await salon(stack)
         await stack.messaging.RecordMessage(message_request("wamid.0"))
         sent.clear()
@@ -85,7 +84,7 @@ async def test_a_message_that_joins_two_identities_takes_eight(
 
 
 async def test_moving_a_booking_takes_five(database_url: str, redis_url: str, sent: list[int]) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         await salon(stack)
         code = (await stack.booking.CreateBooking(booking_request(resource_id="anna"))).booking_code
         sent.clear()

@@ -7,7 +7,7 @@ from google.type.dayofweek_pb2 import DayOfWeek
 from google.type.timeofday_pb2 import TimeOfDay
 
 from parlor.booking.v1 import booking_pb2 as pb
-from tests.stack import QUIET, SALON, Stack, executed, failure, fresh, running, salon, walk, warm
+from tests.stack import SALON, Stack, executed, failure, fresh, quiet, salon, walk, warm
 
 BY_ID = pb.GetSalonRequest(salon_id=SALON)
 BY_PHONE = pb.GetSalonByPhoneNumberIdRequest(phone_number_id=f"10{SALON}")
@@ -107,7 +107,7 @@ async def test_a_salon_id_and_an_equal_phone_number_id_have_different_entries(st
 
 
 async def test_the_absence_of_a_salon_is_cached_until_it_is_created(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         calls: list[tuple[Any, Any]] = [
             (stack.booking.GetSalon, BY_ID),
             (stack.booking.GetSalonByPhoneNumberId, BY_PHONE),

@@ -11,7 +11,6 @@ from parlor.messaging.v1 import messaging_pb2
 from parlor.stats.v1 import stats_pb2 as pb
 from tests.stack import (
     PHONE,
-    QUIET,
     SALON,
     Fields,
     Stack,
@@ -21,7 +20,7 @@ from tests.stack import (
     failure,
     fresh,
     message_request,
-    running,
+    quiet,
     salon,
     warm,
 )
@@ -221,7 +220,7 @@ async def test_statistics_of_an_unknown_salon_are_not_found(stack: Stack) -> Non
 
 
 async def test_the_statistics_of_a_salon_are_one_statement(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         await salon(stack)
         await warm(stack.stats.GetSalonStats, pb.GetSalonStatsRequest(**period(0, 999)))  # the tag is known from now on
         before = await executed(stack, "stats")

@@ -13,7 +13,7 @@ from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.changes import booking_changes
 from tests.feed import Watch, listed, watching
 from tests.load import until
-from tests.stack import QUIET, SALON, Stack, booking_request, executed, read_failure, rows, running, salon
+from tests.stack import SALON, Stack, booking_request, executed, quiet, read_failure, rows, running, salon
 from tests.test_booking_changes import INSERT, now_on
 
 MANY = """
@@ -243,7 +243,7 @@ async def test_streams_have_a_limit_of_their_own(database_url: str, redis_url: s
 
 
 async def test_nothing_is_polled_without_a_watcher(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         async with watching(stack.booking):
             before = await executed(stack, "booking")
             await asyncio.sleep(5 * feed.POLL_SECONDS)

@@ -10,7 +10,7 @@ import pytest
 from parlor.booking.v1.booking_pb2 import GetSalonByPhoneNumberIdRequest
 from parlor.messaging.v1 import messaging_pb2 as pb
 from tests.load import tells_when_to_retry
-from tests.stack import QUIET, SALON, Stack, executed, rows, running, salon, warm, webhook_body
+from tests.stack import SALON, Stack, executed, quiet, rows, running, salon, warm, webhook_body
 from tests.test_webhook import ingest, refused, status, text, written
 
 
@@ -24,7 +24,7 @@ def crowd(count: int, customers: int, first: int = 0) -> dict[str, Any]:
 
 
 async def test_a_body_takes_a_fixed_number_of_statements(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, **QUIET) as stack:
+    async with quiet(database_url, redis_url) as stack:
         for name in ("1", "2", "3"):
             await salon(stack, f"salon-{name}", phone_number_id=name)
         bodies = [
