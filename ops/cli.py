@@ -70,6 +70,22 @@ Scale = Annotated[
 ]
 
 
+@contextmanager
+def failing_on(*errors: type[Exception], status: int = 1) -> Iterator[None]:
+    """Print an error of these kinds in one line, and exit with a status."""
+    try:
+        yield
+    except errors as error:
+        reason = escape(" ".join(str(error).split()))
+        Console(stderr=True).print(f"[red]{reason}[/red]", soft_wrap=True, highlight=False)
+        raise typer.Exit(status) from None
+
+
+def show_progress() -> Progress:
+    """Return a progress bar on stderr."""
+    return Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True))
+
+
 @app.command()
 def up(
     data: Annotated[Path, typer.Option(help="Folder for the servers' data and logs.")] = DATA,
@@ -133,11 +149,8 @@ def migrate(
 
     from ops.migrate import MigrationBusy, migrate, passwords
 
-    try:
+    with failing_on(psycopg.Error, ValueError, MigrationBusy):
         applied = migrate(database_url, passwords(os.environ), connection_limit)
-    except (psycopg.Error, ValueError, MigrationBusy) as error:
-        console.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
     console.print("\n".join(applied) or "up to date", highlight=False)
 
 
@@ -168,11 +181,8 @@ def dev_certs(
     """
     from ops.dev_certs import FolderInUse, write_certificates, write_token
 
-    try:
+    with failing_on(OSError, ValueError, FolderInUse):
         written = write_certificates(folder) + write_token(folder)
-    except (OSError, ValueError, FolderInUse) as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
     console.print("\n".join(map(str, written)), soft_wrap=True, highlight=False)
 
 
@@ -184,11 +194,8 @@ def compose_secrets(
     from ops.compose_secrets import write_secrets
     from ops.dev_certs import FolderInUse
 
-    try:
+    with failing_on(OSError, ValueError, FolderInUse):
         written = write_secrets(folder)
-    except (OSError, ValueError, FolderInUse) as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
     console.print(f"{len(written)} files: {folder}", highlight=False)
 
 
@@ -241,12 +248,8 @@ def load_sample_data(
     if context.info_name == "seed":
         console.print("[yellow]`parlor seed` is now `parlor load-sample-data`[/yellow]")
 
-    try:
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-            written = load(database_url, scale, replace=replace, progress=progress, redis_url=redis_url)
-    except DataExistsError as error:
-        console.print(f"[red]{error}; --replace deletes everything first[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
+    with failing_on(DataExistsError), show_progress() as progress:
+        written = load(database_url, scale, replace=replace, progress=progress, redis_url=redis_url)
     console.print(", ".join(f"{rows:,} {table}" for table, rows in written.items()), highlight=False)
 
 
@@ -295,13 +298,8 @@ def partition(
     from ops.partition import CannotPartition
     from ops.partition import partition as run
 
-    console = Console(stderr=True)
-    try:
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-            done = run(database_url, progress=progress)
-    except (psycopg.Error, CannotPartition, MigrationBusy, TableBusy) as error:
-        console.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
+    with failing_on(psycopg.Error, CannotPartition, MigrationBusy, TableBusy), show_progress() as progress:
+        done = run(database_url, progress=progress)
     if as_json:
         typer.echo(json.dumps(done._asdict(), indent=2))
     else:
@@ -367,20 +365,16 @@ def _archiving(redis_url: str) -> Iterator[tuple[Callable[[], None], Callable[[s
     from ops.archive_files import ArchiveError
     from ops.months import TableBusy
 
-    stderr = Console(stderr=True)
-    try:
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=stderr) as progress:
-            tasks: dict[str, TaskID] = {}
+    errors = (ArchiveError, TableBusy, OSError, RedisError, psycopg.Error)
+    with failing_on(*errors), show_progress() as progress:
+        tasks: dict[str, TaskID] = {}
 
-            def advance(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what, total=total)
-                progress.update(tasks[what], completed=done, total=total)
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
 
-            yield lambda: asyncio.run(drop(redis_url)), advance
-    except (ArchiveError, TableBusy, OSError, RedisError, psycopg.Error) as error:
-        stderr.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
+        yield lambda: asyncio.run(drop(redis_url)), advance
 
 
 @app.command()
@@ -397,11 +391,8 @@ def verify_indexes(
     from ops.indexes import markdown, tables, verify
     from ops.recording import record
 
-    try:
+    with failing_on(StartError, status=2):
         report = verify(database_url, record())
-    except StartError as error:
-        Console(stderr=True).print(f"[red]{escape(str(error))}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from None
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     elif as_markdown:
@@ -435,15 +426,11 @@ def doctor(
     from ops.doctor import examine
     from ops.doctor.report import table
 
-    try:
+    with failing_on(psycopg.Error, ssl.SSLError, status=2):
         tls = ssl.create_default_context(cafile=ca)
         if cert:
             tls.load_cert_chain(cert, key)
         diagnosis = examine(database_url, metrics_url, tls=tls)
-    except (psycopg.Error, ssl.SSLError) as error:
-        reason = escape(" ".join(str(error).split()))
-        Console(stderr=True).print(f"[red]{reason}[/red]", soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from None
     if as_json:
         typer.echo(json.dumps(diagnosis.as_dict(), indent=2))
     else:

@@ -141,12 +141,17 @@ def _definitions(conn: psycopg.Connection) -> list[sql.SQL | sql.Composed]:
 
 def create_foreign_keys(conn: psycopg.Connection) -> None:
     """Give the new table the foreign keys of messages. Writers of conversations wait for it."""
+    for name, definition in foreign_keys(conn):
+        statement = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}")
+        conn.execute(statement.format(sql.Identifier(NEW), sql.Identifier(name), definition))
+
+
+def foreign_keys(conn: psycopg.Connection) -> list[tuple[str, sql.SQL]]:
+    """Return the names and definitions of the foreign keys of messages."""
     query = """
         SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
         WHERE conrelid = 'messages'::regclass AND contype = 'f'"""
-    for name, definition in conn.execute(query).fetchall():
-        statement = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}")
-        conn.execute(statement.format(sql.Identifier(NEW), sql.Identifier(name), sql.SQL(definition)))
+    return [(name, sql.SQL(definition)) for name, definition in conn.execute(query)]
 
 
 def drop_foreign_keys(conn: psycopg.Connection, table: str) -> None:

@@ -11,7 +11,7 @@ from ops.archive import LOADED, Advance, Archived, alone, checked, detached, fin
 from ops.archive_files import ArchiveError, Manifest, manifest_path
 from ops.archive_queries import follow_merges, insert_rows_beside
 from ops.months import EARLY, Leaf, Month, copy_parameters, leaves, locked
-from ops.partitioned_table import columns
+from ops.partitioned_table import columns, foreign_keys
 
 TRIES = 5
 PRESENT = "messages_present"
@@ -82,14 +82,11 @@ def _create(conn: psycopg.Connection, leaf: Leaf) -> None:
 
 def _add_foreign_key(conn: psycopg.Connection, leaf: Leaf) -> None:
     """Give the table the foreign key of messages, so that it need not be checked when it is attached."""
-    query = """
-        SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE conrelid = 'messages'::regclass AND contype = 'f'"""
-    for name, definition in conn.execute(query).fetchall():
+    for name, definition in foreign_keys(conn):
         names = {"table": sql.Identifier(leaf.name), "name": sql.Identifier(name)}
         with locked(conn):
             added = sql.SQL("ALTER TABLE {table} ADD CONSTRAINT {name} {definition} NOT VALID")
-            conn.execute(added.format(**names, definition=sql.SQL(definition)))
+            conn.execute(added.format(**names, definition=definition))
         conn.execute(sql.SQL("ALTER TABLE {table} VALIDATE CONSTRAINT {name}").format(**names))
 
 

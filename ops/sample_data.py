@@ -76,7 +76,7 @@ def _claim_tables(conn: psycopg.Connection, replace: bool) -> None:
     conn.execute(sql.SQL("LOCK TABLE {}").format(_TABLE_LIST))
     for table in () if replace else _TABLES:
         if conn.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(table))).fetchone():
-            raise DataExistsError(f"table {table} already has rows")
+            raise DataExistsError(f"table {table} already has rows; --replace deletes everything first")
     conn.execute(sql.SQL("TRUNCATE {}").format(_TABLE_LIST))  # even if empty: COPY FREEZE requires it
     # The horizon stays: a job that published it may be under way.
     conn.execute("UPDATE rollups SET sealed_to = '-infinity'")

@@ -18,6 +18,7 @@ from ops.migrate import migrate
 from ops.partition import partition
 from ops.recording import Statement, record
 from ops.servers import Postgres, Valkey, postgres_url
+from tests.callers import Issuer
 from tests.stack import Stack, running
 from tools.cluster import Cluster
 
@@ -119,6 +120,12 @@ def _copy(postgres: Postgres, template: str) -> Iterator[str]:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         yield postgres_url(postgres.port, name)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    """An issuer of tokens."""
+    return Issuer()
 
 
 @pytest.fixture

@@ -21,12 +21,6 @@ from tests.stack import SALON, Stack, booking_request, running, salon
 GET = pb.GetSalonRequest(salon_id=SALON)
 
 
-@pytest.fixture(scope="module")
-def issuer() -> Issuer:
-    """The issuer of the tokens."""
-    return Issuer()
-
-
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer) -> AsyncIterator[Stack]:
     """The services with POLICY."""

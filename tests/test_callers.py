@@ -31,12 +31,6 @@ DEPLOYED = Path(__file__).parents[1] / "deploy/policy.toml"
 GET = pb.GetSalonRequest(salon_id=SALON)
 
 
-@pytest.fixture(scope="module")
-def issuer() -> Issuer:
-    """The issuer of the tokens."""
-    return Issuer()
-
-
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer) -> AsyncIterator[Stack]:
     """The services with POLICY."""

@@ -29,12 +29,6 @@ GET = pb.GetSalonRequest(salon_id=SALON)
 GET_SALON = "parlor.booking.v1.BookingService.GetSalon"
 
 
-@pytest.fixture(scope="module")
-def issuer() -> Issuer:
-    """The issuer of the tokens."""
-    return Issuer()
-
-
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer) -> AsyncIterator[Stack]:
     """The services with POLICY."""

@@ -1,5 +1,6 @@
 """Migrations run once, twice and concurrently, and the resulting schema."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import copy
@@ -44,6 +45,21 @@ def empty_url(postgres: Postgres) -> Any:
         admin.execute("DROP DATABASE empty WITH (FORCE)")
 
 
+@pytest.fixture
+def migrate_before(empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Migrates the empty database with the migrations whose names come before a text."""
+
+    def run(end: str) -> None:
+        for path in MIGRATIONS.glob("*.sql"):
+            if path.name < end:
+                copy(path, tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
+            migrate(empty_url)
+
+    return run
+
+
 def rows(url: str, query: str, *params: Any) -> list[tuple[Any, ...]]:
     """Return the rows of a query."""
     with psycopg.connect(url) as conn:
@@ -65,12 +81,8 @@ def test_every_file_is_applied_once_in_order_and_a_second_run_changes_nothing(em
     assert rows(empty_url, "SELECT relname, xmin::text FROM pg_class ORDER BY oid") == before
 
 
-def test_migrations_keep_existing_rows(empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in sorted(MIGRATIONS.glob("*.sql"))[:3]:
-        copy(path, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
-        migrate(empty_url)
+def test_migrations_keep_existing_rows(empty_url: str, migrate_before: Callable[[str], None]) -> None:
+    migrate_before("0004")
     with psycopg.connect(empty_url) as conn:
         conn.execute("INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES ('s', '1', 's', 'UTC')")
         conn.execute(
@@ -92,14 +104,9 @@ def test_migrations_keep_existing_rows(empty_url: str, tmp_path: Path, monkeypat
 
 
 def test_a_migrated_invalid_actor_is_removed_from_events_and_the_cache(
-    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_url: str, migrate_before: Callable[[str], None]
 ) -> None:
-    for path in MIGRATIONS.glob("*.sql"):
-        if path.name < "0013":
-            copy(path, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
-        migrate(empty_url)
+    migrate_before("0013")
     actors = {"bot": "bot", "BOT": "bot", "anna.schmidt": "anna.schmidt", "": "", "system": "system"}
     actors |= dict.fromkeys(["Zoë Hartmann", "+4915112345678", "whatsapp +4915112345678", "x" * 65, "a\nb"], "")
     with psycopg.connect(empty_url) as conn:
@@ -124,15 +131,8 @@ def test_a_migrated_invalid_actor_is_removed_from_events_and_the_cache(
         rows(empty_url, "UPDATE booking_events SET actor = 'Anna' RETURNING 1")
 
 
-def test_conversations_of_one_customer_are_merged(
-    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in MIGRATIONS.glob("*.sql"):
-        if path.name < "0017":
-            copy(path, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
-        migrate(empty_url)
+def test_conversations_of_one_customer_are_merged(empty_url: str, migrate_before: Callable[[str], None]) -> None:
+    migrate_before("0017")
     # Number, user ID and unread messages of each, the oldest first; what is separated by a line becomes one.
     conversations = [
         ("+551187654321", None, 1),
@@ -180,14 +180,9 @@ def test_conversations_of_one_customer_are_merged(
 
 
 def test_conversations_begun_by_processes_of_0_3_are_merged_with_their_customers(
-    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_url: str, migrate_before: Callable[[str], None]
 ) -> None:
-    for path in MIGRATIONS.glob("*.sql"):
-        if path.name < "0028":
-            copy(path, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("ops.migrate.MIGRATIONS", tmp_path)
-        migrate(empty_url)
+    migrate_before("0028")
     # What was known before of a number or user ID, and the conversation that 0.3 began; each pair becomes one customer.
     pairs: list[tuple[tuple[str | None, str | None], tuple[str | None, str | None]]] = [
         (("+525512345678", None), ("+5215512345678", None)),

@@ -55,12 +55,6 @@ quota = {{ calls_per_second = {QUOTA} }}
 """
 
 
-@pytest.fixture(scope="module")
-def issuer() -> Issuer:
-    """The issuer of the tokens."""
-    return Issuer()
-
-
 @pytest.fixture
 async def stack(database_url: str, redis_url: str, tmp_path: Path, issuer: Issuer) -> AsyncIterator[Stack]:
     """The services with two salons; `limit` adds quotas."""
@@ -81,6 +75,14 @@ async def limit(stack: Stack, folder: Path, more: str) -> None:
     """Add to the policy of booking; quotas that change are unused."""
     (folder / "policy.toml").write_text(POLICY + more)
     await stack.servers["booking"].reload()
+
+
+async def watches(booking: Any) -> list[Any]:
+    """Begin two calls of WatchBookings."""
+    watching = [booking.WatchBookings(pb.WatchBookingsRequest(salon_id=SALON)) for _ in range(2)]
+    for each in watching:
+        await each.read()
+    return watching
 
 
 async def reasons(stub: Any, times: int, request: Any = GET) -> list[str]:
@@ -181,9 +183,7 @@ async def test_calls_under_way_still_count_after_a_reload(
     await limit(stack, tmp_path, f"[quotas]\n{of} = {{ calls_under_way = 2 }}\n")
     async with channel(stack, issuer.token("reader")) as opened:
         booking: Any = booking_pb2_grpc.BookingServiceStub(opened)
-        watching = [booking.WatchBookings(pb.WatchBookingsRequest(salon_id=SALON)) for _ in range(2)]
-        for each in watching:
-            await each.read()
+        watching = await watches(booking)
         assert await reasons(booking, 1) == ["QUOTA_EXCEEDED"]
         for most in (2, 1, 2):
             await limit(stack, tmp_path, f"[quotas]\n{of} = {{ calls_under_way = {most} }}\n")
@@ -217,9 +217,7 @@ async def test_calls_under_way_are_counted_until_they_end(stack: Stack, issuer: 
     await limit(stack, tmp_path, ONE_CALL)
     async with channel(stack, issuer.token("wide")) as opened:
         booking: Any = booking_pb2_grpc.BookingServiceStub(opened)
-        watching = [booking.WatchBookings(pb.WatchBookingsRequest(salon_id=SALON)) for _ in range(2)]
-        for each in watching:
-            await each.read()
+        watching = await watches(booking)
         assert await reasons(booking, 1) == ["QUOTA_EXCEEDED"]
         watching[0].cancel()
         async with asyncio.timeout(10):

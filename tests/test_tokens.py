@@ -23,12 +23,6 @@ from libs.server.auth.tokens import KeysError, Tokens
 from tests.callers import AUDIENCE, Issuer, jwt_settings
 
 
-@pytest.fixture(scope="module")
-def issuer() -> Issuer:
-    """The issuer of the tokens."""
-    return Issuer()
-
-
 @pytest.fixture
 async def tokens(tmp_path: Path, issuer: Issuer) -> Tokens:
     """A reader of the issuer's tokens."""
