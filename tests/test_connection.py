@@ -251,3 +251,11 @@ async def test_without_a_threshold_no_statement_is_prepared(database_url: str) -
             assert await by_run(conn, "SELECT $1::text", [text]) == [(text.encode(),)]
         _, [(kept,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
         assert kept == 0
+
+
+async def test_outside_a_transaction_a_block_is_left_without_a_statement(database_url: str) -> None:
+    """A caller that is canceled during that statement would leave the connection open."""
+    async with await connect(database_url) as conn:
+        async with await connect(database_url) as other:
+            await other.execute("SELECT pg_terminate_backend(%s, 5000)", [conn.info.backend_pid])
+    assert conn.closed

@@ -117,8 +117,9 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.queries.add(time.perf_counter() - started, *statements)
 
     async def commit(self) -> None:
-        """Commit."""
-        await self.run(COMMIT)
+        """Commit, if a transaction is open. psycopg commits at the end of a connection's block."""
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            await self.run(COMMIT)
 
     async def rollback(self) -> None:
         """Roll back. psycopg would also deallocate all prepared statements."""
