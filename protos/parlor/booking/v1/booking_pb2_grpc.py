@@ -425,11 +425,10 @@ class BookingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateBooking(self, request, context):
-        """Books a time: of the resource that is given, of whichever of any_of_resource_ids is free, or with a service of
-        whichever of its resources is free; without any of these it blocks nothing. Two PENDING or CONFIRMED bookings of
-        one resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks
-        nothing. The booking must keep the opening hours of the salon and the resource, time off and the salon's
-        booking_rules.
+        """Books a time of the given resource, of a free one of any_of_resource_ids, or, with a service, of a free one of the
+        service's resources. A booking without any of these blocks nothing. Two PENDING or CONFIRMED bookings of one
+        resource, with their buffers, never overlap: the second one is SLOT_UNAVAILABLE. An expired hold blocks nothing.
+        The booking must keep the opening hours of the salon and the resource, time off and the salon's booking_rules.
         Errors: NOT_FOUND SALON_NOT_FOUND, RESOURCE_NOT_FOUND, SERVICE_NOT_FOUND; FAILED_PRECONDITION SLOT_UNAVAILABLE;
         FAILED_PRECONDITION, unless ignore_rules is set: IN_THE_PAST, TOO_SOON, TOO_FAR_AHEAD, OUTSIDE_HOURS,
         RESOURCE_NOT_ACTIVE, RESOURCE_OFF, RESOURCE_NOT_OF_SERVICE, SERVICE_NOT_ACTIVE, CUSTOMER_ALREADY_BOOKED.
