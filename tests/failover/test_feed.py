@@ -19,7 +19,7 @@ from parlor.booking.v1 import booking_pb2_grpc
 from parlor.messaging.v1 import messaging_pb2, messaging_pb2_grpc
 from tests.feed import change_of, feed_rpcs
 from tests.load import until
-from tests.stack import PHONE, booking_request, message_request, rows, running
+from tests.stack import PHONE, booking_request, message_request, quiet, rows
 
 WRITERS = 20
 SALONS = [f"salon-{number}" for number in range(4)]
@@ -196,8 +196,12 @@ async def test_a_token_loses_nothing_when_postgres_assigns_transaction_ids_again
     own_postgres: Postgres, redis_url: str
 ) -> None:
     """A token made of the snapshot's xmin would: after the crash changes are written below it."""
-    async with running(own_postgres.dsn, redis_url) as stack:
+    async with quiet(own_postgres.dsn, redis_url) as stack:
         with psycopg.connect(own_postgres.dsn, autocommit=True) as conn:
+            # Nothing flushes the WAL of the transactions below, so that the crash forgets their IDs.
+            conn.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+            conn.execute("SELECT pg_reload_conf()")
+            await asyncio.sleep(0.5)  # more than the delay of before
             for _ in range(20):
                 with conn.transaction(force_rollback=True):
                     conn.execute("SELECT pg_current_xact_id()")
