@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from libs.db import BEGIN, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, no_result
+from libs.db import BEGIN, COMMIT, Connection, Database, DatabaseSettings, DatabaseUnavailable, Statement, no_result
 from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2 as pb
 from tests.load import until
@@ -28,7 +28,7 @@ WAYS: dict[str, Send] = {
     "a fetch": lambda conn: conn.fetch("SELECT $1::text", ["a"]),
     "a cursor": lambda conn: conn.execute("SELECT 1"),
     "statements together": lambda conn: conn.run(BEGIN, Statement("SELECT %(a)s::text", {"a": "a"}, no_result)),
-    "a commit": lambda conn: conn.commit(),
+    "a commit": lambda conn: conn.run(COMMIT),
 }
 
 
