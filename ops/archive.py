@@ -138,6 +138,7 @@ def detach(conn: psycopg.Connection, database_url: str, leaf: Leaf, advance: Adv
         for place, salon_id in enumerate(found, 1):
             add_quarters(conn, leaf, name, salon_id)
             advance(f"{name}: sums", place, len(found))
+        conn.execute("ANALYZE message_quarters")  # else stats keeps the plan for an empty table: it reads all rows
         with locked(conn):
             _cut(conn, leaf, name)
             add_deltas(conn, leaf, name)

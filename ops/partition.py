@@ -128,7 +128,7 @@ class _Run:
         names = sql.SQL(", ").join(map(sql.Identifier, columns(self.conn)))
         statement = _COPY.format(columns=names, new=sql.Identifier(NEW))
         place: tuple[str, UUID] | None = ("", UUID(int=0))
-        rows, copied = FIRST_ROWS, 0
+        rows, copied, analyzed = FIRST_ROWS, 0, MOST_ROWS
         while place:
             started = time.monotonic()
             try:
@@ -142,6 +142,9 @@ class _Run:
                 continue
             count, place = (found[0], found[1:]) if found else (0, None)
             copied += count
+            if copied >= 2 * analyzed:  # else a service keeps the plan for an empty table: it reads all rows
+                self.conn.execute("ANALYZE message_names")
+                analyzed = copied
             self.progress.advance(self.task, count)
             rows = min(MOST_ROWS, max(1, int(rows * BATCH_SECONDS / (time.monotonic() - started))), 2 * rows)
         return copied

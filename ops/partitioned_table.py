@@ -170,33 +170,52 @@ def create_copy_trigger(conn: psycopg.Connection) -> None:
     names = columns(conn)
     values = {
         "columns": sql.SQL(", ").join(map(sql.Identifier, names)),
-        "new": sql.SQL(", ").join(sql.Identifier("new", name) for name in names),
+        "delete": sql.SQL(
+            "DELETE FROM messages_new WHERE salon_id = gone.salon_id AND message_id = gone.message_id"
+            " AND created_at = gone.created_at"
+        ),
         "excluded": sql.SQL(", ").join(sql.Identifier("excluded", name) for name in names),
         "schema": sql.Identifier(conn.execute("SELECT current_schema()").fetchall()[0][0]),
     }
     conn.execute(_COPY_FUNCTION.format(**values))
+    for event, rows in _ROWS.items():
+        trigger = "CREATE TRIGGER copy_{0} AFTER {0} ON messages REFERENCING {1} FOR EACH STATEMENT"
+        conn.execute(f"{trigger} EXECUTE FUNCTION copy_messages()".format(event, rows).encode())
     conn.execute("""
-        CREATE TRIGGER copy_message AFTER INSERT OR UPDATE OR DELETE ON messages
-            FOR EACH ROW EXECUTE FUNCTION copy_message();
         CREATE TRIGGER name_message BEFORE INSERT OR DELETE OR UPDATE OF whatsapp_id ON messages
             FOR EACH ROW EXECUTE FUNCTION name_message()""")
 
 
-# The owner's rights: no service may delete messages.
+_ROWS = {
+    "insert": "NEW TABLE AS new_rows",
+    "update": "OLD TABLE AS old_rows NEW TABLE AS new_rows",
+    "delete": "OLD TABLE AS old_rows",
+}
+# The owner's rights: no service may delete messages. For all rows of a statement together: an erasure changes hundreds,
+# and each INSERT opens the indexes of its partition.
 _COPY_FUNCTION = sql.SQL("""
-    CREATE FUNCTION copy_message() RETURNS trigger LANGUAGE plpgsql
+    CREATE FUNCTION copy_messages() RETURNS trigger LANGUAGE plpgsql
         SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+    DECLARE
+        gone record;
     BEGIN
         IF current_setting('transaction_isolation') <> 'read committed' THEN
             RAISE serialization_failure USING MESSAGE = 'messages are being partitioned';
         END IF;
-        IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND (OLD.salon_id, OLD.message_id, OLD.created_at)
-            IS DISTINCT FROM (NEW.salon_id, NEW.message_id, NEW.created_at) THEN
-            DELETE FROM messages_new WHERE salon_id = OLD.salon_id AND message_id = OLD.message_id
-                AND created_at = OLD.created_at;
+        IF TG_OP = 'DELETE' THEN
+            FOR gone IN SELECT salon_id, message_id, created_at FROM old_rows LOOP
+                {delete};
+            END LOOP;
+        ELSIF TG_OP = 'UPDATE' THEN
+            FOR gone IN
+                SELECT salon_id, message_id, created_at FROM old_rows
+                EXCEPT SELECT salon_id, message_id, created_at FROM new_rows
+            LOOP
+                {delete};
+            END LOOP;
         END IF;
         IF TG_OP <> 'DELETE' THEN
-            INSERT INTO messages_new ({columns}) VALUES ({new})
+            INSERT INTO messages_new ({columns}) SELECT {columns} FROM new_rows
             ON CONFLICT (salon_id, message_id, created_at) DO UPDATE SET ({columns}) = ROW ({excluded});
         END IF;
         RETURN NULL;
@@ -206,8 +225,7 @@ _COPY_FUNCTION = sql.SQL("""
 def remove(conn: psycopg.Connection) -> None:
     """Remove what is needed only while messages are being partitioned, or was left by a run that was killed."""
     conn.execute("""
-        DROP TRIGGER IF EXISTS copy_message ON messages;
-        DROP FUNCTION IF EXISTS copy_message;
+        DROP FUNCTION IF EXISTS copy_messages CASCADE;
         DROP TABLE IF EXISTS messages_one_table""")
     if conn.execute("SELECT to_regclass('messages_new') IS NOT NULL").fetchall()[0][0]:
         conn.execute("DROP TABLE messages_new")
@@ -223,7 +241,7 @@ def change_places(conn: psycopg.Connection) -> None:
     query = "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE confrelid = 'messages'::regclass"
     for table, name in conn.execute(query).fetchall():
         conn.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(sql.SQL(table), sql.Identifier(name)))
-    conn.execute("DROP TRIGGER copy_message ON messages; DROP TRIGGER name_message ON messages")
+    conn.execute("DROP FUNCTION copy_messages CASCADE; DROP TRIGGER name_message ON messages")
     for name, _, _ in conn.execute(_INDEXES).fetchall():
         _rename(conn, "INDEX", name)
     for name, _ in conn.execute(_STATISTICS).fetchall():
