@@ -36,7 +36,7 @@ INSERTS = 40  # of a round
 MOST_RATIO = 1.5
 MOST_INSERT_RATIO = 1.05
 TITLE = "Statistics of 31 days, from rows and from hourly sums: CPU of the statement and of its reply, in ms"
-INSERT_TITLE = "Inserts of a message, with and without the trigger of hourly sums: Postgres' CPU in us"
+INSERT_TITLE = "Inserts of a message, with and without the trigger of hourly sums: Postgres' CPU in us, ratio of pairs"
 
 FILL = """
     INSERT INTO salons (salon_id, phone_number_id, name, time_zone) VALUES (%(salon)s, %(salon)s, 'Hair', 'UTC');
