@@ -2,9 +2,10 @@
 
 import asyncio
 import itertools
+import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 import psycopg
 import pytest
 
+from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2
 from parlor.ops.v1.ops_pb2 import InvalidateSalonRequest
 from parlor.stats.v1 import stats_pb2
@@ -20,6 +22,9 @@ from tests.stack import SALON, Stack, booking_request, rows, running, salon
 from tools.postgres_pair import Pair, hang, pair, wake
 
 WRITES = 40
+READS = int(os.environ.get("REPLICA_READS", "1600"))
+CALLERS = 4
+READS_PER_WRITE = 40
 CHECKED = """
     SELECT FROM pg_stat_activity
     WHERE application_name = 'test-stats' AND query LIKE '%pg_last_wal_replay_lsn%' AND state_change > '{}'"""
@@ -70,6 +75,36 @@ async def check(stack: Stack, first: int) -> None:
     for number in range(first, first + WRITES):
         await write(stack, number)
         assert await bookings(stack) == number + 1
+
+
+@contextmanager
+def following(_: Postgres) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def paused(standby: Postgres) -> Iterator[None]:
+    execute(standby.dsn, "SELECT pg_wal_replay_pause()")
+    yield
+    execute(standby.dsn, "SELECT pg_wal_replay_resume()")
+
+
+@contextmanager
+def behind(standby: Postgres) -> Iterator[None]:
+    """Replay each commit 10 s late."""
+    execute(standby.dsn, "ALTER SYSTEM SET recovery_min_apply_delay = '10s'", "SELECT pg_reload_conf()")
+    yield
+    execute(standby.dsn, "ALTER SYSTEM RESET recovery_min_apply_delay", "SELECT pg_reload_conf()")
+
+
+@contextmanager
+def killed(standby: Postgres) -> Iterator[None]:
+    standby.kill()
+    yield
+    standby.start()
+
+
+STATES: tuple[Callable[[Postgres], AbstractContextManager[None]], ...] = (following, paused, behind, killed)
 
 
 async def test_figures_are_read_from_the_replica(both: Pair, redis_url: str) -> None:
@@ -124,6 +159,33 @@ async def test_each_write_is_seen_while_the_standby_does_not_replay(both: Pair, 
         execute(both.standby.dsn, "SELECT pg_wal_replay_resume()")
         await until(lambda: is_used(stack))
         await check(stack, WRITES)
+
+
+async def test_no_read_is_stale_while_others_write(both: Pair, redis_url: str) -> None:
+    """Checks REPLICA_READS reads, a quarter of them in each state of the standby; prints where they were answered."""
+    begun = answered = 0  # writes
+
+    async def call(stack: Stack) -> None:
+        nonlocal begun, answered
+        for turn in range(READS // len(STATES) // CALLERS):
+            if turn % READS_PER_WRITE == 0:
+                begun += 1
+                await write(stack, begun - 1)
+                answered += 1
+            least = answered
+            assert least <= await bookings(stack, next(NUMBERS)) <= begun
+
+    async with reading(both, redis_url) as stack:
+        for state in STATES:
+            loads, sent_back = counters(stack).replica_loads, counters(stack).replica_behind
+            with state(both.standby):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(CALLERS):
+                        group.create_task(call(stack))
+            loads, sent_back = counters(stack).replica_loads - loads, counters(stack).replica_behind - sent_back
+            print(f"{state.__name__}: {READS // len(STATES)} reads, {loads} by the replica, {sent_back} sent back")
+            await until(lambda: is_used(stack))
+    assert answered == begun > len(STATES)
 
 
 async def test_figures_that_no_write_invalidates_are_at_most_as_old_as_the_setting(both: Pair, redis_url: str) -> None:
