@@ -271,7 +271,8 @@ async def test_a_standby_of_another_line_of_history_is_not_used(both: Pair, redi
                 await bookings(stack, next(NUMBERS))
             except grpc.aio.AioRpcError:
                 return False
-            return True
+            # A writer that has not joined the new epoch yet may be missed for one REDIS_POLL (docs/guarantees.md).
+            return all(server.cache.store.connected for server in stack.servers.values())
 
         await until(is_back)
         before = counters(stack).replica_loads
