@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from pydantic import SecretStr
 
-from libs.cache import Cache, CacheSettings, Reply
+from libs.cache import Cache, CacheSettings, CacheUnavailable, Reply
 from libs.db import Database, DatabaseSettings
 from libs.server import Service
 from ops.migrate import service_url
@@ -27,6 +27,7 @@ from tools.report.system import System
 T = TypeVar("T")
 CALLERS = 32
 POOL_TIMEOUT_SECONDS = 10.0  # Prisma's default
+SETTLE_SECONDS = 30.0
 
 
 async def timed(
@@ -98,15 +99,22 @@ class After:
         return reply
 
     async def forget(self) -> None:
-        """Invalidate everything that is cached, so that the next reads are first reads."""
-        await self.settle()
+        """Invalidate everything that is cached, so that the next reads are first reads. Raises: TimeoutError."""
         tags = await asyncio.gather(*map(self.services["booking"].salon_tags, SALONS))
-        await self.caches["booking"].invalidate(*(tag for of_salon in tags for tag in of_salon))
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while True:
+                await self.settle()
+                with suppress(CacheUnavailable):
+                    await self.caches["booking"].invalidate(*(tag for of_salon in tags for tag in of_salon))
+                    return
 
     async def settle(self) -> None:
-        """Wait for the fills under way."""
-        for cache in self.caches.values():
-            await cache.settle()
+        """Wait for the fills under way, and for Redis, which a busy machine loses for moments. Raises: TimeoutError."""
+        async with asyncio.timeout(SETTLE_SECONDS):
+            for cache in self.caches.values():
+                await cache.settle()
+                while not cache.store.ready:  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.01)
 
     @property
     def statements(self) -> int:
