@@ -1,8 +1,7 @@
 """`parlor maintain`: what the database needs from time to time. Each step may run at any time, beside the services."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import psycopg
@@ -13,8 +12,8 @@ from ops.doctor import Limits
 from ops.doctor.database import bloat, dead_rows, old_statistics
 from ops.months import TableBusy, is_partitioned
 from ops.partitioned_table import add_months
+from ops.rollups import advance_rollups
 from services.messaging.rollup_queries import RollupBusy
-from services.messaging.rollups import Rollups
 
 NAME = "parlor maintain"
 
@@ -31,17 +30,9 @@ class Outcome(NamedTuple):
 Step = Callable[[str], Awaitable[tuple[str, Mapping[str, Any]]]]
 
 
-async def advance_rollups(url: str) -> tuple[str, Mapping[str, Any]]:
+async def sum_by_hour(url: str) -> tuple[str, Mapping[str, Any]]:
     """Sum messages, conversations and AI messages by hour, for statistics."""
-
-    @asynccontextmanager
-    async def connect() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        async with await psycopg.AsyncConnection.connect(
-            url, autocommit=True, prepare_threshold=None, application_name=NAME
-        ) as conn:
-            yield conn
-
-    progress = await Rollups(connect).advance()
+    progress = await advance_rollups(url, NAME)
     text = f"rows older than {progress.sealed_to:%Y-%m-%d %H:%M:%S %Z} are summed, {progress.folded:,} deltas folded"
     return text, {"sealed_to": progress.sealed_to.isoformat(), "folded": progress.folded}
 
@@ -93,7 +84,7 @@ async def reindex(url: str) -> tuple[str, Mapping[str, Any]]:
 def maintain(database_url: str, *, with_reindex: bool = False) -> list[Outcome]:
     """Run each step, also after one that fails, and return their outcomes. `database_url` is the owner's."""
     url, _ = split_pool_parameters(database_url)
-    steps: dict[str, Step] = {"rollups": advance_rollups, "partitions": add_partitions, "vacuum": vacuum}
+    steps: dict[str, Step] = {"rollups": sum_by_hour, "partitions": add_partitions, "vacuum": vacuum}
     if with_reindex:
         steps["reindex"] = reindex
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
 import psycopg
@@ -12,17 +13,19 @@ from libs.cache import drop
 from libs.db import split_pool_parameters
 from ops.data_set import COLUMNS, ROWS, Row, data_set
 from ops.months import is_partitioned
+from ops.rollups import advance_rollups
+from services.messaging.rollup_queries import RollupBusy
 
 MAX_SCALE = 100  # all messages are planned in memory, about 150 MB at scale 20
 
-# All tables that refer to salons, for TRUNCATE. Triggers truncate the hourly sums of messages with them.
+# All tables that refer to salons, for TRUNCATE. Triggers truncate the hourly sums with them.
 _TABLES = (
     *COLUMNS,
     *("raw_messages", "message_names", "message_status_events", "message_amendments", "webhook_failures"),
     *("booking_changes", "message_changes"),
     *("booking_requests", "messaging_requests"),
 )
-_TABLE_LIST = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
+_SUMS = ("message_hours", "conversation_hours", "ai_message_hours")
 
 
 class DataExistsError(Exception):
@@ -37,7 +40,7 @@ def load_sample_data(
     progress: Progress | None = None,
     redis_url: str | None = None,
 ) -> dict[str, int]:
-    """Write the sample data in one transaction, vacuum and analyze, and return the rows written by table.
+    """Write the sample data in one transaction, sum it by hour, vacuum, analyze; return the rows written by table.
 
     Drops the cache in Redis at `redis_url` at the end, because COPY invalidates nothing.
     Units:  scale multiplies the rows of every table but salons, 1..MAX_SCALE.
@@ -59,11 +62,17 @@ def load_sample_data(
         conn.execute("ALTER TABLE messages ENABLE TRIGGER message_changes_created")
         # Nothing is summed yet, so these deltas change no sum.
         conn.execute("TRUNCATE message_deltas, conversation_deltas, ai_message_changes")
+    with suppress(RollupBusy):  # the messaging service sums it later
+        asyncio.run(advance_rollups(url, "parlor load-sample-data"))
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(_TABLE_LIST))
+        conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(_names((*_TABLES, *_SUMS))))
     if redis_url:
         asyncio.run(drop(redis_url))
     return written
+
+
+def _names(tables: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, tables))
 
 
 def _ignore(_: float) -> None:
@@ -73,11 +82,11 @@ def _ignore(_: float) -> None:
 def _claim_tables(conn: psycopg.Connection, replace: bool) -> None:
     conn.execute("LOCK TABLE rollups IN SHARE UPDATE EXCLUSIVE MODE")  # no step of the rollup job runs meanwhile
     # A second run waits here until the first has committed, and then finds rows.
-    conn.execute(sql.SQL("LOCK TABLE {}").format(_TABLE_LIST))
+    conn.execute(sql.SQL("LOCK TABLE {}").format(_names(_TABLES)))
     for table in () if replace else _TABLES:
         if conn.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(table))).fetchone():
             raise DataExistsError(f"table {table} already has rows; --replace deletes everything first")
-    conn.execute(sql.SQL("TRUNCATE {}").format(_TABLE_LIST))  # even if empty: COPY FREEZE requires it
+    conn.execute(sql.SQL("TRUNCATE {}").format(_names(_TABLES)))  # even if empty: COPY FREEZE requires it
     # The horizon stays: a job that published it may be under way.
     conn.execute("UPDATE rollups SET sealed_to = '-infinity'")
 

@@ -5,10 +5,14 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
 from rich.console import Console
 from rich.progress import Progress
 
 from ops.data_set import COLUMNS, ROWS
+from ops.doctor import Limits
+from ops.doctor.database import old_statistics
 from ops.sample_data import load_sample_data
 
 
@@ -28,3 +32,17 @@ def test_the_old_command_name_works_and_warns(database_url: str) -> None:
     )
     assert "is now `parlor load-sample-data`" in done.stdout
     assert "10,000 bookings" in done.stdout
+
+
+def test_statistics_do_not_wait_for_the_first_run_of_the_job(database_url: str) -> None:
+    load_sample_data(database_url)
+    with psycopg.connect(database_url) as conn:
+        for table, sums, figure in (
+            ("messages", "message_hours", "messages"),
+            ("conversations", "conversation_hours", "conversations"),
+            ("ai_messages", "ai_message_hours", "messages"),
+        ):
+            query = sql.SQL("SELECT (SELECT count(*) FROM {}), (SELECT sum({}) FROM {})")
+            [(written, summed)] = conn.execute(query.format(*map(sql.Identifier, (table, figure, sums)))).fetchall()
+            assert written == summed > 0
+        assert list(old_statistics(conn, Limits())) == []
