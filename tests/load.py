@@ -16,6 +16,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
+from parlor.ops.v1 import ops_pb2
 from parlor.stats.v1 import stats_pb2
 from tests.stack import PHONE, Failure, Stack, booking_request, message_request, read_failure, salon
 
@@ -107,6 +108,13 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float 
     async with asyncio.timeout(seconds):
         while not (held if isinstance(held := condition(), bool) else await held):  # noqa: ASYNC110 - of other processes
             await asyncio.sleep(0.01)
+
+
+async def all_connected(stack: Stack) -> bool:
+    """Return whether every service uses Valkey."""
+    request = ops_pb2.GetCacheStatisticsRequest()
+    replies = await asyncio.gather(*(ops.GetCacheStatistics(request) for ops in stack.ops.values()))
+    return all(reply.redis.connected for reply in replies)
 
 
 async def waiting_for_a_lock(database_url: str, count: int) -> bool:

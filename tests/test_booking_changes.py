@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from typing import Any
 
+import grpc
 import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,7 +13,7 @@ from libs.server import changes
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.changes import booking_changes
 from tests.feed import listed
-from tests.stack import SALON, Fields, Stack, booking_request, failure, rows, salon
+from tests.stack import SALON, Fields, Stack, booking_request, failure, read_failure, rows, salon
 
 INSERT = "INSERT INTO booking_changes (salon_id, type, booking_code) VALUES (%s, 'CREATED', %s)"
 Type = pb.BookingChangeType
@@ -134,11 +135,20 @@ async def test_concurrent_writes_to_a_booking_come_in_order(stack: Stack) -> Non
         pb.RescheduleBookingRequest(
             **names, start_time=Timestamp(seconds=1_800_000_000 + 3600 * number), ignore_rules=True
         )
-        for number in range(20)
+        for number in range(40)
     ]
-    await asyncio.gather(*map(stack.booking.RescheduleBooking, requests))
+
+    async def reschedule(request: pb.RescheduleBookingRequest) -> None:
+        while True:
+            try:
+                await stack.booking.RescheduleBooking(request)
+                return
+            except grpc.aio.AioRpcError as error:  # it waited for the others for too long: nothing is written
+                assert read_failure(error).reason == "CONFLICT"
+
+    await asyncio.gather(*map(reschedule, requests))
     found = [change.revision for change in await listed(stack.booking) if change.booking_code]
-    assert found == list(range(1, 22))
+    assert found == list(range(1, 42))
 
 
 async def test_the_delay_is_that_of_what_waits(stack: Stack) -> None:

@@ -18,7 +18,17 @@ from parlor.booking.v1 import booking_pb2
 from parlor.messaging.v1 import messaging_pb2
 from parlor.ops.v1 import ops_pb2
 from parlor.stats.v1 import stats_pb2
-from tests.load import DAY, FIRST, Load, Writer, running_load, tells_when_to_retry, until, waiting_for_a_lock
+from tests.load import (
+    DAY,
+    FIRST,
+    Load,
+    Writer,
+    all_connected,
+    running_load,
+    tells_when_to_retry,
+    until,
+    waiting_for_a_lock,
+)
 from tests.stack import PHONE, SALON, SECRET, Stack, failure, message_request, running, salon, warm, webhook_body
 
 AT_ONCE_SECONDS = 3  # the pool alone would wait 20 s
@@ -178,13 +188,6 @@ async def prepared(stack: Stack, count: int) -> list[Writer]:
     writers = [Writer(stack, f"salon-{number}") for number in range(count)]
     await asyncio.gather(*(writer.prepare() for writer in writers))
     return writers
-
-
-async def all_connected(stack: Stack) -> bool:
-    """Return whether every service uses Valkey."""
-    request = ops_pb2.GetCacheStatisticsRequest()
-    replies = await asyncio.gather(*(ops.GetCacheStatistics(request) for ops in stack.ops.values()))
-    return all(reply.redis.connected for reply in replies)
 
 
 async def database_metrics(stack: Stack, name: str) -> ops_pb2.DatabaseMetrics:

@@ -30,7 +30,7 @@ from tools.report.results import Check, Reads, Row, headline, judge, query_check
 from tools.report.system import System, copy, without
 from tools.report.workload import zipf
 
-Measure: TypeAlias = Callable[[bool, int], Awaitable[Row]]
+Measure: TypeAlias = Callable[..., Awaitable[Row]]
 NEAR = ("GetSalon", "GetSalonByPhoneNumberId")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -164,7 +164,7 @@ async def measure(databases: tuple[str, str], redis_url: str, stack: Stack) -> A
     wanted = [case for case in cases(system.database_url) if case.key == "salon_bookings"]
     async with connected(system) as (before, after):
 
-        async def measured(cached: bool, rounds: int) -> Row:
+        async def measured(*, cached: bool = True, rounds: int = 1) -> Row:
             effort = Effort(rounds, calls=128, seconds=0.3, operations=0)
             quiet = Progress(disable=True)
             [row] = await measure_rows(system, wanted, before, after, effort, quiet, cached=cached)
@@ -174,7 +174,7 @@ async def measure(databases: tuple[str, str], redis_url: str, stack: Stack) -> A
 
 
 async def test_check_fails_without_the_cache(measure: Measure) -> None:
-    cached, uncached = await measure(True, 3), await measure(False, 3)
+    cached, uncached = await measure(rounds=3), await measure(cached=False, rounds=3)
     assert (cached.reads.hits, uncached.reads.hits) == (100, 0)
     assert cached.ratio < uncached.ratio
     assert not all(check.ok for check in query_checks([uncached]))
@@ -187,7 +187,7 @@ async def test_hits_are_measured_although_redis_hangs_for_a_moment(measure: Meas
 
     async with Redis.from_url(redis_url) as redis:
         for number in range(16):  # some of the moments are in the reads that count
-            row, _ = await asyncio.gather(measure(True, 1), hang(redis, number / 32))
+            row, _ = await asyncio.gather(measure(), hang(redis, number / 32))
             assert row.reads.hits == 100
 
 

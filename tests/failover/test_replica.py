@@ -17,7 +17,7 @@ from ops.servers import Postgres
 from parlor.booking.v1 import booking_pb2
 from parlor.ops.v1.ops_pb2 import InvalidateSalonRequest
 from parlor.stats.v1 import stats_pb2
-from tests.load import DAY, FIRST, until
+from tests.load import DAY, FIRST, all_connected, until
 from tests.stack import SALON, Stack, booking_request, rows, running, salon
 from tools.postgres_pair import Pair, hang, pair, wake
 
@@ -272,7 +272,7 @@ async def test_a_standby_of_another_line_of_history_is_not_used(both: Pair, redi
             except grpc.aio.AioRpcError:
                 return False
             # A writer that has not joined the new epoch yet may be missed for one REDIS_POLL (docs/guarantees.md).
-            return all(server.cache.store.connected for server in stack.servers.values())
+            return await all_connected(stack)
 
         await until(is_back)
         before = counters(stack).replica_loads

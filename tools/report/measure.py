@@ -118,7 +118,7 @@ async def measure_rows(
 async def _measure_case(case: Case, before: Before, after: After, effort: Effort) -> Reads:
     """Warm up, then do the rounds: in each, "before", a first read of every request, and repeated reads."""
     requests = case.requests[: effort.calls]
-    uncached, cached = (list(islice(cycle(requests), effort.calls * times)) for times in (1, OFTEN))
+    uncached, cached = (list(islice(cycle(requests), effort.calls * turns)) for turns in (1, OFTEN))
     old, first, repeated = list[float](), list[float](), list[float]()
     sources: Counter[str] = Counter()
 
@@ -138,10 +138,10 @@ async def _measure_case(case: Case, before: Before, after: After, effort: Effort
             await timed(read_after, requests)
             await after.settle()
             sources.clear()
-            again = await timed(read_after, cached, effort.seconds)
+            times = await timed(read_after, cached, effort.seconds)
             if not (sources["miss"] or sources["bypass"]):
                 break
-        repeated += again
+        repeated += times
     medians = [round(1000 * median(taken), 4) for taken in (old, first, repeated)]
     near, hits = (100 * count / sources.total() for count in (sources["near"], sources["near"] + sources["hit"]))
     return Reads(medians[0], medians[1], medians[2], hits, near)
