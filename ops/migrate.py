@@ -155,16 +155,21 @@ def exclusive(url: str, seconds: float = LOCK_SECONDS, name: str = "parlor migra
     Raises: MigrationBusy if another run has not ended after `seconds`.
     """
     with _connect(url, autocommit=False, name=name) as connection:
-        connection.execute(b"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
         deadline = time.monotonic() + seconds
-        # A statement that waits for the lock would have a snapshot, and CREATE INDEX CONCURRENTLY waits for old ones.
-        while not connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK_NAME})".encode()).fetchall()[0][0]:
+        while not _try_lock(connection):
+            # CREATE INDEX CONCURRENTLY waits for the end of each transaction that it saw with a snapshot.
+            connection.rollback()
             if time.monotonic() > deadline:
-                connection.rollback()
                 holders = ", ".join(name for (name,) in connection.execute(LOCK_HOLDER.encode()))
                 raise MigrationBusy(f"another migration of this database goes on: {holders or 'it has just ended'}")
             time.sleep(LOCK_POLL_SECONDS)
         yield
+
+
+def _try_lock(connection: psycopg.Connection) -> bool:
+    connection.execute(b"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+    [(locked,)] = connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK_NAME})".encode()).fetchall()
+    return bool(locked)
 
 
 def prepare_roles(
