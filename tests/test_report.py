@@ -5,11 +5,11 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
-from random import Random
 from typing import Any, TypeAlias
 from xml.etree import ElementTree
 
@@ -18,8 +18,12 @@ import pytest
 from redis.asyncio import Redis
 from rich.progress import Progress
 
+from libs.cache import Cache, CacheSettings
 from ops.indexes import index_states, verify
 from ops.sample_data import load_sample_data
+from parlor.booking.v1.booking_pb2 import GetBookingByCodeRequest
+from services.cache_tags import CacheTags
+from services.namespaces import NAMESPACES
 from tests.stack import Stack
 from tools.report.cases import cases
 from tools.report.measure import DIRECTIONS, Effort, check_database, measure_rows
@@ -28,7 +32,7 @@ from tools.report.readers import connected
 from tools.report.reference import LINES
 from tools.report.results import Check, Reads, Row, headline, judge, query_checks
 from tools.report.system import System, copy, without
-from tools.report.workload import zipf
+from tools.workloads import Trace, Workload, salons
 
 Measure: TypeAlias = Callable[..., Awaitable[Row]]
 NEAR = ("GetSalon", "GetSalonByPhoneNumberId")
@@ -225,8 +229,13 @@ def test_the_headline_counts_every_target(ok: list[bool], summary: str) -> None:
     assert headline([Check(str(number), "", "", "", is_met) for number, is_met in enumerate(ok)]) == summary
 
 
-def test_zipf_ranks_come_up_in_proportion() -> None:
-    ranks = zipf(100, 100_000, Random(1))
-    assert set(ranks) <= set(range(100))
-    assert 1.8 < ranks.count(0) / ranks.count(1) < 2.2
-    assert 9 < ranks.count(0) / ranks.count(9) < 11
+def test_calls_are_made_by_zipfs_law(database_url: str) -> None:
+    load_sample_data(database_url, 1)
+    [salon, *_] = salons(database_url)
+    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
+    workload = Workload("Zipf", {"GetBookingByCode": 1}, {}, mix=(1, 0), calls=100_000, warm=False)
+    requests = [step.request for step in Trace(workload, [salon], tags).steps()]
+    asked = Counter(each.booking_code for each in requests if isinstance(each, GetBookingByCodeRequest))
+    first, second, tenth = (asked[salon.codes[rank]] for rank in (0, 1, 9))
+    assert 1.8 < first / second < 2.2
+    assert 9 < first / tenth < 11

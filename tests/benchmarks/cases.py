@@ -23,7 +23,7 @@ from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
-from tests.benchmarks.workloads import ZIPF, Step, Trace, salons
+from tools.workloads import ZIPF, Step, Trace, salons
 
 SALON = "salon-123"
 CALLS = 1000

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import redis
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.cache import Cache, CacheSettings
+from libs.cache import Cache, CacheSettings, Tag
 from libs.cache.refresh_ahead import LEAST_SHARE, WEIGHT
 from ops.servers import Postgres
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
 from tests.benchmarks.test_workloads import Databases, play
-from tests.benchmarks.workloads import ZIPF, BusyDays, SalonWideLists, Step, Trace, salons, warm_up
 from tests.stack import running
+from tools.workloads import DAY, NOW, ZIPF, Step, Trace, salons, warm_up
 
 CALLS = 30_000
 RATE = 100  # calls per second
@@ -28,6 +30,23 @@ KNOWN = 10_000
 MOST_LOADS_RATIO = 1.35  # of refills, to no refills
 NEAR = 0.02
 LEAST_GAIN = 0.01  # of lists of days that outlive writes to other days
+
+
+class BusyDays(Trace):
+    """The trace with bookings that are made on, and moved to, the days that are listed; more than there is room for."""
+
+    def hour(self) -> dict[str, Any]:
+        """Return an hour of a day that is listed."""
+        start = NOW + DAY * self.popular(range(7)) + 3600 * self.random.randrange(8, 19)
+        return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
+
+
+class SalonWideLists(CacheTags):
+    """Every list of bookings depends on the salon's tag, as in 0.3."""
+
+    def bookings_between(self, salon_id: str, start: int, end: int) -> Tag:
+        """Return the salon's tag."""
+        return self.bookings(salon_id)
 
 
 @dataclass

@@ -16,8 +16,8 @@ from ops.servers import Postgres, postgres_url
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
 from tests.benchmarks.cases import open_salons
-from tests.benchmarks.workloads import PREDECESSOR, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
 from tests.stack import Stack, executed, running
+from tools.workloads import PREDECESSOR, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
 
 IN_FLIGHT = 4
 # A TTL of an hour for every entry, so that none expires during a slow run on a busy machine.

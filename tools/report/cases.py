@@ -51,11 +51,6 @@ class Case:
         self.service: str = kind.DESCRIPTOR.full_name.split(".")[1]
         self.method: str = kind.DESCRIPTOR.name.removesuffix("Request")
 
-    @property
-    def path(self) -> str:
-        """The method as gRPC names it."""
-        return f"/parlor.{self.service}.v1.{self.service.capitalize()}Service/{self.method}"
-
 
 def cases(database_url: str) -> list[Case]:
     """Return every read of the predecessor's tables, with requests that fit the sample data."""

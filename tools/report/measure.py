@@ -5,10 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import cycle, islice
-from random import Random
 from statistics import median
 
 import grpc
@@ -20,12 +19,14 @@ from rich.progress import Progress
 from libs.cache import MAX_AGE
 from ops.indexes import IndexReport, verify
 from ops.recording import Statement, record
+from services.cache_tags import CacheTags
 from tools.report.cases import Case, Request, cases
 from tools.report.readers import After, Before, connected, cores, timed
 from tools.report.reference import LINES
 from tools.report.results import Check, Reads, Report, Row, headline, judge, query_checks
 from tools.report.system import System, system, without
-from tools.report.workload import Read, check_crowd, check_load, steps
+from tools.report.workload import check_crowd, check_load
+from tools.workloads import PREDECESSOR, Trace, salons
 
 MOST_TRIES = 5
 OFTEN = 8  # cached reads per uncached one: together they still take the least time
@@ -81,10 +82,13 @@ async def _measure(system: System, effort: Effort, progress: Progress) -> tuple[
         before, after = await stack.enter_async_context(connected(system))
         rows = await measure_rows(system, every, before, after, effort, progress)
         task = progress.add_task("workload", total=2)
-        done = steps(every, effort.operations, Random("report"))  # noqa: S311 - the same each time
-        load = await check_load(done, before, after, channels)
+        wanted = replace(PREDECESSOR, calls=effort.operations)
+        tags = CacheTags(after.caches["booking"])
+        steps = list(Trace(wanted, salons(system.database_url), tags, ignore_rules=True).steps())
+        statements = {case.method: len(case.statements) for case in every}
+        load = await check_load(steps, statements, after, channels)
         progress.advance(task)
-        reads = [step for step in done if isinstance(step, Read)][: effort.operations // 4]
+        reads = [step for step in steps if not step.writes][: effort.operations // 4]
         crowd = await check_crowd(reads, after, channels, ops)
         progress.advance(task)
     return rows, [*query_checks(rows), *load, *crowd]
@@ -126,7 +130,7 @@ async def _measure_case(case: Case, before: Before, after: After, effort: Effort
         await before.read(case, request)
 
     async def read_after(request: Request) -> None:
-        sources[(await after.read(case, request)).source] += 1
+        sources[(await after.read(case.service, case.method, request.message)).source] += 1
 
     await timed(read_before, requests, effort.seconds)
     await timed(read_after, requests, effort.seconds)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from pydantic import SecretStr
@@ -93,9 +94,9 @@ class After:
         self.caches: dict[str, Cache] = {}
         self.databases: dict[str, Database] = {}
 
-    async def read(self, case: Case, request: Request) -> Reply:
+    async def read(self, service: str, method: str, request: Message) -> Reply:
         """Call the RPC's handler. Its duration is the time that the RPC spends on data."""
-        reply: Reply = await getattr(self.services[case.service].servicer, case.method)(request.message, None)
+        reply: Reply = await getattr(self.services[service].servicer, method)(request, None)
         return reply
 
     async def forget(self) -> None:

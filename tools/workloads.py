@@ -12,7 +12,6 @@ import psycopg
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.cache import Tag
 from libs.cache.keys import VERSION_SUFFIX, parent_key
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
@@ -53,6 +52,11 @@ class Step(NamedTuple):
     request: Message
     tags: frozenset[str]
     writes: bool
+
+    @property
+    def path(self) -> str:
+        """The method as gRPC names it."""
+        return f"/parlor.{self.service}.v1.{self.service.capitalize()}Service/{self.method}"
 
     @property
     def key(self) -> tuple[str, bytes]:
@@ -113,7 +117,7 @@ def salons(database_url: str) -> list[Salon]:
             (SELECT jsonb_object_agg(booking_code, floor(extract(epoch FROM start_ts))::bigint) FROM bookings AS b
              WHERE b.salon_id = s.salon_id AND status IN ('PENDING', 'CONFIRMED'))
         FROM salons AS s ORDER BY 3 DESC, 1"""
-    shuffled = Random("popularity")
+    shuffled = Random("popularity")  # noqa: S311 - the same each time
 
     def mixed(values: list[T]) -> list[T]:
         return shuffled.sample(values, len(values))
@@ -137,10 +141,13 @@ def salons(database_url: str) -> list[Salon]:
 class Trace:
     """Makes the calls of a workload, the same each time."""
 
-    def __init__(self, workload: Workload, salons: Sequence[Salon], tags: CacheTags) -> None:
-        """`tags` are those of the services."""
+    def __init__(
+        self, workload: Workload, salons: Sequence[Salon], tags: CacheTags, *, ignore_rules: bool = False
+    ) -> None:
+        """`tags` are those of the services. With `ignore_rules`, bookings may be outside of a salon's opening hours."""
         self.workload, self.salons, self.tags = workload, salons, tags
-        self._random = Random(workload.name)
+        self._ignore_rules = ignore_rules
+        self.random = Random(workload.name)  # noqa: S311 - the same each time
         self._numbers = itertools.count()
         self._sums = list(itertools.accumulate(1 / rank for rank in range(1, 10_000)))
 
@@ -148,19 +155,19 @@ class Trace:
         """Yield the calls."""
         workload = self.workload
         for _ in range(workload.calls):
-            [writes] = self._random.choices((False, True), workload.mix)
+            [writes] = self.random.choices((False, True), workload.mix)
             weights = workload.writes if writes else workload.reads
-            [method] = self._random.choices(list(weights), list(weights.values()))
-            [salon] = self._random.choices(self.salons, [salon.share for salon in self.salons])
+            [method] = self.random.choices(list(weights), list(weights.values()))
+            [salon] = self.random.choices(self.salons, [salon.share for salon in self.salons])
             make: Callable[[Salon], tuple[str, Message, Any]] = getattr(self, f"_{method}")
             service, request, tags = make(salon)
             metas = frozenset(name for tag in tags for name in (tag.version_key, parent_key(tag.name))[: 1 + writes])
             yield Step(service, method, request, metas, writes)
 
-    def _popular(self, values: Sequence[T]) -> T:
+    def popular(self, values: Sequence[T]) -> T:
         """Return one of the values by Zipf's law, the first most often."""
         last = len(values) - 1
-        return values[bisect.bisect(self._sums, self._random.random() * self._sums[last], hi=last)]
+        return values[bisect.bisect(self._sums, self.random.random() * self._sums[last], hi=last)]
 
     def _GetSalon(self, salon: Salon) -> Any:
         return "booking", booking.GetSalonRequest(salon_id=salon.salon_id), [self.tags.salon(salon.salon_id)]
@@ -170,20 +177,20 @@ class Trace:
         return "booking", request, [self.tags.phone_number_id(salon.phone_number_id)]
 
     def _GetBookingByCode(self, salon: Salon) -> Any:
-        code = self._popular(salon.codes)
+        code = self.popular(salon.codes)
         request = booking.GetBookingByCodeRequest(salon_id=salon.salon_id, booking_code=code)
         return "booking", request, [self.tags.booking(salon.salon_id, code)]
 
     def _ListBookingEvents(self, salon: Salon) -> Any:
-        code = self._popular(salon.codes)
+        code = self.popular(salon.codes)
         request = booking.ListBookingEventsRequest(salon_id=salon.salon_id, booking_code=code)
         return "booking", request, [self.tags.booking(salon.salon_id, code)]
 
     def _ListBookings(self, salon: Salon) -> Any:
         """One of the first days of the calendar, all bookings or only confirmed ones."""
-        day = NOW + DAY * self._popular(range(7))
+        day = NOW + DAY * self.popular(range(7))
         days: dict[str, Any] = {"start_time": Timestamp(seconds=day), "end_time": Timestamp(seconds=day + DAY)}
-        status = self._popular((booking.BOOKING_STATUS_UNSPECIFIED, booking.BOOKING_STATUS_CONFIRMED))
+        status = self.popular((booking.BOOKING_STATUS_UNSPECIFIED, booking.BOOKING_STATUS_CONFIRMED))
         request = booking.ListBookingsRequest(salon_id=salon.salon_id, status=status, **days)
         return "booking", request, [self.tags.bookings_between(salon.salon_id, day, day + DAY)]
 
@@ -196,26 +203,26 @@ class Trace:
         return "stats", request, [self.tags.ai(salon.salon_id)]
 
     def _period(self) -> dict[str, Any]:
-        """The last 30, 7 or 90 days."""
-        days = self._popular((30, 7, 90))
+        """Return the last 30, 7 or 90 days."""
+        days = self.popular((30, 7, 90))
         return {"start_time": Timestamp(seconds=NOW - days * DAY), "end_time": Timestamp(seconds=NOW)}
 
     def _ListMessages(self, salon: Salon) -> Any:
         """Messages of a customer; in one of four calls those of the salon."""
         messages = self.tags.messages(salon.salon_id)
-        if self._random.random() < 0.25:
+        if self.random.random() < 0.25:
             return "messaging", messaging.ListMessagesRequest(salon_id=salon.salon_id), [messages]
-        found = self._popular(salon.customers).conversation_id
+        found = self.popular(salon.customers).conversation_id
         request = messaging.ListMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
         return "messaging", request, [conversation_tag(messages, found)]
 
     def _GetConversation(self, salon: Salon) -> Any:
-        phone = self._popular(salon.customers).phone_number
+        phone = self.popular(salon.customers).phone_number
         request = messaging.GetConversationRequest(salon_id=salon.salon_id, phone_number=phone)
         return "messaging", request, [conversation_tag(self.tags.conversations(salon.salon_id), "", phone)]
 
     def _ListAiMessages(self, salon: Salon) -> Any:
-        found = self._popular(salon.customers).conversation_id
+        found = self.popular(salon.customers).conversation_id
         request = messaging.ListAiMessagesRequest(salon_id=salon.salon_id, conversation_id=found)
         return "messaging", request, [self.tags.ai_messages(salon.salon_id, found)]
 
@@ -224,7 +231,7 @@ class Trace:
         return "messaging", request, [self.tags.conversations(salon.salon_id)]
 
     def _RecordMessage(self, salon: Salon) -> Any:
-        customer = self._popular(salon.customers)
+        customer = self.popular(salon.customers)
         request = messaging.RecordMessageRequest(
             salon_id=salon.salon_id,
             phone_number=customer.phone_number,
@@ -236,14 +243,14 @@ class Trace:
         return "messaging", request, self.tags.of_conversations(salon.salon_id, names)
 
     def _RecordAiMessage(self, salon: Salon) -> Any:
-        found = self._popular(salon.customers).conversation_id
+        found = self.popular(salon.customers).conversation_id
         request = messaging.RecordAiMessageRequest(
             salon_id=salon.salon_id, conversation_id=found, model="m", role=messaging.AI_ROLE_ASSISTANT, content="hello"
         )
         return "messaging", request, [self.tags.ai_messages(salon.salon_id, found)]
 
     def _AssignConversation(self, salon: Salon) -> Any:
-        customer = self._popular(salon.customers)
+        customer = self.popular(salon.customers)
         request = messaging.AssignConversationRequest(
             salon_id=salon.salon_id, phone_number=customer.phone_number, assignee=f"user-{next(self._numbers) % 3}"
         )
@@ -252,37 +259,25 @@ class Trace:
         return "messaging", request, [tag, *sub_tags]
 
     def _CreateBooking(self, salon: Salon) -> Any:
-        phone, hour = self._popular(salon.customers).phone_number, self._hour()
-        request = booking.CreateBookingRequest(salon_id=salon.salon_id, customer_phone=phone, **hour)
+        phone, hour = self.popular(salon.customers).phone_number, self.hour()
+        request = booking.CreateBookingRequest(
+            salon_id=salon.salon_id, customer_phone=phone, ignore_rules=self._ignore_rules, **hour
+        )
         return "booking", request, self.tags.of_bookings(salon.salon_id, ("NEW", hour["start_time"].seconds))
 
     def _RescheduleBooking(self, salon: Salon) -> Any:
-        code, hour = self._popular(salon.open_codes), self._hour()
-        request = booking.RescheduleBookingRequest(salon_id=salon.salon_id, booking_code=code, **hour)
+        code, hour = self.popular(salon.open_codes), self.hour()
+        request = booking.RescheduleBookingRequest(
+            salon_id=salon.salon_id, booking_code=code, ignore_rules=self._ignore_rules, **hour
+        )
         before, salon.starts[code] = salon.starts[code], hour["start_time"].seconds
         tags = self.tags.of_bookings(salon.salon_id, (code, before), (code, salon.starts[code]))
         return "booking", request, tags
 
-    def _hour(self) -> dict[str, Any]:
-        """A free hour."""
+    def hour(self) -> dict[str, Any]:
+        """Return a free hour, as fields of a booking."""
         start = TOMORROW + next(self._numbers) * 3600
         return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
-
-
-class BusyDays(Trace):
-    """The trace with bookings that are made on, and moved to, the days that are listed; more than there is room for."""
-
-    def _hour(self) -> dict[str, Any]:
-        start = NOW + DAY * self._popular(range(7)) + 3600 * self._random.randrange(8, 19)
-        return {"start_time": Timestamp(seconds=start), "end_time": Timestamp(seconds=start + 3600)}
-
-
-class SalonWideLists(CacheTags):
-    """Every list of bookings depends on the salon's tag, as in 0.3."""
-
-    def bookings_between(self, salon_id: str, start: int, end: int) -> Tag:
-        """Return the salon's tag."""
-        return self.bookings(salon_id)
 
 
 def warm_up(steps: Sequence[Step]) -> list[Step]:
