@@ -79,8 +79,9 @@ class Listener:
         changed, context = self._changed, None
         if self._tls is not None:
             changed, context = self._tls.changed(), self._tls.context(self._alpn)
+        loop = asyncio.get_running_loop()
         servers = [
-            await asyncio.get_running_loop().create_server(
+            await loop.create_server(
                 self._make_protocol,
                 sock=listening.dup(),  # the socket stays open when the certificate changes
                 backlog=BACKLOG,
@@ -91,6 +92,11 @@ class Listener:
             for listening in self._sockets
         ]
         before, self._servers, self._changed = self._servers, servers, changed
+        # asyncio, unlike uvloop, begins a connection a turn after it accepted it, and forgets it if closed in between.
+        for server in before:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        await asyncio.sleep(0)
         for server in before:
             server.close()
 

@@ -52,11 +52,7 @@ class Secured:
 
     def context(self, name: str, client: str | None = "bot") -> ssl.SSLContext:
         """Return how a client speaks TLS to a port."""
-        context = ssl.create_default_context(cafile=self.folder / "ca.pem")
-        if client:
-            context.load_cert_chain(self.folder / f"{client}.pem", self.folder / f"{client}.key")
-        context.set_alpn_protocols(["http/1.1" if name == "metrics" else "h2"])
-        return context
+        return client_context(self.folder, "http/1.1" if name == "metrics" else "h2", client)
 
     async def shown(self, name: str, context: ssl.SSLContext | None = None) -> bytes:
         """Return the certificate that a port shows. Raises: OSError."""
@@ -70,6 +66,15 @@ class Secured:
         """Return a channel to the main port."""
         files = [self.folder / f"{client}.{end}" for end in ("pem", "key")]
         return grpc.aio.secure_channel(f"localhost:{self.server.port}", credentials(self.folder / "ca.pem", *files))
+
+
+def client_context(folder: Path, protocol: str, client: str | None = "bot") -> ssl.SSLContext:
+    """Return how a client speaks TLS, with a certificate of a folder or none; `protocol` is that of ALPN."""
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    if client:
+        context.load_cert_chain(folder / f"{client}.pem", folder / f"{client}.key")
+    context.set_alpn_protocols([protocol])
+    return context
 
 
 @asynccontextmanager
