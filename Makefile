@@ -15,6 +15,7 @@ run: .venv/.run  ## Start everything; Ctrl-C stops it.
 	@$(BIN)/parlor up
 
 test: .venv/.dev  ## All tests, then those that call a service on grpcio's server, with partitions. PG_BIN=FOLDER runs it on another PostgreSQL.
+	-@$(MAKE) --no-print-directory .venv/bin/pgbouncer  # where there is neither one nor apt, its tests are skipped
 	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 2
 	$(BIN)/pytest tests --ignore tests/benchmarks --numprocesses 3 --transport grpcio --layout partitioned
 

@@ -18,7 +18,7 @@ from tests.load import Writer, running_load
 from tests.pgbouncer import PREPARES, PROGRAM, PgBouncer, pgbouncer, version
 from tests.stack import running
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer: `make .venv/bin/pgbouncer` found none")
 
 CALLS = 40
 
