@@ -242,6 +242,11 @@ async def executed(stack: Stack, name: str) -> int:
     return (await stack.ops[name].GetDatabaseMetrics(GetDatabaseMetricsRequest())).queries.queries_executed
 
 
+def unconnected_cache() -> Cache:
+    """Return a cache that has the services' namespaces, for their tags, and can't read or write."""
+    return Cache(CacheSettings(), lambda: None, bytes, NAMESPACES)  # type: ignore[arg-type, return-value]
+
+
 def rows(database_url: str, query: str) -> list[Any]:
     """Return the rows of a query, run as the owner of the database."""
     with psycopg.connect(database_url, autocommit=True) as conn:

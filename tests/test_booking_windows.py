@@ -15,13 +15,23 @@ from google.type.interval_pb2 import Interval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.cache import Cache, CacheSettings
 from parlor.booking.v1 import booking_pb2 as pb
 from parlor.ops.v1 import ops_pb2 as ops
 from services.booking.expiry import HoldExpiry
 from services.cache_tags import CacheTags
-from services.namespaces import NAMESPACES
-from tests.stack import PHONE, SALON, Fields, Stack, booking_request, cached, failure, rows, salon, warm
+from tests.stack import (
+    PHONE,
+    SALON,
+    Fields,
+    Stack,
+    booking_request,
+    cached,
+    failure,
+    rows,
+    salon,
+    unconnected_cache,
+    warm,
+)
 
 HOUR, DAY = 3600, 86_400
 FEB_1 = int(datetime(2027, 2, 1, tzinfo=UTC).timestamp())
@@ -219,7 +229,7 @@ async def test_invalidations_by_hand_invalidate_every_list(lists: Lists) -> None
 
 @pytest.fixture(scope="module")
 def tags() -> CacheTags:
-    return CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
+    return CacheTags(unconnected_cache())
 
 
 @given(TIMES, st.integers(1, 20 * DAY), st.floats(0, 1))

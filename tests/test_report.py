@@ -18,13 +18,11 @@ import pytest
 from redis.asyncio import Redis
 from rich.progress import Progress
 
-from libs.cache import Cache, CacheSettings
 from ops.indexes import index_states, verify
 from ops.sample_data import load_sample_data
 from parlor.booking.v1.booking_pb2 import GetBookingByCodeRequest
 from services.cache_tags import CacheTags
-from services.namespaces import NAMESPACES
-from tests.stack import Stack
+from tests.stack import Stack, unconnected_cache
 from tools.report.cases import cases
 from tools.report.measure import DIRECTIONS, Effort, check_database, measure_rows
 from tools.report.page import ms
@@ -232,7 +230,7 @@ def test_the_headline_counts_every_target(ok: list[bool], summary: str) -> None:
 def test_calls_are_made_by_zipfs_law(database_url: str) -> None:
     load_sample_data(database_url, 1)
     [salon, *_] = salons(database_url)
-    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
+    tags = CacheTags(unconnected_cache())
     workload = Workload("Zipf", {"GetBookingByCode": 1}, {}, mix=(1, 0), calls=100_000, warm=False)
     requests = [step.request for step in Trace(workload, [salon], tags).steps()]
     asked = Counter(each.booking_code for each in requests if isinstance(each, GetBookingByCodeRequest))

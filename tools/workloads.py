@@ -21,6 +21,7 @@ from services.cache_tags import CacheTags, conversation_tag
 T = TypeVar("T")
 NOW = 1_737_158_400  # 2025-01-18: end of the messages in the sample data
 DAY = 86_400
+IN_FLIGHT = 4  # calls of a workload at a time
 TOMORROW = int(time.time()) // DAY * DAY + 2 * DAY  # at least a day ahead; no bookings after this time
 
 

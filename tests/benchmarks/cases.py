@@ -17,12 +17,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.dayofweek_pb2 import DayOfWeek
 from psycopg.types.json import Jsonb
 
-from libs.cache import Cache, CacheSettings
 from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.stats.v1 import stats_pb2 as stats
 from services.cache_tags import CacheTags
-from services.namespaces import NAMESPACES
+from tests.stack import unconnected_cache
 from tools.workloads import ZIPF, Step, Trace, salons
 
 SALON = "salon-123"
@@ -267,7 +266,7 @@ class Writes:
 
 def writes(database_url: str, app_secret: str) -> Writes:
     """Return the writes to a database; webhook bodies are signed with the secret."""
-    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
+    tags = CacheTags(unconnected_cache())
     customers = [salon for salon in salons(database_url) if salon.customers]
     trace = Trace(replace(ZIPF, calls=10**9), customers, tags)
     one, many = (_webhooks(database_url, app_secret, count) for count in (1, MESSAGES))

@@ -15,13 +15,13 @@ import pytest
 import redis
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.cache import Cache, CacheSettings, Tag
+from libs.cache import Tag
 from libs.cache.refresh_ahead import LEAST_SHARE, WEIGHT
 from ops.servers import Postgres
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
 from tests.benchmarks.test_workloads import Databases, play
-from tests.stack import running
+from tests.stack import running, unconnected_cache
 from tools.workloads import DAY, NOW, ZIPF, Step, Trace, salons, warm_up
 
 CALLS = 30_000
@@ -136,8 +136,7 @@ def calls(databases: Databases) -> Calls:
 
 def traced(databases: Databases, trace: type[Trace], tags: type[CacheTags]) -> Calls:
     """Return the calls of a kind of trace, with the tags of the services or others."""
-    cache = Cache(CacheSettings(), lambda: None, bytes, NAMESPACES)  # type: ignore[arg-type, return-value]
-    steps = list(trace(replace(ZIPF, calls=CALLS), salons(databases.url), tags(cache)).steps())
+    steps = list(trace(replace(ZIPF, calls=CALLS), salons(databases.url), tags(unconnected_cache())).steps())
     return Calls([*warm_up(steps), *steps[: CALLS // 2]], steps[CALLS // 2 :])
 
 

@@ -10,16 +10,14 @@ import psycopg
 import pytest
 import redis
 
-from libs.cache import Cache, CacheSettings
 from ops.sample_data import load_sample_data
 from ops.servers import Postgres, postgres_url
 from services.cache_tags import CacheTags
 from services.namespaces import NAMESPACES
 from tests.benchmarks.cases import open_salons
-from tests.stack import Stack, executed, running
-from tools.workloads import PREDECESSOR, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
+from tests.stack import Stack, executed, running, unconnected_cache
+from tools.workloads import IN_FLIGHT, PREDECESSOR, ZIPF, Step, Trace, Workload, ceiling, salons, warm_up
 
-IN_FLIGHT = 4
 # A TTL of an hour for every entry, so that none expires during a slow run on a busy machine.
 SETTINGS: dict[str, Any] = {
     "cache": {"poll": 60_000, "timeout": 100, "ttl": dict.fromkeys([each.name for each in NAMESPACES], 3600)}
@@ -73,7 +71,7 @@ async def play(stack: Stack, steps: Sequence[Step], metadata: Any = None) -> dic
 
 async def measure(workload: Workload, databases: Databases, redis_url: str) -> dict[str, float]:
     """Return the hit rate, its ceilings, and the statements of the reads with and without the cache."""
-    tags = CacheTags(Cache(CacheSettings(), lambda: None, bytes, NAMESPACES))  # type: ignore[arg-type, return-value]
+    tags = CacheTags(unconnected_cache())
     steps = list(Trace(workload, salons(databases.url), tags).steps())
     before = warm_up(steps) if workload.warm else []
     reads = [step for step in steps if not step.writes]

@@ -9,10 +9,9 @@ import grpc
 from parlor.ops.v1 import ops_pb2, ops_pb2_grpc
 from tools.report.readers import After, timed
 from tools.report.results import Check
-from tools.workloads import Step, ceiling, warm_up
+from tools.workloads import IN_FLIGHT, Step, ceiling, warm_up
 
 Channels: TypeAlias = dict[str, grpc.aio.Channel]
-IN_FLIGHT = 4  # as in docs/workloads.md
 CROWD = 128  # callers: the predecessor's "120+"
 
 
