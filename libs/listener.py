@@ -92,7 +92,8 @@ class Listener:
             for listening in self._sockets
         ]
         before, self._servers, self._changed = self._servers, servers, changed
-        # asyncio, unlike uvloop, begins a connection a turn after it accepted it, and forgets it if closed in between.
+        # asyncio, unlike uvloop, begins a connection one turn of the loop after it accepted it, and forgets it if the
+        # server is closed in between. So these servers stop accepting a turn before they are closed.
         for server in before:
             for listening in server.sockets:
                 loop.remove_reader(listening.fileno())

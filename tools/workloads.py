@@ -77,7 +77,7 @@ class Workload:
     warm: bool
 
 
-# See docs/workloads.md for the source of the numbers.
+# The reference mix; docs/workloads.md has the source of its numbers.
 PREDECESSOR = Workload(
     "the predecessor's mix",
     reads={
@@ -162,8 +162,8 @@ class Trace:
             [salon] = self.random.choices(self.salons, [salon.share for salon in self.salons])
             make: Callable[[Salon], tuple[str, Message, Any]] = getattr(self, f"_{method}")
             service, request, tags = make(salon)
-            metas = frozenset(name for tag in tags for name in (tag.version_key, parent_key(tag.name))[: 1 + writes])
-            yield Step(service, method, request, metas, writes)
+            keys = frozenset(name for tag in tags for name in (tag.version_key, parent_key(tag.name))[: 1 + writes])
+            yield Step(service, method, request, keys, writes)
 
     def popular(self, values: Sequence[T]) -> T:
         """Return one of the values by Zipf's law, the first most often."""

@@ -18,7 +18,7 @@ CROWD = 128  # callers: the predecessor's "120+"
 async def check_load(
     steps: Sequence[Step], statements: Mapping[str, int], after: After, channels: Channels
 ) -> list[Check]:
-    """Make the calls. Each different read is made once before, which is not counted.
+    """Judge the database load and the hit rate of the calls. Each different read is made once before, uncounted.
 
     Writes are sent to a service's process, so that the pools of this process count only reads. The predecessor's
     `statements` of each method are counted, not sent.
