@@ -21,15 +21,17 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from parlor.booking.v1.booking_pb2 import CreateTimeOffRequest, UpsertResourceRequest, UpsertServiceRequest
+from parlor.messaging.v1.messaging_pb2 import MESSAGE_DIRECTION_OUTBOUND, MESSAGE_TYPE_TEMPLATE
 from parlor.ops.v1 import ops_pb2
 from tests.callers import Issuer, bearer
 from tests.fuzz import bodies
 from tests.fuzz.callers import Callers, plant
-from tests.fuzz.messages import Messages
+from tests.fuzz.messages import HOUR, Messages
 from tests.fuzz.words import Words
-from tests.hostile import OWN, valid_requests
+from tests.hostile import OWN, TIMES, mine, valid_requests
 from tests.processes import Processes, stubs
-from tests.stack import Fields
+from tests.stack import Fields, Stack, booking_request, message_request
 
 REQUEST_TIMEOUT = 30.0  # of the services, in s
 HANGS = REQUEST_TIMEOUT + 10
@@ -37,6 +39,8 @@ NEVER = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "UNIMPLEMENTED", "DATA_LOSS", "CA
 BUSY = {"CACHE_UNAVAILABLE"}  # Redis took more than 90 ms, which happens on a busy machine; the caller may try again
 LARGEST_ERROR = 8 * 1024  # what clients accept
 LEARNED = 0.1  # of the replies
+PLANTED = 50  # rows of each kind that requests delete, finish or erase
+TEMPLATE = {"direction": MESSAGE_DIRECTION_OUTBOUND, "type": MESSAGE_TYPE_TEMPLATE}  # may be sent at any time
 MAX_AGES = ("no-cache", "max-age=0", "max-age=60", "max-age=" + "9" * 5000, "max-age=-1", "x" * 3000)
 TRACES = ("00-" + "a" * 32 + "-" + "b" * 16 + "-01", "x", "\x7e" * 2000)
 OPTIONS = [("grpc.max_send_message_length", 2**24), ("grpc.max_receive_message_length", 2**24)]  # of channels
@@ -161,6 +165,20 @@ class Fuzzer:
         self._words = Words(self._random)
         self._messages = Messages(self._random, self._words)
 
+    async def plant(self, stack: Stack) -> None:
+        """Write rows that requests delete, finish or erase: many, so that those which succeed leave some to others."""
+        for number in range(PLANTED):
+            name, phone = f"planted-{number}", f"+49151200{number:05}"
+            resource = UpsertResourceRequest(**mine(resource_id=name, name=name))
+            service = UpsertServiceRequest(**mine(service_id=name, name=name, duration={"seconds": HOUR}))
+            booking = booking_request(1_900_000_000 + number * 2 * HOUR, customer_phone=phone)
+            unsent = message_request("", phone_number=phone, **TEMPLATE)
+            self._words.plant(await stack.booking.UpsertResource(resource))
+            self._words.plant(await stack.booking.UpsertService(service))
+            self._words.plant(await stack.booking.CreateTimeOff(CreateTimeOffRequest(**mine(**TIMES))))
+            self._words.plant(await stack.booking.CreateBooking(booking))
+            self._words.plant(await stack.messaging.RecordMessage(unsent))
+
     async def run(self, count: int, in_flight: int, sent: Callable[[], object] = lambda: None) -> None:
         """Send `count` requests, to each RPC in turn; call `sent` after each. `is_stopped` ends it early."""
         numbers = iter(range(count))
@@ -247,7 +265,9 @@ async def fuzzing(running: Processes, seed: int, issuer: Issuer | None = None) -
         valid = await valid_requests(stack)
         await plant(stack)
         found = targets(await _connect(running, exits), valid)
-        yield Fuzzer(found, seed, Callers(issuer, Random(seed)) if issuer else None)
+        fuzzer = Fuzzer(found, seed, Callers(issuer, Random(seed)) if issuer else None)
+        await fuzzer.plant(stack)
+        yield fuzzer
 
 
 def _details(error: grpc.aio.AioRpcError) -> bytes:

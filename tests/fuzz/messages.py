@@ -7,12 +7,14 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+from buf.validate import validate_pb2
 from google.protobuf.message import Message
 
 from tests.fuzz.words import NANOS, SECONDS, Words
 
 DEEPEST = 4
 HOUR = 3600
+IDS = ("booking_code", "conversation_id", "customer_id", "message_id", "resource_id", "service_id", "time_off_id")
 TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 
@@ -32,8 +34,8 @@ class Messages:
         self._count += 1
         names = {field.name for field in copy.DESCRIPTOR.fields}
         shift = random.randrange(100_000) * HOUR
-        for name in names & {"start_time", "end_time"}:
-            if copy.HasField(name) and random.random() < 0.9:
+        for name in ("start_time", "end_time"):
+            if name in names and copy.HasField(name) and random.random() < 0.9:
                 getattr(copy, name).seconds += shift
         if "request_id" in names and random.random() < 0.5:
             copy.request_id = str(UUID(int=random.choice((self._count, random.randrange(50)))))
@@ -41,28 +43,24 @@ class Messages:
             copy.salon_id = self._words.text("salon_id")
         if "whatsapp_id" in names and random.random() < 0.7:
             copy.whatsapp_id = f"wamid.{random.choice((self._count, random.randrange(50)))}"
-        for name in names & {"phone_number", "customer_phone"}:
-            if getattr(copy, name) and random.random() < 0.5:
+        for name in ("phone_number", "customer_phone"):
+            if name in names and getattr(copy, name) and random.random() < 0.5:
                 setattr(copy, name, f"+4915112{random.randrange(3000):06}")
         if "page_token" in names and random.random() < 0.2:
             copy.page_token = self._words.text("page_token")
         if "etag" in names and random.random() < 0.7:
             copy.etag = ""
-        for name in names & {"booking_code", "conversation_id", "message_id", "time_off_id", "service_id"}:
-            if getattr(copy, name) and random.random() < 0.5:
+        for name in IDS:
+            if name in names and getattr(copy, name) and random.random() < 0.5:
                 self._replace_id(copy, name)
         return copy
 
     def _replace_id(self, message: Any, name: str) -> None:
-        """Set an ID that was seen in a reply; then the request names its customer or message by nothing else."""
+        """Set an ID that was seen; then the request names its customer, message or last message by nothing else."""
         if (known := self._words.seen(name)) is not None:
             setattr(message, name, known)
-            for other in {field.name for field in message.DESCRIPTOR.fields} & {
-                "phone_number",
-                "user_id",
-                "whatsapp_id",
-            }:
-                message.ClearField(other)
+            for other in ("phone_number", "user_id", "whatsapp_id", "up_to_message_id"):
+                _empty(message, other)
 
     def nearly_valid(self, message: Any) -> Any:
         """Return a valid request with a few wrong fields, at any depth."""
@@ -157,6 +155,13 @@ def _copy(message: Any) -> Any:
     copy = type(message)()
     copy.CopyFrom(message)
     return copy
+
+
+def _empty(message: Any, name: str) -> None:
+    """Clear a text field of a message, if there is one that may be empty."""
+    field = message.DESCRIPTOR.fields_by_name.get(name)
+    if field is not None and not field.GetOptions().Extensions[validate_pb2.field].string.min_len:
+        message.ClearField(name)
 
 
 def _inner(message: Any, field: Any) -> Iterator[Message]:

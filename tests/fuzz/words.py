@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -39,7 +40,12 @@ SECONDS = (
 )
 NANOS = (0, 0, 0, 1, 1000, 999_999_999, 10**9, -1, 2**31 - 1, -(2**31))
 # The texts that a name's fields take besides their own.
-ALIASES = {"next_page_token": "page_token", "customer_phone": "phone_number", "customer_user_id": "user_id"}
+ALIASES = {
+    "next_page_token": "page_token",
+    "customer_phone": "phone_number",
+    "customer_user_id": "user_id",
+    "customer_id": "conversation_id",
+}
 RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_ENUM: (-(2**31), 2**31 - 1),
@@ -56,15 +62,17 @@ class Words:
         """Know nothing yet."""
         self._random = random
         self._known: defaultdict[str, list[str]] = defaultdict(list)
+        self._planted: defaultdict[str, list[str]] = defaultdict(list)
+
+    def plant(self, message: Message) -> None:
+        """Keep the texts of a message to the end."""
+        for name, text in _texts(message):
+            self._planted[name].append(text)
 
     def learn(self, message: Message) -> None:
-        """Keep the texts of a message."""
-        for field, value in message.ListFields():
-            if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
-                self._keep(ALIASES.get(field.name, field.name), value)
-            elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
-                for inner in value[:3] if field.is_repeated else [value]:
-                    self.learn(inner)
+        """Keep the texts of a message in place of some learned before."""
+        for name, text in _texts(message):
+            self._keep(name, text)
 
     def _keep(self, name: str, text: str) -> None:
         known = self._known[name]
@@ -76,8 +84,9 @@ class Words:
             known[self._random.randrange(KEPT)] = text
 
     def seen(self, name: str) -> str | None:
-        """Return a text that a field of this name had in a reply, None if there is none."""
-        return self._random.choice(known) if (known := self._known.get(name)) else None
+        """Return a text that a field of this name had in a planted message or in a reply, None if there is none."""
+        known = self._random.choice((self._planted, self._known)).get(ALIASES.get(name, name))
+        return self._random.choice(known) if known else None
 
     def scalar(self, field: Any) -> Any:
         """Return a value for a field that is no message."""
@@ -117,3 +126,13 @@ class Words:
         if random.random() < 0.3:
             return random.choice("0123456789+-x'\"\\%\0\n\u0663\U0001f487") * length
         return "".join(map(chr, random.choices((*range(256), *range(0x600, 0x6FF), *range(0xFF00, 0xFFFE)), k=length)))
+
+
+def _texts(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield the names of a message's fields, as in ALIASES, and their texts."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
+            yield ALIASES.get(field.name, field.name), value
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for inner in value[:3] if field.is_repeated else [value]:
+                yield from _texts(inner)
