@@ -137,9 +137,13 @@ def redis_url(valkey_server: Valkey) -> str:
 
 
 @pytest.fixture
-async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
-    """The three services, in this process, on separate ports."""
-    async with running(database_url, redis_url) as stack:
+async def stack(request: pytest.FixtureRequest, database_url: str, redis_url: str) -> AsyncIterator[Stack]:
+    """The three services, in this process, on separate ports.
+
+    With the marker `patient` a write waits longer for a lock than by default, so that of many at once none gives up.
+    """
+    database = {"lock_timeout": 30_000, "query_timeout": 30_000} if request.node.get_closest_marker("patient") else {}
+    async with running(database_url, redis_url, database=database) as stack:
         yield stack
 
 

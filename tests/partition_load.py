@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import psycopg
+from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from parlor.messaging.v1 import messaging_pb2 as pb
 from parlor.stats.v1 import stats_pb2
@@ -185,11 +186,12 @@ class Load:
         ]
         async with await psycopg.AsyncConnection.connect(self.stack.database_url, autocommit=True) as conn:
             while not stop.is_set():
-                async with conn.transaction(force_rollback=self.random.random() < 0.2):
-                    for _ in range(self.random.randint(1, 3)):
-                        async with conn.transaction(force_rollback=self.random.random() < 0.2):
-                            await conn.execute(self.random.choice(changes).encode())
-                self.commits += 1
+                with suppress(SerializationFailure, DeadlockDetected):  # another moved the row to another partition
+                    async with conn.transaction(force_rollback=self.random.random() < 0.2):
+                        for _ in range(self.random.randint(1, 3)):
+                            async with conn.transaction(force_rollback=self.random.random() < 0.2):
+                                await conn.execute(self.random.choice(changes).encode())
+                    self.commits += 1
 
     async def _snapshots(self, stop: asyncio.Event) -> None:
         """Count the messages that don't change, some time after the snapshot was taken."""

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import psycopg
+import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
@@ -40,6 +41,7 @@ SECRET = "parlor-test"  # noqa: S105
 SALON = "salon-1"
 RESOURCES = ("anna", "ben", "cleo", "chair_1")
 PHONE = "+4915112345678"
+REDIS_TIMEOUT = 10_000  # in ms, so long that a busy machine does not look like an outage
 
 
 @dataclass
@@ -91,6 +93,8 @@ async def running(
             if replica_url:
                 standby = DatabaseSettings(url=SecretStr(service_url(replica_url, f"parlor_{name}")))
                 replica = Replica(standby, f"test-{name}", pool)
+            if "timeout" not in (cache or {}):
+                settings = settings.model_copy(update={"timeout": REDIS_TIMEOUT})
             cached = Cache(settings, pool.connection, bytes, NAMESPACES, read_only=read_only, replica=replica)
             listen = ServerSettings(**{"port": 0, "ops_port": 0, **(server or {})})
             servers[name] = await exits.enter_async_context(
@@ -125,12 +129,15 @@ async def running(
 async def quiet(database_url: str, redis_url: str, **settings: Any) -> AsyncIterator[Stack]:
     """Run services that send no background statements: one connection, no poll of cache_outbox, all first jobs done."""
     settings |= {"database": {"connection_limit": 1}, "cache": {"poll": 60_000}}
-    async with running(database_url, redis_url, **settings) as stack:
-        before, now = -1, await executed(stack, "messaging")
-        while now != before:
-            await asyncio.sleep(0.5)
-            before, now = now, await executed(stack, "messaging")
-        yield stack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.booking.expiry.EVERY_SECONDS", 3600)
+        patch.setattr("services.messaging.rollups.FIRST_SECONDS", 3600)
+        async with running(database_url, redis_url, **settings) as stack:
+            before, now = list[int](), [await executed(stack, name) for name in ("booking", "messaging")]
+            while now != before:
+                await asyncio.sleep(0.5)
+                before, now = now, [await executed(stack, name) for name in ("booking", "messaging")]
+            yield stack
 
 
 @dataclass

@@ -59,7 +59,8 @@ async def test_calls_refused_before_their_caller_is_known_cannot_fill_the_audit_
     monkeypatch.setattr(audit_module, "MOST_LIMITED", 5)
     settings = jwt_settings(tmp_path, issuer) | {"max_concurrent_rpcs": 1}
     connect = bearer(issuer.token("admin"))
-    async with running(database_url, redis_url, server=settings, connect=connect) as stack:
+    limits = {"lock_timeout": 60_000, "query_timeout": 60_000}  # one call waits for a lock meanwhile
+    async with running(database_url, redis_url, server=settings, database=limits, connect=connect) as stack:
         await salon(stack)
         began = time.monotonic()
         async with holding(database_url, SALONS) as other, Callers(stack, issuer, "booking") as callers:

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import PreconditionFailure
 
@@ -93,6 +94,7 @@ async def test_a_final_booking_frees_its_slot(stack: Stack) -> None:
         await move(stack, booking, final)
 
 
+@pytest.mark.patient
 async def test_64_concurrent_requests_for_a_slot_make_one_booking(stack: Stack) -> None:
     await salon(stack)
 

@@ -85,6 +85,7 @@ class Crowd:
                 assert now == expected or (now.status, now.revision) == expired
 
 
+@pytest.mark.patient
 async def test_no_two_bookings_overlap_after_200_calls_at_once_ten_times(stack: Stack) -> None:
     await salon(stack, resources=RESOURCES)
     crowd = Crowd(stack, seed=3)
@@ -125,6 +126,7 @@ async def outcome(stack: Stack, request: pb.CreateBookingRequest) -> str:
         return read_failure(error).reason
 
 
+@pytest.mark.patient
 @pytest.mark.parametrize("by_service", [False, True])
 async def test_32_at_once_for_any_of_5_fill_each_of_them_once(stack: Stack, by_service: bool) -> None:
     await salon(stack, resources=[*RESOURCES, "chair-5", "chair-6"], **ALWAYS)
@@ -144,6 +146,7 @@ async def test_32_at_once_for_any_of_5_fill_each_of_them_once(stack: Stack, by_s
     assert deadlocks(stack) == 0
 
 
+@pytest.mark.patient
 async def test_two_callers_at_once_never_book_closer_than_their_buffers(stack: Stack) -> None:
     await salon(stack, resources=RESOURCES, **ALWAYS, booking_rules={"buffer_after": {"seconds": 900}})
 
@@ -164,6 +167,7 @@ async def test_two_callers_at_once_never_book_closer_than_their_buffers(stack: S
     assert deadlocks(stack) == 0
 
 
+@pytest.mark.patient
 async def test_bookings_of_one_customer_in_different_ways_never_deadlock(stack: Stack) -> None:
     await salon(stack, resources=RESOURCES, **ALWAYS)
     names: Fields = {"salon_id": SALON, "service_id": "cut", "name": "Cut"}

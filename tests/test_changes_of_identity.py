@@ -102,6 +102,7 @@ async def test_a_change_makes_one_customer_in_any_order(stack: Stack, change: st
     await assert_one(stack, numbers, users)
 
 
+@pytest.mark.patient
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_among_concurrent_bodies_makes_one_customer(stack: Stack, change: str) -> None:
     bodies, numbers, users = CHANGES[change]

@@ -2,8 +2,9 @@
 
 import re
 import ssl
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -223,6 +224,20 @@ def contained(compose: Compose, own_postgres: Postgres, tmp_path: Path) -> Itera
         yield services
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait up to 10 s for a condition: on a busy machine a service may lose Redis for a moment."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def page(url: str, context: ssl.SSLContext) -> bytes:
+    """Return what a URL answers."""
+    with urllib.request.urlopen(url, timeout=5, context=context) as found:  # noqa: S310 - ours
+        return bytes(found.read())
+
+
 def test_the_services_start_with_the_environment_of_the_file_and_serve_those_with_a_right(
     contained: dict[str, Contained],
 ) -> None:
@@ -236,12 +251,10 @@ def test_the_services_start_with_the_environment_of_the_file_and_serve_those_wit
             messaging_pb2_grpc.MessagingServiceStub(channel).RecordMessage(request, timeout=10)
     with contained["stats"].channel("operator", 1) as channel:
         ops = ops_pb2_grpc.OpsServiceStub(channel)
-        statistics = ops.GetCacheStatistics(ops_pb2.GetCacheStatisticsRequest(), timeout=10)
-        assert statistics.redis.connected
+        until(lambda: ops.GetCacheStatistics(ops_pb2.GetCacheStatisticsRequest(), timeout=10).redis.connected)
     for name, service in contained.items():
         context = ssl.create_default_context(cafile=service.folder / "ca.pem")
         context.load_cert_chain(service.folder / "operator.pem", service.folder / "operator.key")
         url = f"https://localhost:{service.ports[2]}/metrics"
-        with urllib.request.urlopen(url, timeout=5, context=context) as page:
-            assert b"parlor_cache_connected 1.0" in page.read(), name
+        until(lambda: b"parlor_cache_connected 1.0" in page(url, context))  # noqa: B023 - it is called here
         assert not is_serving(f"localhost:{service.port}", SERVICES[name])  # without TLS

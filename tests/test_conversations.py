@@ -124,6 +124,7 @@ async def test_tags_are_added_and_removed(stack: Stack) -> None:
     assert list(listed[0].tags) == expected
 
 
+@pytest.mark.patient
 async def test_50_tags_added_concurrently_are_all_stored(stack: Stack) -> None:
     await salon(stack)
     await conversation(stack)

@@ -129,7 +129,7 @@ async def test_the_setting_limits_the_number_of_prepared_statements(
 
 
 async def test_a_statement_over_its_timeout_is_canceled_by_the_server_and_counted(database_url: str) -> None:
-    async with opened(database_url, query_timeout=50) as database:
+    async with opened(database_url, query_timeout=1000) as database:
         with pytest.raises(psycopg.errors.QueryCanceled):
             await value(database, "SELECT pg_sleep(60)")
         assert database.queries.errors == 1

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
+import pytest
 import redis
 
 from parlor.messaging.v1 import messaging_pb2 as pb
@@ -167,6 +168,7 @@ async def test_an_erased_customer_who_writes_again_gets_a_new_conversation(stack
     assert (await erase(stack, phone_number=PHONE)).messages == 1
 
 
+@pytest.mark.patient
 async def test_ai_messages_of_an_erased_customer_are_counted_without_text(stack: Stack) -> None:
     await salon(stack)
     for turn in range(8):
@@ -180,6 +182,7 @@ async def test_ai_messages_of_an_erased_customer_are_counted_without_text(stack:
     assert rows(stack.database_url, query) == [(96, 480, 0)]
 
 
+@pytest.mark.patient
 async def test_no_message_can_be_added_to_an_erased_conversation(stack: Stack) -> None:
     await salon(stack)
     await stack.messaging.RecordMessage(message_request())

@@ -104,7 +104,7 @@ async def test_a_conflict_is_retried_once_and_then_returned(stack: Stack) -> Non
 
 async def test_a_deadlock_is_retried_once(database_url: str, redis_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as owner:
-        owner.execute(f"ALTER DATABASE {owner.info.dbname} SET deadlock_timeout = '200ms'".encode())
+        owner.execute(f"ALTER DATABASE {owner.info.dbname} SET deadlock_timeout = '1s'".encode())
     async with running(database_url, redis_url) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
@@ -129,7 +129,7 @@ async def test_an_internal_error_does_not_reveal_its_text(stack: Stack) -> None:
 
 
 async def test_a_statement_over_its_timeout_is_query_timeout(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, database={"query_timeout": 200}) as stack:
+    async with running(database_url, redis_url, database={"query_timeout": 1000}) as stack:
         await salon(stack)
         async with holding(database_url, SALONS):
             error = await failure(stack.booking.CreateBooking(booking_request()))
@@ -140,7 +140,7 @@ async def test_a_statement_over_its_timeout_is_query_timeout(database_url: str, 
 async def test_a_request_over_its_timeout_is_query_timeout_and_leaves_nothing_behind(
     database_url: str, redis_url: str
 ) -> None:
-    limits: dict[str, Any] = {"database": {"connection_limit": 1}, "server": {"request_timeout": 200}}
+    limits: dict[str, Any] = {"database": {"connection_limit": 1}, "server": {"request_timeout": 1000}}
     async with running(database_url, redis_url, **limits) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
@@ -175,7 +175,9 @@ async def test_too_many_rpcs_are_overloaded(database_url: str, redis_url: str) -
 
 
 async def test_an_exhausted_pool_is_pool_exhausted(database_url: str, redis_url: str) -> None:
-    async with running(database_url, redis_url, database={"connection_limit": 1, "pool_timeout": 1}) as stack:
+    async with running(
+        database_url, redis_url, database={"connection_limit": 1, "pool_timeout": 1, "lock_timeout": 10_000}
+    ) as stack:
         await salon(stack)
         async with holding(database_url, SALONS) as other:
             call = stack.booking.CreateBooking(booking_request())

@@ -1,7 +1,7 @@
 """Every mutation against every cached read: the next reply shows the change, and other replies stay cached."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,18 @@ from parlor.booking.v1 import booking_pb2 as booking
 from parlor.messaging.v1 import messaging_pb2 as messaging
 from parlor.ops.v1 import ops_pb2 as ops
 from parlor.stats.v1 import stats_pb2 as stats
-from tests.stack import PHONE, SALON, Fields, Stack, booking_request, message_request, rows, salon, webhook_body
+from tests.stack import (
+    PHONE,
+    SALON,
+    Fields,
+    Stack,
+    booking_request,
+    message_request,
+    rows,
+    running,
+    salon,
+    webhook_body,
+)
 from tests.test_webhook import signed, text
 from tests.test_webhook import status as whatsapp_status
 
@@ -153,6 +164,13 @@ class Fresh:
 def expiry_at_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the background job that ends expired holds run when the server starts, and not again in the test."""
     monkeypatch.setattr("services.booking.expiry.EVERY_SECONDS", 3600)
+
+
+@pytest.fixture
+async def stack(database_url: str, redis_url: str) -> AsyncIterator[Stack]:
+    """Services whose cached replies outlive a test."""
+    async with running(database_url, redis_url, cache={"ttl_negative": 3600}) as stack:
+        yield stack
 
 
 @pytest.fixture

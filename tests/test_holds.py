@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -145,6 +146,7 @@ async def test_a_hold_must_be_pending_and_expire_at_a_whole_second(stack: Stack)
         assert (error.reason, error.fields) == ("INVALID_FIELD", ["hold_duration"])
 
 
+@pytest.mark.patient
 async def test_32_concurrent_requests_over_an_expired_hold_make_one_booking(stack: Stack) -> None:
     held = await expired(stack)
 

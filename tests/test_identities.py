@@ -143,6 +143,7 @@ async def test_two_concurrent_messages_of_a_new_customer_make_one_conversation(
     assert rows(stack.database_url, query) == [(hundred, 3, 3)]
 
 
+@pytest.mark.patient
 async def test_a_number_that_arrives_during_a_message_without_it_makes_one_conversation(
     stack: Stack,
 ) -> None:
@@ -170,6 +171,7 @@ async def test_customer_names_do_not_depend_on_the_order_of_delivery(stack: Stac
     assert rows(stack.database_url, "SELECT DISTINCT customer_name FROM conversations") == [("New",)]
 
 
+@pytest.mark.patient
 async def test_assigning_a_number_during_other_writes_does_not_deadlock(stack: Stack) -> None:
     await salon(stack, phone_number_id="1")
     crowd = [{"from": f"1650444{number:04}"} for number in range(20)]

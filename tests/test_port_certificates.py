@@ -91,7 +91,7 @@ async def secured(folder: Path, database_url: str, redis_url: str) -> AsyncItera
         ops_port=0, metrics_port=metrics_port, **{name: folder / file for name, file in files.items()}
     )
     url = SecretStr(service_url(database_url, "parlor_booking"))
-    pool = Database(DatabaseSettings(url=url), "test-booking")
+    pool = Database(DatabaseSettings(url=url, lock_timeout=20_000), "test-booking")  # a call waits for a lock
     cache = Cache(CacheSettings(url=redis_url), pool.connection, bytes, NAMESPACES)
     async with serve(settings, pool, cache, build(cache, pool)) as server:
         yield Secured(server, metrics_port, folder)

@@ -72,7 +72,9 @@ class Served:
 
     def error(self, method: MethodDescriptor, data: bytes, compressed: bool) -> Any:
         """Do what `call` does; return the grpc.RpcError, None if the call succeeded."""
-        for _ in range(TRIES):
+        for number in range(TRIES):
+            if number:
+                time.sleep(1)
             error, longest, memory = self.measure(method, data, compressed)
             if longest < MOST_SECONDS:
                 break

@@ -1,6 +1,7 @@
 """WatchBookings: what was missed, then what comes, on a stream."""
 
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from libs.server import changes, feed
 from parlor.booking.v1 import booking_pb2 as pb
 from services.booking.changes import booking_changes
 from tests.feed import Watch, listed, watching
+from tests.http2_abuse.neighbor import waited_ns
 from tests.load import until
 from tests.stack import SALON, Stack, booking_request, executed, quiet, read_failure, rows, running, salon
 from tests.test_booking_changes import INSERT, now_on
@@ -36,9 +38,9 @@ async def test_a_change_comes_at_once(stack: Stack) -> None:
     async with watching(stack.booking, SALON) as watch:
         for number in range(20):
             booking = await stack.booking.CreateBooking(booking_request(1_800_000_000 + 3600 * number))
-            began = time.perf_counter()
+            began, waited = time.perf_counter(), waited_ns(os.getpid())  # for a CPU, because of other processes
             [change] = await watch.changes(1)
-            took.append(time.perf_counter() - began)
+            took.append(time.perf_counter() - began - (waited_ns(os.getpid()) - waited) / 1e9)
             assert (change.booking_code, change.revision) == (booking.booking_code, 1)
     assert sorted(took)[-2] < 0.3, took
 
@@ -115,7 +117,7 @@ async def test_nothing_is_left_out_between_catching_up_and_live_changes(stack: S
 
 
 async def test_a_silent_stream_has_a_token_every_while(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "KEEPALIVE_SECONDS", 0.3)
+    monkeypatch.setattr(feed, "KEEPALIVE_SECONDS", 1)
     table = booking_changes(stack.servers["booking"].database).table
     await salon(stack)
     async with watching(stack.booking, SALON) as watch:
@@ -223,12 +225,12 @@ async def test_a_watcher_that_reads_slowly_is_dropped(stack: Stack, monkeypatch:
 
 
 async def test_streams_have_a_limit_of_their_own(database_url: str, redis_url: str) -> None:
-    settings = {"max_watchers": 2, "max_concurrent_rpcs": 1, "request_timeout": 200}
+    settings = {"max_watchers": 2, "max_concurrent_rpcs": 1, "request_timeout": 1000}
     async with running(database_url, redis_url, server=settings) as stack:
         async with watching(stack.booking), watching(stack.booking) as watch:
             told = await end(Watch(stack.booking.WatchBookings(pb.WatchBookingsRequest())))
             assert (told.code.name, told.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             await salon(stack)
             assert len(await watch.changes(1)) == 1
 
@@ -259,7 +261,9 @@ async def test_nothing_is_polled_without_a_watcher(database_url: str, redis_url:
 
 async def test_a_silent_stream_outlives_the_limits_of_its_connection(database_url: str, redis_url: str) -> None:
     times = ("max_connection_idle", "keepalive_time", "keepalive_timeout", "send_timeout", "receive_timeout")
-    async with running(database_url, redis_url, server={**dict.fromkeys(times, 1000), "request_timeout": 500}) as stack:
+    async with running(
+        database_url, redis_url, server={**dict.fromkeys(times, 1000), "request_timeout": 2000}
+    ) as stack:
         async with watching(stack.booking) as watch:
             await asyncio.sleep(4)
             await salon(stack)

@@ -11,6 +11,7 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from libs.cache import outbox
+from libs.cache.recovery import Recovery
 from tests.cache.outages import NOWHERE, hanging, ready, rows
 from tests.cache.servers import CacheServer
 from tests.cache.shop import Pause, Shop, Start, put
@@ -79,6 +80,16 @@ async def test_writes_and_reads_succeed_while_a_very_large_outbox_is_drained(
 
 
 @pytest.fixture
+def compacted_by_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no process compact the outbox by itself."""
+
+    async def nothing(_: Recovery) -> None:
+        """Leave it as it is."""
+
+    monkeypatch.setattr(Recovery, "_compact", nothing)
+
+
+@pytest.fixture
 def three_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat more than three tags as very many."""
     monkeypatch.setattr(outbox, "MAX_TAGS", 3)
@@ -100,6 +111,7 @@ async def compact(pool: AsyncConnectionPool) -> None:
         await outbox.compact(conn)
 
 
+@pytest.mark.usefixtures("compacted_by_test")
 async def test_compaction_keeps_one_row_per_tag(start: Start, pool: AsyncConnectionPool) -> None:
     reader, cut_off = await start(), await start(redis_url=NOWHERE)
     await asyncio.gather(reader.text(), reader.text(shelf="b"))
@@ -112,6 +124,7 @@ async def test_compaction_keeps_one_row_per_tag(start: Start, pool: AsyncConnect
     assert (await reader.text(), await reader.text(shelf="b"), await rows(pool)) == ("4", "4", 0)
 
 
+@pytest.mark.usefixtures("compacted_by_test")
 async def test_a_lower_id_committed_after_the_compaction_is_drained_too(
     start: Start, pool: AsyncConnectionPool
 ) -> None:
@@ -129,7 +142,7 @@ async def test_a_lower_id_committed_after_the_compaction_is_drained_too(
     assert (await reader.text("milk"), await rows(pool)) == ("other", 0)
 
 
-@pytest.mark.usefixtures("three_are_many")
+@pytest.mark.usefixtures("three_are_many", "compacted_by_test")
 @pytest.mark.parametrize("compacted", [False, True], ids=["when drained", "meanwhile"])
 async def test_very_many_pending_tags_drop_the_cache(start: Start, pool: AsyncConnectionPool, compacted: bool) -> None:
     reader, cut_off = await start(), await start(redis_url=NOWHERE)
@@ -148,7 +161,7 @@ async def test_very_many_pending_tags_drop_the_cache(start: Start, pool: AsyncCo
     assert (await reader.read(shelf="f")).source == "hit"
 
 
-@pytest.mark.usefixtures("three_are_many")
+@pytest.mark.usefixtures("three_are_many", "compacted_by_test")
 async def test_a_load_under_way_while_the_cache_is_dropped_is_not_stored(start: Start) -> None:
     reader, cut_off = await start(), await start(redis_url=NOWHERE)
     await reader.text("milk")
@@ -162,7 +175,7 @@ async def test_a_load_under_way_while_the_cache_is_dropped_is_not_stored(start: 
     assert (await reader.text(), (await reader.read()).source) == ("new", "hit")
 
 
-@pytest.mark.usefixtures("three_are_many")
+@pytest.mark.usefixtures("three_are_many", "compacted_by_test")
 async def test_a_read_only_process_drops_the_cache_without_deleting_rows(
     start: Start, pool: AsyncConnectionPool
 ) -> None:
@@ -177,7 +190,9 @@ async def test_a_read_only_process_drops_the_cache_without_deleting_rows(
 @pytest.mark.usefixtures("three_are_many")
 async def test_a_process_without_redis_keeps_the_outbox_small(start: Start, pool: AsyncConnectionPool) -> None:
     cut_off = await start(redis_url=NOWHERE, poll=10)
-    await write_shelves(cut_off, "new", "abcdefgh")
+    async with cut_off.cache.transaction(*map(cut_off.shelf, "abcdefgh")) as write:  # seen as one by a compaction
+        for shelf in "abcdefgh":
+            await put(write.conn, "new", shelf=shelf)
     async with asyncio.timeout(10):
         while await in_outbox(pool) != [outbox.EVERYTHING]:
             pass

@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from libs.cache import CacheSettings
 from tests.conftest import WITH_USER, valkey_binary
 from tests.failover.checked_load import CheckedLoad
 from tests.load import until
@@ -40,16 +42,19 @@ class Services:
     mode: str
     folder: Path
 
+    @property
+    def cache(self) -> dict[str, Any]:
+        """Settings of the cache: the mode, and the default of REDIS_TIMEOUT."""
+        return {"without": self.mode, "timeout": CacheSettings().timeout}
+
     @asynccontextmanager
     async def loaded(self, writer_url: str, reader_url: str) -> AsyncIterator[CheckedLoad]:
         """Run both processes under a load; check it once the block has ended and the cache is back."""
         async with AsyncExitStack() as exits:
             others = exits.enter_context(processes(self.database_url, reader_url, self.folder))
             reader = await exits.enter_async_context(stubs(others))
-            writer = await exits.enter_async_context(
-                running(self.database_url, writer_url, cache={"without": self.mode})
-            )
-            load = CheckedLoad(writer, reader, deadline=DEADLINE_SECONDS)
+            writer = await exits.enter_async_context(running(self.database_url, writer_url, cache=self.cache))
+            load = CheckedLoad(writer, reader, deadline=DEADLINE_SECONDS + BUSY_SECONDS)
             await load.prepare()
             async with load.running():
                 await back(load)
@@ -125,7 +130,7 @@ async def test_a_process_started_while_there_are_two_masters_agrees_with_the_oth
         async with AsyncExitStack() as exits, services.loaded(url, url) as load:
             ask(servers.sentinels[0], "SENTINEL", "FAILOVER", NAME)
             await until(lambda: named(servers.sentinels[0]) == servers.replica.port)
-            late = running(services.database_url, url, cache={"without": services.mode})
+            late = running(services.database_url, url, cache=services.cache)
             load.readers.append(await exits.enter_async_context(late))
             assert is_master(servers.master)
             await back(load)

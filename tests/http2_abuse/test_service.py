@@ -99,7 +99,8 @@ class Booking:
 @asynccontextmanager
 async def booking(database_url: str, redis_url: str, transport: str = "http2", **limits: Any) -> AsyncIterator[Booking]:
     """Run the booking service with other limits."""
-    database = Database(DatabaseSettings(url=SecretStr(service_url(database_url, "parlor_booking"))), "test-booking")
+    url = SecretStr(service_url(database_url, "parlor_booking"))
+    database = Database(DatabaseSettings(url=url, lock_timeout=30_000, query_timeout=30_000), "test-booking")
     cache = Cache(CacheSettings(url=redis_url, refill=0), database.connection, bytes, NAMESPACES)
     [metrics_port] = free_ports(1)
     listen = ServerSettings(host="127.0.0.1", metrics_port=metrics_port, server_transport=transport, **limits)
