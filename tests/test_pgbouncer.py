@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from libs.db import Connection, Database, DatabaseSettings
+from libs.db import Connection, Database, DatabaseSettings, QueryStats
 from ops.migrate import migrate, service_url
 from ops.servers import Postgres, postgres_url
 from tests.load import Writer, running_load
@@ -112,6 +112,25 @@ async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_ca
     assert len(warnings) <= 2  # none with a pooler that supports prepared statements
     assert warnings or "100" in pooler.more
     assert all("pgbouncer=true" in event for event in warnings)
+
+
+async def test_a_cursor_behind_an_unrecognized_pooler_never_runs_a_statement_of_another_connection(login: str) -> None:
+    async with AsyncExitStack() as exits:
+        connections = [await exits.enter_async_context(await Connection.connect(login)) for _ in range(3)]
+        for conn in connections:
+            await conn.set_autocommit(True)
+            conn.queries = QueryStats(threshold=60)
+        one, two, other = connections
+        one.prepare_threshold = two.prepare_threshold = 0
+
+        async def answer(conn: Connection, word: str) -> Any:
+            return await (await conn.execute(f"SELECT '{word}' || %s::text".encode(), ["!"])).fetchall()
+
+        async with one.transaction(), two.transaction():  # on two servers, each with a statement of its connection
+            assert (await answer(one, "one"), await answer(two, "two")) == ([("one!",)], [("two!",)])
+        async with other.transaction():  # on one of the two
+            await other.execute(b"SELECT")
+            assert (await answer(one, "one"), await answer(two, "two")) == ([("one!",)], [("two!",)])
 
 
 async def test_prepared_statements_of_two_processes_have_different_names(database_url: str) -> None:

@@ -180,7 +180,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             values = adapt.dump_sequence(list(map(statement.params.__getitem__, keys)), [PyFormat.TEXT] * len(keys))
             name = b""
             if keys and self.prepare_threshold is not None:  # BEGIN and the like have no plan worth keeping
-                name = self._prepared_names.get(query) or await self._prepare(query)
+                name = self._prepared_names.get(query) or await self._prepare(query)  # b"": it is sent unprepared
             commands.append((query, name, values))
         pgconn.enter_pipeline_mode()
         for query, name, values in commands:
@@ -209,6 +209,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         return found
 
     async def _prepare(self, query: bytes) -> bytes:
+        """Prepare a statement; return its name, b"" if `prepared_max` statements are prepared."""
+        if self.prepared_max is not None and len(self._prepared_names) >= self.prepared_max:
+            return b""
         name = f"parlor_{self._prefix}_{next(self._numbers)}".encode()
         self.pgconn.enter_pipeline_mode()
         self.pgconn.send_prepare(name, query)

@@ -9,7 +9,6 @@ from typing import Any, LiteralString, Self, cast
 from psycopg import AsyncCursor
 from psycopg.abc import Params, Query
 from psycopg.errors import DuplicatePreparedStatement, InvalidSqlStatementName
-from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
 from libs.db.statement import Statement
@@ -61,17 +60,15 @@ class TimedCursor(AsyncCursor[Any]):
     async def execute(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Self:
-        """Execute as psycopg does; without a prepared statement if a pooler has lost it."""
+        """Execute as psycopg does, but never prepare: `prepare` is ignored.
+
+        psycopg gives its statements the same names in every process. Behind a pooler one could run a statement of
+        another process, and return its rows.
+        """
         conn = cast(Any, self.connection)
         queries: QueryStats = conn.queries
         started = conn.began = time.perf_counter()
         try:
-            try:
-                return await super().execute(cast(LiteralString, query), params, prepare=prepare, binary=binary)
-            except STATEMENT_LOST:
-                conn.stop_preparing()  # psycopg knows which statements it has deallocated itself
-                if conn.pgconn.transaction_status != TransactionStatus.IDLE:
-                    raise
             return await super().execute(cast(LiteralString, query), params, prepare=False, binary=binary)
         except Exception:
             queries.errors += 1

@@ -452,7 +452,7 @@ class DatabaseConfig(_message.Message):
     slow_query_threshold: _builtins.int
     """DB_SLOW_QUERY_THRESHOLD: duration from which a statement is slow, in ms."""
     statement_cache_size: _builtins.int
-    """DB_STATEMENT_CACHE_SIZE: prepared statements cached per connection."""
+    """DB_STATEMENT_CACHE_SIZE: most prepared statements of a connection; 0 if none is prepared."""
     def __init__(
         self,
         *,
