@@ -89,9 +89,7 @@ class DatabaseSettings(BaseSettings):
     url: SecretStr = Field(description="Connection string without pool parameters.")
     connection_limit: int = Field(20, ge=1, le=1000, description="Most connections of this process.")
     pool_timeout: int = Field(20, ge=1, le=3600, description="Longest wait for a connection, in s.")
-    statement_cache_size: int = Field(
-        100, ge=0, le=10_000, description="Most prepared statements of a connection."
-    )
+    statement_cache_size: int = Field(100, ge=0, le=10_000, description="Most prepared statements of a connection.")
     pgbouncer: bool = Field(False, description="A pooler assigns servers per transaction: prepare no statements.")
     query_timeout: int = Field(10_000, ge=1, le=3_600_000, description="Longest time of a statement, in ms.")
     lock_timeout: int = Field(2_000, ge=1, le=3_600_000, description="Longest wait for a lock, in ms.")
