@@ -57,17 +57,17 @@ every_way = pytest.mark.parametrize("send", [by_cursor, by_fetch, by_run])
 
 
 async def connect(url: str) -> Connection:
-    conn = await Connection.connect(url, autocommit=True)
-    conn.queries = QueryStats(threshold=60)
+    conn = await Connection.connect(url, autocommit=True, prepare_threshold=None)
+    conn.queries, conn.most_prepared = QueryStats(threshold=60), 100
     return conn
 
 
-@pytest.mark.parametrize(("threshold", "kept"), [(2, 1), (None, 0)])
+@pytest.mark.parametrize(("most", "kept"), [(100, 1), (0, 0)])
 async def test_a_fetch_is_prepared_at_its_first_use_if_statements_may_be_prepared(
-    database_url: str, threshold: int | None, kept: int
+    database_url: str, most: int, kept: int
 ) -> None:
     async with await connect(database_url) as conn:
-        conn.prepare_threshold = threshold
+        conn.most_prepared = most
         for value in ("a", "é"):
             names, rows = await conn.fetch(TWICE, [value, "b"])
             assert names == ["once", "twice"]
@@ -75,20 +75,6 @@ async def test_a_fetch_is_prepared_at_its_first_use_if_statements_may_be_prepare
         _, [(prepared,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])
         assert prepared == kept
         assert conn.queries.executed == 3
-
-
-async def test_a_cursor_prepares_nothing_and_its_rollback_deallocates_nothing(database_url: str) -> None:
-    """Its names for statements would be the same in every process: behind a pooler they could be mixed up."""
-    kept = "SELECT name LIKE 'parlor%%' FROM pg_prepared_statements"
-    async with await connect(database_url) as conn:
-        conn.prepare_threshold = 0
-        for _ in range(3):
-            assert (await conn.fetch(TWICE, ["a", "b"]))[1] == [(b"a", b"ab")]
-            await conn.execute("SELECT %s::text", ["c"], prepare=True)
-            async with conn.transaction(force_rollback=True):
-                await conn.execute("SELECT 2")
-            assert (await fetch_rows(conn, kept, []))[1] == [(True,)]
-        assert conn.queries.errors == 0
 
 
 @pytest.mark.parametrize(
@@ -242,9 +228,9 @@ async def test_statements_deallocated_by_psycopg_are_prepared_again(database_url
         assert await conn.run(select) == [[(b"a",)]]
 
 
-async def test_without_a_threshold_no_statement_is_prepared(database_url: str) -> None:
+async def test_no_statement_is_prepared_if_none_may_be(database_url: str) -> None:
     async with await connect(database_url) as conn:
-        conn.prepare_threshold = None
+        conn.most_prepared = 0
         for text in ("a", "é"):
             assert await by_run(conn, "SELECT $1::text", [text]) == [(text.encode(),)]
         _, [(kept,)] = await fetch_rows(conn, "SELECT count(*) FROM pg_prepared_statements", [])

@@ -125,6 +125,19 @@ async def test_the_setting_limits_the_number_of_prepared_statements(database_url
         assert await cursor.fetchall() == [(kept,)]
 
 
+async def test_a_cursor_prepares_nothing_and_its_rollback_deallocates_nothing(database_url: str) -> None:
+    """Cursors would use the same names in every process, so that a pooler could mix their statements up."""
+    async with opened(database_url) as database, database.connection() as conn:
+        for _ in range(3):
+            assert (await conn.fetch("SELECT $1::text", ["a"]))[1] == [(b"a",)]
+            await conn.execute("SELECT %s::text", ["b"], prepare=True)
+            async with conn.transaction(force_rollback=True):
+                await conn.execute("SELECT 1")
+            cursor = await conn.execute("SELECT statement FROM pg_prepared_statements")
+            assert await cursor.fetchall() == [("SELECT $1::text",)]
+        assert database.queries.errors == 0
+
+
 async def test_a_statement_over_its_timeout_is_canceled_by_the_server_and_counted(database_url: str) -> None:
     async with opened(database_url, query_timeout=1000) as database:
         with pytest.raises(psycopg.errors.QueryCanceled):

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from libs.db import Connection, Database, DatabaseSettings, QueryStats
+from libs.db import Connection, Database, DatabaseSettings
 from ops.migrate import migrate, service_url
 from ops.servers import Postgres, postgres_url
 from tests.load import Writer, running_load
@@ -44,6 +44,18 @@ def url(pooler: PgBouncer, database_url: str) -> str:
 def login(url: str) -> str:
     """The URL of a service's login. Each process logs a warning about one without the defaults of `parlor migrate`."""
     return service_url(url, "parlor_booking")
+
+
+@pytest.fixture
+def unrecognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let new connections not recognize the pooler, as if it passed on the process ID of a server."""
+    read_history = Connection.read_history
+
+    async def not_recognized(conn: Connection) -> bool:
+        await read_history(conn)
+        return False
+
+    monkeypatch.setattr(Connection, "read_history", not_recognized)
 
 
 @asynccontextmanager
@@ -96,15 +108,8 @@ async def test_with_pgbouncer_in_the_url_nothing_is_prepared_and_nothing_is_logg
 
 
 async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_call_fails(
-    login: str, pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch
+    login: str, pooler: PgBouncer, unrecognized: None
 ) -> None:
-    read_history = Connection.read_history
-
-    async def not_recognized(conn: Connection) -> bool:
-        await read_history(conn)
-        return False
-
-    monkeypatch.setattr(Connection, "read_history", not_recognized)
     with capture_logs() as logged:
         async with pools(login) as databases:
             await ask_all(databases)
@@ -114,18 +119,14 @@ async def test_an_unrecognized_pooler_is_recognized_at_its_first_error_and_no_ca
     assert all("pgbouncer=true" in event for event in warnings)
 
 
-async def test_a_cursor_behind_an_unrecognized_pooler_never_runs_a_statement_of_another_connection(login: str) -> None:
-    async with AsyncExitStack() as exits:
-        connections = [await exits.enter_async_context(await Connection.connect(login)) for _ in range(3)]
-        for conn in connections:
-            await conn.set_autocommit(True)
-            conn.queries = QueryStats(threshold=60)
-        one, two, other = connections
-        one.prepare_threshold = two.prepare_threshold = 0
+async def test_a_cursor_behind_an_unrecognized_pooler_never_runs_a_statement_of_another_connection(
+    login: str, unrecognized: None
+) -> None:
+    async def answer(conn: Connection, word: str) -> Any:
+        return await (await conn.execute(f"SELECT '{word}' || %s::text".encode(), ["!"], prepare=True)).fetchall()
 
-        async def answer(conn: Connection, word: str) -> Any:
-            return await (await conn.execute(f"SELECT '{word}' || %s::text".encode(), ["!"])).fetchall()
-
+    async with AsyncExitStack() as exits, pools(login, 3) as databases:
+        one, two, other = [await exits.enter_async_context(database.connection()) for database in databases]
         async with one.transaction(), two.transaction():  # on two servers, each with a statement of its connection
             assert (await answer(one, "one"), await answer(two, "two")) == ([("one!",)], [("two!",)])
         async with other.transaction():  # on one of the two

@@ -38,7 +38,7 @@ async def test_a_change_comes_at_once(stack: Stack) -> None:
     async with watching(stack.booking, SALON) as watch:
         for number in range(20):
             booking = await stack.booking.CreateBooking(booking_request(1_800_000_000 + 3600 * number))
-            began, waited = time.perf_counter(), waited_ns(os.getpid())  # for a CPU, because of other processes
+            began, waited = time.perf_counter(), waited_ns(os.getpid())  # waited: for a CPU, in ns
             [change] = await watch.changes(1)
             took.append(time.perf_counter() - began - (waited_ns(os.getpid()) - waited) / 1e9)
             assert (change.booking_code, change.revision) == (booking.booking_code, 1)

@@ -139,7 +139,7 @@ async def test_workers_share_a_port_and_sum_their_metrics_even_if_one_is_killed(
         assert survivor in workers(started)
         assert killed not in workers(started)
 
-    for _ in range(40):  # a worker that answers writes its counts first, and each of the two answers some
+    for _ in range(40):  # a worker writes its counts before it answers, and both workers answer some of these
         shown = await asyncio.to_thread(scrape, started, "booking")
     assert shown[GOT] >= seen
     async with callers(started) as channels:  # new connections, because the old ones may all be on the survivor

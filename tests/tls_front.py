@@ -26,7 +26,7 @@ class Front:
         self.port = free_port()
         self.accepted = 0
         self.refused = 0
-        self.ports = set[int]()  # of its own connections, if it passes on to a port
+        self.local_ports = set[int]()  # of the connections to the target, if the target is a port
         self._target, self._postgres = target, postgres
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
@@ -52,7 +52,7 @@ class Front:
             self.accepted += 1
             if isinstance(self._target, int):
                 server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
-                self.ports.add(to_server.get_extra_info("sockname")[1])
+                self.local_ports.add(to_server.get_extra_info("sockname")[1])
             else:
                 server, to_server = await asyncio.open_unix_connection(self._target)
             await asyncio.gather(_copy(reader, to_server), _copy(server, writer))

@@ -51,11 +51,16 @@ class Connection(psycopg.AsyncConnection[Any]):
     a statement prepared. `began` is when the last statement was sent, by time.perf_counter. A statement may take
     `allowed_seconds`, if that is more than others may.
 
+    `run` prepares at most `most_prepared` statements. Cursors must prepare none: connect with `prepare_threshold=None`.
+    psycopg names theirs alike in every process, so behind a pooler a cursor could run the statement of another process
+    and return its rows.
+
     A COMMIT is never canceled: if its caller is, `ending` is the task that waits for the answer. The connection can't
     be used until that task is done. While `endings` has `most_endings` such tasks, no transaction begins.
     """
 
     queries: QueryStats
+    most_prepared = 0
     history: History | None = None
     began = 0.0
     allowed_seconds = 0.0
@@ -138,7 +143,7 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def stop_preparing(self) -> None:
         """Prepare nothing from now on."""
-        self.prepare_threshold = None
+        self.most_prepared = 0
         self.on_pooled()
 
     def is_overdue(self, seconds: float) -> bool:
@@ -179,8 +184,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             query, keys = numbered(statement.query)
             values = adapt.dump_sequence(list(map(statement.params.__getitem__, keys)), [PyFormat.TEXT] * len(keys))
             name = b""
-            if keys and self.prepare_threshold is not None:  # BEGIN and the like have no plan worth keeping
-                name = self._prepared_names.get(query) or await self._prepare(query)  # b"": it is sent unprepared
+            if keys and self.most_prepared:  # BEGIN and the like have no plan worth keeping
+                name = self._prepared_names.get(query) or await self._prepare(query)
             commands.append((query, name, values))
         pgconn.enter_pipeline_mode()
         for query, name, values in commands:
@@ -209,8 +214,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         return found
 
     async def _prepare(self, query: bytes) -> bytes:
-        """Prepare a statement; return its name, b"" if `prepared_max` statements are prepared."""
-        if self.prepared_max is not None and len(self._prepared_names) >= self.prepared_max:
+        """Prepare a statement; return its name, b"" if as many are prepared as may be."""
+        if len(self._prepared_names) >= self.most_prepared:
             return b""
         name = f"parlor_{self._prefix}_{next(self._numbers)}".encode()
         self.pgconn.enter_pipeline_mode()

@@ -114,7 +114,7 @@ class Database:
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self._conninfo_of_primary,
             connection_class=Connection,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "prepare_threshold": None},
             configure=self._configure,
             min_size=min(4, settings.connection_limit),
             max_size=settings.connection_limit,
@@ -143,10 +143,9 @@ class Database:
         # Commits whose callers have left may wait for a standby on less than half of the pool.
         conn.endings, conn.most_endings = self._endings, max(1, self.settings.connection_limit // 2)
         conn.on_pooled = self._stop_preparing
-        conn.prepared_max = self.settings.statement_cache_size
         if await conn.read_history():
             self._stop_preparing()
-        conn.prepare_threshold = 2 if self.settings.statement_cache_size and not self._pooled else None
+        conn.most_prepared = 0 if self._pooled else self.settings.statement_cache_size
         if conn.history != self.history:
             for host in self._hosts:
                 host.probe_now(reconnect=True)
@@ -168,7 +167,7 @@ class Database:
             self._pooled = True
             log.warning("a pooler shares the server with others: no statement is prepared any more; see pgbouncer=true")
             for conn in self._connections:
-                conn.prepare_threshold = None
+                conn.most_prepared = 0
 
     async def open(self, on_change: OnChange = _ignore) -> None:
         """Start the pool; return when every host has been probed.

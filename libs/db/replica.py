@@ -66,7 +66,7 @@ class Replica:
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self._conninfo,
             connection_class=Connection,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "prepare_threshold": None},
             configure=self._configure,
             min_size=min(2, settings.connection_limit),
             max_size=settings.connection_limit,
@@ -77,8 +77,7 @@ class Replica:
 
     async def _configure(self, conn: Connection) -> None:
         conn.queries = self._primary.queries
-        conn.prepared_max = self._settings.statement_cache_size
-        conn.prepare_threshold = 2 if self._settings.statement_cache_size and not self._settings.pgbouncer else None
+        conn.most_prepared = 0 if self._settings.pgbouncer else self._settings.statement_cache_size
 
     async def open(self) -> None:
         """Start connecting."""

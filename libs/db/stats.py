@@ -60,16 +60,12 @@ class TimedCursor(AsyncCursor[Any]):
     async def execute(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Self:
-        """Execute as psycopg does, but never prepare: `prepare` is ignored.
-
-        psycopg gives its statements the same names in every process. Behind a pooler one could run a statement of
-        another process, and return its rows.
-        """
+        """Execute as psycopg does."""
         conn = cast(Any, self.connection)
         queries: QueryStats = conn.queries
         started = conn.began = time.perf_counter()
         try:
-            return await super().execute(cast(LiteralString, query), params, prepare=False, binary=binary)
+            return await super().execute(cast(LiteralString, query), params, prepare=prepare, binary=binary)
         except Exception:
             queries.errors += 1
             raise

@@ -54,8 +54,8 @@ async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sa
     report = sql.SQL(REPORT).format(salon=SALON, start=START, end=END)
     plans: list[tuple[float, str]] = []
     figures: dict[str, list[float]] = {"report": [], "ours": []}
-    async with await Connection.connect(sample_url, autocommit=True, prepare_threshold=0) as conn:
-        conn.queries = QueryStats(threshold=60)
+    async with await Connection.connect(sample_url, autocommit=True, prepare_threshold=None) as conn:
+        conn.queries, conn.most_prepared = QueryStats(threshold=60), 100
         await conn.execute(EXPLAINED, prepare=False)
         conn.add_notice_handler(lambda notice: plans.append(_duration(notice.message_primary or "")))
         for _ in range(ROUNDS):
@@ -66,7 +66,8 @@ async def test_the_statement_takes_at_most_0_4_of_the_time_of_four_subqueries(sa
             stats = SalonStats.FromString(counted.value)
             figures["ours"].append(plans[-1][0])
     assert expected == (stats.bookings, stats.messages, stats.conversations, stats.total_cost_micros)
-    small = "salons|wanted|rollups|idx_message_deltas|idx_conversation_deltas"
+    # Tables that are small, or read at the edges of a period only: message_quarters has rows of archived months.
+    small = "salons|wanted|rollups|idx_message_deltas|idx_conversation_deltas|idx_message_quarters"
     assert re.findall(rf"(?<!Index Only) Scan \w* ?(?:on|using) (?!{small})\w+", plans[-1][1]) == []
     ratio = median(figures["ours"]) / median(figures["report"])
     print(f"\n{figures['report'][-1]:.2f} ms, {figures['ours'][-1]:.2f} ms: {ratio:.2f}")

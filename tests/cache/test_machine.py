@@ -343,7 +343,7 @@ def machine(
 ) -> Iterator[type[Machine]]:
     """The machine, on separate servers."""
     monkeypatch.setattr("libs.cache.loader.FILL_DELAY_SECONDS", 0)  # the machine has no clock
-    if variant is not Shop:  # what finds it must do so again
+    if variant is not Shop:  # Hypothesis repeats the steps that failed, which must fail again
         monkeypatch.setattr("libs.cache.loader.PATIENCE_SECONDS", 0)
     world = World(database_url, own_valkey.url, variant)
     yield type("Machine", (Machine,), {"world": world, "ours": variant is Shop})

@@ -79,7 +79,7 @@ async def test_no_reply_is_further_behind_than_the_lease(single: Single, fault: 
         single.between.refuse = True
         single.between.reset()
     if fault == "a connection that hangs":
-        await clock.read(reader)  # none is kept later
+        await clock.read(reader)  # nothing is near once the lease has ended
     for step in range(60):
         if step % 5 == 0:
             await clock.write(writer)

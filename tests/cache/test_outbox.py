@@ -190,7 +190,7 @@ async def test_a_read_only_process_drops_the_cache_without_deleting_rows(
 @pytest.mark.usefixtures("three_are_many")
 async def test_a_process_without_redis_keeps_the_outbox_small(start: Start, pool: AsyncConnectionPool) -> None:
     cut_off = await start(redis_url=NOWHERE, poll=10)
-    async with cut_off.cache.transaction(*map(cut_off.shelf, "abcdefgh")) as write:  # seen as one by a compaction
+    async with cut_off.cache.transaction(*map(cut_off.shelf, "abcdefgh")) as write:  # a compaction sees all or none
         for shelf in "abcdefgh":
             await put(write.conn, "new", shelf=shelf)
     async with asyncio.timeout(10):

@@ -61,7 +61,7 @@ async def test_the_sync_client_calls_every_kind(served: Served) -> None:
 
 async def test_the_sync_clients_deadline_ends_the_handler(served: Served) -> None:
     def use(channel: grpc.Channel) -> Any:
-        method(channel, "Echo")(b"", timeout=20)  # the deadline is to pass in the handler
+        method(channel, "Echo")(b"", timeout=20)  # connects: the next deadline must end in the handler
         with pytest.raises(grpc.RpcError) as raised:
             method(channel, "Slow")(b"", timeout=0.3)
         return raised.value.code()
@@ -73,7 +73,7 @@ async def test_the_sync_clients_deadline_ends_the_handler(served: Served) -> Non
 
 async def test_the_aio_clients_deadline_ends_the_handler(served: Served) -> None:
     channel = await served.channel()
-    await method(channel, "Echo")(b"", timeout=20)  # the deadline is to pass in the handler
+    await method(channel, "Echo")(b"", timeout=20)  # connects: the next deadline must end in the handler
     code, _ = await failure(method(channel, "Slow")(b"", timeout=0.3))
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(10):
